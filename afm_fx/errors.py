@@ -1,0 +1,44 @@
+"""Typed errors. Every error a user can cause derives from :class:`UserError`; the command line maps the two
+branches to different exit codes (2 for a user's mistake, 1 for a failure of the work itself)."""
+
+from __future__ import annotations
+
+
+class AfmFxError(Exception):
+    """Base of every error raised by ``afm_fx``."""
+
+
+class UserError(AfmFxError):
+    """The input is wrong; the message says what, where and what to do about it."""
+
+
+class CaptureError(UserError):
+    """``torch.export`` could not capture the model; the message carries torch's own reason, shortened."""
+
+
+class BatchError(UserError):
+    """A batch has the wrong structure, shape, dtype, or an id outside its table."""
+
+
+class CalibrationError(UserError):
+    """Calibration data is missing or unusable (no batches, NaN or infinite activations)."""
+
+
+class PolicyError(UserError):
+    """A policy asks for something impossible (unknown site, rank above a width, unreachable budget)."""
+
+
+class PlanError(UserError):
+    """A plan does not fit the program it is applied to."""
+
+
+class FileFormatError(UserError):
+    """A file (checkpoint, statistics, plan, data) is truncated, damaged, or of another kind or version."""
+
+
+class OutputExistsError(UserError):
+    """An output path exists already and overwriting was not asked for."""
+
+
+class ExportError(AfmFxError):
+    """The ONNX export failed, or the exported file disagrees with the program."""
