@@ -116,12 +116,12 @@ def _interest_evolution() -> nn.Module:
     )
 
 
-def _pooled(length_name: str | None) -> Callable[[], nn.Module]:
+def _pooled(combiners: tuple[str, ...], length_name: str | None) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         inputs = _deepctr("inputs")
         lists = [
             inputs.VarLenSparseFeat(inputs.SparseFeat(f"list_{how}", 41, WIDTH), HISTORY, how, length_name)
-            for how in ("mean", "sum", "max")
+            for how in combiners
         ]
         columns = [*_columns(), *lists]
         return _deepctr("models").DeepFM(columns, columns, dnn_hidden_units=HIDDEN)
@@ -129,23 +129,22 @@ def _pooled(length_name: str | None) -> Callable[[], nn.Module]:
     return build
 
 
-def _pooled_rows(*, with_length: bool) -> Callable[[int, int], torch.Tensor]:
+def _pooled_rows(lists: int, *, with_length: bool) -> Callable[[int, int], torch.Tensor]:
     def inputs(rows: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1_000 * seed + rows)
         length = torch.randint(1, HISTORY + 1, (rows, 1), generator=generator)
         present = torch.arange(HISTORY) < length
-        mean, total, largest = ((1 + _ids(rows, 40, generator, HISTORY)) * present for _ in range(3))
-        middle = [mean, length] if with_length else [mean]
-        return torch.cat([ids_then_dense(rows, seed), *middle, total, largest], dim=1)
+        first, *rest = ((1 + _ids(rows, 40, generator, HISTORY)) * present for _ in range(lists))
+        return torch.cat([ids_then_dense(rows, seed), first, *([length] if with_length else []), *rest], dim=1)
 
     return inputs
 
 
 def deepctr_entries() -> list[ZooEntry]:
     """The 22 models (DCN and PNN in two forms each), the sequence models, and pooled lists."""
-    deep = {"dnn_hidden_units": HIDDEN}
-    towers = {"tower_dnn_hidden_units": (16,)}
-    experts = {"expert_dnn_hidden_units": HIDDEN, "gate_dnn_hidden_units": (16,), **towers}
+    deep: dict[str, Any] = {"dnn_hidden_units": HIDDEN}
+    towers: dict[str, Any] = {"tower_dnn_hidden_units": (16,)}
+    experts: dict[str, Any] = {"expert_dnn_hidden_units": HIDDEN, "gate_dnn_hidden_units": (16,), **towers}
     builders: dict[str, Callable[[], nn.Module]] = {
         "AFM": _single_task("AFM", dense=False),
         "AFN": _single_task("AFN", ltl_hidden_size=16, afn_dnn_hidden_units=HIDDEN),
@@ -175,6 +174,17 @@ def deepctr_entries() -> list[ZooEntry]:
         *entries,
         ZooEntry("DIN", _interest_network, history_rows, needs_deepctr=True),
         ZooEntry("DIEN", _interest_evolution, history_rows, needs_deepctr=True, refused="data-dependent"),
-        ZooEntry("VarLen-masked", _pooled(None), _pooled_rows(with_length=False), needs_deepctr=True),
-        ZooEntry("VarLen-length", _pooled("list_length"), _pooled_rows(with_length=True), needs_deepctr=True),
+        ZooEntry(
+            "VarLen-masked",
+            _pooled(("mean", "sum", "max"), None),
+            _pooled_rows(3, with_length=False),
+            needs_deepctr=True,
+        ),
+        # Without "max": deepctr-torch subtracts a bool mask there, which torch refuses.
+        ZooEntry(
+            "VarLen-length",
+            _pooled(("mean", "sum"), "list_length"),
+            _pooled_rows(2, with_length=True),
+            needs_deepctr=True,
+        ),
     ]

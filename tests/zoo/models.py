@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-import afm_fx
+from afm_fx.capture import capture
+from afm_fx.program import Program
 from tests.zoo.deepctr_models import deepctr_entries, deepctr_installed
 from tests.zoo.entry import ZooEntry
 from tests.zoo.plain_models import plain_entries
@@ -32,8 +33,8 @@ def zoo_params(entries: Sequence[ZooEntry] = ZOO, *, refused: bool = False) -> l
 
 
 @functools.cache
-def captured(name: str) -> tuple[nn.Module, afm_fx.Program]:
+def captured(name: str) -> tuple[nn.Module, Program]:
     """The model and its program; made once per process, so tests must not change them."""
     entry = next(entry for entry in ZOO if entry.name == name)
     model, example = entry.load()
-    return model, afm_fx.capture(model, example)
+    return model, capture(model, example)

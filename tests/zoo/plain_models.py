@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def _ids(rows: int, vocabulary: int, generator: torch.Generator, *more: int) -> 
 
 def _mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -93,6 +94,7 @@ class StackedTableModel(nn.Module):
         sizes = list(VOCABULARIES.values())
         self.table = nn.Embedding(sum(sizes), WIDTH)
         starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        self.starts: torch.Tensor
         self.register_buffer("starts", starts)
         self.mlp = _mlp(len(sizes) * WIDTH, 32, 16, 1)
 
@@ -160,9 +162,7 @@ class TwoTowerModel(nn.Module):
         self.item_tower = _mlp(WIDTH + DENSE, 32, 16)
         self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(
-        self, user: torch.Tensor, city: torch.Tensor, item: torch.Tensor, dense: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, user: torch.Tensor, city: torch.Tensor, item: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
         user_vector = self.user_tower(torch.cat([self.user_table(user), self.city_table(city)], dim=-1))
         item_vector = self.item_tower(torch.cat([self.item_table(item), dense], dim=-1))
         return (user_vector * item_vector).sum(-1) + self.bias
@@ -246,6 +246,7 @@ class FactorizationMachine(nn.Module):
         sizes = list(VOCABULARIES.values())
         self.table = nn.Embedding(sum(sizes), WIDTH)
         self.weights = nn.Embedding(sum(sizes), 1)
+        self.starts: torch.Tensor
         self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0))
         self.mlp = _mlp(len(sizes) * WIDTH + DENSE, 32, 1)
 
