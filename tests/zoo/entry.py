@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,10 +62,12 @@ def randomize(model: nn.Module, generator: torch.Generator) -> None:
                 module.running_var.copy_(0.5 + normal(module.running_var).abs())
 
 
-def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """Calls a plain module the way its inputs ask for: a tensor, a tuple, or a dict of keyword inputs."""
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Calls a plain module the way its inputs ask for: a tensor, a tuple, a dict of keyword inputs or of features."""
     if isinstance(inputs, tuple):
         return model(*inputs)
-    if isinstance(inputs, dict):
+    parameters = inspect.signature(model.forward).parameters
+    variadic = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    if isinstance(inputs, dict) and (variadic or set(inputs) <= set(parameters)):
         return model(**inputs)
     return model(inputs)
