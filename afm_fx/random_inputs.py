@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
@@ -259,6 +258,7 @@ class _OriginTracer(Interpreter):
 
     def _move(self, node: Node, args: Any, kwargs: Any) -> Any:
         moved = node.args[0]
+        target: Callable[..., Any] = node.target  # type: ignore[assignment]
         if isinstance(moved, (list, tuple)):
             origins = [self._origin(each) for each in moved]
             if not any(isinstance(each, _Origin) for each in origins):
@@ -267,17 +267,15 @@ class _OriginTracer(Interpreter):
                 each if isinstance(each, _Origin) else _unknown(value)
                 for each, value in zip(origins, args[0], strict=True)
             ]
-            parts = _Origin(
-                node.target([each.column for each in known], *args[1:], **kwargs),
-                node.target([each.shift for each in known], *args[1:], **kwargs),
+            return _Origin(
+                target([each.column for each in known], *args[1:], **kwargs),
+                target([each.shift for each in known], *args[1:], **kwargs),
             )
-            return parts
         origin = self._origin(moved)
         if node.target is operator.getitem:
             return origin[args[1]] if isinstance(origin, tuple) else None
         if not isinstance(origin, _Origin):
             return None
-        target: Callable[..., Any] = node.target  # type: ignore[assignment]
         return origin.map(lambda tensor: target(tensor, *args[1:], **kwargs))
 
     def _shift(self, node: Node, args: Any, kwargs: Any, value: Any) -> _Origin | None:
