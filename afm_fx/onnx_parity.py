@@ -109,8 +109,8 @@ def _difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | N
         )
     # Equal infinities and NaN in the same places agree.
     same = (output == wanted) | (output.isnan() & wanted.isnan())
-    difference = torch.where(same, torch.zeros_like(wanted), (output - wanted).abs())
-    relative = difference / wanted.abs().clamp(min=1)
+    difference = torch.where(same, 0.0, (output - wanted).abs())
+    relative = torch.where(same, 0.0, difference / wanted.abs().clamp(min=1))
     worst = float(relative.nan_to_num(nan=float("inf")).max())
     if worst > accepted:
         raise ExportError(

@@ -16,7 +16,7 @@ from afm_fx.program import Program
 class Scale(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.full((3,), factor))
+        self.factor = nn.Parameter(torch.full((3,), factor, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
@@ -98,4 +98,4 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_program_with_a_fixed_batch_is_checked_at_that_batch() -> None:
-    assert parity_rows(capture(Scale(1.0), torch.zeros(5, 3), dynamic_batch=False)) == (5,)
+    assert parity_rows(capture(Scale(1.0).float(), torch.zeros(5, 3), dynamic_batch=False)) == (5,)
