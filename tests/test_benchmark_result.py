@@ -59,6 +59,6 @@ def test_a_timing_is_found_by_name_and_batch(result: BenchmarkResult) -> None:
         (lambda text: json.dumps({**json.loads(text), "timings": 3}), "damaged"),
     ],
 )
-def test_a_damaged_or_foreign_file_is_refused(result: BenchmarkResult, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_or_foreign_file_is_refused(result: BenchmarkResult, change, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         BenchmarkResult.from_json(change(result.to_json()))

@@ -10,4 +10,5 @@ def test_the_machine_is_described_with_the_versions_that_matter() -> None:
     assert machine.cpu
     assert machine.cores == available_cores() >= 1
     assert dict(machine.packages)["torch"] == metadata.version("torch")
-    assert machine.cpu in machine.line() and f"torch {metadata.version('torch')}" in machine.line()
+    assert machine.cpu in machine.line()
+    assert f"torch {metadata.version('torch')}" in machine.line()

@@ -27,6 +27,8 @@ class FloatMatrixModel(nn.Module):
 class StackedTableModel(nn.Module):
     """One stacked table, looked up with per-field offsets."""
 
+    offsets: Tensor
+
     def __init__(self, rows: tuple[int, ...]) -> None:
         super().__init__()
         self.table = nn.Embedding(sum(rows), 4)
@@ -72,13 +74,16 @@ def test_id_columns_of_a_float_matrix_cover_their_tables_and_nothing_beyond() ->
     assert x.dtype == torch.float32
     assert set(x[:, 0].tolist()) == {0.0, 1.0, 2.0}
     assert torch.equal(x[:, 2], x[:, 2].floor())
-    assert x[:, 2].min() >= 0 and x[:, 2].max() <= 999 and len(set(x[:, 2].tolist())) > 900
+    assert x[:, 2].min() >= 0
+    assert x[:, 2].max() <= 999
+    assert len(set(x[:, 2].tolist())) > 900
 
 
 def test_dense_columns_are_standard_normal() -> None:
     (x,), _ = drawn(FloatMatrixModel(), torch.zeros(4, 4))
     for column in (1, 3):
-        assert abs(x[:, column].mean()) < 0.1 and abs(x[:, column].std() - 1) < 0.1
+        assert abs(x[:, column].mean()) < 0.1
+        assert abs(x[:, column].std() - 1) < 0.1
 
 
 def test_offsets_into_a_stacked_table_bound_each_field_by_itself() -> None:
@@ -93,10 +98,12 @@ def test_offsets_into_a_stacked_table_bound_each_field_by_itself() -> None:
 def test_lengths_and_masks_are_sensible() -> None:
     example = (torch.ones(3, 5, dtype=torch.int64), torch.tensor([1, 2, 5]), torch.rand(3), torch.ones(3, 5).bool())
     (items, length, weight, keep), _ = drawn(PooledSequenceModel(), example)
-    assert items.min() == 0 and items.max() == 6
+    assert items.min() == 0
+    assert items.max() == 6
     assert set(length.tolist()) == {1, 2, 3, 4, 5}
     assert (weight >= 0).all()
-    assert keep.dtype == torch.bool and 0.4 < keep.double().mean() < 0.6
+    assert keep.dtype == torch.bool
+    assert 0.4 < keep.double().mean() < 0.6
 
 
 def test_the_smallest_table_wins_where_ids_are_shared() -> None:
@@ -150,7 +157,8 @@ def test_ids_too_coarse_for_float32_stay_inside_the_table() -> None:
         "ids", torch.zeros(2), True, torch.tensor(float(last), dtype=torch.float64),
         torch.tensor(float(last), dtype=torch.float64), torch.tensor(True),
     ).draw(3, torch.Generator())  # fmt: skip
-    assert (ids.double() <= last).all() and (ids.double() > last - 8).all()
+    assert (ids.double() <= last).all()
+    assert (ids.double() > last - 8).all()
 
 
 def test_a_fixed_batch_size_refuses_another() -> None:
