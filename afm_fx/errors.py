@@ -46,3 +46,7 @@ class BenchmarkError(UserError):
 
 class ExportError(AfmFxError):
     """The ONNX export failed, or the exported file disagrees with the program."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data is thin somewhere: the result is usable, and weaker than it could be."""
