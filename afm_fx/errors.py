@@ -40,5 +40,13 @@ class OutputExistsError(UserError):
     """An output path exists already and overwriting was not asked for."""
 
 
+class BenchmarkError(UserError):
+    """A benchmark was asked for something impossible (no contender, a missing file, a batch size below 1)."""
+
+
 class ExportError(AfmFxError):
     """The ONNX export failed, or the exported file disagrees with the program."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data is thin somewhere: the result is usable, and weaker than it could be."""
