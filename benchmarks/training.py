@@ -153,29 +153,26 @@ def train_or_load(
     *,
     folder: Path | None,
     identity: object,
-) -> tuple[Training, bool]:
+) -> Training:
     """Trains, or loads the checkpoint that a training of the same identity left in ``folder``.
 
     Args:
         folder: where checkpoints are kept; None never keeps any.
         identity: what the weights depend on besides ``config``, as JSON-able values.
 
-    Returns:
-        The training, and whether it was loaded.
-
     Raises:
         FileFormatError: the checkpoint is damaged.
     """
     if folder is None:
-        return train(model, training, validation, config), False
+        return train(model, training, validation, config)
     digest = hashlib.sha256(json.dumps([asdict(config), identity], sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{type(model).__name__}-{digest}.pt"
     if path.exists():
-        return _load(model, path), True
+        return _load(model, path)
     result = train(model, training, validation, config)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state": model.state_dict(), "training": asdict(result)}, path)
-    return result, False
+    return result
 
 
 def _load(model: nn.Module, path: Path) -> Training:
