@@ -21,6 +21,7 @@ MODELS = (
     "AFM", "AFN", "AutoInt", "CCPM", "DCN", "DCNMix", "DeepFM", "DIFM", "FiBiNET", "IFM", "MLR", "NFM", "ONN", "PNN",
     "WDL", "xDeepFM",
 )  # fmt: skip
+SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART = ("AFM", "CCPM")
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,9 @@ def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Modul
         raise UserError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
     deepctr = import_deepctr()
     inputs = deepctr.inputs
-    columns = [
-        *(inputs.SparseFeat(field.name, field.vocabulary_size, config.embedding_dim) for field in dataset.sparse),
-        *(inputs.DenseFeat(dense, 1) for dense in dataset.dense),
-    ]
+    sparse = [inputs.SparseFeat(field.name, field.vocabulary_size, config.embedding_dim) for field in dataset.sparse]
+    columns = [*sparse, *(inputs.DenseFeat(dense, 1) for dense in dataset.dense)]
+    deep_columns = sparse if name in SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART else columns
     factory = getattr(deepctr.models, name)
     accepted = inspect.signature(factory).parameters
     arguments: dict[str, Any] = {
@@ -67,7 +67,8 @@ def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Modul
         "dnn_dropout": config.dropout,
         "seed": config.seed,
     }
-    positional = [columns] * sum(parameter.endswith("feature_columns") for parameter in accepted)
+    roles = [parameter for parameter in accepted if parameter.endswith("feature_columns")]
+    positional = [deep_columns if role == "dnn_feature_columns" else columns for role in roles]
     torch.manual_seed(config.seed)
     model: nn.Module = factory(*positional, **{key: value for key, value in arguments.items() if key in accepted})
     return model

@@ -128,11 +128,12 @@ class QualityReport:
 
     def _headline(self) -> str:
         data = self.dataset
+        widths = "-".join(map(str, self.model_config.hidden_units))
         return (
             f"{self.model_name} on {self.dataset_name}: {len(data.train):,} / {len(data.validation):,} / "
             f"{len(data.test):,} rows to train, validate and test; {len(data.sparse)} sparse fields "
             f"({sum(field.vocabulary_size for field in data.sparse):,} table rows x "
-            f"{self.model_config.embedding_dim}), {len(data.dense)} dense, MLP {'-'.join(map(str, self.model_config.hidden_units))}."
+            f"{self.model_config.embedding_dim}), {len(data.dense)} dense, MLP {widths}."
         )
 
     def _cells(self) -> list[tuple[str, ...]]:
