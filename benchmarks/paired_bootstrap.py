@@ -1,13 +1,13 @@
 r"""AUC, LogLoss, and paired bootstrap confidence intervals of AUC differences.
 
-With weights w (in a resample: how often each row was drawn) the AUC is the weighted share of (click, non-click)
+With row weights w (in a resample: how often each row was drawn) the AUC is the weighted share of (click, non-click)
 pairs that the score orders rightly, ties counted half:
 
-    AUC = sum_g P_g (N_<g + N_g / 2) / (P N)
+    AUC = sum_i w_i (N(s_j < s_i) + N(s_j <= s_i)) / 2 / (P N)
 
-over groups g of equal scores in ascending order, P_g and N_g the weights of clicks and non-clicks in the group, N_<g
-those of non-clicks in all groups before it. The sort depends on the scores alone, so it is made once; a resample costs
-one gather and two cumulative sums.
+over clicks i, where N(...) is the weight of the non-clicks j it describes and P and N are the weights of all clicks and
+all non-clicks. Which non-clicks those are depends on the scores alone: sorted once, they are a prefix, so a resample
+costs two gathers of weights, one cumulative sum and a scalar product.
 """
 
 from __future__ import annotations
@@ -36,35 +36,31 @@ class RankedScores:
     """
 
     def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
-        values = np.asarray(scores)
-        self._labels = np.asarray(labels)
-        if values.shape != self._labels.shape or values.ndim != 1:
-            raise UserError(f"labels {self._labels.shape} and scores {values.shape} must be vectors of one length")
+        values, truth = np.asarray(scores), np.asarray(labels)
+        if values.shape != truth.shape or values.ndim != 1:
+            raise UserError(f"labels {truth.shape} and scores {values.shape} must be vectors of one length")
         if np.isnan(values).any():
             raise UserError(f"score {int(np.flatnonzero(np.isnan(values))[0])} is NaN")
-        self.order = np.argsort(values, kind="stable")
-        ascending = values[self.order]
-        self._clicks = self._labels[self.order] > 0
-        self._group_ends = np.flatnonzero(np.append(ascending[1:] != ascending[:-1], len(values) > 0))
-        self._tied = len(self._group_ends) < len(values)
+        self._rows = len(values)
+        order = np.argsort(values, kind="stable")
+        clicked = truth[order] > 0
+        self._clicks, self._non_clicks = order[clicked], order[~clicked]
+        ascending = values[self._non_clicks]
+        self._below = np.searchsorted(ascending, values[self._clicks], side="left")
+        self._not_above = np.searchsorted(ascending, values[self._clicks], side="right")
+        self._tied = bool((self._below != self._not_above).any())
 
     def auc(self, weights: NDArray[np.float64] | None = None) -> float:
         """The AUC under row weights [rows] (in the original order; all one where left out), NaN for one class."""
-        ordered = np.ones(len(self.order)) if weights is None else weights[self.order]
-        clicks = np.where(self._clicks, ordered, 0.0)
-        non_clicks = ordered - clicks
-        below = np.cumsum(non_clicks)
-        if not self._tied:
-            total, clicks_total = below[-1], clicks.sum()
-            # A row is a click or none, so N_g is 0 wherever P_g is not.
-            pairs = float(clicks @ below)
-        else:
-            ends = below[self._group_ends]
-            group_clicks = np.diff(np.cumsum(clicks)[self._group_ends], prepend=0.0)
-            group_non_clicks = np.diff(ends, prepend=0.0)
-            total, clicks_total = ends[-1], group_clicks.sum()
-            pairs = float(group_clicks @ (ends - group_non_clicks / 2))
-        return pairs / (total * clicks_total) if total * clicks_total > 0 else float("nan")
+        given = np.ones(self._rows) if weights is None else weights
+        clicks = given.take(self._clicks)
+        cumulative = np.zeros(len(self._non_clicks) + 1)
+        np.cumsum(given.take(self._non_clicks), out=cumulative[1:])
+        pairs = clicks @ cumulative.take(self._below)
+        if self._tied:
+            pairs = (pairs + clicks @ cumulative.take(self._not_above)) / 2
+        possible = float(clicks.sum() * cumulative[-1])
+        return float(pairs) / possible if possible > 0 else float("nan")
 
 
 @dataclass(frozen=True)
