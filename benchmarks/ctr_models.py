@@ -45,14 +45,23 @@ class ModelConfig:
     seed: int = 2024
 
 
-def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Module:
-    """A freshly initialized model that takes ``Rows.inputs`` and returns click probabilities [rows, 1].
+def check_model_name(name: str) -> None:
+    """Refuses an unknown model before any long work.
 
     Raises:
         UserError: no such model.
     """
     if name not in MODELS:
         raise UserError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
+
+
+def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Module:
+    """A freshly initialized model that takes ``Rows.inputs`` and returns click probabilities [rows, 1].
+
+    Raises:
+        UserError: no such model.
+    """
+    check_model_name(name)
     deepctr = import_deepctr()
     inputs = deepctr.inputs
     sparse = [inputs.SparseFeat(field.name, field.vocabulary_size, config.embedding_dim) for field in dataset.sparse]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from afm_fx.errors import UserError
-from benchmarks.ctr_models import ModelConfig, build_model
+from benchmarks.ctr_models import ModelConfig, build_model, check_model_name
 from benchmarks.datasets import EncodingConfig, encode, read_raw
 from benchmarks.quality_comparison import compare, default_settings
 from benchmarks.quality_report import QualityReport, current_environment
@@ -68,6 +68,7 @@ def run_quality(run: QualityRun, command: str) -> QualityReport:
     """
     if run.calibration_rows < 2 or not run.budgets:
         raise UserError("give at least 2 calibration_rows and one budget")
+    check_model_name(run.model_name)
     settings = default_settings(run.budgets)
     dataset = encode(read_raw(run.dataset_name, run.path, run.max_rows), run.encoding)
     model = build_model(run.model_name, dataset, run.model)

@@ -14,8 +14,8 @@ from benchmarks.quality_run import parse_widths
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--dataset", "criteo", "--path", "/home/me/data", "--model", "DCN", "--force", "--checkpoint-dir", "/tmp/c"],
-        ["--dataset", "criteo", "--path=/home/me/data", "--model", "DCN", "--output-dir=/tmp/o"],
+        ["--dataset", "criteo", "--path", "/home/me/data", "--model", "DCN", "--force", "--checkpoint-dir", "/home/c"],
+        ["--dataset", "criteo", "--path=/home/me/data", "--model", "DCN", "--output-dir=/home/o"],
     ],
 )
 def test_shown_command_keeps_what_matters_and_no_local_paths(arguments: list[str]) -> None:
