@@ -172,7 +172,7 @@ def calibration_batches(rows: Rows, count: int) -> Iterator[tuple[torch.Tensor]]
 
 def ranks(plan: Plan) -> dict[str, int]:
     """The rank of every site that a plan factors."""
-    return {site.site: site.rank for site in plan.sites}
+    return {site.name: site.rank for site in plan.sites if site.rank is not None}
 
 
 def _measure(program: Program, setting: str, test: Rows, method: str, plan: Plan) -> _Candidate:
