@@ -41,7 +41,7 @@ class ModelConfig:
     hidden_units: tuple[int, ...] = (400, 400, 400)
     l2_embedding: float = 1e-5
     l2_linear: float = 1e-5
-    dropout: float = 0.5
+    dropout: float = 0.3
     seed: int = 2024
 
 

@@ -39,10 +39,10 @@ def quality(
     l2_embedding: Annotated[float, typer.Option(help="Penalty on the squared norm of the tables.")] = 1e-5,
     l2_linear: Annotated[float, typer.Option(help="Penalty on the squared norm of the linear term.")] = 1e-5,
     hidden_units: Annotated[str, typer.Option(help="Widths of the MLP, joined by '-'.")] = "400-400-400",
-    dropout: Annotated[float, typer.Option(help="Dropout in the MLP.")] = 0.5,
-    learning_rate: Annotated[float, typer.Option(help="Step size of Adam.")] = 1e-3,
+    dropout: Annotated[float, typer.Option(help="Dropout in the MLP.")] = 0.3,
+    learning_rate: Annotated[float, typer.Option(help="Step size of Adam.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(help="Rows a training step.")] = 4096,
-    max_epochs: Annotated[int, typer.Option(help="Upper limit of training epochs.")] = 20,
+    max_epochs: Annotated[int, typer.Option(help="Upper limit of training epochs.")] = 12,
     patience: Annotated[int, typer.Option(help="Epochs without a better validation AUC before stopping.")] = 2,
     budget: Annotated[
         list[float] | None, typer.Option(help="Share of the parameters to keep; may be given several times.")

@@ -34,10 +34,10 @@ class TrainingConfig:
         seed: of the shuffling and of dropout.
     """
 
-    max_epochs: int = 30
-    patience: int = 3
+    max_epochs: int = 12
+    patience: int = 2
     batch_size: int = 4096
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     seed: int = 2024
 
     def __post_init__(self) -> None:
