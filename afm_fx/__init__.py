@@ -1,0 +1,41 @@
+"""afm_fx: a compiler pass that makes trained click-through-rate models low-rank, proves the rewrite, and exports it."""
+
+from afm_fx.basis import BasisKind
+from afm_fx.calibration import Statistics, calibrate
+from afm_fx.capture import capture
+from afm_fx.chains import Chain, chains_table, find_chains
+from afm_fx.compression import Compressed, apply_plan, compress
+from afm_fx.moments import Moments
+from afm_fx.plan import Plan, SitePlan
+from afm_fx.planning import make_plan
+from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
+from afm_fx.program import Program
+from afm_fx.report import CompressionReport
+from passes import laws
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BasisKind",
+    "Budget",
+    "Chain",
+    "Compressed",
+    "CompressionReport",
+    "Energy",
+    "Fixed",
+    "FullRank",
+    "Moments",
+    "Plan",
+    "Policy",
+    "Program",
+    "SitePlan",
+    "Statistics",
+    "apply_plan",
+    "calibrate",
+    "capture",
+    "chains_table",
+    "compress",
+    "find_chains",
+    "laws",
+    "make_plan",
+]

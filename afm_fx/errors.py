@@ -42,3 +42,7 @@ class OutputExistsError(UserError):
 
 class ExportError(AfmFxError):
     """The ONNX export failed, or the exported file disagrees with the program."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data is thin somewhere: the result is usable, and weaker than it could be."""

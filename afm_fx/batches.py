@@ -1,0 +1,105 @@
+"""Batches as users hold them: any iterable of what the model takes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from afm_fx.errors import BatchError, CalibrationError
+from afm_fx.program import Inputs, Program
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One checked batch.
+
+    Attributes:
+        number: position in the data, from 0.
+        rows: number of rows.
+        args: positional inputs.
+        kwargs: keyword inputs.
+    """
+
+    number: int
+    rows: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int | None = None) -> Iterator[Batch]:
+    """Yields batches that fit the program, the last one cut so that there are at most ``max_rows`` rows in all.
+
+    Raises:
+        BatchError: a batch does not fit; the message carries its number.
+        CalibrationError: ``max_rows`` is not positive, or the batches are not iterable.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise CalibrationError(f"max_rows must be at least 1, got {max_rows}")
+    if isinstance(batches, torch.Tensor | dict | str):
+        raise CalibrationError(f"batches must be an iterable of batches (a list, a DataLoader), got one {type(batches).__name__}")
+    seen = 0
+    for number, inputs in enumerate(batches):
+        try:
+            args, kwargs = program.bind(inputs)
+        except BatchError as error:
+            raise BatchError(f"batch {number}: {error}") from error
+        rows = _rows(program, args, kwargs)
+        if max_rows is not None and seen + rows > max_rows and program.dynamic_batch:
+            rows = max_rows - seen
+            args, kwargs = _first_rows(program, args, kwargs, rows)
+        yield Batch(number, rows, args, kwargs)
+        seen += rows
+        if max_rows is not None and seen >= max_rows:
+            return
+
+
+def peek(batches: Iterable[Inputs]) -> tuple[Inputs, Iterable[Inputs]]:
+    """The first batch, and an iterable that still begins with it.
+
+    Raises:
+        CalibrationError: there are no batches.
+    """
+    iterator = iter(batches)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise CalibrationError("there are no calibration batches") from None
+    return first, batches if isinstance(batches, list | tuple) else itertools.chain([first], iterator)
+
+
+def _rows(program: Program, args: Any, kwargs: Any) -> int:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return next((int(leaf.shape[0]) for leaf, batched in zip(leaves, program.batched, strict=True) if batched), 1)
+
+
+def _first_rows(program: Program, args: Any, kwargs: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    cut = [leaf[:rows] if batched else leaf for leaf, batched in zip(leaves, program.batched, strict=True)]
+    return pytree.tree_unflatten(cut, structure)  # type: ignore[no-any-return]
+
+
+def flat_inputs(program: Program, batch: Batch) -> list[Any]:
+    """The batch's leaves in the order of the program's placeholders, floating ones in the program's dtype."""
+    ordered = _in_order((batch.args, batch.kwargs), (program.example_args, program.example_kwargs))
+    leaves = pytree.tree_leaves(ordered)
+    if program.dtype is None:
+        return leaves
+    return [_cast(leaf, program.dtype) for leaf in leaves]
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+
+def _in_order(tree: Any, like: Any) -> Any:
+    """The tree with every dict's keys in the order of the example's."""
+    if isinstance(like, dict):
+        return {key: _in_order(tree[key], value) for key, value in like.items()}
+    if type(like) in (list, tuple):
+        return type(like)(_in_order(part, example) for part, example in zip(tree, like, strict=True))
+    return tree

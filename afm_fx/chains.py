@@ -1,0 +1,101 @@
+"""Chains: where low-rank features come from, where they go, and what becomes of them there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from afm_fx.program import Program
+from afm_fx.tables import render_table
+from passes.graph_tools import aten
+from passes.outcomes import Law
+from passes.sink_codes import Fate, Verdict, analyze
+from passes.sites import Site, SiteKind
+
+_BETWEEN_LINEARS = frozenset(
+    {
+        aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
+        aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.dropout.default, aten.view.default,
+        aten._native_batch_norm_legit_no_training.default, aten.mul.Tensor, aten.layer_norm.default,
+        aten.native_layer_norm.default, aten.clone.default,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One use of one site.
+
+    Attributes:
+        kind: "embedding -> linear", "linear -> activation -> linear", or what the features run into.
+        site: the table or Linear.
+        path: node names from the site to the consumer (through the activation to the next Linear).
+        verdict: what becomes of the features at this use.
+    """
+
+    kind: str
+    site: Site
+    path: tuple[str, ...]
+    verdict: Verdict
+
+
+def find_chains(program: Program) -> list[Chain]:
+    """Every use of every site, with its path and verdict. Needs no data and changes nothing."""
+    module = program.graph_module
+    analysis = analyze(module)
+    sites = {site.name: site for site in analysis.sites}
+    chains = [_chain(module, sites[verdict.site], verdict) for verdict in analysis.verdicts]
+    chains += [_refused(site) for site in analysis.sites if site.refusal is not None]
+    order = {site.name: position for position, site in enumerate(analysis.sites)}
+    return sorted(chains, key=lambda chain: order[chain.site.name])
+
+
+def _chain(module: GraphModule, site: Site, verdict: Verdict) -> Chain:
+    path = verdict.path
+    if site.kind is SiteKind.LINEAR and verdict.law is Law.NONLINEAR:
+        beyond = _next_linear(module, path[-1])
+        if beyond:
+            return Chain("linear -> activation -> linear", site, (*path, *beyond), verdict)
+    end = "linear" if verdict.operator == "aten.linear" else str(verdict.law)
+    return Chain(f"{site.kind} -> {end}", site, path, verdict)
+
+
+def _refused(site: Site) -> Chain:
+    verdict = Verdict(site.name, Fate.REFUSED, "", site.nodes[0], Law.UNKNOWN, site.refusal or "", "", site.nodes[:1])
+    return Chain(f"{site.kind}", site, site.nodes[:1], verdict)
+
+
+def _next_linear(module: GraphModule, activation: str) -> tuple[str, ...]:
+    """The nodes from after an activation to the next Linear, empty where another operator comes first."""
+    node: Node | None = next(node for node in module.graph.nodes if node.name == activation)
+    path: list[str] = []
+    while node is not None:
+        node = next((user for user in node.users if user.target in _BETWEEN_LINEARS or _is_linear(user)), None)
+        if node is None:
+            return ()
+        path.append(node.name)
+        if _is_linear(node):
+            return tuple(path)
+    return ()
+
+
+def _is_linear(node: Node) -> bool:
+    return node.target is aten.linear.default
+
+
+def chains_table(chains: Sequence[Chain]) -> str:
+    """Chains as text, one line per use."""
+    rows = [
+        (
+            chain.site.name,
+            chain.kind,
+            str(chain.verdict.fate),
+            chain.verdict.operator,
+            chain.verdict.reason,
+            chain.verdict.source,
+        )
+        for chain in chains
+    ]
+    return render_table("", ("site", "chain", "verdict", "operator", "why", "source"), rows, left=6)

@@ -1,0 +1,107 @@
+"""The pass, whole: capture, calibrate, plan, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from afm_fx.basis import BasisKind
+from afm_fx.batches import peek
+from afm_fx.calibration import Statistics, calibrate
+from afm_fx.capture import capture
+from afm_fx.errors import PlanError
+from afm_fx.plan import Plan, SitePlan
+from afm_fx.planning import make_plan
+from afm_fx.policies import Policy
+from afm_fx.program import Inputs, Program
+from afm_fx.report import CompressionReport, report_of
+from passes.canonicalize import Canonicalize
+from passes.errors import PassError
+from passes.graph_tools import clone_graph_module
+from passes.sink_codes import SinkCodes
+from passes.sites import Site, SiteKind, find_sites
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model.
+
+    Attributes:
+        original: the captured model.
+        program: the low-rank program.
+        statistics: what calibration saw.
+        plan: the ranks and factors.
+        report: sizes, ranks and reasons.
+    """
+
+    original: Program
+    program: Program
+    statistics: Statistics
+    plan: Plan
+    report: CompressionReport
+
+
+def compress(
+    model: nn.Module | ExportedProgram | Program,
+    calibration_batches: Iterable[Inputs],
+    policy: Policy,
+    example_inputs: Inputs | None = None,
+    *,
+    basis: str | BasisKind = "afm",
+    max_rows: int | None = None,
+) -> Compressed:
+    """Compresses a trained model.
+
+    Args:
+        model: a module, an exported program or a captured program; it is left as it is.
+        calibration_batches: batches of what the model takes (no labels), a few thousand rows or more.
+        policy: picks the ranks: ``Budget``, ``Energy``, ``Fixed`` or ``FullRank``.
+        example_inputs: one batch of at least 2 rows to capture with; the first calibration batch if left out.
+        basis: see :func:`afm_fx.make_plan`.
+        max_rows: calibrate on so many rows at most.
+
+    Raises:
+        UserError: its subclasses say what is wrong with the model, the batches or the policy.
+    """
+    batches = calibration_batches
+    if isinstance(model, Program):
+        program = model
+    else:
+        if example_inputs is None and not isinstance(model, ExportedProgram):
+            example_inputs, batches = peek(calibration_batches)
+        program = capture(model, example_inputs)
+    statistics = calibrate(program, batches, max_rows=max_rows)
+    plan = make_plan(program, statistics, policy, basis=basis)
+    low_rank = apply_plan(program, plan)
+    return Compressed(program, low_rank, statistics, plan, report_of(program, low_rank, plan))
+
+
+def apply_plan(program: Program, plan: Plan) -> Program:
+    """Applies a plan; the input program is left untouched.
+
+    Raises:
+        PlanError: the plan belongs to another model or to a checkpoint of other shapes.
+    """
+    sites = {site.name: site for site in find_sites(program.graph_module)}
+    for planned in plan.sites:
+        _check(planned, sites.get(planned.name))
+    clone = clone_graph_module(program.graph_module)
+    try:
+        SinkCodes(plan.factors)(clone)
+    except PassError as error:
+        raise PlanError(f"the plan does not fit this program: {error}") from error
+    Canonicalize()(clone)
+    return program.with_graph(clone)
+
+
+def _check(planned: SitePlan, site: Site | None) -> None:
+    if site is None or site.kind is not planned.kind:
+        raise PlanError(f"the plan is for another model: it knows {planned.kind} site '{planned.name}', the program does not")
+    shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
+    if shape != planned.shape:
+        raise PlanError(
+            f"the plan is for another checkpoint: '{site.name}' is {list(shape)} here and {list(planned.shape)} in the plan"
+        )

@@ -1,0 +1,109 @@
+"""Moments of features over rows: count, mean and scatter, batch-mergeable.
+
+A batch's scatter is taken about the batch's own mean and merged by the pairwise rule of Chan, Golub and LeVeque
+(1979): with ``d`` the difference of the means, ``S = S_1 + S_2 + d d^T N_1 N_2 / (N_1 + N_2)``. The raw second moment
+minus ``m m^T`` would cancel where the mean is large against the spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afm_fx.errors import CalibrationError
+
+LEAF_WIDTH = 128
+"""Width up to which a Gram matrix is one product; wider ones compute only one of the two mirrored halves."""
+
+NARROW_WIDTH = 64
+"""Width up to which products are always float64: they cost nothing there."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of rows of n features, in float64.
+
+    Attributes:
+        count: number N of rows.
+        mean: [n].
+        scatter: [n, n], the sum of ``(y - mean)(y - mean)^T``.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @staticmethod
+    def empty(width: int) -> Moments:
+        """The moments of no rows."""
+        return Moments(0, torch.zeros(width, dtype=torch.float64), torch.zeros((width, width), dtype=torch.float64))
+
+    @staticmethod
+    def of(rows: Tensor, product_dtype: torch.dtype = torch.float64) -> Moments:
+        """The moments of a batch.
+
+        Args:
+            rows: [N, n].
+            product_dtype: float64, or float32 to take the (centred) products of a batch in float32 with a relative
+                error of about 1e-7; sums over batches are float64 in any case.
+        """
+        count, width = rows.shape
+        if count == 0:
+            return Moments.empty(width)
+        mean = rows.mean(dim=0, dtype=torch.float64)
+        centred = rows.to(product_dtype) - mean.to(product_dtype)
+        scatter = gram(centred).to(torch.float64)
+        if product_dtype != torch.float64:
+            slip = centred.mean(dim=0, dtype=torch.float64)
+            scatter -= count * torch.outer(slip, slip)
+        return Moments(count, mean.cpu(), scatter.cpu())
+
+    @property
+    def width(self) -> int:
+        """Number n of features."""
+        return int(self.mean.shape[0])
+
+    @property
+    def covariance(self) -> Tensor:
+        """[n, n], the scatter divided by N.
+
+        Raises:
+            CalibrationError: no rows were seen.
+        """
+        if self.count == 0:
+            raise CalibrationError("moments of no rows have no covariance")
+        return self.scatter / self.count
+
+    @property
+    def second_moment(self) -> Tensor:
+        """[n, n], the mean of ``y y^T``."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    def __add__(self, other: Moments) -> Moments:
+        if self.width != other.width:
+            raise CalibrationError(f"moments of {self.width} and of {other.width} features cannot be merged")
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        mean = self.mean + difference * (other.count / count)
+        between = torch.outer(difference, difference) * (self.count * other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """``rows^T rows`` [n, n] of rows [N, n], each mirrored half computed once."""
+    width = rows.shape[1]
+    if width <= LEAF_WIDTH:
+        return rows.mT @ rows
+    half = width // 2
+    left, right = rows[:, :half], rows[:, half:]
+    result = torch.empty((width, width), dtype=rows.dtype, device=rows.device)
+    result[:half, :half] = gram(left)
+    result[half:, half:] = gram(right)
+    cross = left.mT @ right
+    result[:half, half:] = cross
+    result[half:, :half] = cross.mT
+    return result

@@ -1,0 +1,138 @@
+"""Plans: a rank and a factor per site, as a file that another process can apply."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from afm_fx.tables import render_table
+from afm_fx.tensor_files import load_tensors, save_tensors
+from passes.factor import Factor
+from passes.sites import SiteKind
+
+KIND = "plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What is done with one site.
+
+    Attributes:
+        name: the site's name.
+        kind: embedding or linear.
+        shape: the weight's shape, [V, n] of a table or [n, inputs] of a Linear.
+        rank: code width, None where the site is left as it is.
+        reason: why.
+        kept_energy: share of the features' energy about the centre that the code keeps, on the calibration rows.
+        predicted_error: mean over calibration rows of the squared error of the features; 0 where left alone.
+        rows_seen: calibration rows that reached the site.
+    """
+
+    name: str
+    kind: SiteKind
+    shape: tuple[int, int]
+    rank: int | None
+    reason: str
+    kept_energy: float
+    predicted_error: float
+    rows_seen: int
+
+    @property
+    def width(self) -> int:
+        """Number n of features."""
+        return self.shape[1] if self.kind is SiteKind.EMBEDDING else self.shape[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ranks and factors for the sites of one model.
+
+    Attributes:
+        sites: one entry per site that could be factored, in graph order.
+        refused: reason by site name, for the sites that could not.
+        factors: by site name, for the sites with a rank.
+        policy: the policy that chose, as JSON.
+        basis: where the bases come from.
+        parameters_before: parameters of the program.
+        parameters_after: parameters of the program once the plan is applied.
+        warnings: what a user should know.
+    """
+
+    sites: tuple[SitePlan, ...]
+    factors: Mapping[str, Factor]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    basis: str = "afm"
+    parameters_before: int = 0
+    parameters_after: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """The plan as text, one line per site."""
+        rows = []
+        for site in self.sites:
+            rank = "as it is" if site.rank is None else str(site.rank)
+            energy = "" if site.rank is None else f"{site.kept_energy:.2%}"
+            error = "" if site.rank is None else f"{site.predicted_error:.3g}"
+            rows.append((site.name, site.kind, "x".join(map(str, site.shape)), rank, energy, error, site.reason))
+        rows += [(name, "", "", "refused", "", "", reason) for name, reason in self.refused.items()]
+        columns = ("site", "kind", "shape", "rank", "energy kept", "predicted error", "reason")
+        share = self.parameters_after / self.parameters_before if self.parameters_before else 1.0
+        title = f"plan: {self.parameters_before:,} -> {self.parameters_after:,} parameters ({share:.1%})"
+        return render_table(title, columns, rows, left=2)
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Writes the plan as safetensors.
+
+        Raises:
+            OutputExistsError: the path exists and ``force`` is not set.
+        """
+        tensors = {}
+        for name, factor in self.factors.items():
+            parts = {"encoder": factor.encoder, "decoder": factor.decoder, "shift": factor.shift, "offset": factor.offset}
+            tensors.update({f"{name}/{part}": tensor for part, tensor in parts.items() if tensor is not None})
+        header = {
+            "sites": [asdict(site) for site in self.sites],
+            "refused": dict(self.refused),
+            "policy": dict(self.policy),
+            "basis": self.basis,
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "warnings": list(self.warnings),
+        }
+        save_tensors(path, KIND, VERSION, header, tensors, force=force)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Reads a plan.
+
+        Raises:
+            FileFormatError: the file is missing, damaged or of another kind or version.
+        """
+        header, tensors = load_tensors(path, KIND, VERSION)
+        sites = tuple(
+            SitePlan(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])}) for site in header["sites"]
+        )
+        factors = {
+            site.name: Factor(
+                tensors[f"{site.name}/encoder"],
+                tensors[f"{site.name}/decoder"],
+                tensors.get(f"{site.name}/shift"),
+                tensors.get(f"{site.name}/offset"),
+            )
+            for site in sites
+            if site.rank is not None
+        }
+        return Plan(
+            sites,
+            factors,
+            header["refused"],
+            header["policy"],
+            header["basis"],
+            header["parameters_before"],
+            header["parameters_after"],
+            tuple(header["warnings"]),
+        )

@@ -1,0 +1,132 @@
+"""Planning: statistics and a policy become a plan."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from afm_fx.basis import Basis, BasisKind, eigenbasis, weight_second_moment
+from afm_fx.calibration import Statistics
+from afm_fx.errors import CalibrationError, CalibrationWarning, PolicyError
+from afm_fx.moments import Moments
+from afm_fx.plan import Plan, SitePlan
+from afm_fx.policies import Policy
+from afm_fx.program import Program
+from afm_fx.situation import Choice, Situation
+from passes.graph_tools import constant_of
+from passes.sink_codes import analyze
+from passes.sites import Site, SiteKind
+
+
+def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis: str | BasisKind = "afm") -> Plan:
+    """Picks a rank and a basis per site.
+
+    Args:
+        program: the captured model.
+        statistics: of this program's sites.
+        policy: picks the ranks.
+        basis: "afm" (eigenvectors of the features' covariance on the calibration rows) or "weight_svd" (of the
+            weights alone; the calibration rows then only measure the error).
+
+    Raises:
+        PolicyError: the policy asks for something impossible.
+        CalibrationError: the statistics belong to another model.
+    """
+    try:
+        kind = BasisKind(basis)
+    except ValueError:
+        raise PolicyError(f"there is no basis '{basis}'; choose one of {[kind.value for kind in BasisKind]}") from None
+    analysis = analyze(program.graph_module, centred=kind is BasisKind.AFM)
+    factorable = tuple(site for site in analysis.sites if site.refusal is None)
+    messages: list[str] = []
+    bases = {}
+    for site in factorable:
+        weight = _weight(program, site)
+        bases[site.name] = _basis(site, weight, _bias(program, site), _moments(statistics, site), kind, messages)
+    situation = Situation(factorable, bases, analysis.ledger)
+    choices = policy.choose(situation)
+    ranks = {name: choice.rank for name, choice in choices.items()}
+    for message in messages:
+        warnings.warn(message, CalibrationWarning, stacklevel=2)
+    return Plan(
+        sites=tuple(_site_plan(site, bases[site.name], choices[site.name], statistics) for site in factorable),
+        factors={name: bases[name].factor(rank) for name, rank in ranks.items() if rank is not None},
+        refused={site.name: site.refusal for site in analysis.sites if site.refusal is not None},
+        policy=policy.describe(),
+        basis=kind.value,
+        parameters_before=program.parameter_count(),
+        parameters_after=analysis.ledger.total(ranks),
+        warnings=tuple(messages),
+    )
+
+
+def _site_plan(site: Site, basis: Basis, choice: Choice, statistics: Statistics) -> SitePlan:
+    rank = choice.rank
+    return SitePlan(
+        name=site.name,
+        kind=site.kind,
+        shape=(site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows),
+        rank=rank,
+        reason=choice.reason,
+        kept_energy=1.0 if rank is None else basis.kept_energy(rank),
+        predicted_error=0.0 if rank is None else float(basis.discarded[rank]),
+        rows_seen=statistics.moments[site.name].count,
+    )
+
+
+def _weight(program: Program, site: Site) -> Tensor:
+    return program.graph_module.get_parameter(site.parameter)
+
+
+def _bias(program: Program, site: Site) -> Tensor | None:
+    """The bias of a Linear site (of its first use)."""
+    if site.kind is SiteKind.EMBEDDING:
+        return None
+    node = next(node for node in program.graph_module.graph.nodes if node.name == site.nodes[0])
+    return constant_of(program.graph_module, node.args[2]) if len(node.args) > 2 else None
+
+
+def _moments(statistics: Statistics, site: Site) -> Moments:
+    moments = statistics.moments.get(site.name)
+    if moments is None or moments.width != site.width:
+        found = "no entry" if moments is None else f"{moments.width} features"
+        raise CalibrationError(
+            f"the statistics belong to another model: site '{site.name}' has {site.width} features, they have {found} for it"
+        )
+    if moments.count == 0:
+        raise CalibrationError(f"site '{site.name}' saw no rows in calibration")
+    return moments
+
+
+def _basis(
+    site: Site, weight: Tensor, bias: Tensor | None, moments: Moments, kind: BasisKind, messages: list[str]
+) -> Basis:
+    if kind is BasisKind.WEIGHT_SVD:
+        centre = None if bias is None or not site.centred else bias.detach().to(torch.float64).cpu()
+        return eigenbasis(weight_second_moment(weight, site.kind), _about(moments, centre), centre)
+    centre = moments.mean if site.centred else None
+    covariance = _about(moments, centre)
+    metric = covariance
+    if moments.count < site.width:
+        metric = _shrunk(covariance, weight_second_moment(weight, site.kind), moments.count)
+        messages.append(
+            f"site '{site.name}' saw {moments.count} rows for {site.width} features: its covariance is shrunk toward its "
+            f"weights'. Calibrate on more rows"
+        )
+    return eigenbasis(metric, covariance, centre)
+
+
+def _about(moments: Moments, centre: Tensor | None) -> Tensor:
+    """The second moment about a centre (None: about zero)."""
+    distance = moments.mean if centre is None else moments.mean - centre
+    return moments.covariance + torch.outer(distance, distance)
+
+
+def _shrunk(covariance: Tensor, prior: Tensor, rows: int) -> Tensor:
+    """``N / (N + n) C + n / (N + n) P``, the prior scaled to the covariance's trace (or taken alone where C is 0)."""
+    width = covariance.shape[0]
+    energy, prior_energy = covariance.trace(), prior.trace()
+    scale = energy / prior_energy if energy > 0 and prior_energy > 0 else torch.ones(())
+    return (rows * covariance + width * scale * prior) / (rows + width)

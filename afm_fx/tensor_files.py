@@ -1,0 +1,73 @@
+"""Files of named tensors with a JSON header (safetensors: no pickle), written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from afm_fx.errors import FileFormatError, OutputExistsError
+
+HEADER = "afm_fx"
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Refuses an output path that exists.
+
+    Raises:
+        OutputExistsError: the path exists and ``force`` is not set.
+    """
+    if path.exists() and not force:
+        raise OutputExistsError(f"'{path}' exists already; choose another path or overwrite it with force (--force)")
+
+
+def save_tensors(
+    path: str | os.PathLike[str], kind: str, version: int, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, force: bool
+) -> None:
+    """Writes tensors and a header under a kind and version.
+
+    Raises:
+        OutputExistsError: the path exists and ``force`` is not set.
+    """
+    target = Path(path)
+    refuse_existing(target, force=force)
+    document = json.dumps({"kind": kind, "version": version, **header}, sort_keys=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {HEADER: document})
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads what :func:`save_tensors` wrote.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, not a safetensors file, of another kind or version.
+    """
+    target = Path(path)
+    if not target.is_file():
+        raise FileFormatError(f"there is no file '{target}'")
+    try:
+        with safe_open(str(target), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        header = json.loads(metadata.get(HEADER, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(f"'{target}' is truncated, damaged, or not a {kind} file: {error}") from error
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        found = header.get("kind") if isinstance(header, dict) else None
+        raise FileFormatError(f"'{target}' holds {found or 'something else'}, not a {kind}")
+    if header.get("version") != version:
+        raise FileFormatError(f"'{target}' is a {kind} of version {header.get('version')}; this code reads version {version}")
+    return header, tensors

@@ -1,0 +1,91 @@
+"""A factor: how one site's features are written in a shorter code.
+
+For features ``y`` in R^n with centre ``m``, an encoder ``B`` (r x n) and an orthonormal decoder ``A`` (n x r)
+approximate ``y ~ A B (y - m) + m``. With ``o = (I - A B) m`` the code is ``z = B y + A^T o`` and
+
+    y ~ A z + o_perp,     o_perp = (I - A A^T) o,
+
+so that the offset is orthogonal to the decoder's columns and ``|A z + o_perp|^2 = |z|^2 + |o_perp|^2``.
+An uncentred factor (``m = 0``) has no offset and maps zero to zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS_PER_BLOCK = 1 << 16
+"""Rows of a table encoded at a time, so that the float64 copy of a block stays small."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A rank-r description of n features.
+
+    Attributes:
+        encoder: [r, n], ``B``.
+        decoder: [n, r], ``A``, orthonormal columns.
+        shift: [r], ``A^T o``, added to the code; None for an uncentred factor.
+        offset: [n], ``o_perp``, added after decoding; None for an uncentred factor.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    shift: Tensor | None = None
+    offset: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Number n of features."""
+        return int(self.decoder.shape[0])
+
+    @property
+    def rank(self) -> int:
+        """Number r of code columns."""
+        return int(self.decoder.shape[1])
+
+    def encode_table(self, table: Tensor) -> Tensor:
+        """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device."""
+        codes = torch.empty((table.shape[0], self.rank), dtype=table.dtype, device=table.device)
+        encoder = self.encoder.to(device=table.device).mT
+        shift = None if self.shift is None else self.shift.to(device=table.device)
+        for start in range(0, table.shape[0], ROWS_PER_BLOCK):
+            block = table[start : start + ROWS_PER_BLOCK].to(torch.float64) @ encoder
+            codes[start : start + ROWS_PER_BLOCK] = block if shift is None else block + shift
+        return codes
+
+    def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The Linear (``B W``, ``B b + A^T o``) that produces the codes of a Linear's output, in float64."""
+        encoder = self.encoder.to(device=weight.device)
+        code_bias = None if bias is None else encoder @ bias.to(torch.float64)
+        if self.shift is not None:
+            shift = self.shift.to(device=weight.device)
+            code_bias = shift if code_bias is None else code_bias + shift
+        return encoder @ weight.to(torch.float64), code_bias
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The features [..., n] of codes [..., r]."""
+        features = codes @ self.decoder.mT
+        return features if self.offset is None else features + self.offset
+
+
+def factor_of(encoder: Tensor, decoder: Tensor, centre: Tensor | None) -> Factor:
+    """Builds a factor from encoder [r, n], orthonormal decoder [n, r] and centre [n] (None: uncentred)."""
+    if centre is None:
+        return Factor(encoder, decoder)
+    offset = centre - decoder @ (encoder @ centre)
+    shift = decoder.mT @ offset
+    return Factor(encoder, decoder, shift, offset - decoder @ shift)
+
+
+def blank_factor(width: int, rank: int, *, centred: bool) -> Factor:
+    """A factor of the given sizes without meaningful values, for runs that only look at the structure."""
+    empty = torch.empty
+    return Factor(
+        empty((rank, width), dtype=torch.float64),
+        empty((width, rank), dtype=torch.float64),
+        empty((rank,), dtype=torch.float64) if centred else None,
+        empty((width,), dtype=torch.float64) if centred else None,
+    )

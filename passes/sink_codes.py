@@ -1,0 +1,272 @@
+"""Sinks codes: walks the graph once and carries every factored site's code as far towards the consumers as it goes.
+
+Replaces ``Embedding -> (concat) -> Linear``               with ``Embedding of codes -> (concat) -> Linear on codes``,
+         ``Linear -> activation``                          with ``Linear(r) -> Linear -> activation``,
+         ``Embedding -> interaction``                      with ``Embedding of codes -> decoder -> interaction``.
+
+Every node that takes a low-rank value asks the table of laws (:mod:`passes.laws`) what becomes of it. A value that an
+operator needs as it is gets decoded once, for all such operators. Each end of a code's way is a :class:`Verdict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from passes import absorb
+from passes.code_builder import CodeBuilder
+from passes.errors import TableIndexError
+from passes.factor import Factor, blank_factor
+from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
+from passes.laws import OUTPUT, Law, law_of
+from passes.low_rank_value import Block, LowRankValue
+from passes.outcomes import Absorbed, Carried, Restored
+from passes.parameter_ledger import Extent, ParameterLedger, Record
+from passes.sites import Site, SiteKind, find_sites
+
+LOOKUP = "encode table"
+
+
+class Fate(StrEnum):
+    """What becomes of a factored site's features at one use."""
+
+    ABSORBED = "absorbed"
+    ON_CODES = "on codes"
+    RESTORED = "restored"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The fate of one use of one site.
+
+    Attributes:
+        site: the site's name.
+        fate: absorbed, on codes, restored or refused.
+        operator: the consuming operator, for example ``aten.relu``.
+        node: the consuming node's name in the captured graph.
+        law: the law that decided.
+        reason: one sentence.
+        source: the user's source line, empty where the graph does not know it.
+        path: node names from the site's own node to the consumer, both included.
+    """
+
+    site: str
+    fate: Fate
+    operator: str
+    node: str
+    law: Law
+    reason: str
+    source: str
+    path: tuple[str, ...]
+
+
+class SinkCodes(PassBase):
+    """Replaces each factored site with its codes and absorbs or decodes them at their uses.
+
+    Args:
+        factors: factor per site name.
+        dry: work on fake tensors; the graph's parameters then have no data.
+    """
+
+    def __init__(self, factors: Mapping[str, Factor], *, dry: bool = False) -> None:
+        super().__init__()
+        self.factors = dict(factors)
+        self.dry = dry
+        self.verdicts: tuple[Verdict, ...] = ()
+        self.records: tuple[Record, ...] = ()
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        walk = _Walk(graph_module, self.factors, dry=self.dry)
+        walk.run()
+        self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
+        finish(graph_module)
+        return PassResult(graph_module, bool(self.factors))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a rewrite of all sites would do.
+
+    Attributes:
+        sites: all sites, refused ones included.
+        verdicts: one per use of each site that is not refused.
+        ledger: the parameter count as a function of the ranks.
+    """
+
+    sites: tuple[Site, ...]
+    verdicts: tuple[Verdict, ...]
+    ledger: ParameterLedger
+
+
+def analyze(module: GraphModule, *, centred: bool = True) -> Analysis:
+    """Runs the rewrite of every site on a throw-away copy with fake tensors; the module is left as it is.
+
+    Args:
+        centred: whether sites that may carry an offset do.
+    """
+    sites = find_sites(module)
+    blanks = {
+        site.name: blank_factor(site.width, 1, centred=site.centred and centred) for site in sites if site.refusal is None
+    }
+    clone = clone_graph_module(module)
+    sink = SinkCodes(blanks, dry=True)
+    sink(clone)
+    made = sum(record.rows.at(_ones(blanks)) * record.columns.at(_ones(blanks)) for record in sink.records)
+    untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
+    kept = frozenset(node.name for node in clone.graph.nodes if node.op == "get_attr")
+    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, sink.records, kept))
+
+
+def _ones(factors: Mapping[str, Factor]) -> dict[str, int]:
+    return dict.fromkeys(factors, 1)
+
+
+class _Walk:
+    """One walk over one graph."""
+
+    def __init__(self, module: GraphModule, factors: Mapping[str, Factor], *, dry: bool) -> None:
+        self.module = module
+        self.factors = factors
+        self.builder = CodeBuilder(module, dry=dry)
+        self.values: dict[Node, LowRankValue | tuple[LowRankValue, ...]] = {}
+        self.verdicts: list[Verdict] = []
+        self._restored: dict[Node, Node] = {}
+        self._tables: dict[str, Node] = {}
+        self._sites = self._factored_sites()
+
+    def _factored_sites(self) -> dict[str, Site]:
+        sites = {site.name: site for site in find_sites(self.module)}
+        by_node: dict[str, Site] = {}
+        for name, factor in self.factors.items():
+            site = sites.get(name)
+            if site is None:
+                raise TableIndexError(f"the graph has no site '{name}'")
+            if site.refusal is not None:
+                raise TableIndexError(f"site '{name}' may not be factored: {site.refusal}")
+            if site.width != factor.width:
+                raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
+            if factor.offset is not None and not site.centred:
+                raise TableIndexError(f"site '{name}' has a padding row that must stay zero, its factor has an offset")
+            by_node.update(dict.fromkeys(site.nodes, site))
+        return by_node
+
+    def run(self) -> None:
+        originals = list(self.module.graph.nodes)
+        with self.builder.session():
+            for node in originals:
+                with self.module.graph.inserting_before(node):
+                    self._visit(node)
+
+    def _visit(self, node: Node) -> None:
+        site = self._sites.get(node.name)
+        if site is not None:
+            factor = self.factors[site.name]
+            produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
+            self.values[node] = produce(node, site, factor)
+            return
+        if not any(operand in self.values for operand in node.all_input_nodes):
+            return
+        entry = law_of(node)
+        outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+        if isinstance(outcome, Carried):
+            self.values[node] = outcome.value
+            return
+        self._judge(node, node.all_input_nodes, outcome)
+        if isinstance(outcome, Absorbed):
+            node.replace_all_uses_with(outcome.node)
+        else:
+            self._restore_operands(node)
+
+    def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
+        if site.name not in self._tables:
+            table = self.builder.constant(node.args[0])
+            if table is None:
+                raise TableIndexError(f"the table of '{node.name}' is not a parameter")
+            record = Record(Extent(site.rows), Extent(0, ((site.name, site.width),)))
+            name = f"{site.name}.codes.weight"
+            codes = factor.encode_table(table)
+            self._tables[site.name] = self.builder.new_parameter(name, codes, table.dtype, record, rule=LOOKUP)
+        arguments = node.args[1:]
+        code = self.builder.emit(aten.embedding.default, self._tables[site.name], *arguments, rule=LOOKUP, like=node)
+        block = Block(site.width, factor.rank, site.name, factor.decoder, factor.offset)
+        return LowRankValue(code, tuple(value_of(node).shape)[:-1], (site.width,), (block,))
+
+    def _factor_linear(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
+        source = node.args[0]
+        if not isinstance(source, Node):
+            raise TableIndexError(f"the input of '{node.name}' is not a tensor of the graph")
+        value = self.values.get(source)
+        if isinstance(value, LowRankValue):
+            ready = self.builder.push(value, rule=absorb.RULE, like=node)
+            outcome = Restored(absorb.PER_FIELD) if ready is None else Absorbed(node, absorb.ABSORBED)
+            self._judge(node, [source], outcome)
+            if ready is not None:
+                return absorb.linear_site(self.builder, node, ready.code, ready.blocks, factor, site.name)
+            source = self._restore(source, node)
+        features = int(value_of(source).shape[-1])
+        return absorb.linear_site(self.builder, node, source, (Block(features, features),), factor, site.name)
+
+    def _restore_operands(self, node: Node) -> None:
+        for operand in node.all_input_nodes:
+            if operand in self.values:
+                node.replace_input_with(operand, self._restore(operand, node))
+
+    def _restore(self, operand: Node, consumer: Node) -> Node:
+        """The decoded operand, made once for all consumers."""
+        if operand not in self._restored:
+            value = self.values[operand]
+            if isinstance(value, tuple):
+                return operand  # a whole tuple is needed: its producer stays, decoded from its own operand
+            self._restored[operand] = self.builder.restore(value, operand)
+        return self._restored[operand]
+
+    def _judge(self, node: Node, operands: list[Node], outcome: Absorbed | Restored) -> None:
+        entry = law_of(node)
+        fate = Fate.ABSORBED if isinstance(outcome, Absorbed) else Fate.RESTORED
+        for operand in operands:
+            for site in _sites_of(self.values.get(operand)):
+                path = (*self._path(operand, site), node.name)
+                self.verdicts.append(
+                    Verdict(site, fate, _operator(node), node.name, entry.law, outcome.reason, source_line(node), path)
+                )
+
+    def _path(self, node: Node, site: str) -> tuple[str, ...]:
+        """Names of the nodes from the site's own node to this one."""
+        path: list[str] = []
+        current: Node | None = node
+        while current is not None:
+            path.append(current.name)
+            own = self._sites.get(current.name)
+            if own is not None and own.name == site:
+                break
+            current = next((up for up in current.all_input_nodes if site in _sites_of(self.values.get(up))), None)
+        return tuple(reversed(path))
+
+
+def _sites_of(value: Any) -> tuple[str, ...]:
+    if isinstance(value, tuple):
+        return tuple(dict.fromkeys(site for part in value for site in part.sites))
+    return value.sites if isinstance(value, LowRankValue) else ()
+
+
+def _operator(node: Node) -> str:
+    return "output" if node.op == "output" else str(node.target).removesuffix(".default")
+
+
+def source_line(node: Node) -> str:
+    """The last line of the user's own code in the node's stack trace: ``file:line: code``."""
+    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    places = [position for position, line in enumerate(lines) if line.startswith("File ")]
+    if not places:
+        return ""
+    place = lines[places[-1]]
+    code = lines[places[-1] + 1] if places[-1] + 1 < len(lines) else ""
+    file, _, rest = place.removeprefix("File ").partition(",")
+    number = rest.partition("line ")[2].partition(",")[0]
+    return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{number}: {code}"
