@@ -9,13 +9,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from afm_fx.plan import Plan
 from numpy.typing import NDArray
 from torch import nn
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from afm_fx.program import Program
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, auc, bootstrap_auc_differences, log_loss
 from benchmarks.training import predict
@@ -139,7 +137,7 @@ def compare(
     candidates: list[_Candidate] = []
     refusals: list[Refusal] = []
     for setting in settings:
-        plans: dict[str, Plan] = {}
+        plans: dict[str, afm_fx.Plan] = {}
         for method in (WEIGHT_SVD, AFM):
             try:
                 plans[method] = afm_fx.make_plan(program, statistics, setting.policy, basis=BASES[method])
@@ -170,12 +168,12 @@ def calibration_batches(rows: Rows, count: int) -> Iterator[tuple[torch.Tensor]]
         yield (inputs,)
 
 
-def ranks(plan: Plan) -> dict[str, int]:
+def ranks(plan: afm_fx.Plan) -> dict[str, int]:
     """The rank of every site that a plan factors."""
     return {site.name: site.rank for site in plan.sites if site.rank is not None}
 
 
-def _measure(program: Program, setting: str, test: Rows, method: str, plan: Plan) -> _Candidate:
+def _measure(program: afm_fx.Program, setting: str, test: Rows, method: str, plan: afm_fx.Plan) -> _Candidate:
     compressed = afm_fx.apply_plan(program, plan)
     return _Candidate(setting, method, compressed.parameter_count(), predict(compressed, test))
 

@@ -48,7 +48,8 @@ def test_same_seed_trains_the_same_weights() -> None:
 
 def test_embedding_penalty_is_part_of_the_loss() -> None:
     model = build_model("DeepFM", generated_dataset(200), ModelConfig(4, (8,), l2_embedding=0.5, l2_linear=0.0))
-    squares = sum(float(table.weight.detach().square().sum()) for table in model.embedding_dict.values())
+    tables = [weight for name, weight in model.state_dict().items() if name.startswith("embedding_dict.")]
+    squares = sum(float(weight.square().sum()) for weight in tables)
     assert float(regularization(model)) == pytest.approx(0.5 * squares, rel=1e-5)
     assert float(regularization(torch.nn.Linear(2, 1))) == 0
 
@@ -77,12 +78,16 @@ def test_checkpoint_is_reused_for_the_same_identity_only(tmp_path: Path) -> None
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     data = generated_dataset(1000)
     config = TrainingConfig(max_epochs=1, batch_size=128)
-    arguments = {"folder": tmp_path, "identity": "one"}
-    train_or_load(build_model("DeepFM", data, MODEL), data.train, data.validation, config, **arguments)
+
+    def run() -> None:
+        model = build_model("DeepFM", data, MODEL)
+        train_or_load(model, data.train, data.validation, config, folder=tmp_path, identity="one")
+
+    run()
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(FileFormatError, match=file.name):
-        train_or_load(build_model("DeepFM", data, MODEL), data.train, data.validation, config, **arguments)
+        run()
 
 
 @pytest.mark.parametrize("setting", [{"max_epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
