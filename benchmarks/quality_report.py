@@ -88,8 +88,9 @@ class QualityReport:
             f"the paired difference over {self.resamples} bootstrap resamples. Projection only: nothing is tuned after "
             f"it. Calibrated on {comparison.calibration_rows:,} training rows."
         )
+        rows_read = len(self.dataset.train) + len(self.dataset.validation) + len(self.dataset.test)
         head = [
-            f"# {self.model_name} on {self.dataset_name}",
+            f"# {self.model_name} on {self.dataset_name}, {rows_read:,} rows",
             f"    {self.environment.command}",
             self._headline(),
             how,

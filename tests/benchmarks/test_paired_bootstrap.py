@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
 from afm_fx.errors import UserError
-from benchmarks.paired_bootstrap import RankedScores, auc, bootstrap_auc_differences, log_loss
+from benchmarks.paired_bootstrap import AucDifference, RankedScores, auc, bootstrap_auc_differences, log_loss
 
 
 @given(
@@ -82,6 +82,11 @@ def test_interval_has_the_width_that_theory_gives_for_one_model() -> None:
     )
     assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.15)
     assert result.difference == pytest.approx(area - 0.5)
+
+
+def test_difference_is_written_with_sign_and_interval_and_without_negative_zero() -> None:
+    assert str(AucDifference("a", "b", -0.00123, -0.002, 0.00001)) == "-0.0012 [-0.0020, +0.0000]"
+    assert str(AucDifference("a", "b", -1e-9, -1e-9, 1e-9)) == "+0.0000 [+0.0000, +0.0000]"
 
 
 def test_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
