@@ -40,6 +40,10 @@ class OutputExistsError(UserError):
     """An output path exists already and overwriting was not asked for."""
 
 
+class BenchmarkError(UserError):
+    """A benchmark was asked for something impossible (no contender, a missing file, a batch size below 1)."""
+
+
 class ExportError(AfmFxError):
     """The ONNX export failed, or the exported file disagrees with the program."""
 

@@ -1,0 +1,52 @@
+# make demo   train, compress, export, check and time a small model on generated data; prints one table
+# make test   lint, types, tests
+# make lint   only ruff and mypy
+# make format let ruff rewrite the sources
+# make clean  remove what the above made
+#
+# Each creates its virtual environment itself. Variables: PYTHON (3.11 or newer), VENV, EXTRAS, WORKERS (test processes).
+
+VENV ?= .venv
+WORKERS ?= 2
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	path=$$(command -v $$name) && \
+	$$path -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && \
+	echo $$path && break; done)
+# ONNX Runtime for the GPU only where a driver answers: the two builds cannot live side by side.
+RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+EXTRAS ?= $(RUNTIME),deepctr,parquet,dev
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := $(wildcard afm_fx passes benchmarks tests)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: $(INSTALLED)
+	$(BIN)/afm-fx demo --out demo-output --force
+
+test: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS)]" -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-ci demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,259 @@
+"""Measures serving latency of several versions of one model side by side.
+
+All contenders are timed in one process in interleaved rounds, in a random order that changes with every round, so that
+what the machine does meanwhile falls on all of them alike. Ratios are meaningful only within one such run, and only
+those are given. A round starts each contender with one call that is not timed, which pays for the switch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.benchmark_result import BenchmarkResult, Settings, Timing
+from afm_fx.contenders import Competitor, Contender, ProgramContender, make_contender
+from afm_fx.errors import BatchError, BenchmarkError
+from afm_fx.inputs import Inputs, batch_flags
+from afm_fx.machine import available_cores, this_machine
+from afm_fx.progress import progress_bar
+
+MAX_DIFFERENT_BATCHES = 16
+"""Contenders walk through at most this many different batches, so that a table's rows are not always the same few."""
+
+
+def benchmark(
+    contenders: Mapping[str, Competitor],
+    inputs: Inputs,
+    *,
+    batch_sizes: Sequence[int] = (1, 256, 4096),
+    threads: int | None = 1,
+    seconds: float = 1.0,
+    min_repeats: int = 30,
+    max_repeats: int = 10_000,
+    rounds: int = 10,
+    warmup: int = 10,
+    seed: int = 0,
+) -> BenchmarkResult:
+    """Times every contender at every batch size.
+
+    Args:
+        contenders: name to ONNX file, program or callable. The first is the reference of all ratios.
+        inputs: rows of what the model takes (tensor, tuple or dict); cut, or repeated, to each batch size.
+        batch_sizes: rows per call.
+        threads: threads within an operator, for ONNX Runtime and torch alike; None for all cores.
+        seconds: time spent on each contender at each batch size, about.
+        min_repeats: timed calls at least, whatever they take.
+        max_repeats: timed calls at most.
+        rounds: turns that each contender takes at each batch size.
+        warmup: calls before anything is timed (fewer, at least 2, where they would take longer than ``seconds``).
+        seed: of the order of contenders within rounds.
+
+    Raises:
+        BenchmarkError: no contenders, a missing or damaged file, impossible settings, or a contender that fails.
+        BatchError: a contender does not take the inputs; it is named.
+    """
+    settings = Settings(
+        batch_sizes=tuple(batch_sizes),
+        threads=available_cores() if threads is None else threads,
+        seconds=seconds,
+        min_repeats=min_repeats,
+        max_repeats=max_repeats,
+        rounds=rounds,
+        warmup=warmup,
+        seed=seed,
+    )
+    _check(contenders, settings)
+    entrants = [make_contender(name, competitor, settings.threads) for name, competitor in contenders.items()]
+    calls = _prepare(entrants, inputs, settings.batch_sizes)
+    order = random.Random(seed)  # noqa: S311 - an order of play, not a secret
+    timings: list[Timing] = []
+    bar = progress_bar()
+    bar.live.auto_refresh = False  # a thread that redraws would run into the timed calls
+    with _torch_threads(settings.threads), torch.inference_mode(), bar:
+        task = bar.add_task("benchmark", total=len(settings.batch_sizes) * rounds)
+        advance = functools.partial(bar.update, task, advance=1, refresh=True)
+        for batch_size in settings.batch_sizes:
+            measured = _measure(entrants, calls[batch_size], settings, order, advance)
+            timings += _timings(entrants, measured, batch_size)
+    return BenchmarkResult(machine=this_machine(), settings=settings, timings=tuple(timings))
+
+
+def _check(contenders: Mapping[str, Competitor], settings: Settings) -> None:
+    if not contenders:
+        raise BenchmarkError("there are no contenders to measure")
+    if not settings.batch_sizes or min(settings.batch_sizes) < 1:
+        raise BenchmarkError(f"batch sizes must be at least 1, got {list(settings.batch_sizes)}")
+    if len(set(settings.batch_sizes)) < len(settings.batch_sizes):
+        raise BenchmarkError(f"a batch size is given twice: {list(settings.batch_sizes)}")
+    if settings.threads < 1:
+        raise BenchmarkError(f"threads must be at least 1, got {settings.threads}")
+    if not settings.seconds > 0:
+        raise BenchmarkError(f"seconds must be positive, got {settings.seconds}")
+    if settings.rounds < 1 or settings.warmup < 0 or not 1 <= settings.min_repeats <= settings.max_repeats:
+        raise BenchmarkError(
+            f"rounds must be at least 1, warmup at least 0 and 1 <= min_repeats <= max_repeats, got rounds "
+            f"{settings.rounds}, warmup {settings.warmup}, min_repeats {settings.min_repeats}, max_repeats "
+            f"{settings.max_repeats}"
+        )
+
+
+Calls = list[Callable[[], Any]]
+
+
+def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[int]) -> dict[int, list[Calls]]:
+    """Calls per batch size and contender; everything is checked before anything is timed."""
+    flags = _batched(entrants, inputs)
+    prepared = {}
+    for batch_size in batch_sizes:
+        batches = _batches(inputs, flags, batch_size)
+        prepared[batch_size] = [[entrant.prepare(batch) for batch in batches] for entrant in entrants]
+    return prepared
+
+
+def _batched(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
+    """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells."""
+    count = len(pytree.tree_leaves(inputs))
+    for entrant in entrants:
+        if isinstance(entrant, ProgramContender) and len(entrant.program.batched) == count:
+            return entrant.program.batched
+    flags = batch_flags((inputs,), {})
+    if not any(flags):
+        raise BatchError("the inputs hold no tensor with a batch axis")
+    return flags
+
+
+def _batches(inputs: Inputs, flags: tuple[bool, ...], batch_size: int) -> list[Inputs]:
+    """Consecutive cuts of the inputs; where they hold fewer rows than one batch, their rows repeated."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    rows = next(leaf.shape[0] for leaf, flag in zip(leaves, flags, strict=True) if flag)
+    if rows == 0:
+        raise BatchError("the inputs hold no rows")
+    batches = []
+    for start in range(max(1, min(rows // batch_size, MAX_DIFFERENT_BATCHES))):
+        index = (torch.arange(batch_size) + start * batch_size) % rows
+        cut = [
+            leaf[index.to(leaf.device)].contiguous() if flag and isinstance(leaf, Tensor) else leaf
+            for leaf, flag in zip(leaves, flags, strict=True)
+        ]
+        batches.append(pytree.tree_unflatten(cut, spec))
+    return batches
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Nanoseconds of every timed call of one contender, round by round."""
+
+    warmup: int
+    rounds: tuple[tuple[int, ...], ...]
+
+
+def _measure(
+    entrants: list[Contender],
+    calls: list[Calls],
+    settings: Settings,
+    order: random.Random,
+    advance: Callable[[], None],
+) -> list[_Measured]:
+    streams = [itertools.cycle(each) for each in calls]
+    warmups, per_round = [], []
+    for entrant, stream in zip(entrants, streams, strict=True):
+        spent = _warm_up(entrant, stream, settings)
+        warmups.append(len(spent))
+        typical = float(np.median(spent[len(spent) // 2 :])) / 1e9
+        repeats = min(max(math.ceil(settings.seconds / typical), settings.min_repeats), settings.max_repeats)
+        per_round.append(math.ceil(repeats / settings.rounds))
+    spent_by_round: list[list[tuple[int, ...]]] = [[] for _ in entrants]
+    for _ in range(settings.rounds):
+        turns = list(range(len(entrants)))
+        order.shuffle(turns)
+        for turn in turns:
+            with _no_garbage_collection():
+                next(streams[turn])()
+                spent_by_round[turn].append(_time(streams[turn], per_round[turn]))
+        advance()
+    return [_Measured(warmup, tuple(rounds)) for warmup, rounds in zip(warmups, spent_by_round, strict=True)]
+
+
+def _warm_up(entrant: Contender, stream: Iterator[Callable[[], Any]], settings: Settings) -> tuple[int, ...]:
+    """Nanoseconds of the calls that warm a contender up, at least 2."""
+    spent: list[int] = []
+    deadline = time.perf_counter() + settings.seconds
+    try:
+        while len(spent) < 2 or (len(spent) < settings.warmup and time.perf_counter() < deadline):
+            spent += _time(stream, 1)
+    except Exception as error:  # a callable or a runtime may raise anything
+        reason = " ".join(str(error).split())[:300]
+        raise BenchmarkError(f"contender '{entrant.name}' fails: {type(error).__name__}: {reason}") from error
+    return tuple(spent)
+
+
+def _time(stream: Iterator[Callable[[], Any]], repeats: int) -> tuple[int, ...]:
+    spent = []
+    clock = time.perf_counter_ns
+    for call in itertools.islice(stream, repeats):
+        start = clock()
+        call()
+        spent.append(clock() - start)
+    return tuple(spent)
+
+
+def _timings(entrants: list[Contender], measured: list[_Measured], batch_size: int) -> list[Timing]:
+    reference = measured[0]
+    reference_p50 = float(np.median(np.concatenate(reference.rounds)))
+    timings = []
+    for entrant, each in zip(entrants, measured, strict=True):
+        spent = np.concatenate(each.rounds)
+        p50, p90, p99 = (float(value) for value in np.percentile(spent, (50, 90, 99)))
+        by_round = [
+            float(np.median(own) / np.median(other)) for own, other in zip(each.rounds, reference.rounds, strict=True)
+        ]
+        timings.append(
+            Timing(
+                contender=entrant.name,
+                runtime=entrant.runtime,
+                batch_size=batch_size,
+                warmup=each.warmup,
+                repeats=len(spent),
+                p50_us=p50 / 1e3,
+                p90_us=p90 / 1e3,
+                p99_us=p99 / 1e3,
+                rows_per_second=batch_size * len(spent) / (float(spent.sum()) / 1e9),
+                ratio=p50 / reference_p50,
+                ratio_range=(min(by_round), max(by_round)),
+            )
+        )
+    return timings
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

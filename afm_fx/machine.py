@@ -1,0 +1,71 @@
+"""The machine and the software that a measurement was taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+MEASURED_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a measurement was taken.
+
+    Attributes:
+        cpu: the processor's name.
+        cores: logical cores that this process may use.
+        system: operating system and architecture.
+        python: version of the interpreter.
+        packages: (name, version) of every installed package that bears on the measurement.
+    """
+
+    cpu: str
+    cores: int
+    system: str
+    python: str
+    packages: tuple[tuple[str, str], ...]
+
+    def line(self) -> str:
+        """The machine on one line."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.packages)
+        cores = f"{self.cores} core{'s' if self.cores > 1 else ''}"
+        return f"{self.cpu}, {cores}, {self.system}, Python {self.python}, {versions}"
+
+
+def this_machine() -> Machine:
+    """Describes the machine that this process runs on."""
+    packages = []
+    for name in MEASURED_PACKAGES:
+        try:
+            packages.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        cpu=_cpu_name(),
+        cores=available_cores(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=tuple(packages),
+    )
+
+
+def available_cores() -> int:
+    """Logical cores that this process may use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    """The name that Linux gives the processor, else what Python knows."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown processor"

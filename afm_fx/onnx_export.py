@@ -1,0 +1,323 @@
+"""Exports a program as an ONNX file that any runtime reads, and proves that the file computes the same.
+
+The file is written into a directory of its own beside the target, checked there, and moved into place last, so that a
+failure leaves nothing behind and an older file untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.errors import ExportError, OutputExistsError
+from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
+from afm_fx.program import Program
+from afm_fx.random_inputs import example_call
+from afm_fx.tables import render_table
+
+EXTERNAL_DATA_BYTES = 1_500_000_000
+"""Weights beyond this go into a second file: one protobuf message holds less than 2 GB, graph included."""
+
+_STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how closely it agrees.
+
+    Attributes:
+        path: the ONNX file.
+        data_path: the file of external weights beside it, None where the weights are inside.
+        opset: version of the standard operator set.
+        bytes: size of the file, external weights included.
+        parameters: scalar parameters of the program.
+        operators: (operator, count) pairs, the most frequent first.
+        inputs: names of the file's inputs.
+        outputs: names of the file's outputs.
+        max_abs_difference: largest absolute difference between ONNX Runtime and torch on fresh random inputs, None
+            where the check was left out.
+        checked_rows: batch sizes of that check.
+        seconds: wall-clock time of the whole export, checks included.
+    """
+
+    path: Path
+    data_path: Path | None
+    opset: int
+    bytes: int
+    parameters: int
+    operators: tuple[tuple[str, int], ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    max_abs_difference: float | None
+    checked_rows: tuple[int, ...]
+    seconds: float
+
+    @property
+    def node_count(self) -> int:
+        """Number of operators in the file."""
+        return sum(count for _, count in self.operators)
+
+    def table(self) -> str:
+        """The report as text."""
+        if self.max_abs_difference is None:
+            parity = "not checked"
+        else:
+            parity = f"{self.max_abs_difference:.2e} (batch {', '.join(map(str, self.checked_rows))})"
+        rows = [
+            ("opset", self.opset),
+            ("inputs", ", ".join(self.inputs)),
+            ("outputs", ", ".join(self.outputs)),
+            ("parameters", f"{self.parameters:,}"),
+            ("bytes", f"{self.bytes:,}"),
+            ("external weights", self.data_path.name if self.data_path else "none"),
+            ("operators", f"{self.node_count}: " + ", ".join(f"{name} {count}" for name, count in self.operators)),
+            ("largest difference to torch", parity),
+            ("seconds", f"{self.seconds:.1f}"),
+        ]
+        return render_table(f"Exported {self.path}", ("property", "value"), rows, left=2)
+
+
+def export_onnx(
+    program: Program,
+    path: str | os.PathLike[str],
+    *,
+    check: bool = True,
+    force: bool = False,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> ExportReport:
+    """Writes a program as an ONNX file with a free batch size and standard operators only.
+
+    Inputs are named as in the program; those of a dict, as its keys. Parameters keep their qualified names.
+
+    Args:
+        program: what to export.
+        path: the ONNX file. Missing directories are created. External weights go to ``<path>.data``.
+        check: run ``onnx.checker`` on the file and compare ONNX Runtime with torch on fresh random inputs.
+        force: replace an existing file.
+        external_data_bytes: weights beyond this many bytes go to the second file.
+        tolerance: largest accepted difference relative to max(1, |output|); by default that of the output's dtype.
+        seed: of the random inputs.
+
+    Raises:
+        OutputExistsError: the path exists and ``force`` is not set.
+        ExportError: torch cannot express the program in ONNX, an operator is not a standard one, ONNX Runtime is
+            missing or refuses the file, or its outputs differ from torch's by more than the tolerance.
+    """
+    started = time.perf_counter()
+    target = Path(path)
+    _refuse_existing(target, force)
+    with _staging_directory(target) as directory:
+        staged = directory / target.name
+        model = _translate(program)
+        external = _weight_bytes(model) > min(external_data_bytes, EXTERNAL_DATA_BYTES)
+        _save(model, staged, external)
+        operators = _standard_operators(model)
+        difference = None
+        if check:
+            check_file(staged)
+            difference = check_parity(program, staged, tolerance=tolerance, seed=seed)
+        size = sum(file.stat().st_size for file in directory.iterdir())
+        _move_into_place(directory, target)
+    return ExportReport(
+        path=target,
+        data_path=_data_path(target) if external else None,
+        opset=model.opset_imports[""],
+        bytes=size,
+        parameters=program.parameter_count(),
+        operators=operators,
+        inputs=tuple(str(value.name) for value in model.graph.inputs),
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+        max_abs_difference=difference,
+        checked_rows=parity_rows(program) if check else (),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _data_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise OutputExistsError(f"'{path}' is a directory; give the path of a file")
+    for existing in (path, _data_path(path)):
+        if existing.exists() and not force:
+            raise OutputExistsError(f"'{existing}' exists already; choose another path or ask to overwrite (force)")
+
+
+@contextlib.contextmanager
+def _staging_directory(target: Path) -> Iterator[Path]:
+    """A directory beside the target; it and every parent made for it vanish on failure."""
+    parent = target.absolute().parent
+    made = [each for each in (parent, *parent.parents) if not each.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
+    except OSError as error:
+        raise ExportError(f"cannot write to '{parent}': {error}") from error
+    try:
+        yield directory
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _move_into_place(directory: Path, target: Path) -> None:
+    staged_data, data = _data_path(directory / target.name), _data_path(target)
+    if staged_data.exists():
+        staged_data.replace(data)
+    elif data.exists():
+        data.unlink()
+    (directory / target.name).replace(target)
+
+
+def _translate(program: Program) -> ir.Model:
+    args, kwargs = example_call(program)
+    inputs, outputs = _input_names(program), _output_names(program)
+    try:
+        with _quiet():
+            exported = torch.export.export(
+                program.graph_module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes()
+            )
+            onnx_program = torch.onnx.export(
+                exported, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
+            )
+    except Exception as error:  # the exporter raises many unrelated types
+        raise ExportError(f"torch cannot express this program in ONNX: {short_reason(error)}") from error
+    if onnx_program is None:
+        raise ExportError("torch.onnx.export returned nothing")
+    model: ir.Model = onnx_program.model
+    _name_batch_axis(model, program, inputs)
+    _drop_bookkeeping(model)
+    return model
+
+
+def _input_names(program: Program) -> list[str]:
+    """One name per input tensor: the dict key where there is one, else the graph's name."""
+    leaves, _ = pytree.tree_flatten_with_path((program.example_args, program.example_kwargs))
+    names: list[str] = []
+    for (key_path, leaf), name in zip(leaves, program.input_names, strict=True):
+        if isinstance(leaf, Tensor):
+            names.append(_unique(_key(key_path) or name, names))
+    return names
+
+
+def _output_names(program: Program) -> list[str]:
+    args, kwargs = example_call(program)
+    with torch.no_grad():
+        result = program.graph_module(*args, **kwargs)
+    taken = _input_names(program)
+    leaves, _ = pytree.tree_flatten_with_path(result)
+    names: list[str] = []
+    for position, (key_path, leaf) in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            plain = "output" if len(leaves) == 1 else f"output_{position}"
+            names.append(_unique(_key(key_path) or plain, [*taken, *names]))
+    return names
+
+
+def _key(key_path: tuple[Any, ...]) -> str:
+    """The dict key that a leaf of inputs or outputs stands under, empty where it stands under none."""
+    last = key_path[-1] if key_path else None
+    return str(last.key) if isinstance(last, pytree.MappingKey) else ""
+
+
+def _unique(name: str, taken: list[str]) -> str:
+    suffix = 1
+    candidate = name
+    while candidate in taken:
+        candidate, suffix = f"{name}_{suffix}", suffix + 1
+    return candidate
+
+
+def _name_batch_axis(model: ir.Model, program: Program, inputs: list[str]) -> None:
+    """Calls the batch axis "batch" wherever its exporter-given symbol stands."""
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    flags = [flag for leaf, flag in zip(leaves, program.batched, strict=True) if isinstance(leaf, Tensor)]
+    batched = {name for name, flag in zip(inputs, flags, strict=True) if flag}
+    first_axes = [value.shape[0] for value in model.graph.inputs if value.name in batched and value.shape is not None]
+    symbols = {str(axis.value) for axis in first_axes if isinstance(axis, ir.SymbolicDim)}
+    if not symbols:
+        return
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(symbols)))})\b")
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [output for node in model.graph.all_nodes() for output in node.outputs]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    ir.SymbolicDim(pattern.sub("batch", str(size.value))) if isinstance(size, ir.SymbolicDim) else size
+                    for size in value.shape
+                ]
+            )
+
+
+def _drop_bookkeeping(model: ir.Model) -> None:
+    """Removes the exporter's notes: they hold source lines and file names of whoever exported."""
+    graph = model.graph
+    values: list[Any] = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        values += [node, *node.outputs]
+    for each in (model, graph, *values):
+        each.metadata_props.clear()
+        each.doc_string = None
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def _save(model: ir.Model, path: Path, external: bool) -> None:
+    try:
+        ir.save(model, path, external_data=_data_path(path).name if external else None)
+    except OSError as error:
+        raise ExportError(f"cannot write the ONNX file: {error}") from error
+
+
+def _standard_operators(model: ir.Model) -> tuple[tuple[str, int], ...]:
+    nodes = list(model.graph.all_nodes())
+    foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in _STANDARD_DOMAINS})
+    if foreign or model.functions:
+        named = foreign or [str(name) for name in model.functions]
+        raise ExportError(f"the program needs operators outside the standard ONNX domain: {', '.join(named)}")
+    counts = Counter(node.op_type for node in nodes)
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's warnings, log and progress lines; what matters is raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,128 @@
+"""Proves that an ONNX file is valid and computes what the program computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.errors import ExportError
+from afm_fx.program import Program
+from afm_fx.random_inputs import random_inputs
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+"""Largest accepted difference between ONNX Runtime and torch, relative to max(1, |output|), per output dtype."""
+
+PARITY_ROWS = (2, 7, 64)
+MAX_REASON_CHARACTERS = 600
+
+
+def check_file(path: Path) -> None:
+    """Runs ``onnx.checker`` with shape inference on a file, external weights included.
+
+    Raises:
+        ExportError: the checker refuses the file.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and shape inference raise types of their own
+        raise ExportError(f"onnx.checker refuses the exported file: {short_reason(error)}") from error
+
+
+def parity_rows(program: Program) -> tuple[int, ...]:
+    """The batch sizes at which agreement is checked."""
+    if program.dynamic_batch:
+        return PARITY_ROWS
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    sizes = [leaf.shape[0] for leaf, flag in zip(leaves, program.batched, strict=True) if flag]
+    return (sizes[0] if sizes else 1,)
+
+
+def check_parity(program: Program, path: Path, *, tolerance: float | None = None, seed: int = 0) -> float:
+    """Compares ONNX Runtime with torch on fresh random inputs at several batch sizes.
+
+    Args:
+        program: what the file must compute.
+        path: the ONNX file.
+        tolerance: largest accepted difference relative to max(1, |output|); by default that of ``TOLERANCES``.
+        seed: of the random inputs.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        ExportError: ONNX Runtime is missing or refuses the file, or an output differs beyond the tolerance.
+    """
+    session = _session(path)
+    source = random_inputs(program)
+    largest = 0.0
+    for rows in parity_rows(program):
+        args, kwargs = source.draw(rows, seed=seed + rows)
+        with torch.no_grad():
+            expected = [leaf for leaf in pytree.tree_leaves(program(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        feed = {
+            value.name: leaf.detach().cpu().numpy() for value, leaf in zip(session.get_inputs(), given, strict=True)
+        }
+        try:
+            outputs = session.run(None, feed)
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise ExportError(f"ONNX Runtime fails on the file at batch {rows}: {short_reason(error)}") from error
+        for value, output, wanted in zip(session.get_outputs(), outputs, expected, strict=True):
+            where = f"'{value.name}' at batch {rows}"
+            largest = max(largest, _difference(torch.as_tensor(output), wanted.cpu(), where, tolerance))
+    return largest
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); exporting without the check works without it
+    except ImportError as error:
+        raise ExportError(
+            "the check needs ONNX Runtime, which is not installed: install afm-fx[cpu] or afm-fx[gpu], "
+            "or export with check=False"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors derive from nothing common
+        raise ExportError(f"ONNX Runtime refuses the exported file: {short_reason(error)}") from error
+
+
+def _difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | None) -> float:
+    if output.shape != wanted.shape or output.dtype != wanted.dtype:
+        raise ExportError(
+            f"output {where} is {output.dtype} {list(output.shape)} in the file, "
+            f"{wanted.dtype} {list(wanted.shape)} in torch"
+        )
+    accepted = TOLERANCES.get(wanted.dtype, 0.0) if tolerance is None else tolerance
+    output, wanted = output.double(), wanted.double()
+    if not bool(wanted.isfinite().any()):
+        raise ExportError(
+            f"output {where} is nowhere finite on random inputs, so agreement cannot be checked; look for the cause, "
+            "or export with check=False"
+        )
+    # Equal infinities and NaN in the same places agree.
+    same = (output == wanted) | (output.isnan() & wanted.isnan())
+    difference = torch.where(same, 0.0, (output - wanted).abs())
+    relative = torch.where(same, 0.0, difference / wanted.abs().clamp(min=1))
+    worst = float(relative.nan_to_num(nan=float("inf")).max())
+    if worst > accepted:
+        raise ExportError(
+            f"output {where} differs from torch by {worst:.2e} relative to max(1, |output|), "
+            f"more than the accepted {accepted:.0e}"
+        )
+    return float(difference.max())
+
+
+def short_reason(error: BaseException) -> str:
+    """The innermost reason of an error, on one line, shortened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:MAX_REASON_CHARACTERS]

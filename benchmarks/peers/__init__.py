@@ -1,0 +1,1 @@
+"""What ``afm_fx`` is measured against."""

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from afm_fx.benchmark import benchmark
+from afm_fx.capture import capture
+from afm_fx.errors import BatchError, BenchmarkError
+from afm_fx.onnx_export import export_onnx
+from afm_fx.program import Program
+
+QUICK: dict[str, Any] = {"seconds": 0.01, "min_repeats": 4, "max_repeats": 6, "rounds": 2, "warmup": 2}
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Features(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = nn.Embedding(9, 2)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        return self.users(features["user id"]).sum(1) + features["age"]
+
+
+class Recorder:
+    """A callable that notes what it was called with."""
+
+    def __init__(self, name: str = "", log: list[str] | None = None) -> None:
+        self.name = name
+        self.log = log if log is not None else []
+        self.seen: list[Tensor] = []
+        self.collecting: list[bool] = []
+        self.threads: list[int] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.log.append(self.name)
+        self.seen.append(x)
+        self.collecting.append(gc.isenabled())
+        self.threads.append(torch.get_num_threads())
+        return x
+
+
+@pytest.fixture
+def program() -> Program:
+    return capture(Linear(), torch.randn(4, 3))
+
+
+@pytest.fixture
+def path(program: Program, tmp_path: Path) -> Path:
+    return export_onnx(program, tmp_path / "linear.onnx", check=False).path
+
+
+def test_a_file_and_a_program_are_timed_at_every_batch_size(program: Program, path: Path) -> None:
+    result = benchmark({"file": path, "torch": program}, torch.randn(4, 3), batch_sizes=(1, 3, 8), **QUICK)
+    assert result.contenders == ("file", "torch")
+    assert [(timing.batch_size, timing.contender) for timing in result.timings] == [
+        (size, name) for size in (1, 3, 8) for name in ("file", "torch")
+    ]
+    for timing in result.timings:
+        assert 0 < timing.p50_us <= timing.p90_us <= timing.p99_us
+        assert 4 <= timing.repeats <= 6
+        assert timing.warmup == 2
+        assert timing.rows_per_second > 0
+        first = result.timing("file", timing.batch_size)
+        assert timing.ratio == pytest.approx(timing.p50_us / first.p50_us)
+        assert timing.ratio_range[0] <= timing.ratio_range[1]
+    assert {timing.runtime for timing in result.timings} == {"ONNX Runtime", "torch"}
+
+
+def test_rows_are_cut_or_repeated_to_the_batch_size() -> None:
+    recorder = Recorder()
+    x = torch.arange(5.0).unsqueeze(1)
+    benchmark({"recorder": recorder}, x, batch_sizes=(2, 7), **QUICK)
+    shown = {tuple(batch.flatten().tolist()) for batch in recorder.seen}
+    assert shown == {(0, 1), (2, 3), (0, 1, 2, 3, 4, 0, 1)}
+
+
+def test_contenders_take_turns_in_an_order_that_the_seed_fixes() -> None:
+    def order(seed: int) -> list[str]:
+        log: list[str] = []
+        contenders = {name: Recorder(name, log) for name in "abcd"}
+        settings = {**QUICK, "min_repeats": 6, "max_repeats": 6, "rounds": 6, "seed": seed}
+        benchmark(contenders, torch.randn(4, 3), batch_sizes=(4,), **settings)
+        played = log[4 * 2 :: 2]  # after the warm-up; every turn is one untimed and one timed call
+        assert all(sorted(played[at : at + 4]) == list("abcd") for at in range(0, len(played), 4))
+        return played
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert len({tuple(order(0)[at : at + 4]) for at in range(0, 24, 4)}) > 1
+
+
+def test_the_collector_is_off_while_timing_and_on_again_after() -> None:
+    recorder = Recorder()
+    benchmark({"recorder": recorder}, torch.randn(4, 3), batch_sizes=(2,), **QUICK)
+    assert not any(recorder.collecting[2:])
+    assert gc.isenabled()
+
+
+def test_torch_threads_are_pinned_and_restored() -> None:
+    before = torch.get_num_threads()
+    recorder = Recorder()
+    result = benchmark({"recorder": recorder}, torch.randn(4, 3), batch_sizes=(2,), threads=before + 2, **QUICK)
+    assert set(recorder.threads) == {before + 2}
+    assert torch.get_num_threads() == before
+    assert result.settings.threads == before + 2
+
+
+def test_threads_are_restored_after_a_failure() -> None:
+    def fails(_: Tensor) -> Tensor:
+        raise ValueError("no such luck")
+
+    before = torch.get_num_threads()
+    with pytest.raises(BenchmarkError, match=r"'unlucky' fails: ValueError: no such luck"):
+        benchmark({"unlucky": fails}, torch.randn(4, 3), batch_sizes=(2,), threads=before + 1, **QUICK)
+    assert torch.get_num_threads() == before
+
+
+def test_none_means_all_cores() -> None:
+    result = benchmark({"recorder": Recorder()}, torch.randn(4, 3), batch_sizes=(2,), threads=None, **QUICK)
+    assert result.settings.threads == result.machine.cores
+
+
+def test_dict_inputs_reach_files_by_name_and_programs_as_they_are(tmp_path: Path) -> None:
+    model = Features()
+    example = {"user id": torch.tensor([1, 8, 2]), "age": torch.rand(3)}
+    program = capture(model, example)
+    path = export_onnx(program, tmp_path / "features.onnx", check=False).path
+    reordered = {"age": example["age"], "user id": example["user id"]}
+    for batch in (example, reordered):
+        result = benchmark({"file": path, "module": model}, batch, batch_sizes=(2,), **QUICK)
+        assert len(result.timings) == 2
+    assert len(benchmark({"program": program, "file": path}, example, batch_sizes=(2,), **QUICK).timings) == 2
+
+
+def test_a_contender_that_takes_other_inputs_is_named_before_anything_runs(program: Program, path: Path) -> None:
+    recorder = Recorder()
+    with pytest.raises(BatchError, match=r"contender 'file' takes input 'x' as tensor\(float\).*\[4, 5\]"):
+        benchmark({"recorder": recorder, "file": path}, torch.randn(4, 5), batch_sizes=(4,), **QUICK)
+    with pytest.raises(BatchError, match=r"contender 'program' does not take this batch"):
+        benchmark({"recorder": recorder, "program": program}, torch.randn(4, 5), batch_sizes=(4,), **QUICK)
+    with pytest.raises(BatchError, match=r"takes 1 inputs \(x\), the batch holds 2"):
+        benchmark({"file": path}, (torch.randn(4, 3), torch.randn(4)), batch_sizes=(4,), **QUICK)
+    with pytest.raises(BatchError, match=r"tensor\(int64\)"):
+        benchmark({"file": path}, torch.ones(4, 3, dtype=torch.int64), batch_sizes=(4,), **QUICK)
+    assert recorder.seen == []
+
+
+def test_a_file_with_a_fixed_batch_refuses_another(tmp_path: Path) -> None:
+    program = capture(Linear(), torch.randn(4, 3), dynamic_batch=False)
+    path = export_onnx(program, tmp_path / "fixed.onnx", check=False).path
+    with pytest.raises(BatchError, match=r"'fixed' takes input 'x' as tensor\(float\) \[4, 3\]"):
+        benchmark({"fixed": path}, torch.randn(4, 3), batch_sizes=(2,), **QUICK)
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="contender 'dense': there is no file"):
+        benchmark({"dense": tmp_path / "missing.onnx"}, torch.randn(4, 3), **QUICK)
+    (tmp_path / "damaged.onnx").write_bytes(b"not a model")
+    with pytest.raises(BenchmarkError, match="contender 'dense': ONNX Runtime cannot load"):
+        benchmark({"dense": tmp_path / "damaged.onnx"}, torch.randn(4, 3), **QUICK)
+    with pytest.raises(BenchmarkError, match="is a int"):
+        benchmark({"dense": 7}, torch.randn(4, 3), **QUICK)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_sizes": (0,)}, "batch sizes"),
+        ({"batch_sizes": ()}, "batch sizes"),
+        ({"batch_sizes": (2, 2)}, "given twice"),
+        ({"threads": 0}, "threads"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"min_repeats": 0}, "min_repeats"),
+        ({"rounds": 0}, "rounds"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        benchmark({"recorder": Recorder()}, torch.randn(4, 3), **settings)
+
+
+def test_no_contenders_and_no_rows_are_refused() -> None:
+    with pytest.raises(BenchmarkError, match="no contenders"):
+        benchmark({}, torch.randn(4, 3))
+    with pytest.raises(BatchError, match="no rows"):
+        benchmark({"recorder": Recorder()}, torch.randn(0, 3))
+    with pytest.raises(BatchError, match="no tensor"):
+        benchmark({"recorder": Recorder()}, {"x": 1})
