@@ -6,10 +6,15 @@ flow on shapes). Where it fails alone, a ``torch.fx`` trace of the model is expo
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,20 +24,23 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import CaptureError
-from afm_fx.program import (
-    Inputs,
-    Program,
-    batch_flags,
-    copy_tree,
-    dynamic_shapes_for,
-    normalize_inputs,
-    takes_single_dict,
-)
+from afm_fx.inputs import Inputs, batch_flags, copy_tree, dynamic_shapes_for, normalize_inputs, takes_single_dict
+from afm_fx.program import Program
 from passes.canonicalize import Canonicalize
-from passes.id_precision import ids_travel_as_float
+from passes.errors import PassError
+from passes.graph_tools import aten, get_attribute
+from passes.id_precision import coarse_ids
+from passes.state_writes import erase_state_writes
 
 MAX_REASON_CHARACTERS = 600
-FLOAT32_EXACT_INTEGERS = 2**24
+
+_TRAINING_MODE: dict[Any, int] = {
+    aten.batch_norm.default: 5,
+    aten._native_batch_norm_legit_functional.default: 5,
+    aten.dropout.default: 2,
+    aten.native_dropout.default: 2,
+}
+"""Operators that behave differently in training, with the position of their ``training`` flag."""
 
 
 def capture(
@@ -51,28 +59,55 @@ def capture(
         example_inputs: one tensor, a tuple of positional inputs, or a dict (keyword inputs, or the dict of
             features that is the model's one argument). At least 2 rows: ``torch.export`` specializes on 0 and 1.
             May be left out for an exported program, which carries its own.
-        dynamic_batch: let axis 0 of every input whose length is the batch's vary.
+        dynamic_batch: let axis 0 of every input whose length is the batch's vary. The batch is the commonest length
+            of axis 0 among the example inputs. An exported program keeps the dynamic axes it was exported with.
 
     Raises:
         CaptureError: ``torch.export`` refused the model, or the example inputs do not fit it.
     """
     if isinstance(model, ExportedProgram):
-        return _from_exported(model, "ExportedProgram", single_dict=_exported_single_dict(model))
-    if not isinstance(model, nn.Module):
+        program = _from_exported_program(model, example_inputs)
+    elif isinstance(model, nn.Module):
+        program = _from_module(model, example_inputs, dynamic_batch)
+    else:
         raise CaptureError(
             f"capture takes an nn.Module, a torch.fx.GraphModule or an ExportedProgram, got {type(model).__name__}"
         )
+    for message in program.warnings:
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return program
+
+
+def _from_module(model: nn.Module, example_inputs: Inputs | None, dynamic_batch: bool) -> Program:
     if example_inputs is None:
         raise CaptureError("example_inputs are needed to capture an nn.Module (one batch of at least 2 rows)")
     single_dict = takes_single_dict(model, example_inputs)
-    args, kwargs = normalize_inputs(example_inputs, single_dict)
-    args, kwargs = copy_tree((args, kwargs))
+    args, kwargs = copy_tree(normalize_inputs(example_inputs, single_dict))
     flags = batch_flags(args, kwargs)
     _check_example(args, kwargs, flags, dynamic_batch)
-    shapes = dynamic_shapes_for((args, kwargs), flags) if dynamic_batch else None
-    with _eval_mode(model):
-        exported, front_door = _export(model, args, kwargs, shapes)
-    return _from_exported(exported, front_door, single_dict=single_dict, dynamic_batch=dynamic_batch)
+    with _eval_mode(model), _named_keywords(model, kwargs):
+        shapes = dynamic_shapes_for(model, args, kwargs, flags)
+        exported, front_door = _export(model, args, kwargs, shapes if dynamic_batch else None)
+    program = _program(exported, args, kwargs, front_door, single_dict)
+    return replace(program, batched=flags, dynamic_batch=dynamic_batch and program.dynamic_batch)
+
+
+def _from_exported_program(exported: ExportedProgram, example_inputs: Inputs | None) -> Program:
+    if example_inputs is not None:
+        args, kwargs = copy_tree(normalize_inputs(example_inputs, single_dict_argument=False))
+    elif exported.example_inputs is not None:
+        args, kwargs = copy_tree(exported.example_inputs)
+    else:
+        raise CaptureError("the exported program carries no example inputs; pass example_inputs")
+    single_dict = len(args) == 1 and isinstance(args[0], dict)
+    for node in exported.graph.nodes:
+        position = _TRAINING_MODE.get(node.target)
+        if position is not None and len(node.args) > position and node.args[position]:
+            raise CaptureError(
+                f"the program was exported in training mode (node '{node.name}' is {node.target} in training); "
+                "call model.eval() and export it again"
+            )
+    return _program(exported, tuple(args), dict(kwargs), "ExportedProgram", single_dict)
 
 
 def _check_example(args: Any, kwargs: Any, flags: tuple[bool, ...], dynamic_batch: bool) -> None:
@@ -110,33 +145,33 @@ def _quiet_export(model: nn.Module, args: Any, kwargs: Any, shapes: Any) -> Expo
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences torch's progress warnings; what matters is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """Silences torch's log, warnings and graph dumps; what matters is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    caused_by = next((line for line in lines if line.startswith(("Caused by", "(Caused by"))), "")
-    reason = lines[0] if lines else type(error).__name__
-    reason = f"{reason} {caused_by}".strip()[:MAX_REASON_CHARACTERS]
+    first = lines[0].partition(" For more information")[0] if lines else "no reason given"
+    details = [line.partition(". If ")[0] for line in lines[1:] if line.startswith(("Caused by", "(Caused by", "- "))]
+    reason = " ".join([first, *details[:2]])[:MAX_REASON_CHARACTERS].rstrip(".")
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in reason:
         advice = (
             "the model decides something on the values of a batch (an `if` on tensor content, a mask that drops rows). "
             "Rewrite that place with torch.where or masking so that shapes do not depend on values"
         )
-    elif "Constraints violated" in str(error) or "specialized" in str(error) or "Dim" in reason:
-        advice = "the model fixes the batch size somewhere; capture with dynamic_batch=False, or remove the fixed size"
+    elif "Constraints violated" in str(error):
+        advice = (
+            "the model fixes the batch size somewhere: remove the fixed size, or capture with dynamic_batch=False. If "
+            "an input's axis 0 only happens to have the batch's length, give an example batch of another length"
+        )
     else:
         advice = (
             "check that model(*example_inputs) runs in eval mode; replace Python side effects and untraceable calls, "
@@ -145,58 +180,91 @@ def _explain(model: nn.Module, error: Exception) -> str:
     return f"torch.export cannot capture {type(model).__name__}: {kind}: {reason}. What to try: {advice}."
 
 
-def _from_exported(
-    exported: ExportedProgram, front_door: str, *, single_dict: bool, dynamic_batch: bool = True
+def _program(
+    exported: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    front_door: str,
+    single_dict: bool,
 ) -> Program:
-    with _quiet():
-        exported = exported.run_decompositions({})
-        module = exported.module()
-    if not isinstance(module, GraphModule):
-        raise CaptureError(f"torch.export returned a {type(module).__name__}, not a GraphModule")
-    module._forward_pre_hooks.clear()
-    result = Canonicalize()(module)
-    module = result.graph_module if result is not None else module
-    if exported.example_inputs is None:
-        raise CaptureError("the exported program carries no example inputs; export it again with them")
-    args, kwargs = copy_tree(exported.example_inputs)
-    flags = _symbolic_flags(module) if front_door == "ExportedProgram" else batch_flags(args, kwargs)
+    module = _graph_module(exported)
+    written = erase_state_writes(module)
+    try:
+        Canonicalize()(module)
+    except PassError as error:
+        raise CaptureError(f"the exported graph cannot be made canonical: {error}") from error
+    symbolic = _symbolic_flags(module)
     return Program(
         graph_module=module,
-        example_args=tuple(args),
-        example_kwargs=dict(kwargs),
-        batched=flags,
-        dynamic_batch=dynamic_batch and (any(_symbolic_flags(module))),
+        example_args=args,
+        example_kwargs=kwargs,
+        batched=symbolic,
+        dynamic_batch=any(symbolic),
         front_door=front_door,
         single_dict_argument=single_dict,
-        warnings=_id_warnings(module),
+        warnings=(*_state_warnings(written), *_randomness_warnings(module), *_id_warnings(module)),
     )
 
 
-def _exported_single_dict(exported: ExportedProgram) -> bool:
-    args, _ = exported.example_inputs or ((), {})
-    return len(args) == 1 and isinstance(args[0], dict)
+def _graph_module(exported: ExportedProgram) -> GraphModule:
+    """The functional ATen graph with its state, free of the input checks that only fit the example."""
+    names: dict[int, str] = {}
+    for name, tensor in exported.state_dict.items():
+        names.setdefault(id(tensor), name)
+    with _quiet():
+        module = exported.run_decompositions({}).module()
+    if not isinstance(module, GraphModule):
+        raise CaptureError(f"torch.export returned a {type(module).__name__}, not a GraphModule")
+    module._forward_pre_hooks.clear()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            _register_constant(module, str(node.target))
+            node.target = names.get(id(get_attribute(module, str(node.target))), node.target)
+    return module
+
+
+def _register_constant(module: GraphModule, target: str) -> None:
+    """Makes a plain tensor attribute a buffer, so that it counts and converts like all other state."""
+    prefix, _, leaf = target.rpartition(".")
+    owner = module.get_submodule(prefix)
+    value = getattr(owner, leaf)
+    if isinstance(value, torch.Tensor) and leaf not in owner._parameters and leaf not in owner._buffers:
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, value)
 
 
 def _symbolic_flags(module: GraphModule) -> tuple[bool, ...]:
-    flags = []
+    """Which inputs have a dynamic axis 0; where there are several symbols, those with the commonest one."""
+    symbols: list[str | None] = []
     for node in module.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
             has_axis = isinstance(value, torch.Tensor) and value.dim() > 0
-            flags.append(has_axis and isinstance(value.shape[0], torch.SymInt))
-    return tuple(flags)
+            symbols.append(str(value.shape[0]) if has_axis and isinstance(value.shape[0], torch.SymInt) else None)
+    counted = collections.Counter(symbol for symbol in symbols if symbol is not None)
+    batch = counted.most_common(1)[0][0] if counted else None
+    return tuple(symbol is not None and symbol == batch for symbol in symbols)
 
 
-def _id_warnings(module: GraphModule) -> tuple[str, ...]:
-    messages = []
-    for table, rows in ids_travel_as_float(module, FLOAT32_EXACT_INTEGERS):
-        message = (
-            f"table '{table}' has {rows:,} rows but its ids travel as float32, which is exact only to 2^24 = "
-            f"{FLOAT32_EXACT_INTEGERS:,}: ids beyond that COLLIDE with their neighbours. Feed ids as integers."
-        )
-        warnings.warn(message, UserWarning, stacklevel=4)
-        messages.append(message)
-    return tuple(messages)
+def _state_warnings(written: list[str]) -> list[str]:
+    if not written:
+        return []
+    return [f"the model changes {written} while it runs; the program gives the same outputs and changes nothing"]
+
+
+def _randomness_warnings(module: GraphModule) -> list[str]:
+    for node in module.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            return [f"the model is random even in eval mode (node '{node.name}', {node.target}): no two runs agree"]
+    return []
+
+
+def _id_warnings(module: GraphModule) -> list[str]:
+    return [
+        f"table '{found.table}' has {found.rows:,} rows but its ids travel as {found.dtype}, which is exact only up "
+        f"to {found.exact_integers:,}: ids beyond that COLLIDE with their neighbours. Feed ids as integers."
+        for found in coarse_ids(module)
+    ]
 
 
 @contextlib.contextmanager
@@ -209,3 +277,28 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def _named_keywords(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Names the keyword inputs of ``forward(**features)`` in its signature: ``torch.export`` reads them from there."""
+    signature = inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters) or "forward" in vars(model):
+        yield
+        return
+    named = [parameter for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    known = {parameter.name for parameter in named}
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs if name not in known]
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **keywords: Any) -> Any:
+        return original(*args, **keywords)
+
+    forward.__signature__ = signature.replace(parameters=[*named, *more])  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward

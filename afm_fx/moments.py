@@ -14,9 +14,6 @@ from torch import Tensor
 
 from afm_fx.errors import CalibrationError
 
-LEAF_WIDTH = 128
-"""Width up to which a Gram matrix is one product; wider ones compute only one of the two mirrored halves."""
-
 NARROW_WIDTH = 64
 """Width up to which products are always float64: they cost nothing there."""
 
@@ -52,13 +49,12 @@ class Moments:
         count, width = rows.shape
         if count == 0:
             return Moments.empty(width)
-        mean = rows.mean(dim=0, dtype=torch.float64)
-        centred = rows.to(product_dtype) - mean.to(product_dtype)
-        scatter = gram(centred).to(torch.float64)
-        if product_dtype != torch.float64:
-            slip = centred.mean(dim=0, dtype=torch.float64)
-            scatter -= count * torch.outer(slip, slip)
-        return Moments(count, mean.cpu(), scatter.cpu())
+        rows = rows.to(product_dtype)
+        centre = rows.mean(dim=0)
+        centred = rows - centre
+        slip = centred.mean(dim=0).to(torch.float64)
+        scatter = gram(centred).to(torch.float64) - count * torch.outer(slip, slip)
+        return Moments(count, (centre.to(torch.float64) + slip).cpu(), scatter.cpu())
 
     @property
     def width(self) -> int:
@@ -94,16 +90,12 @@ class Moments:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """``rows^T rows`` [n, n] of rows [N, n], each mirrored half computed once."""
-    width = rows.shape[1]
-    if width <= LEAF_WIDTH:
+    """``rows^T rows`` [n, n] of rows [N, n].
+
+    Wide ones on the CPU by numpy, which knows the product of a matrix with its own transpose (BLAS ``syrk``) and
+    computes only one of the two mirrored halves.
+    """
+    if rows.device.type != "cpu" or rows.shape[1] <= NARROW_WIDTH:
         return rows.mT @ rows
-    half = width // 2
-    left, right = rows[:, :half], rows[:, half:]
-    result = torch.empty((width, width), dtype=rows.dtype, device=rows.device)
-    result[:half, :half] = gram(left)
-    result[half:, half:] = gram(right)
-    cross = left.mT @ right
-    result[:half, half:] = cross
-    result[half:, :half] = cross.mT
-    return result
+    array = rows.detach().numpy()
+    return torch.from_numpy(array.T @ array)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +12,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
+from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from passes.graph_tools import clone_graph_module, convert_dtype
-
-Inputs = Any
-"""What a model takes: one tensor, a tuple of positional inputs, or a dict of keyword inputs (or of features)."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,16 @@ class Program:
     single_dict_argument: bool = False
     warnings: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
-    _input_names: tuple[str, ...] = field(default=(), repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the program. Takes the original model's inputs and returns what the original returns."""
+        """Runs the program. Takes the original model's inputs and returns what the original returns.
+
+        Raises:
+            BatchError: an input that is not a tensor differs from the value that the graph was captured with.
+        """
+        if kwargs:
+            kwargs = {**{name: kwargs[name] for name in self.example_kwargs if name in kwargs}, **kwargs}
+        self._check_constants(args, kwargs)
         if self.dtype is not None:
             args, kwargs = self._cast((args, kwargs))
         return self.graph_module(*args, **kwargs)
@@ -71,6 +73,7 @@ class Program:
             BatchError: naming the input that does not fit.
         """
         args, kwargs = normalize_inputs(inputs, self.single_dict_argument)
+        args, kwargs = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
         self._check(args, kwargs)
         return args, kwargs
 
@@ -92,7 +95,7 @@ class Program:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def state_bytes(self) -> int:
-        """Bytes of all parameters and buffers that the graph uses, shared storage counted once."""
+        """Bytes of all parameters, buffers and constants that the graph uses, shared ones counted once."""
         tensors = [*self.graph_module.parameters(), *self.graph_module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -110,11 +113,11 @@ class Program:
         """A copy with a graph of its own; parameters are shared, not copied."""
         return self.with_graph(clone_graph_module(self.graph_module))
 
-    def dynamic_shapes(self) -> tuple[Any, ...] | None:
+    def dynamic_shapes(self) -> dict[str, Any] | None:
         """The ``dynamic_shapes`` argument for ``torch.export`` of this program's graph module."""
         if not self.dynamic_batch:
             return None
-        return dynamic_shapes_for((self.example_args, self.example_kwargs), self.batched)
+        return dynamic_shapes_for(self.graph_module, self.example_args, self.example_kwargs, self.batched)
 
     def _cast(self, tree: Any) -> Any:
         def cast(leaf: Any) -> Any:
@@ -122,105 +125,50 @@ class Program:
 
         return pytree.tree_map(cast, tree)
 
+    def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        examples = pytree.tree_leaves((self.example_args, self.example_kwargs))
+        if all(isinstance(example, torch.Tensor) for example in examples):
+            return
+        leaves = pytree.tree_leaves((args, kwargs))
+        for name, leaf, example in zip(self.input_names, leaves, examples, strict=False):
+            if not isinstance(example, torch.Tensor) and (isinstance(leaf, torch.Tensor) or leaf != example):
+                raise BatchError(
+                    f"input '{name}' is {_shown(leaf)}, but the model was captured with {example!r}: an input that is "
+                    "not a tensor is part of the graph. Capture again with the other value, or pass it as a tensor"
+                )
+
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        examples, expected = pytree.tree_flatten((self.example_args, self.example_kwargs))
-        if spec != expected:
-            raise BatchError(_structure_message((args, kwargs), (self.example_args, self.example_kwargs)))
+        self._check_constants(args, kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        examples = pytree.tree_leaves((self.example_args, self.example_kwargs))
         sizes: dict[str, int] = {}
         for name, leaf, example, batched in zip(self.input_names, leaves, examples, self.batched, strict=True):
             if not isinstance(example, torch.Tensor):
                 continue
             if not isinstance(leaf, torch.Tensor):
                 raise BatchError(f"input '{name}' is a {type(leaf).__name__}, the model takes a tensor")
-            shape, want = tuple(leaf.shape), tuple(example.shape)
             free_batch = batched and self.dynamic_batch
-            if len(shape) != len(want) or (shape[1:] != want[1:] if free_batch else shape != want):
-                shown = ("batch", *want[1:]) if free_batch else want
-                raise BatchError(f"input '{name}' has shape {list(shape)}, the model takes [{_join(shown)}]")
-            if leaf.dtype != example.dtype and not (self.dtype is not None and leaf.is_floating_point()):
-                raise BatchError(f"input '{name}' has dtype {leaf.dtype}, the model takes {example.dtype}")
+            self._check_tensor(name, leaf, example, free_batch)
             if free_batch:
-                sizes[name] = shape[0]
+                sizes[name] = leaf.shape[0]
         if len(set(sizes.values())) > 1:
             raise BatchError(f"the inputs disagree on the batch size: {sizes}")
-        if sizes and 0 in sizes.values():
+        if 0 in sizes.values():
             raise BatchError("the batch is empty (0 rows)")
 
-
-def normalize_inputs(inputs: Inputs, single_dict_argument: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Splits a batch into positional and keyword inputs."""
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    if isinstance(inputs, list):
-        return tuple(inputs), {}
-    if isinstance(inputs, Mapping) and not single_dict_argument:
-        return (), dict(inputs)
-    return (inputs,), {}
-
-
-def takes_single_dict(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a dict of inputs is the model's one argument rather than its keyword arguments."""
-    if not isinstance(inputs, Mapping):
-        return isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Mapping)
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    names = {parameter.name for parameter in parameters}
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return False
-    return not set(inputs) <= names
-
-
-def batch_flags(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, ...]:
-    """Which flattened inputs carry the batch: those whose axis 0 has the size of the first tensor's axis 0."""
-    leaves = pytree.tree_leaves((args, kwargs))
-    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
-    batch = sizes[0] if sizes else None
-    return tuple(
-        isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch for leaf in leaves
-    )
-
-
-def dynamic_shapes_for(
-    call: tuple[tuple[Any, ...], dict[str, Any]], batched: tuple[bool, ...]
-) -> tuple[Any, ...]:
-    """One shared dynamic batch axis for every batched input, in the structure ``torch.export`` wants."""
-    batch = torch.export.Dim("batch")
-    args, kwargs = call
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    shapes = [
-        {0: batch} if flag else ({} if isinstance(leaf, torch.Tensor) else None)
-        for leaf, flag in zip(leaves, batched, strict=True)
-    ]
-    positional, keyword = pytree.tree_unflatten(shapes, spec)
-    return (*positional, *keyword.values()) if keyword else tuple(positional)
-
-
-def copy_tree(tree: Any) -> Any:
-    """Detached copies of every tensor in a tree of inputs."""
-    return pytree.tree_map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else copy.copy(leaf), tree
-    )
+    def _check_tensor(self, name: str, given: torch.Tensor, example: torch.Tensor, free_batch: bool) -> None:
+        shape, want = tuple(given.shape), tuple(example.shape)
+        if len(shape) != len(want) or (shape[1:] != want[1:] if free_batch else shape != want):
+            shown = ("batch", *want[1:]) if free_batch else want
+            raise BatchError(f"input '{name}' has shape {list(shape)}, the model takes [{_join(shown)}]")
+        cast = self.dtype is not None and given.is_floating_point() and example.is_floating_point()
+        if given.dtype != example.dtype and not cast:
+            raise BatchError(f"input '{name}' has dtype {given.dtype}, the model takes {example.dtype}")
 
 
 def _join(shape: tuple[Any, ...]) -> str:
     return ", ".join(str(size) for size in shape)
 
 
-def _structure_message(given: Any, wanted: Any) -> str:
-    given_args, given_kwargs = given
-    wanted_args, wanted_kwargs = wanted
-    for what, left, right in (
-        ("keys", _single_dict(given_args) or given_kwargs, _single_dict(wanted_args) or wanted_kwargs),
-    ):
-        if left or right:
-            missing, extra = sorted(set(right) - set(left)), sorted(set(left) - set(right))
-            if missing or extra:
-                return f"the batch has the wrong {what}: missing {missing}, unexpected {extra}"
-    return (
-        f"the batch has another structure than the example: {len(given_args)} positional inputs given, "
-        f"{len(wanted_args)} expected; keyword inputs {sorted(given_kwargs)}, expected {sorted(wanted_kwargs)}"
-    )
-
-
-def _single_dict(args: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else {}
+def _shown(leaf: Any) -> str:
+    return "a tensor" if isinstance(leaf, torch.Tensor) else repr(leaf)

@@ -33,7 +33,7 @@ class ApplyMemory:
         code_width: width of the codes that replace it.
         model_bytes: parameters and buffers of the model.
         result_bytes: those of the compressed program.
-        before_model: resident after imports, before the model was made.
+        before_model: resident after imports and a first run on a tiny model, before the model was made.
         before_apply: resident just before ``apply_plan``, the model included.
         peak: largest resident during ``apply_plan``.
         seconds: time of ``apply_plan``.
@@ -76,18 +76,24 @@ class LargeTableModel(nn.Module):
         return torch.sigmoid(self.out(torch.relu(self.hidden(self.table(ids).flatten(1)))))
 
 
-def measure_here(rows: int, width: int, code_width: int) -> ApplyMemory:
-    """Measures in this process, which should have done nothing else before."""
+def planned(rows: int, width: int, code_width: int) -> tuple[afm_fx.Program, afm_fx.Plan]:
+    """A captured model with such a table, and the plan to compress it."""
     generator = torch.Generator().manual_seed(1)
 
     def batch(size: int) -> Tensor:
         return torch.randint(0, rows, (size, 2), generator=generator)
 
-    before_model = resident_bytes()
-    model = LargeTableModel(rows, width).eval()
-    program = afm_fx.capture(model, batch(4))
+    program = afm_fx.capture(LargeTableModel(rows, width).eval(), batch(4))
     statistics = afm_fx.calibrate(program, [batch(CALIBRATION_BATCH_SIZE) for _ in range(CALIBRATION_BATCHES)])
-    plan = afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=code_width, linear=None))
+    return program, afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=code_width, linear=None))
+
+
+def measure_here(rows: int, width: int, code_width: int) -> ApplyMemory:
+    """Measures in this process, which should have done nothing else before."""
+    # A model without weight to speak of first: it loads the parts of torch that are loaded on first use.
+    afm_fx.apply_plan(*planned(100, width, code_width))
+    before_model = resident_bytes()
+    program, plan = planned(rows, width, code_width)
     before_apply = resident_bytes()
     reset_peak()
     start = time.perf_counter()

@@ -12,7 +12,6 @@ import typer
 import afm_fx
 from afm_fx.errors import AfmFxError, UserError
 from afm_fx.machine import Machine, available_cores, this_machine
-from afm_fx.progress import track
 from afm_fx.tables import render_table
 from benchmarks.apply_memory import ApplyMemory, measure_apart
 from benchmarks.calibration_cost import CalibrationCost, calibration_cost
@@ -62,8 +61,7 @@ def cost(
         traffic = shape.batch(rows, seed + 1)
         cases = [(size, count) for size in batch_size or (1024, 4096) for count in threads or _thread_counts()]
         costs = [
-            calibration_cost(program, traffic, batch_size=size, threads=count, repeats=repeats)
-            for size, count in track(cases, "calibration")
+            calibration_cost(program, traffic, batch_size=size, threads=count, repeats=repeats) for size, count in cases
         ]
         memory = measure_apart(large_table_rows, width, code_width)
     except UserError as error:

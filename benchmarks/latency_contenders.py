@@ -36,12 +36,8 @@ class LatencyModel:
     seed: int = 0
 
     def policy(self) -> afm_fx.Fixed:
-        """Ranks of every site; a layer's full width is past break-even, so the first MLP layer stays one layer."""
-        return afm_fx.Fixed(
-            embedding=self.code_width,
-            linear=self.mlp_rank,
-            overrides={"dnn.linears.0": self.shape.hidden[0]},
-        )
+        """Ranks of every site. The first MLP layer absorbs the tables' decoders and is not factored itself."""
+        return afm_fx.Fixed(embedding=self.code_width, linear=self.mlp_rank, overrides={"dnn.linears.0": None})
 
     def programs(self) -> Iterator[tuple[str, Callable[[], Program]]]:
         """Name and maker of each contender, the reference first."""

@@ -2,9 +2,14 @@
 
 Replaces
     ``assert`` and guard nodes                      with nothing (inputs are checked at the program's door),
+    ``view(x, s)``, ``_unsafe_view(x, s)``          with ``reshape(x, s)``, which asks nothing of the memory layout,
     ``slice(x, d, 0, size)``, ``clone(x)``,
     ``dropout`` in eval, ``cat([x])``, ``x.to(same)``  with ``x``,
-    a second ``f(a, b)``                            with the first (every operator here is functional).
+    a second ``f(a, b)``                            with the first (every operator here is functional),
+    a second name of one tied tensor                with the first.
+
+A copy for the sake of layout (``transpose(x).contiguous()``) is a no-op too once every ``view`` is a ``reshape``; only
+where an operator reads the strides themselves (``as_strided``) are such copies kept.
 """
 
 from __future__ import annotations
@@ -14,9 +19,11 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from passes.graph_tools import aten, finish, shape_of, value_of
+from passes.errors import GraphInvariantError
+from passes.graph_tools import aten, compute_value, finish, get_attribute, shape_of, value_of
 
 _ASSERTIONS = frozenset(
     {
@@ -25,14 +32,36 @@ _ASSERTIONS = frozenset(
     }
 )  # fmt: skip
 
-_IMPURE = frozenset({aten.rand.default, aten.randn.default, aten.bernoulli.p, aten.rand_like.default, aten.randn_like.default})
+_UNINITIALIZED = frozenset(
+    {
+        aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default,
+        aten.new_empty_strided.default, aten.empty_permuted.default,
+    }
+)  # fmt: skip
+
+_READS_STRIDES = frozenset({aten.as_strided.default, aten.view.dtype, aten.view_as_real.default})
+
+_RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default})
 
 
 class Canonicalize(PassBase):
     """Replaces a captured graph with its canonical form: no assertions, no no-ops, no equal subexpressions."""
 
+    def requires(self, graph_module: GraphModule) -> None:
+        """The graph is functional.
+
+        Raises:
+            GraphInvariantError: a node changes one of its inputs.
+        """
+        for node in graph_module.graph.nodes:
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                raise GraphInvariantError(
+                    f"canonicalize takes functional graphs, but node '{node.name}' ({node.target}) changes its input"
+                )
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = _erase_assertions(graph_module)
+        changed |= _free_from_layout(graph_module)
         changed |= _erase_no_ops(graph_module)
         changed |= _merge_equal_nodes(graph_module)
         finish(graph_module)
@@ -51,21 +80,36 @@ def _erase_assertions(module: GraphModule) -> bool:
     return changed
 
 
-def _erase_no_ops(module: GraphModule) -> bool:
+def _free_from_layout(module: GraphModule) -> bool:
     changed = False
-    for node in list(module.graph.nodes):
-        source = _same_as(node)
-        if source is not None:
-            node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in _RESHAPES:
+            node.target = aten.reshape.default
             changed = True
+    return changed
+
+
+def _erase_no_ops(module: GraphModule) -> bool:
+    layout_matters = any(node.target in _READS_STRIDES for node in module.graph.nodes)
+    changed, stale = False, False
+    for node in list(module.graph.nodes):
+        if stale and node.op == "call_function":
+            node.meta["val"] = compute_value(node)
+        source = _same_as(node)
+        if source is None or (layout_matters and not _equal_layouts(source, node)):
+            continue
+        # From here on, values downstream have the source's strides; shapes and dtypes are the same.
+        stale |= not _equal_layouts(source, node)
+        node.replace_all_uses_with(source)
+        module.graph.erase_node(node)
+        changed = True
     return changed
 
 
 def _same_as(node: Node) -> Node | None:
     """The input that the node merely repeats, or None."""
-    if node.op != "call_function" or node.target not in _NO_OPS:
-        return None
+    if node.op != "call_function" or node.target not in _NO_OPS or any(user.op == "output" for user in node.users):
+        return None  # an output stays a tensor of its own, never an input or a parameter
     first = node.args[0]
     source = first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else first
     if not isinstance(source, Node) or not _NO_OPS[node.target](node):
@@ -73,39 +117,52 @@ def _same_as(node: Node) -> Node | None:
     before, after = value_of(source), value_of(node)
     if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
         return None
-    same = before.dtype == after.dtype and before.device == after.device and _equal_shapes(source, node)
-    return source if same else None
+    alike = (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout)
+    return source if alike and _equal_shapes(source, node) else None
 
 
 def _equal_shapes(left: Node, right: Node) -> bool:
     one, other = shape_of(left), shape_of(right)
-    return one is not None and other is not None and [str(size) for size in one] == [str(size) for size in other]
+    return one is not None and other is not None and _equal_sizes(one, other)
+
+
+def _equal_layouts(left: Node, right: Node) -> bool:
+    return _equal_sizes(value_of(left).stride(), value_of(right).stride())
+
+
+def _equal_sizes(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether sizes are equal for every batch size, without adding a guard."""
+    return len(one) == len(other) and all(
+        statically_known_true(left == right) for left, right in zip(one, other, strict=True)
+    )
 
 
 def _always(node: Node) -> bool:
     return True
 
 
+def _argument(node: Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def _starts_at_zero(node: Node) -> bool:
     """A slice of the same length as its input that starts at 0 with step 1 is the input."""
-    start = node.args[2] if len(node.args) > 2 else 0
-    step = node.args[4] if len(node.args) > 4 else 1
-    return start in (0, None) and step == 1
+    return _argument(node, 2, "start", 0) in (0, None) and _argument(node, 4, "step", 1) == 1
 
 
 def _is_eval(node: Node) -> bool:
-    return node.args[2] is False
+    return _argument(node, 2, "train", None) is False
 
 
 _NO_OPS: dict[Any, Callable[[Node], bool]] = {
     aten.slice.Tensor: _starts_at_zero,
     aten.clone.default: _always,
+    aten.contiguous.default: _always,
     aten.alias.default: _always,
     aten.detach.default: _always,
     aten.dropout.default: _is_eval,
     aten.cat.default: _always,
     aten._to_copy.default: _always,
-    aten.view.default: _always,
     aten.reshape.default: _always,
     aten.expand.default: _always,
 }
@@ -115,9 +172,9 @@ def _merge_equal_nodes(module: GraphModule) -> bool:
     changed = False
     seen: dict[Any, Node] = {}
     for node in list(module.graph.nodes):
-        if node.op not in ("call_function", "get_attr") or node.target in _IMPURE:
+        key = _identity(module, node)
+        if key is None:
             continue
-        key = (node.op, node.target, _freeze(node.args), _freeze(node.kwargs))
         first = seen.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
@@ -126,8 +183,21 @@ def _merge_equal_nodes(module: GraphModule) -> bool:
     return changed
 
 
+def _identity(module: GraphModule, node: Node) -> Any:
+    """What the node computes, as a hashable picture; None where a second evaluation may give something else."""
+    if node.op == "get_attr":
+        return ("get_attr", id(get_attribute(module, str(node.target))))
+    if node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
+        return None
+    if isinstance(node.target, torch._ops.OpOverload):
+        random = torch.Tag.nondeterministic_seeded in node.target.tags
+        if random or node.target._schema.is_mutable or node.target in _UNINITIALIZED:
+            return None
+    return (node.target, _freeze(node.args), _freeze(node.kwargs))
+
+
 def _freeze(argument: Any) -> Any:
-    """A hashable picture of arguments in which ``0``, ``0.0`` and ``False`` differ."""
+    """A hashable picture of arguments in which ``0``, ``0.0``, ``-0.0`` and ``False`` differ."""
     if isinstance(argument, (list, tuple)):
         return (type(argument).__name__, *(_freeze(item) for item in argument))
     if isinstance(argument, dict):
@@ -136,4 +206,4 @@ def _freeze(argument: Any) -> Any:
         return ("slice", _freeze(argument.start), _freeze(argument.stop), _freeze(argument.step))
     if isinstance(argument, Node):
         return argument
-    return (type(argument).__name__, repr(argument) if isinstance(argument, float) else argument)
+    return (type(argument).__name__, repr(argument) if isinstance(argument, (float, complex)) else argument)

@@ -1,0 +1,108 @@
+"""The models of deepctr-torch, built for an encoded dataset, with one set of hyperparameters by role."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from afm_fx.errors import UserError
+from benchmarks.datasets import CtrDataset
+
+MODELS = (
+    "AFM", "AFN", "AutoInt", "CCPM", "DCN", "DCNMix", "DeepFM", "DIFM", "FiBiNET", "IFM", "MLR", "NFM", "ONN", "PNN",
+    "WDL", "xDeepFM",
+)  # fmt: skip
+SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART = ("AFM", "CCPM")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters; those a model does not have are left out.
+
+    Attributes:
+        embedding_dim: width of every embedding table.
+        hidden_units: widths of the MLP.
+        l2_embedding: weight of the squared norm of the embedding tables in the loss.
+        l2_linear: the same for the linear term.
+        dropout: in the MLP.
+        seed: of the initialization.
+    """
+
+    embedding_dim: int = 16
+    hidden_units: tuple[int, ...] = (400, 400, 400)
+    l2_embedding: float = 1e-5
+    l2_linear: float = 1e-5
+    dropout: float = 0.3
+    seed: int = 2024
+
+
+def check_model_name(name: str) -> None:
+    """Refuses an unknown model before any long work.
+
+    Raises:
+        UserError: no such model.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
+
+
+def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Module:
+    """A freshly initialized model that takes ``Rows.inputs`` and returns click probabilities [rows, 1].
+
+    Raises:
+        UserError: no such model.
+    """
+    check_model_name(name)
+    deepctr = import_deepctr()
+    inputs = deepctr.inputs
+    sparse = [inputs.SparseFeat(field.name, field.vocabulary_size, config.embedding_dim) for field in dataset.sparse]
+    columns = [*sparse, *(inputs.DenseFeat(dense, 1) for dense in dataset.dense)]
+    deep_columns = sparse if name in SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART else columns
+    factory = getattr(deepctr.models, name)
+    accepted = inspect.signature(factory).parameters
+    arguments: dict[str, Any] = {
+        "dnn_hidden_units": config.hidden_units,
+        "l2_reg_embedding": config.l2_embedding,
+        "l2_reg_linear": config.l2_linear,
+        "dnn_dropout": config.dropout,
+        "seed": config.seed,
+    }
+    roles = [parameter for parameter in accepted if parameter.endswith("feature_columns")]
+    positional = [deep_columns if role == "dnn_feature_columns" else columns for role in roles]
+    torch.manual_seed(config.seed)
+    model: nn.Module = factory(*positional, **{key: value for key, value in arguments.items() if key in accepted})
+    return model
+
+
+def import_deepctr() -> ModuleType:
+    """deepctr-torch without its look-up of newer versions, which it starts on import, in a thread that prints.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with _no_new_threads():
+        try:
+            importlib.import_module("deepctr_torch.inputs")
+            importlib.import_module("deepctr_torch.models")
+            return importlib.import_module("deepctr_torch")
+        except ImportError as error:
+            raise UserError(f"deepctr-torch is needed: pip install 'afm-fx[deepctr]' ({error})") from error
+
+
+@contextlib.contextmanager
+def _no_new_threads() -> Iterator[None]:
+    start = threading.Thread.start
+    threading.Thread.start = lambda _: None  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        threading.Thread.start = start  # type: ignore[method-assign]

@@ -1,0 +1,199 @@
+"""The result of a quality run as text, markdown and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afm_fx.errors import OutputExistsError
+from afm_fx.tables import render_table
+from benchmarks.ctr_models import ModelConfig
+from benchmarks.datasets import CtrDataset, EncodingConfig
+from benchmarks.quality_comparison import ORIGINAL, Comparison
+from benchmarks.training import Training, TrainingConfig
+
+PACKAGES = ("torch", "deepctr-torch", "numpy", "pyarrow")
+DATA_OPTION = "--path"
+LOCAL_OPTIONS = (DATA_OPTION, "--checkpoint-dir", "--output-dir")
+LOCAL_FLAGS = ("--force",)
+COLUMNS = ("setting", "method", "parameters", "share", "AUC", "LogLoss", "AUC - original", "AFM - SVD, same ranks")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the numbers were measured with.
+
+    Attributes:
+        command: to repeat the run, with a placeholder for the data folder.
+        processor: machine architecture.
+        threads: of torch.
+        versions: of Python and the packages.
+    """
+
+    command: str
+    processor: str
+    threads: int
+    versions: dict[str, str]
+
+
+def current_environment(command: str) -> Environment:
+    """Versions and threads of this process."""
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    return Environment(command, platform.machine(), torch.get_num_threads(), versions)
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """One run of ``benchmarks/quality.py``: what was trained how, and what compression did to it."""
+
+    dataset_name: str
+    model_name: str
+    dataset: CtrDataset
+    encoding: EncodingConfig
+    model_config: ModelConfig
+    training_config: TrainingConfig
+    training: Training
+    comparison: Comparison
+    resamples: int
+    environment: Environment
+
+    def table(self) -> str:
+        """The result as text."""
+        lines = [self._headline(), render_table("", COLUMNS, self._cells(), left=2)]
+        lines += [f"{refusal.setting}, {refusal.method}: {refusal.reason}" for refusal in self.comparison.refusals]
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """The result as a markdown page."""
+        rows = ["| " + " | ".join(cells) + " |" for cells in self._cells()]
+        versions = ", ".join(f"{name} {version}" for name, version in self.environment.versions.items())
+        comparison, training = self.comparison, self.training
+        how = (
+            f"Trained by Adam for {len(training.epochs)} epochs, the best validation AUC in epoch {training.best}; "
+            f"{training.seconds:.0f} s of training, {comparison.seconds:.0f} s for calibration and all rows below; "
+            f"{self.environment.threads} thread(s), {self.environment.processor}. Seed {self.training_config.seed}. "
+            f"{versions}."
+        )
+        what = (
+            f"AUC and LogLoss on the {len(self.dataset.test):,} test rows; in brackets the 95 % percentile interval of "
+            f"the paired difference over {self.resamples} bootstrap resamples. Projection only: nothing is tuned after "
+            f"it. Calibrated on {comparison.calibration_rows:,} training rows."
+        )
+        rows_read = len(self.dataset.train) + len(self.dataset.validation) + len(self.dataset.test)
+        head = [
+            f"# {self.model_name} on {self.dataset_name}, {rows_read:,} rows",
+            f"    {self.environment.command}",
+            self._headline(),
+            how,
+            what,
+        ]
+        table = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2), *rows]
+        refusals = [
+            f"- {refusal.setting}, {refusal.method}: not reached. {refusal.reason}"
+            for refusal in self.comparison.refusals
+        ]
+        parts = ["\n\n".join(head), "\n".join(table), *(["\n".join(refusals)] if refusals else [])]
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self) -> str:
+        """All settings and numbers of the run."""
+        dataset = self.dataset
+        content = {
+            "dataset": {
+                "name": self.dataset_name,
+                "train_rows": len(dataset.train),
+                "validation_rows": len(dataset.validation),
+                "test_rows": len(dataset.test),
+                "sparse_fields": {field.name: field.vocabulary_size for field in dataset.sparse},
+                "dense_features": list(dataset.dense),
+            },
+            "model": self.model_name,
+            "encoding": self.encoding,
+            "model_config": self.model_config,
+            "training_config": self.training_config,
+            "training": self.training,
+            "resamples": self.resamples,
+            "comparison": self.comparison,
+            "environment": self.environment,
+        }
+        return json.dumps(content, indent=2, default=_plain) + "\n"
+
+    def _headline(self) -> str:
+        data = self.dataset
+        widths = "-".join(map(str, self.model_config.hidden_units))
+        return (
+            f"{self.model_name} on {self.dataset_name}: {len(data.train):,} / {len(data.validation):,} / "
+            f"{len(data.test):,} rows to train, validate and test; {len(data.sparse)} sparse fields "
+            f"({sum(field.vocabulary_size for field in data.sparse):,} table rows x "
+            f"{self.model_config.embedding_dim}), {len(data.dense)} dense, MLP {widths}."
+        )
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        whole = self.comparison
+        first = (ORIGINAL, "", f"{whole.parameters:,}", "100.0 %", f"{whole.auc:.4f}", f"{whole.log_loss:.4f}", "", "")
+        return [
+            first,
+            *(
+                (
+                    variant.setting,
+                    variant.method,
+                    f"{variant.parameters:,}",
+                    f"{variant.share:.1%}".replace("%", " %"),
+                    f"{variant.auc:.4f}",
+                    f"{variant.log_loss:.4f}",
+                    str(variant.to_original),
+                    str(variant.to_svd) if variant.to_svd else "",
+                )
+                for variant in whole.variants
+            ),
+        ]
+
+
+def output_paths(folder: Path, dataset_name: str, model_name: str, *, force: bool) -> tuple[Path, Path]:
+    """Where the markdown and the JSON file go.
+
+    Raises:
+        OutputExistsError: one is there already and ``force`` is not set.
+    """
+    paths = (
+        folder / f"quality-{dataset_name}-{model_name}.md",
+        folder / f"quality-{dataset_name}-{model_name}.json",
+    )
+    for path in paths:
+        if path.exists() and not force:
+            raise OutputExistsError(f"'{path}' exists already; give --force to replace it")
+    return paths
+
+
+def shown_command(arguments: Sequence[str]) -> str:
+    """The command line to repeat a run, without what belongs to one machine or does not change the numbers.
+
+    Args:
+        arguments: the command's arguments, without the program's name.
+    """
+    shown: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        name, equals, _ = argument.partition("=")
+        if name in LOCAL_OPTIONS and not equals:
+            next(left, None)
+        if name == DATA_OPTION:
+            shown += [DATA_OPTION, "DIR"]
+        elif name not in (*LOCAL_OPTIONS, *LOCAL_FLAGS):
+            shown.append(argument)
+    return " ".join(["python benchmarks/quality.py", *shown])
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,29 @@
+"""Graphs without state: what a model writes into its buffers or its inputs while it runs is left out.
+
+Replaces ``copy_(state, value)`` with ``value``. ``torch.export`` makes a functional graph and appends one ``copy_`` for
+every buffer or input that the model changed; the outputs of a single call do not depend on them.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from passes.graph_tools import aten
+
+
+def erase_state_writes(module: GraphModule) -> list[str]:
+    """Erases the writes into parameters, buffers and inputs.
+
+    Returns:
+        The names of what was written to, in graph order.
+    """
+    written: list[str] = []
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.copy_.default:
+            continue
+        target, value = node.args[0], node.args[1]
+        if isinstance(target, Node) and isinstance(value, Node) and target.op in ("get_attr", "placeholder"):
+            node.replace_all_uses_with(value)
+            module.graph.erase_node(node)
+            written.append(str(target.target))
+    return written

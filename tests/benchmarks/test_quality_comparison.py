@@ -1,0 +1,95 @@
+"""The comparison measures what it says, on equal parameter counts, and reports what cannot be reached."""
+
+from __future__ import annotations
+
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import nn
+
+import afm_fx
+from benchmarks.ctr_models import ModelConfig, build_model
+from benchmarks.datasets import CtrDataset
+from benchmarks.quality_comparison import (
+    AFM,
+    WEIGHT_SVD,
+    WEIGHT_SVD_SAME_RANKS,
+    Comparison,
+    Setting,
+    compare,
+    default_settings,
+)
+from benchmarks.training import TrainingConfig, predict, train
+from tests.benchmarks.ctr_data import generated_dataset
+
+pytest.importorskip("deepctr_torch")
+TABLE_WIDTH = 8
+SETTINGS = [
+    Setting("half", afm_fx.Budget(parameters=0.5)),
+    Setting("nothing", afm_fx.Budget(parameters=0.001)),
+    Setting("tables at rank 1", afm_fx.Fixed(embedding=1, linear=None)),
+]
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, CtrDataset]:
+    data = generated_dataset()
+    model = build_model("DeepFM", data, ModelConfig(TABLE_WIDTH, (32, 32), l2_embedding=1e-6, dropout=0.0))
+    train(model, data.train, data.validation, TrainingConfig(max_epochs=4, batch_size=128, learning_rate=1e-2))
+    return model, data
+
+
+@pytest.fixture(scope="module")
+def comparison(trained: tuple[nn.Module, CtrDataset]) -> Comparison:
+    model, data = trained
+    return compare(model, data, SETTINGS, calibration_rows=2000, resamples=100, seed=1)
+
+
+def test_original_is_measured_on_the_test_rows(comparison: Comparison, trained: tuple[nn.Module, CtrDataset]) -> None:
+    model, data = trained
+    scores = predict(model, data.test)
+    assert comparison.auc == pytest.approx(roc_auc_score(data.test.labels, scores), abs=1e-6)
+    assert comparison.log_loss == pytest.approx(log_loss(data.test.labels, scores), abs=1e-6)
+    assert comparison.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_methods_are_compared_at_equal_ranks(comparison: Comparison) -> None:
+    assert {variant.method for variant in comparison.variants} >= {AFM, WEIGHT_SVD}
+    for variant in comparison.variants:
+        if variant.method != AFM:
+            assert variant.to_svd is None
+            continue
+        assert variant.to_svd is not None
+        partners = [
+            other
+            for other in comparison.variants
+            if variant.to_svd.second == f"{other.setting} / {other.method}" and other.setting == variant.setting
+        ]
+        (partner,) = partners
+        assert partner.method in {WEIGHT_SVD, WEIGHT_SVD_SAME_RANKS}
+        offsets = variant.parameters - partner.parameters
+        assert 0 <= offsets <= 2 * TABLE_WIDTH, "only the offsets of AFM's centred tables may differ"
+        assert variant.to_svd.difference == pytest.approx(variant.auc - partner.auc, abs=1e-12)
+        assert variant.to_original.difference == pytest.approx(variant.auc - comparison.auc, abs=1e-12)
+
+
+def test_budgets_hold_and_change_the_scores(comparison: Comparison) -> None:
+    halves = [variant for variant in comparison.variants if variant.setting == "half"]
+    assert halves
+    for variant in halves:
+        assert variant.parameters <= 0.5 * comparison.parameters
+        assert variant.share == variant.parameters / comparison.parameters
+        assert variant.log_loss != comparison.log_loss
+
+
+def test_a_budget_that_cannot_be_reached_is_reported_with_its_reason(comparison: Comparison) -> None:
+    assert [(refusal.setting, refusal.method) for refusal in comparison.refusals] == [
+        ("nothing", WEIGHT_SVD),
+        ("nothing", AFM),
+    ]
+    assert all("smallest" in refusal.reason for refusal in comparison.refusals)
+    assert not [variant for variant in comparison.variants if variant.setting == "nothing"]
+
+
+def test_default_settings_are_the_budgets_and_uniform_ranks() -> None:
+    labels = [setting.label for setting in default_settings((0.3,))]
+    assert labels == ["budget 0.3", "tables at rank 1", "tables at rank 2", "Linears at rank 4"]

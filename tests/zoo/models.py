@@ -1,0 +1,40 @@
+"""The zoo: every model that the whole-model tests run on, and one capture of each per process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from torch import nn
+
+from afm_fx.capture import capture
+from afm_fx.program import Program
+from tests.zoo.deepctr_models import deepctr_entries, deepctr_installed
+from tests.zoo.entry import ZooEntry
+from tests.zoo.plain_models import plain_entries
+
+ZOO: tuple[ZooEntry, ...] = (*deepctr_entries(), *plain_entries())
+
+
+def zoo_params(entries: Sequence[ZooEntry] = ZOO, *, refused: bool = False) -> list[Any]:
+    """The entries as pytest parameters, those of an absent package skipped with the reason.
+
+    Args:
+        refused: the models that cannot be captured instead of those that can.
+    """
+    missing = pytest.mark.skip(reason="deepctr-torch is not installed")
+    return [
+        pytest.param(entry, id=entry.name, marks=[missing] if entry.needs_deepctr and not deepctr_installed() else [])
+        for entry in entries
+        if (entry.refused is not None) == refused
+    ]
+
+
+@functools.cache
+def captured(name: str) -> tuple[nn.Module, Program]:
+    """The model and its program; made once per process, so tests must not change them."""
+    entry = next(entry for entry in ZOO if entry.name == name)
+    model, example = entry.load()
+    return model, capture(model, example)
