@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from afm_fx.benchmark_result import BenchmarkResult, Settings, Timing
 from afm_fx.contenders import Competitor, Contender, ProgramContender, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
+from afm_fx.inputs import Inputs, batch_flags
 from afm_fx.machine import available_cores, this_machine
-from afm_fx.program import Inputs, batch_flags
 from afm_fx.progress import progress_bar
 
 MAX_DIFFERENT_BATCHES = 16
@@ -125,11 +125,12 @@ def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[in
 
 def _batched(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
     """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells."""
-    count = len(pytree.tree_leaves(inputs))
     for entrant in entrants:
-        if isinstance(entrant, ProgramContender) and len(entrant.program.batched) == count:
-            return entrant.program.batched
-    flags = batch_flags((inputs,), {})
+        if isinstance(entrant, ProgramContender):
+            known = entrant.batched(inputs)
+            if known is not None:
+                return known
+    flags: tuple[bool, ...] = batch_flags((inputs,), {})
     if not any(flags):
         raise BatchError("the inputs hold no tensor with a batch axis")
     return flags

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, BenchmarkError
-from afm_fx.program import Inputs, Program, normalize_inputs, takes_single_dict
+from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
+from afm_fx.program import Program
 
 Competitor: TypeAlias = "str | os.PathLike[str] | Program | Callable[..., Any]"
 """What a user may enter: the path of an ONNX file, a program, or a callable."""
@@ -87,6 +88,15 @@ class ProgramContender:
         except BatchError as error:
             raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
         return functools.partial(self.program, *args, **kwargs)
+
+    def batched(self, inputs: Inputs) -> tuple[bool, ...] | None:
+        """Which leaves of the inputs carry the batch, None where the program does not take them as they are."""
+        try:
+            bound = pytree.tree_leaves(self.program.bind(inputs))
+        except BatchError:
+            return None
+        carriers = {id(leaf) for leaf, flag in zip(bound, self.program.batched, strict=True) if flag}
+        return tuple(id(leaf) in carriers for leaf in pytree.tree_leaves(inputs))
 
 
 @dataclass(frozen=True)
