@@ -26,16 +26,6 @@ LOCAL_OPTIONS = (DATA_OPTION, "--checkpoint-dir", "--output-dir")
 LOCAL_FLAGS = ("--force",)
 METRICS = ("parameters", "share", "AUC", "LogLoss")
 COLUMNS = ("setting", "method", *METRICS, "AUC - original", "AFM - SVD", "AFM - SVD, same ranks")
-    "setting",
-    "method",
-    "parameters",
-    "share",
-    "AUC",
-    "LogLoss",
-    "AUC - original",
-    "AFM - SVD",
-    "AFM - SVD, same ranks",
-)
 
 
 @dataclass(frozen=True)
