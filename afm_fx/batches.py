@@ -11,7 +11,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, CalibrationError
-from afm_fx.program import Inputs, Program
+from afm_fx.inputs import Inputs
+from afm_fx.program import Program
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int |
     if max_rows is not None and max_rows < 1:
         raise CalibrationError(f"max_rows must be at least 1, got {max_rows}")
     if isinstance(batches, torch.Tensor | dict | str):
-        raise CalibrationError(f"batches must be an iterable of batches (a list, a DataLoader), got one {type(batches).__name__}")
+        raise CalibrationError(
+            f"batches must be an iterable of batches (a list, a DataLoader), got one {type(batches).__name__}"
+        )
     seen = 0
     for number, inputs in enumerate(batches):
         try:
@@ -85,8 +88,7 @@ def _first_rows(program: Program, args: Any, kwargs: Any, rows: int) -> tuple[tu
 
 def flat_inputs(program: Program, batch: Batch) -> list[Any]:
     """The batch's leaves in the order of the program's placeholders, floating ones in the program's dtype."""
-    ordered = _in_order((batch.args, batch.kwargs), (program.example_args, program.example_kwargs))
-    leaves = pytree.tree_leaves(ordered)
+    leaves = pytree.tree_leaves((batch.args, batch.kwargs))
     if program.dtype is None:
         return leaves
     return [_cast(leaf, program.dtype) for leaf in leaves]
@@ -94,12 +96,3 @@ def flat_inputs(program: Program, batch: Batch) -> list[Any]:
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-
-
-def _in_order(tree: Any, like: Any) -> Any:
-    """The tree with every dict's keys in the order of the example's."""
-    if isinstance(like, dict):
-        return {key: _in_order(tree[key], value) for key, value in like.items()}
-    if type(like) in (list, tuple):
-        return type(like)(_in_order(part, example) for part, example in zip(tree, like, strict=True))
-    return tree

@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from afm_fx.benchmark_result import BenchmarkResult, Settings, Timing
 from afm_fx.contenders import Competitor, Contender, ProgramContender, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
+from afm_fx.inputs import Inputs, batch_flags
 from afm_fx.machine import available_cores, this_machine
-from afm_fx.program import Inputs, batch_flags
 from afm_fx.progress import progress_bar
 
 MAX_DIFFERENT_BATCHES = 16

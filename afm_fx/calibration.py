@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from torch.fx import GraphModule, Node
 from afm_fx.batches import Batch, checked_batches, flat_inputs
 from afm_fx.diagnosis import explain_failed_batch, explain_non_finite
 from afm_fx.errors import CalibrationError
+from afm_fx.inputs import Inputs
 from afm_fx.moments import NARROW_WIDTH, Moments
-from afm_fx.program import Inputs, Program
+from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.tensor_files import load_tensors, save_tensors
 from passes.graph_tools import clone_graph_module
@@ -51,7 +51,9 @@ class Statistics:
         """
         if self.moments.keys() != other.moments.keys():
             differing = sorted(self.moments.keys() ^ other.moments.keys())
-            raise CalibrationError(f"statistics of different models cannot be merged: sites {differing[:5]} are not in both")
+            raise CalibrationError(
+                f"statistics of different models cannot be merged: sites {differing[:5]} are not in both"
+            )
         moments = {name: own + other.moments[name] for name, own in self.moments.items()}
         return Statistics(moments, self.rows + other.rows, self.batches + other.batches)
 

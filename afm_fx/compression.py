@@ -13,10 +13,11 @@ from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.errors import PlanError
+from afm_fx.inputs import Inputs
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Policy
-from afm_fx.program import Inputs, Program
+from afm_fx.program import Program
 from afm_fx.report import CompressionReport, report_of
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
@@ -99,9 +100,11 @@ def apply_plan(program: Program, plan: Plan) -> Program:
 
 def _check(planned: SitePlan, site: Site | None) -> None:
     if site is None or site.kind is not planned.kind:
-        raise PlanError(f"the plan is for another model: it knows {planned.kind} site '{planned.name}', the program does not")
+        raise PlanError(
+            f"the plan is for another model: it knows {planned.kind} site '{planned.name}', the program does not"
+        )
     shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
     if shape != planned.shape:
         raise PlanError(
-            f"the plan is for another checkpoint: '{site.name}' is {list(shape)} here and {list(planned.shape)} in the plan"
+            f"the plan is for another checkpoint: '{site.name}' is {list(shape)}, in the plan {list(planned.shape)}"
         )

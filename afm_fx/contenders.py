@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, BenchmarkError
-from afm_fx.program import Inputs, Program, normalize_inputs, takes_single_dict
+from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
+from afm_fx.program import Program
 
 Competitor: TypeAlias = "str | os.PathLike[str] | Program | Callable[..., Any]"
 """What a user may enter: the path of an ONNX file, a program, or a callable."""

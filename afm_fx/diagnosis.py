@@ -20,7 +20,7 @@ from passes.sink_codes import source_line
 from passes.sites import site_name
 
 
-class _Found(Exception):
+class _FoundError(Exception):
     """Carries a finding out of the interpreter."""
 
     def __init__(self, error: AfmFxError) -> None:
@@ -44,7 +44,7 @@ class _Watch(Interpreter):
         if self._check_finite and isinstance(result, Tensor) and result.is_floating_point():
             bad = ~result.isfinite()
             if bad.any():
-                raise _Found(CalibrationError(self._non_finite(n, result, bad)))
+                raise _FoundError(CalibrationError(self._non_finite(n, result, bad)))
         return result
 
     def _check_ids(self, node: Node, table: Tensor, ids: Tensor) -> None:
@@ -53,10 +53,10 @@ class _Watch(Interpreter):
             return
         position = outside.nonzero()[0].tolist()
         name = site_name(str(node.args[0].target)) if isinstance(node.args[0], Node) else node.name
-        raise _Found(
+        raise _FoundError(
             BatchError(
-                f"batch {self._batch.number}, row {position[0]}: id {int(ids[tuple(position)])} of field {_field(node)} is outside "
-                f"table '{name}' with {table.shape[0]:,} rows (ids 0 to {table.shape[0] - 1:,})"
+                f"batch {self._batch.number}, row {position[0]}: id {int(ids[tuple(position)])} of {_field(node)} "
+                f"is outside table '{name}' with {table.shape[0]:,} rows (ids 0 to {table.shape[0] - 1:,})"
             )
         )
 
@@ -81,7 +81,7 @@ def _field(node: Node) -> str:
         if current.target is aten.select.int and current.args[1] != 0 and not column:
             column = f", column {current.args[2]}"
         current = current.all_input_nodes[0] if current.all_input_nodes else None
-    return f"'{current.name}{column}'" if isinstance(current, Node) else f"'{node.name}'"
+    return f"input '{current.name}'{column}" if isinstance(current, Node) else f"node '{node.name}'"
 
 
 def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> AfmFxError:
@@ -108,7 +108,7 @@ def _watch(program: Program, batch: Batch, *, check_finite: bool) -> AfmFxError 
     try:
         with torch.no_grad():
             watch.run(*flat_inputs(program, batch), enable_io_processing=False)
-    except _Found as found:
+    except _FoundError as found:
         return found.error
     except (IndexError, RuntimeError):
         return None

@@ -77,7 +77,7 @@ class Plan:
             rank = "as it is" if site.rank is None else str(site.rank)
             energy = "" if site.rank is None else f"{site.kept_energy:.2%}"
             error = "" if site.rank is None else f"{site.predicted_error:.3g}"
-            rows.append((site.name, site.kind, "x".join(map(str, site.shape)), rank, energy, error, site.reason))
+            rows.append((site.name, str(site.kind), "x".join(map(str, site.shape)), rank, energy, error, site.reason))
         rows += [(name, "", "", "refused", "", "", reason) for name, reason in self.refused.items()]
         columns = ("site", "kind", "shape", "rank", "energy kept", "predicted error", "reason")
         share = self.parameters_after / self.parameters_before if self.parameters_before else 1.0
@@ -92,7 +92,12 @@ class Plan:
         """
         tensors = {}
         for name, factor in self.factors.items():
-            parts = {"encoder": factor.encoder, "decoder": factor.decoder, "shift": factor.shift, "offset": factor.offset}
+            parts = {
+                "encoder": factor.encoder,
+                "decoder": factor.decoder,
+                "shift": factor.shift,
+                "offset": factor.offset,
+            }
             tensors.update({f"{name}/{part}": tensor for part, tensor in parts.items() if tensor is not None})
         header = {
             "sites": [asdict(site) for site in self.sites],
@@ -114,7 +119,8 @@ class Plan:
         """
         header, tensors = load_tensors(path, KIND, VERSION)
         sites = tuple(
-            SitePlan(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])}) for site in header["sites"]
+            SitePlan(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])})
+            for site in header["sites"]
         )
         factors = {
             site.name: Factor(

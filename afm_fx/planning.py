@@ -40,11 +40,10 @@ def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis
         raise PolicyError(f"there is no basis '{basis}'; choose one of {[kind.value for kind in BasisKind]}") from None
     analysis = analyze(program.graph_module, centred=kind is BasisKind.AFM)
     factorable = tuple(site for site in analysis.sites if site.refusal is None)
-    messages: list[str] = []
-    bases = {}
-    for site in factorable:
-        weight = _weight(program, site)
-        bases[site.name] = _basis(site, weight, _bias(program, site), _moments(statistics, site), kind, messages)
+    bases = {site.name: _basis(program, site, _moments(statistics, site), kind) for site in factorable}
+    messages = tuple(
+        _thin(site, rows) for site in factorable if (rows := statistics.moments[site.name].count) < site.width
+    )
     situation = Situation(factorable, bases, analysis.ledger)
     choices = policy.choose(situation)
     ranks = {name: choice.rank for name, choice in choices.items()}
@@ -58,7 +57,7 @@ def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis
         basis=kind.value,
         parameters_before=program.parameter_count(),
         parameters_after=analysis.ledger.total(ranks),
-        warnings=tuple(messages),
+        warnings=messages,
     )
 
 
@@ -93,17 +92,25 @@ def _moments(statistics: Statistics, site: Site) -> Moments:
     if moments is None or moments.width != site.width:
         found = "no entry" if moments is None else f"{moments.width} features"
         raise CalibrationError(
-            f"the statistics belong to another model: site '{site.name}' has {site.width} features, they have {found} for it"
+            f"the statistics belong to another model: site '{site.name}' has {site.width} features, "
+            f"they have {found} for it"
         )
     if moments.count == 0:
         raise CalibrationError(f"site '{site.name}' saw no rows in calibration")
     return moments
 
 
-def _basis(
-    site: Site, weight: Tensor, bias: Tensor | None, moments: Moments, kind: BasisKind, messages: list[str]
-) -> Basis:
+def _thin(site: Site, rows: int) -> str:
+    return (
+        f"site '{site.name}' saw {rows} rows for {site.width} features: "
+        "its covariance is shrunk toward its weights'. Calibrate on more rows"
+    )
+
+
+def _basis(program: Program, site: Site, moments: Moments, kind: BasisKind) -> Basis:
+    weight = _weight(program, site)
     if kind is BasisKind.WEIGHT_SVD:
+        bias = _bias(program, site)
         centre = None if bias is None or not site.centred else bias.detach().to(torch.float64).cpu()
         return eigenbasis(weight_second_moment(weight, site.kind), _about(moments, centre), centre)
     centre = moments.mean if site.centred else None
@@ -111,10 +118,6 @@ def _basis(
     metric = covariance
     if moments.count < site.width:
         metric = _shrunk(covariance, weight_second_moment(weight, site.kind), moments.count)
-        messages.append(
-            f"site '{site.name}' saw {moments.count} rows for {site.width} features: its covariance is shrunk toward its "
-            f"weights'. Calibrate on more rows"
-        )
     return eigenbasis(metric, covariance, centre)
 
 

@@ -112,7 +112,11 @@ class Energy(_Described):
         choices = {}
         for site in situation.sites:
             basis = situation.bases[site.name]
-            rank = next(rank for rank in range(1, site.width + 1) if rank == site.width or basis.kept_energy(rank) >= self.fraction)
+            rank = next(
+                rank
+                for rank in range(1, site.width + 1)
+                if rank == site.width or basis.kept_energy(rank) >= self.fraction
+            )
             choices[site.name] = Choice(rank, f"keeps {basis.kept_energy(rank):.2%} of the energy")
         return leave_what_gains_nothing(situation, choices)
 

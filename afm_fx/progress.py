@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -32,7 +32,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     Args:
         total: number of items, where ``len(items)`` does not tell.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_bar() as bar:
         yield from bar.track(items, total=total, description=description)

@@ -46,7 +46,12 @@ class CompressionReport:
     def table(self) -> str:
         """Sizes as text."""
         rows = [
-            ("parameters", f"{self.parameters_before:,}", f"{self.parameters_after:,}", f"{self.compression_ratio:.2f}x"),
+            (
+                "parameters",
+                f"{self.parameters_before:,}",
+                f"{self.parameters_after:,}",
+                f"{self.compression_ratio:.2f}x",
+            ),
             (
                 "bytes",
                 f"{self.bytes_before:,}",

@@ -29,7 +29,13 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 def save_tensors(
-    path: str | os.PathLike[str], kind: str, version: int, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, force: bool
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    force: bool,
 ) -> None:
     """Writes tensors and a header under a kind and version.
 
@@ -69,5 +75,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple
         found = header.get("kind") if isinstance(header, dict) else None
         raise FileFormatError(f"'{target}' holds {found or 'something else'}, not a {kind}")
     if header.get("version") != version:
-        raise FileFormatError(f"'{target}' is a {kind} of version {header.get('version')}; this code reads version {version}")
+        raise FileFormatError(
+            f"'{target}' is a {kind} of version {header.get('version')}; this code reads version {version}"
+        )
     return header, tensors

@@ -61,8 +61,7 @@ def cost(
         traffic = shape.batch(rows, seed + 1)
         cases = [(size, count) for size in batch_size or (1024, 4096) for count in threads or _thread_counts()]
         costs = [
-            calibration_cost(program, traffic, batch_size=size, threads=count, repeats=repeats)
-            for size, count in cases
+            calibration_cost(program, traffic, batch_size=size, threads=count, repeats=repeats) for size, count in cases
         ]
         memory = measure_apart(large_table_rows, width, code_width)
     except UserError as error:

@@ -34,10 +34,15 @@ def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 
 
 def linear_site(
-    builder: CodeBuilder, node: Node, code: Node, blocks: tuple[Block, ...], factor: Factor, site: str
+    builder: CodeBuilder, node: Node, code: Node, blocks: tuple[Block, ...], factored: tuple[Factor, str]
 ) -> LowRankValue:
-    """The output of a factored Linear: its code, made from the input's ``code`` with the given blocks."""
-    own_code = linear_on(builder, node, code, blocks, (factor, site))
+    """The output of a factored Linear: its code, made from the input's ``code`` with the given blocks.
+
+    Args:
+        factored: the factor of the Linear's output, and the site's name.
+    """
+    own_code = linear_on(builder, node, code, blocks, factored)
+    factor, site = factored
     block = Block(factor.width, factor.rank, site, factor.decoder, factor.offset)
     return LowRankValue(own_code, tuple(value_of(own_code).shape)[:-1], (factor.width,), (block,))
 

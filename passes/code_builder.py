@@ -59,7 +59,7 @@ class CodeBuilder:
             tensor = constant_of(self.module, node)
             return value_of(node) if self.dry and tensor is not None else tensor
         operands = node.all_input_nodes
-        if node.op != "call_function" or not operands or not isinstance(node.target, Callable):  # type: ignore[arg-type]
+        if not operands or not callable(node.target):
             return None
         if any(self.constant(operand) is None for operand in operands):
             return None
@@ -98,7 +98,9 @@ class CodeBuilder:
             return code
         return self.emit(aten.reshape.default, code, self.sizes(code, lead, like, *tail), rule=rule, like=like)
 
-    def pick(self, value: LowRankValue, move: Move, trailing: tuple[int, ...], *, rule: str, like: Node) -> LowRankValue:
+    def pick(
+        self, value: LowRankValue, move: Move, trailing: tuple[int, ...], *, rule: str, like: Node
+    ) -> LowRankValue:
         """The value after a move: the code columns the move takes, under the new blocks."""
         runs = move.column_runs()
         code = value.code
@@ -141,7 +143,9 @@ class CodeBuilder:
         features = math.prod(trailing)
         return LowRankValue(node, lead, trailing, (Block(features, features),))
 
-    def absorbed_weight(self, weight: Tensor, bias: Tensor | None, blocks: Sequence[Block]) -> tuple[Tensor, Tensor | None]:
+    def absorbed_weight(
+        self, weight: Tensor, bias: Tensor | None, blocks: Sequence[Block]
+    ) -> tuple[Tensor, Tensor | None]:
         """The Linear on codes: ``W_i A_i`` side by side and ``b + sum_i W_i o_i``, in float64."""
         pieces, first = [], 0
         total = None if bias is None else bias.to(torch.float64)
@@ -231,7 +235,11 @@ def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
     for block in blocks:
         alike = run and (
             (block.is_identity and run[0].is_identity)
-            or (not block.is_identity and not run[0].is_identity and (block.width, block.rank) == (run[0].width, run[0].rank))
+            or (
+                not block.is_identity
+                and not run[0].is_identity
+                and (block.width, block.rank) == (run[0].width, run[0].rank)
+            )
         )
         if run and not alike:
             yield run

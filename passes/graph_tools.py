@@ -69,7 +69,9 @@ def constant_of(module: GraphModule, node: Any) -> torch.Tensor | None:
     return None
 
 
-def call(graph: Graph, target: Callable[..., Any], *args: Any, rule: str, like: Node | None = None, **kwargs: Any) -> Node:
+def call(
+    graph: Graph, target: Callable[..., Any], *args: Any, rule: str, like: Node | None = None, **kwargs: Any
+) -> Node:
     """Creates a call node at the graph's insertion point with its value computed and its maker recorded.
 
     Args:

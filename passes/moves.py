@@ -102,7 +102,8 @@ def slice_(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     first, end, step = _argument(node, 2, None), _argument(node, 3, None), _argument(node, 4, 1)
     inner = axis - len(value.lead)
     if inner < 0:
-        return Carried(_with_code(value, builder.emit(node.target, value.code, axis, *node.args[2:], rule=RULE, like=node)))  # type: ignore[arg-type]
+        code = builder.emit(aten.slice.Tensor, value.code, axis, *node.args[2:], rule=RULE, like=node)
+        return Carried(_with_code(value, code))
     if any(isinstance(bound, Node) for bound in (first, end, step)):
         return Restored(UNKNOWN_SIZES)
     index = (slice(None),) * inner + (slice(first, end, step),)
@@ -112,13 +113,14 @@ def slice_(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 def select(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``select``: one position of one axis."""
     value = _single(node, values)
-    if value is None or isinstance(node.args[2], Node):
+    index = node.args[2]
+    if value is None or not isinstance(index, int):
         return Restored(UNKNOWN_SIZES)
     axis = _argument(node, 1, 0) % len(value.shape)
     inner = axis - len(value.lead)
     if inner < 0:
-        return Carried(_with_code(value, builder.emit(aten.select.int, value.code, axis, node.args[2], rule=RULE, like=node)))
-    return _carried(_on_features(builder, node, value, lambda positions: positions.take(node.args[2], axis=inner)))
+        return Carried(_with_code(value, builder.emit(aten.select.int, value.code, axis, index, rule=RULE, like=node)))
+    return _carried(_on_features(builder, node, value, lambda positions: positions.take(index, axis=inner)))
 
 
 def unsqueeze(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -143,10 +145,9 @@ def squeeze(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     wanted = range(len(value.shape)) if given is None else [given] if isinstance(given, int) else list(given)
     axes = {axis % len(value.shape) for axis in wanted}
     dropped = [axis for axis in sorted(axes) if isinstance(value.shape[axis], int) and value.shape[axis] == 1]
-    code, removed = value.code, 0
-    for axis in (axis for axis in dropped if axis < len(value.lead)):
+    code = value.code
+    for removed, axis in enumerate(axis for axis in dropped if axis < len(value.lead)):
         code = builder.emit(aten.squeeze.dim, code, axis - removed, rule=RULE, like=node)
-        removed += 1
     lead = tuple(size for axis, size in enumerate(value.lead) if axis not in dropped)
     trailing = tuple(size for axis, size in enumerate(value.trailing, len(value.lead)) if axis not in dropped)
     if not trailing:

@@ -22,10 +22,10 @@ from passes import absorb
 from passes.code_builder import CodeBuilder
 from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
-from passes.laws import OUTPUT, Law, law_of
+from passes.graph_tools import aten, clone_graph_module, finish, value_of
+from passes.laws import law_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Restored
+from passes.outcomes import Absorbed, Carried, Law, Restored
 from passes.parameter_ledger import Extent, ParameterLedger, Record
 from passes.sites import Site, SiteKind, find_sites
 
@@ -112,7 +112,9 @@ def analyze(module: GraphModule, *, centred: bool = True) -> Analysis:
     """
     sites = find_sites(module)
     blanks = {
-        site.name: blank_factor(site.width, 1, centred=site.centred and centred) for site in sites if site.refusal is None
+        site.name: blank_factor(site.width, 1, centred=site.centred and centred)
+        for site in sites
+        if site.refusal is None
     }
     clone = clone_graph_module(module)
     sink = SinkCodes(blanks, dry=True)
@@ -207,17 +209,17 @@ class _Walk:
             outcome = Restored(absorb.PER_FIELD) if ready is None else Absorbed(node, absorb.ABSORBED)
             self._judge(node, [source], outcome)
             if ready is not None:
-                return absorb.linear_site(self.builder, node, ready.code, ready.blocks, factor, site.name)
-            source = self._restore(source, node)
+                return absorb.linear_site(self.builder, node, ready.code, ready.blocks, (factor, site.name))
+            source = self._restore(source)
         features = int(value_of(source).shape[-1])
-        return absorb.linear_site(self.builder, node, source, (Block(features, features),), factor, site.name)
+        return absorb.linear_site(self.builder, node, source, (Block(features, features),), (factor, site.name))
 
     def _restore_operands(self, node: Node) -> None:
         for operand in node.all_input_nodes:
             if operand in self.values:
-                node.replace_input_with(operand, self._restore(operand, node))
+                node.replace_input_with(operand, self._restore(operand))
 
-    def _restore(self, operand: Node, consumer: Node) -> Node:
+    def _restore(self, operand: Node) -> Node:
         """The decoded operand, made once for all consumers."""
         if operand not in self._restored:
             value = self.values[operand]

@@ -97,7 +97,9 @@ def test_the_compressed_program_exports_and_onnx_runtime_agrees(entry: ZooEntry,
 @pytest.mark.parametrize("entry", zoo_params())
 def test_every_site_has_a_chain_and_every_verdict_a_reason(entry: ZooEntry) -> None:
     program = captured(entry.name)[1]
-    tables = {name for name, _ in program.graph_module.named_parameters() if "embedding_dict" in name or "table" in name}
+    tables = {
+        name for name, _ in program.graph_module.named_parameters() if "embedding_dict" in name or "table" in name
+    }
     chains = afm_fx.find_chains(program)
     text = afm_fx.chains_table(chains)
     for chain in chains:
