@@ -55,6 +55,7 @@ def quality(
     output_dir: Annotated[
         Path, typer.Option(help="Where the markdown and JSON results go.", show_default="benchmarks/results")
     ] = RESULTS,
+    tag: Annotated[str | None, typer.Option(help="Ends the result files' names, to tell runs apart.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
 ) -> None:
     """Train a model on a public dataset, compress it at several budgets by AFM and by weight-SVD, and compare.
@@ -78,7 +79,7 @@ def quality(
             resamples=resamples,
             checkpoint_dir=checkpoint_dir,
         )
-        markdown, json = output_paths(output_dir, dataset, model, force=force)
+        markdown, json = output_paths(output_dir, dataset, model, tag=tag, force=force)
         report = run_quality(run, shown_command(sys.argv[1:]))
     except UserError as error:
         typer.echo(f"error: {error}", err=True)

@@ -20,8 +20,8 @@ from benchmarks.training import predict
 
 ORIGINAL = "original"
 AFM = "AFM"
-WEIGHT_SVD = "weight-SVD"
-WEIGHT_SVD_SAME_RANKS = "weight-SVD, AFM's ranks"
+WEIGHT_SVD = "SVD"
+WEIGHT_SVD_SAME_RANKS = "SVD, AFM's ranks"
 BASES = {AFM: "afm", WEIGHT_SVD: "weight_svd"}
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
 CALIBRATION_BATCH_ROWS = 8192
@@ -41,13 +41,14 @@ class Variant:
 
     Attributes:
         setting: label of the setting.
-        method: weight-SVD or AFM.
+        method: AFM, or SVD of the weights, with ranks of its own or AFM's.
         parameters: how many are left.
         share: of the original's parameters.
         auc: on the test rows.
         log_loss: mean cross-entropy in nats on the test rows.
         to_original: AUC minus the original's, paired.
-        to_svd: for AFM, its AUC minus that of weight-SVD at the same ranks, paired.
+        to_svd: for AFM, its AUC minus that of weight-SVD under the same setting, paired; None where that is refused.
+        to_svd_same_ranks: for AFM, its AUC minus that of weight-SVD at AFM's ranks, paired.
     """
 
     setting: str
@@ -58,6 +59,7 @@ class Variant:
     log_loss: float
     to_original: AucDifference
     to_svd: AucDifference | None
+    to_svd_same_ranks: AucDifference | None
 
 
 @dataclass(frozen=True)
@@ -188,26 +190,32 @@ def _variants(
     seed: int,
 ) -> list[Variant]:
     scores = {ORIGINAL: original, **{candidate.key: candidate.scores for candidate in candidates}}
-    partners = {candidate.key: _svd_partner(candidate, scores) for candidate in candidates if candidate.method == AFM}
-    pairs = [*((candidate.key, ORIGINAL) for candidate in candidates), *partners.items()]
+    pairs = [(candidate.key, ORIGINAL) for candidate in candidates]
+    for candidate in candidates:
+        if candidate.method == AFM:
+            pairs += [(candidate.key, other) for other in _svd_partners(candidate, scores) if other is not None]
     drawn = bootstrap_auc_differences(labels, scores, pairs, resamples=resamples, seed=seed)
     differences = {(difference.first, difference.second): difference for difference in drawn}
-    return [
-        Variant(
-            setting=candidate.setting,
-            method=candidate.method,
-            parameters=candidate.parameters,
-            share=candidate.parameters / whole,
-            auc=auc(labels, candidate.scores),
-            log_loss=log_loss(labels, candidate.scores),
-            to_original=differences[candidate.key, ORIGINAL],
-            to_svd=differences[candidate.key, partners[candidate.key]] if candidate.key in partners else None,
+    variants = []
+    for candidate in candidates:
+        own, same_ranks = _svd_partners(candidate, scores) if candidate.method == AFM else (None, None)
+        variants.append(
+            Variant(
+                setting=candidate.setting,
+                method=candidate.method,
+                parameters=candidate.parameters,
+                share=candidate.parameters / whole,
+                auc=auc(labels, candidate.scores),
+                log_loss=log_loss(labels, candidate.scores),
+                to_original=differences[candidate.key, ORIGINAL],
+                to_svd=differences[candidate.key, own] if own else None,
+                to_svd_same_ranks=differences[candidate.key, same_ranks] if same_ranks else None,
+            )
         )
-        for candidate in candidates
-    ]
+    return variants
 
 
-def _svd_partner(candidate: _Candidate, scores: dict[str, NDArray[np.float64]]) -> str:
-    """The weight-SVD variant at the ranks of an AFM variant."""
-    same_ranks = f"{candidate.setting} / {WEIGHT_SVD_SAME_RANKS}"
-    return same_ranks if same_ranks in scores else f"{candidate.setting} / {WEIGHT_SVD}"
+def _svd_partners(candidate: _Candidate, scores: dict[str, NDArray[np.float64]]) -> tuple[str | None, str | None]:
+    """For an AFM variant, weight-SVD under the same setting and weight-SVD at the same ranks; often they are one."""
+    own, same_ranks = (f"{candidate.setting} / {method}" for method in (WEIGHT_SVD, WEIGHT_SVD_SAME_RANKS))
+    return own if own in scores else None, same_ranks if same_ranks in scores else own

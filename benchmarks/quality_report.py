@@ -24,7 +24,8 @@ PACKAGES = ("torch", "deepctr-torch", "numpy", "pyarrow")
 DATA_OPTION = "--path"
 LOCAL_OPTIONS = (DATA_OPTION, "--checkpoint-dir", "--output-dir")
 LOCAL_FLAGS = ("--force",)
-COLUMNS = ("setting", "method", "parameters", "share", "AUC", "LogLoss", "AUC - original", "AFM - SVD, same ranks")
+METRICS = ("parameters", "share", "AUC", "LogLoss")
+COLUMNS = ("setting", "method", *METRICS, "AUC - original", "AFM - SVD", "AFM - SVD, same ranks")
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class QualityReport:
         )
         what = (
             f"AUC and LogLoss on the {len(self.dataset.test):,} test rows; in brackets the 95 % percentile interval of "
-            f"the paired difference over {self.resamples} bootstrap resamples. Projection only: nothing is tuned after "
-            f"it. Calibrated on {comparison.calibration_rows:,} training rows."
+            f"the paired difference over {self.resamples} bootstrap resamples. SVD is that of the weights. Projection "
+            f"only: nothing is tuned after it. Calibrated on {comparison.calibration_rows:,} training rows."
         )
         rows_read = len(self.dataset.train) + len(self.dataset.validation) + len(self.dataset.test)
         head = [
@@ -139,7 +140,17 @@ class QualityReport:
 
     def _cells(self) -> list[tuple[str, ...]]:
         whole = self.comparison
-        first = (ORIGINAL, "", f"{whole.parameters:,}", "100.0 %", f"{whole.auc:.4f}", f"{whole.log_loss:.4f}", "", "")
+        first = (
+            ORIGINAL,
+            "",
+            f"{whole.parameters:,}",
+            "100.0 %",
+            f"{whole.auc:.4f}",
+            f"{whole.log_loss:.4f}",
+            "",
+            "",
+            "",
+        )
         return [
             first,
             *(
@@ -151,23 +162,27 @@ class QualityReport:
                     f"{variant.auc:.4f}",
                     f"{variant.log_loss:.4f}",
                     str(variant.to_original),
-                    str(variant.to_svd) if variant.to_svd else "",
+                    str(variant.to_svd or ""),
+                    str(variant.to_svd_same_ranks or ""),
                 )
                 for variant in whole.variants
             ),
         ]
 
 
-def output_paths(folder: Path, dataset_name: str, model_name: str, *, force: bool) -> tuple[Path, Path]:
+def output_paths(
+    folder: Path, dataset_name: str, model_name: str, *, tag: str | None = None, force: bool
+) -> tuple[Path, Path]:
     """Where the markdown and the JSON file go.
+
+    Args:
+        tag: tells apart several runs of one model on one dataset.
 
     Raises:
         OutputExistsError: one is there already and ``force`` is not set.
     """
-    paths = (
-        folder / f"quality-{dataset_name}-{model_name}.md",
-        folder / f"quality-{dataset_name}-{model_name}.json",
-    )
+    stem = "-".join(["quality", dataset_name, model_name, *([tag] if tag else [])])
+    paths = (folder / f"{stem}.md", folder / f"{stem}.json")
     for path in paths:
         if path.exists() and not force:
             raise OutputExistsError(f"'{path}' exists already; give --force to replace it")

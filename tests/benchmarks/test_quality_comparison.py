@@ -15,6 +15,7 @@ from benchmarks.quality_comparison import (
     WEIGHT_SVD_SAME_RANKS,
     Comparison,
     Setting,
+    Variant,
     compare,
     default_settings,
 )
@@ -52,24 +53,33 @@ def test_original_is_measured_on_the_test_rows(comparison: Comparison, trained: 
     assert comparison.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_methods_are_compared_at_equal_ranks(comparison: Comparison) -> None:
-    assert {variant.method for variant in comparison.variants} >= {AFM, WEIGHT_SVD}
-    for variant in comparison.variants:
-        if variant.method != AFM:
-            assert variant.to_svd is None
-            continue
+def named(comparison: Comparison, key: str) -> Variant:
+    (variant,) = [variant for variant in comparison.variants if f"{variant.setting} / {variant.method}" == key]
+    return variant
+
+
+def test_methods_are_compared_under_one_setting_and_at_equal_ranks(comparison: Comparison) -> None:
+    measured = [variant for variant in comparison.variants if variant.method == AFM]
+    assert [variant.setting for variant in measured] == ["half", "tables at rank 1"]
+    for variant in measured:
         assert variant.to_svd is not None
-        partners = [
-            other
-            for other in comparison.variants
-            if variant.to_svd.second == f"{other.setting} / {other.method}" and other.setting == variant.setting
-        ]
-        (partner,) = partners
-        assert partner.method in {WEIGHT_SVD, WEIGHT_SVD_SAME_RANKS}
-        offsets = variant.parameters - partner.parameters
+        assert variant.to_svd_same_ranks is not None
+        own = named(comparison, variant.to_svd.second)
+        same_ranks = named(comparison, variant.to_svd_same_ranks.second)
+        assert (own.setting, own.method) == (variant.setting, WEIGHT_SVD)
+        assert same_ranks.setting == variant.setting
+        assert same_ranks.method in {WEIGHT_SVD, WEIGHT_SVD_SAME_RANKS}
+        offsets = variant.parameters - same_ranks.parameters
         assert 0 <= offsets <= 2 * TABLE_WIDTH, "only the offsets of AFM's centred tables may differ"
-        assert variant.to_svd.difference == pytest.approx(variant.auc - partner.auc, abs=1e-12)
+        assert variant.to_svd.difference == pytest.approx(variant.auc - own.auc, abs=1e-12)
+        assert variant.to_svd_same_ranks.difference == pytest.approx(variant.auc - same_ranks.auc, abs=1e-12)
         assert variant.to_original.difference == pytest.approx(variant.auc - comparison.auc, abs=1e-12)
+
+
+def test_weight_svd_is_compared_with_the_original_only(comparison: Comparison) -> None:
+    others = [variant for variant in comparison.variants if variant.method != AFM]
+    assert others
+    assert all(variant.to_svd is None and variant.to_svd_same_ranks is None for variant in others)
 
 
 def test_budgets_hold_and_change_the_scores(comparison: Comparison) -> None:

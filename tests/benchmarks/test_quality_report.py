@@ -30,6 +30,11 @@ def test_existing_results_are_kept_unless_forced(tmp_path: Path) -> None:
     assert output_paths(tmp_path, "criteo", "DCN", force=True)[0] == markdown
 
 
+def test_a_tag_tells_runs_apart(tmp_path: Path) -> None:
+    names = {output_paths(tmp_path, "criteo", "DCN", tag=tag, force=False)[0].name for tag in (None, "short")}
+    assert names == {"quality-criteo-DCN.md", "quality-criteo-DCN-short.md"}
+
+
 def test_widths_are_parsed_or_refused() -> None:
     assert parse_widths("400-200") == (400, 200)
     for text in ("", "400-", "400-0", "a", "400,200"):
