@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,16 @@ from afm_fx.errors import CaptureError
 aten = torch.ops.aten
 
 
-class Affine(nn.Module):
-    """The smallest model; subclasses change its forward."""
+class WithLinear(nn.Module):
+    """Has a Linear; subclasses say what they do with it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 2)
+
+
+class Affine(WithLinear):
+    """The smallest model."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)
@@ -73,12 +78,12 @@ def test_exported_program_in_training_mode_is_refused(layer):
 
 
 def test_tensor_tuple_keyword_dict_and_single_dict_are_all_understood():
-    class TwoInputs(Affine):
+    class TwoInputs(WithLinear):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return self.linear(a) - self.linear(b)
 
-    class OneDict(Affine):
-        def forward(self, features: dict[str, Tensor]) -> Tensor:
+    class OneDict(WithLinear):
+        def forward(self, features: dict[str, Any]) -> Tensor:
             return self.linear(features["a"]) - self.linear(features["nested"]["b"])
 
     a, b = torch.randn(3, 4), torch.randn(3, 4)
@@ -117,11 +122,11 @@ def test_keyword_only_inputs_are_bound_by_name_not_by_order():
 
 
 def test_variadic_inputs_are_captured_and_the_model_keeps_its_forward():
-    class Positional(Affine):
+    class Positional(WithLinear):
         def forward(self, *features: Tensor) -> Tensor:
             return self.linear(features[0]) - self.linear(features[1])
 
-    class Keywords(Affine):
+    class Keywords(WithLinear):
         def forward(self, **features: Tensor) -> Tensor:
             return self.linear(features["a"]) - self.linear(features["b"])
 
@@ -134,7 +139,7 @@ def test_variadic_inputs_are_captured_and_the_model_keeps_its_forward():
 
 
 def test_output_structure_is_the_models():
-    class Structured(Affine):
+    class Structured(WithLinear):
         def forward(self, x: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
             y = self.linear(x)
             return y, {"tasks": [y.relu(), -y]}
@@ -147,23 +152,24 @@ def test_output_structure_is_the_models():
 
 
 def test_training_modes_are_restored_module_by_module_also_after_a_failure():
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    norm = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(4, 4), norm, nn.Dropout(0.5))
     model.train()
-    model[1].eval()
+    norm.eval()
     modes = [module.training for module in model.modules()]
-    mean = model[1].running_mean.clone()
+    mean = norm.get_buffer("running_mean").clone()
     program = capture(model, torch.randn(3, 4))
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(CaptureError):
         capture(model, torch.randn(3, 5))
     assert [module.training for module in model.modules()] == modes
-    assert torch.equal(model[1].running_mean, mean)
+    assert torch.equal(norm.get_buffer("running_mean"), mean)
     inputs = torch.randn(6, 4)
     assert torch.equal(program.run(inputs), model.eval()(inputs))
 
 
 def test_dynamic_batch_can_be_switched_off():
-    class FixedBatch(Affine):
+    class FixedBatch(WithLinear):
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x).view(3, 2)
 
@@ -199,7 +205,7 @@ def test_what_is_no_model_is_refused(model):
 
 
 def test_example_inputs_that_do_not_fit_the_signature_name_the_arguments():
-    class TwoInputs(Affine):
+    class TwoInputs(WithLinear):
         def forward(self, user: Tensor, item: Tensor) -> Tensor:
             return self.linear(user) + self.linear(item)
 
@@ -210,7 +216,7 @@ def test_example_inputs_that_do_not_fit_the_signature_name_the_arguments():
 
 
 def test_a_model_that_cannot_be_exported_gives_torchs_reason_and_what_to_try(capfd):
-    class Branches(Affine):
+    class Branches(WithLinear):
         def forward(self, x: Tensor) -> Tensor:
             if x.sum() > 0:
                 return self.linear(x)
@@ -234,9 +240,10 @@ def test_a_shape_mismatch_inside_the_model_gives_torchs_reason(capfd):
 
 
 def test_a_model_that_only_torch_fx_can_trace_comes_in_by_the_other_door():
-    class Switch(Affine):
+    class Switch(WithLinear):
         def __init__(self) -> None:
             super().__init__()
+            self.temperature: Tensor
             self.register_buffer("temperature", torch.tensor(2.0))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -251,9 +258,10 @@ def test_a_model_that_only_torch_fx_can_trace_comes_in_by_the_other_door():
 
 
 def test_what_a_model_writes_into_its_state_is_left_out_with_a_warning():
-    class Counts(Affine):
+    class Counts(WithLinear):
         def __init__(self) -> None:
             super().__init__()
+            self.steps: Tensor
             self.register_buffer("steps", torch.zeros(1))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -271,7 +279,7 @@ def test_what_a_model_writes_into_its_state_is_left_out_with_a_warning():
 
 
 def test_what_a_model_writes_into_its_input_stays_with_the_caller():
-    class ZeroesInput(Affine):
+    class ZeroesInput(WithLinear):
         def forward(self, x: Tensor) -> Tensor:
             x[:, 0] = 0
             return self.linear(x)
@@ -287,7 +295,7 @@ def test_what_a_model_writes_into_its_input_stays_with_the_caller():
 
 
 def test_a_model_that_is_random_in_eval_mode_is_warned_about():
-    class AlwaysDrops(Affine):
+    class AlwaysDrops(WithLinear):
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.dropout(self.linear(x), 0.5, training=True)
 
@@ -334,7 +342,7 @@ def test_tied_weights_are_one_parameter_under_their_first_name():
 
 
 def test_tensor_constants_count_and_convert_as_state():
-    class Constants(Affine):
+    class Constants(WithLinear):
         def __init__(self) -> None:
             super().__init__()
             self.scale = torch.tensor([1.0, 2.0])
@@ -351,7 +359,7 @@ def test_tensor_constants_count_and_convert_as_state():
 
 
 def test_inputs_that_are_not_tensors_become_part_of_the_graph():
-    class Scaled(Affine):
+    class Scaled(WithLinear):
         def forward(self, x: Tensor, scale: float = 1.0, mode: str | None = None) -> Tensor:
             return self.linear(x) * scale if mode is None else x
 
@@ -364,7 +372,7 @@ def test_inputs_that_are_not_tensors_become_part_of_the_graph():
 
 
 def test_the_batch_is_the_commonest_length_of_axis_0():
-    class Weighted(Affine):
+    class Weighted(WithLinear):
         def forward(self, weights: Tensor, x: Tensor, bias: Tensor) -> Tensor:
             return self.linear(x) @ weights + bias
 
@@ -376,7 +384,7 @@ def test_the_batch_is_the_commonest_length_of_axis_0():
 
 
 def test_the_length_of_a_tensor_fixes_the_batch_and_the_advice_says_so():
-    class Flattens(Affine):
+    class Flattens(WithLinear):
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x).view(len(x), 2)
 
@@ -385,7 +393,7 @@ def test_the_length_of_a_tensor_fixes_the_batch_and_the_advice_says_so():
 
 
 def test_an_input_that_happens_to_have_the_batchs_length_is_explained():
-    class Weighted(Affine):
+    class Weighted(WithLinear):
         def forward(self, x: Tensor, weights: Tensor) -> Tensor:
             return self.linear(x) @ weights
 
@@ -414,7 +422,7 @@ def test_a_copy_for_layout_before_a_view_still_runs_on_real_tensors():
 
 
 def test_what_the_model_returns_is_never_its_input_or_its_weight():
-    class ReturnsCopies(Affine):
+    class ReturnsCopies(WithLinear):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x.clone(), self.linear.weight.clone()
 
