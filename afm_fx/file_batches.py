@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.data_files import Array, DataFile
 from afm_fx.errors import BatchError
-from afm_fx.program import Inputs, Program
+from afm_fx.inputs import Inputs
+from afm_fx.program import Program
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def _converted(array: Array, dtype: torch.dtype, where: str, start: int) -> Tens
     with np.errstate(over="ignore", invalid="ignore"):
         result = array.astype(target)
         if array.dtype.kind in "iu" or target.kind != "f":  # ids must survive; measurements may be rounded
-            changed = result.astype(array.dtype) != array
+            # A wrapped number compares equal once it is wrapped back, but not with its sign.
+            changed = (result.astype(array.dtype) != array) | ((result < 0) != (array < 0))
             _refuse(changed, array, f"{where}: the model takes {dtype}, which cannot hold every value", start)
     return torch.from_numpy(np.ascontiguousarray(result)).to(dtype)
 

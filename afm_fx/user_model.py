@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from afm_fx.errors import FileFormatError, ModelError
-from afm_fx.program import Inputs
+from afm_fx.inputs import Inputs
 
 MAX_NAMES = 5
 
