@@ -1,103 +1,236 @@
 """LINEAR: constants that take a decoder in.
 
 Replaces ``W (A z + o) + b`` with ``(W A) z + (b + W o)``; through a concat, ``W`` is cut into the columns of each
-block: ``sum_i W_i (A_i z_i + o_i) + b = [W_1 A_1, W_2 A_2, ...] z + (b + sum_i W_i o_i)``.
+block: ``sum_i W_i (A_i z_i + o_i + g_i u_i) + b = [W_1 A_1, W_2 A_2, ..., W g] [z; u] + (b + sum_i W_i o_i)``. Where one
+weight is applied to several fields whose decoders differ, every field gets a decoder of its own, ``W A_f``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.code_builder import CodeBuilder
+from passes.code_builder import CodeBuilder, width_of
+from passes.decoder import Decoder
 from passes.factor import Factor
 from passes.graph_tools import aten, constant_of, value_of
-from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Outcome, Restored, Values
-from passes.parameter_ledger import Extent, Record, extent_of
+from passes.low_rank_value import Block, LowRankValue, plain_block, split_rows
+from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
+from passes.parameter_ledger import Extent, Record, Term
 from passes.sites import site_name
 
 RULE = "absorb"
 ABSORBED = "a Linear takes the decoder into its weight, so the features are never built"
-PER_FIELD = "one weight is applied to several fields whose decoders differ"
+COMPUTED = "its weight is computed from features, so it is a product of features"
+CUT = "its weight cuts through the features of a code"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A constant map ``W y + b`` of the features.
+
+    Attributes:
+        weight: [k, features].
+        bias: [k] or None.
+        origin: node of the constant that the weight comes from, for names and counts.
+        bias_origin: the same for the bias.
+        key: tells apart the maps of one graph.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    origin: Node | None
+    bias_origin: Node | None
+    key: tuple[object, ...]
 
 
 def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``linear(x, W, b)`` of a low-rank ``x``."""
     value = values.get(node.args[0]) if isinstance(node.args[0], Node) else None
-    if not isinstance(value, LowRankValue) or builder.constant(node.args[1]) is None:
-        return Restored("its weight is computed from features, so it is a product of features")
+    affine = affine_of_linear(builder, node)
+    if not isinstance(value, LowRankValue) or affine is None:
+        return Restored(COMPUTED)
+    return apply(builder, node, value, affine)
+
+
+def affine_of_linear(builder: CodeBuilder, node: Node) -> Affine | None:
+    """The map of a Linear whose weight and bias are constants."""
+    weight_node, bias_node = node.args[1], node.args[2] if len(node.args) > 2 else None
+    weight, bias = builder.constant(weight_node), builder.constant(bias_node)
+    if weight is None or (bias is None and bias_node is not None) or not isinstance(weight_node, Node):
+        return None
+    bias_origin = bias_node if isinstance(bias_node, Node) else None
+    return Affine(weight, bias, weight_node, bias_origin, (weight_node, bias_node))
+
+
+def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
+    """Applies a map to the last feature axis: absorbed, or per field."""
     ready = builder.push(value, rule=RULE, like=node)
-    if ready is None:
-        return Restored(PER_FIELD)
-    return Absorbed(linear_on(builder, node, ready.code, ready.blocks), ABSORBED)
+    if ready is not None:
+        return Absorbed(linear_on(builder, node, ready, affine), ABSORBED)
+    return per_field(builder, node, value, affine)
+
+
+def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
+    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node."""
+    rows = split_rows(value.blocks, value.trailing[-1])
+    if rows is None:
+        return Restored(CUT)
+    weight = affine.weight.to(torch.float64)
+    bias = None if affine.bias is None else affine.bias.to(torch.float64)
+    blocks = []
+    for row in rows:
+        if len({block.unit for block in row if block.unit is not None}) > 1:
+            return Restored("offsets of its features are gated by different values")
+        whole, first = None, 0
+        columns: tuple[int, ...] = ()
+        for block in row:
+            piece = weight[:, first : first + block.width]
+            part = block.decoder.mapped(piece, (affine.key, first, block.width))
+            whole = part if whole is None else whole.beside(part)
+            columns, first = (*columns, *block.columns), first + block.width
+        if whole is None:
+            return Restored(CUT)
+        if bias is not None:
+            whole = whole.shifted(bias, affine.key)
+        unit = next((block.unit for block in row if block.unit is not None), None)
+        blocks.append(Block(columns, whole, unit))
+    for constant in (affine.origin, affine.bias_origin):
+        if constant is not None:
+            builder.consume(constant, value)
+    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(weight.shape[0]))))
 
 
 def linear_site(
-    builder: CodeBuilder, node: Node, code: Node, blocks: tuple[Block, ...], factored: tuple[Factor, str]
+    builder: CodeBuilder, node: Node, source: LowRankValue, affine: Affine, factored: tuple[Factor, str]
 ) -> LowRankValue:
-    """The output of a factored Linear: its code, made from the input's ``code`` with the given blocks.
+    """The output of a factored Linear: its code, made from the input's code.
 
     Args:
+        source: the input, with one feature axis.
         factored: the factor of the Linear's output, and the site's name.
     """
-    own_code = linear_on(builder, node, code, blocks, factored)
     factor, site = factored
-    block = Block(factor.width, factor.rank, site, factor.decoder, factor.offset)
-    return LowRankValue(own_code, tuple(value_of(own_code).shape)[:-1], (factor.width,), (block,))
+    code = linear_on(builder, node, source, affine, factored)
+    lead = tuple(value_of(code).shape)[:-1]
+    return LowRankValue(code, lead, (factor.width,), (Block(tuple(range(factor.rank)), decoder_of(factor, site)),))
+
+
+def decoder_of(factor: Factor, site: str) -> Decoder:
+    """The decoder of a site's own output."""
+    return Decoder(
+        factor.width,
+        factor.rank,
+        ("site", site),
+        None if factor.offset is None else ("site", site),
+        factor.decoder,
+        factor.offset,
+        terms=((site, factor.width),),
+        orthonormal=True,
+    )
+
+
+def dense_source(node: Node) -> LowRankValue:
+    """A dense node as the input of a Linear."""
+    shape = tuple(value_of(node).shape)
+    return LowRankValue(node, shape[:-1], (int(shape[-1]),), (plain_block(int(shape[-1])),))
 
 
 def linear_on(
     builder: CodeBuilder,
     node: Node,
-    code: Node,
-    blocks: tuple[Block, ...],
+    value: LowRankValue,
+    affine: Affine,
     factored: tuple[Factor, str] | None = None,
 ) -> Node:
     """The Linear node on codes; with a factor, the Linear that yields the code of its own output."""
-    if factored is None and all(block.is_identity and block.offset is None for block in blocks):
-        return builder.emit(aten.linear.default, code, *node.args[1:], rule=RULE, like=node)
-    key = (node.args[1], node.args[2] if len(node.args) > 2 else None, factored is not None, *map(Block.key, blocks))
-    if key not in builder.absorbed:
-        builder.absorbed[key] = _new_weight(builder, node, blocks, factored)
-    return builder.emit(aten.linear.default, code, *builder.absorbed[key], rule=RULE, like=node)
+    ready = builder.compact(value, rule=RULE, like=node)
+    code = ready.code
+    if ready.units is not None:
+        axis = len(value_of(code).shape) - 1
+        code = builder.emit(aten.cat.default, [code, ready.units], axis, rule=RULE, like=node)
+    pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.offset_key) for block in ready.blocks)
+    key = ("linear", affine.key, factored is not None, pieces)
+    if key not in builder.shared:
+        builder.shared[key] = _new_weight(builder, node, ready, affine, factored)
+    return builder.emit(aten.linear.default, code, *builder.shared[key], rule=RULE, like=node)
 
 
 def _new_weight(
-    builder: CodeBuilder, node: Node, blocks: tuple[Block, ...], factored: tuple[Factor, str] | None
+    builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
 ) -> tuple[Node, Node | None]:
-    weight, bias = builder.constant(node.args[1]), _bias(builder, node)
-    if weight is None:
-        raise TypeError(f"the weight of '{node.name}' is not a constant")
-    rows = Extent(int(weight.shape[0]))
-    needs = frozenset(block.site for block in blocks if block.offset is not None and block.site is not None)
-    new_weight, new_bias = builder.absorbed_weight(weight, bias, blocks)
+    if factored is None and affine.origin is not None and _unchanged(value):
+        return affine.origin, affine.bias_origin
+    rows = Extent(int(affine.weight.shape[0]))
+    needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
+    new_weight, new_bias = absorbed_weight(value, affine.weight, affine.bias)
     if factored is not None:
         factor, site = factored
-        rows = Extent(0, ((site, factor.width),))
+        rows = Extent(0, (Term(site, factor.width),))
         new_weight, new_bias = factor.encode_weight(new_weight, new_bias)
         needs |= {site} if factor.offset is not None else set()
-    name, columns, origin = _stem(builder, node), extent_of(blocks), str(node.args[1])
-    record = Record(rows, columns, origin=origin, inputs=columns)
-    matrix = builder.new_parameter(f"{name}.weight", new_weight, weight.dtype, record, rule=RULE)
+    dtype = value_of(value.code).dtype
+    name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
+    record = Record(rows, inputs, origin=origin, inputs=inputs)
+    matrix = builder.new_parameter(f"{name}.weight", new_weight, dtype, record, rule=RULE)
     if new_bias is None:
         return matrix, None
-    if bias is not None:
-        record = Record(rows, Extent(1), origin=str(node.args[2]), inputs=columns)
+    if affine.bias_origin is not None:
+        record = Record(rows, Extent(1), origin=str(affine.bias_origin), inputs=inputs)
     else:
-        record = Record(rows, Extent(1), needs, origin=f"new bias of {origin}", inputs=columns)
-    return matrix, builder.new_parameter(f"{name}.bias", new_bias, weight.dtype, record, rule=RULE)
+        record = Record(rows, Extent(1), needs, origin=f"new bias of {origin}", inputs=inputs)
+    return matrix, builder.new_parameter(f"{name}.bias", new_bias, dtype, record, rule=RULE)
 
 
-def _bias(builder: CodeBuilder, node: Node) -> Tensor | None:
-    if len(node.args) < 3 or node.args[2] is None:
-        return None
-    return builder.constant(node.args[2])
+def _unchanged(value: LowRankValue) -> bool:
+    """Whether the code is the features, in their order."""
+    columns = [column for block in value.blocks for column in block.columns]
+    return all(block.decoder.is_plain for block in value.blocks) and columns == list(range(value.features))
 
 
-def _stem(builder: CodeBuilder, node: Node) -> str:
+def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The map on ``[code, units]``: [k, C + K] and [k], in float64, from one on the features, [k, features] and [k]."""
+    width = width_of(value.code)
+    units = 0 if value.units is None else width_of(value.units)
+    total = None if bias is None else bias.to(torch.float64)
+    result = torch.zeros((weight.shape[0], width + units), dtype=torch.float64, device=weight.device)
+    first = 0
+    for block in value.blocks:
+        decoder = block.decoder
+        piece = weight[:, first : first + block.width].to(torch.float64)
+        first += block.width
+        part = piece if decoder.matrix is None else piece @ decoder.matrix.to(piece.device)
+        result.index_add_(1, torch.tensor(block.columns, device=piece.device), part)
+        if decoder.offset is not None:
+            carried = piece @ decoder.offset.to(piece.device)
+            total = carried if total is None else total + carried
+        if decoder.gated is not None and block.unit is not None:
+            result[:, width + block.unit] += piece @ decoder.gated.to(piece.device)
+    return result, total
+
+
+def input_extent(value: LowRankValue) -> Extent:
+    """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
+    fixed, seen = 0, set[int]()
+    terms: list[Term] = []
+    for block in value.blocks:
+        repeated = set(block.columns) <= seen
+        terms += [Term(site, width, repeated) for site, width in block.decoder.terms]
+        if not repeated:
+            fixed += len(block.columns) - len(block.decoder.terms)
+        seen |= set(block.columns)
+    units: dict[int, frozenset[str]] = {}
+    for block in value.blocks:
+        if block.unit is not None:
+            units[block.unit] = units.get(block.unit, frozenset()) | block.decoder.sites
+    return Extent(fixed, tuple(terms), tuple(units.values()))
+
+
+def _stem(builder: CodeBuilder, node: Node, affine: Affine) -> str:
     """A readable name for new parameters: the old weight's, or the node's."""
-    weight = node.args[1]
-    if isinstance(weight, Node) and constant_of(builder.module, weight) is not None:
-        return f"{site_name(str(weight.target))}.on_codes"
+    if affine.origin is not None and constant_of(builder.module, affine.origin) is not None:
+        return f"{site_name(str(affine.origin.target))}.on_codes"
     return f"{node.name}.on_codes"

@@ -7,8 +7,10 @@ so that the analysis is the rewrite itself on a throw-away graph and cannot disa
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +19,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passes.graph_tools import aten, call, constant_of, fake_mode, parameter, value_of
-from passes.low_rank_value import Block, LowRankValue, Move, merge_identities, repeated_row
-from passes.parameter_ledger import Extent, Record, extent_of
-
-RESTORE = "restore"
+from passes.low_rank_value import Block, LowRankValue, merge_identities, plain_block, split_rows
+from passes.parameter_ledger import Record
 
 
 class CodeBuilder:
@@ -36,8 +36,8 @@ class CodeBuilder:
         self.graph = module.graph
         self.dry = dry
         self.records: list[Record] = []
-        self.absorbed: dict[Any, tuple[Node, Node | None]] = {}
-        self._decoders: dict[tuple[str, tuple[int, ...] | None], tuple[Node, Node | None]] = {}
+        self.shared: dict[Hashable, Any] = {}
+        self.consumed: dict[str, frozenset[str]] = {}
         self._constants: dict[Node, Tensor | None] = {}
 
     @contextlib.contextmanager
@@ -69,16 +69,23 @@ class CodeBuilder:
         result = node.target(*args, **kwargs)
         return result if isinstance(result, Tensor) else None
 
-    def emit(self, target: Callable[..., Any], *args: Any, rule: str, like: Node) -> Node:
-        """One node at the insertion point, standing for ``like``."""
-        return call(self.graph, target, *args, rule=rule, like=like)
+    def consume(self, node: Any, value: LowRankValue) -> None:
+        """Notes that a value's decoders took a constant in: its parameters go where any of the value's sites is factored."""
+        pending = [node]
+        while pending:
+            one = pending.pop()
+            if one.op == "get_attr":
+                self.consumed[one.name] = self.consumed.get(one.name, frozenset()) | frozenset(value.sites)
+            pending += one.all_input_nodes
 
-    def new_parameter(
-        self, name: str, tensor: Tensor, dtype: torch.dtype, record: Record, *, rule: str, trainable: bool = True
-    ) -> Node:
+    def emit(self, target: Callable[..., Any], *args: Any, rule: str, like: Node, **kwargs: Any) -> Node:
+        """One node at the insertion point, standing for ``like``."""
+        return call(self.graph, target, *args, rule=rule, like=like, **kwargs)
+
+    def new_parameter(self, name: str, tensor: Tensor, dtype: torch.dtype, record: Record, *, rule: str) -> Node:
         """A parameter, counted in the ledger."""
         self.records.append(record)
-        return parameter(self.module, name, tensor.to(dtype), rule=rule, trainable=trainable)
+        return parameter(self.module, name, tensor.to(dtype), rule=rule)
 
     def sizes(self, code: Node, lead: Sequence[Any], like: Node, *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""
@@ -98,17 +105,41 @@ class CodeBuilder:
             return code
         return self.emit(aten.reshape.default, code, self.sizes(code, lead, like, *tail), rule=rule, like=like)
 
-    def pick(
-        self, value: LowRankValue, move: Move, trailing: tuple[int, ...], *, rule: str, like: Node
-    ) -> LowRankValue:
-        """The value after a move: the code columns the move takes, under the new blocks."""
-        runs = move.column_runs()
-        code = value.code
-        if runs != [(0, value.code_width)]:
-            axis = len(value.lead)
-            pieces = [self.emit(aten.slice.Tensor, code, axis, first, end, rule=rule, like=like) for first, end in runs]
-            code = pieces[0] if len(pieces) == 1 else self.emit(aten.cat.default, pieces, axis, rule=rule, like=like)
-        return LowRankValue(code, value.lead, trailing, merge_identities(move.blocks))
+    def pick(self, node: Node, columns: Sequence[int], *, rule: str, like: Node) -> Node:
+        """Columns of the last axis, as slices."""
+        axis = len(value_of(node).shape) - 1
+        if list(columns) == list(range(width_of(node))):
+            return node
+        pieces = [
+            self.emit(aten.slice.Tensor, node, axis, first, end, rule=rule, like=like) for first, end in _runs(columns)
+        ]
+        return pieces[0] if len(pieces) == 1 else self.emit(aten.cat.default, pieces, axis, rule=rule, like=like)
+
+    def compact(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue:
+        """The value with only the code columns and units that its blocks use."""
+        columns = sorted({column for block in value.blocks for column in block.columns})
+        units = sorted({block.unit for block in value.blocks if block.unit is not None})
+        to_column = {column: place for place, column in enumerate(columns)}
+        to_unit = {unit: place for place, unit in enumerate(units)}
+        code = self.pick(value.code, columns, rule=rule, like=like)
+        kept = None
+        if value.units is not None and units:
+            kept = self.pick(value.units, units, rule=rule, like=like)
+        blocks = tuple(
+            replace(
+                block,
+                columns=tuple(to_column[column] for column in block.columns),
+                unit=None if block.unit is None else to_unit[block.unit],
+            )
+            for block in value.blocks
+        )
+        return replace(value, code=code, units=kept, blocks=blocks)
+
+    def on_lead(self, value: LowRankValue, change: Callable[[Node], Node]) -> LowRankValue:
+        """Applies a change of the leading axes to code and units alike."""
+        code = change(value.code)
+        units = None if value.units is None else change(value.units)
+        return replace(value, code=code, units=units, lead=tuple(value_of(code).shape)[:-1])
 
     def pull(self, value: LowRankValue, axes: int, *, rule: str, like: Node) -> LowRankValue | None:
         """Makes the last ``axes`` leading axes feature axes; None where their sizes are not static."""
@@ -117,138 +148,79 @@ class CodeBuilder:
         pulled = value.lead[-axes:]
         if not all(isinstance(size, int) for size in pulled):
             return None
-        repeats = math.prod(pulled)
-        lead = value.lead[:-axes]
-        code = self.view(value.code, lead, like, repeats * value.code_width, rule=rule)
-        return LowRankValue(code, lead, (*pulled, *value.trailing), merge_identities(value.blocks * repeats))
+        repeats, lead = math.prod(pulled), value.lead[:-axes]
+        width, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
+        blocks = [block.moved(turn * width, turn * units) for turn in range(repeats) for block in value.blocks]
+        return LowRankValue(
+            self.view(value.code, lead, like, repeats * width, rule=rule),
+            lead,
+            (*pulled, *value.trailing),
+            merge_identities(blocks),
+            None if value.units is None else self.view(value.units, lead, like, repeats * units, rule=rule),
+        )
 
     def push(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue | None:
         """Leaves one feature axis by making the others leading axes; None where their decoders differ."""
         outer = value.trailing[:-1]
         if not outer:
             return value
-        row = repeated_row(value.blocks, value.trailing[-1])
-        if row is None:
+        rows = split_rows(value.blocks, value.trailing[-1])
+        if rows is None or not all(_decode_alike(rows[0], row) for row in rows):
             return None
-        width = sum(block.rank for block in row)
-        code = self.view(value.code, value.lead, like, *outer, width, rule=rule)
-        return LowRankValue(code, (*value.lead, *outer), value.trailing[-1:], row)
+        row_columns = [[column for block in row for column in block.columns] for row in rows]
+        row_units = [[block.unit for block in row if block.unit is not None] for row in rows]
+        width, units = len(row_columns[0]), len(row_units[0])
+        code = self.pick(value.code, list(itertools.chain(*row_columns)), rule=rule, like=like)
+        kept = None
+        if value.units is not None and units:
+            kept = self.pick(value.units, list(itertools.chain(*row_units)), rule=rule, like=like)
+            kept = self.view(kept, value.lead, like, *outer, units, rule=rule)
+        return LowRankValue(
+            self.view(code, value.lead, like, *outer, width, rule=rule),
+            (*value.lead, *outer),
+            value.trailing[-1:],
+            _renumbered(rows[0]),
+            kept,
+        )
 
     def dense(self, node: Node, axes: int) -> LowRankValue | None:
-        """A dense node as a value of identity blocks over its last ``axes`` axes; None where they are not static."""
+        """A dense node as a value of identity blocks over its last ``axes`` axes; None where they are not static.
+
+        Its code is the node itself, not yet flattened to one feature axis.
+        """
         shape = tuple(value_of(node).shape)
         lead, trailing = shape[: len(shape) - axes], shape[len(shape) - axes :]
         if not all(isinstance(size, int) for size in trailing):
             return None
-        features = math.prod(trailing)
-        return LowRankValue(node, lead, trailing, (Block(features, features),))
-
-    def absorbed_weight(
-        self, weight: Tensor, bias: Tensor | None, blocks: Sequence[Block]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The Linear on codes: ``W_i A_i`` side by side and ``b + sum_i W_i o_i``, in float64."""
-        pieces, first = [], 0
-        total = None if bias is None else bias.to(torch.float64)
-        for block in blocks:
-            piece = weight[:, first : first + block.width].to(torch.float64)
-            first += block.width
-            if block.offset is not None:
-                carried = piece @ block.offset.to(piece.device)
-                total = carried if total is None else total + carried
-            pieces.append(piece if block.decoder is None else piece @ block.decoder.to(piece.device))
-        return torch.cat(pieces, dim=1), total
-
-    def restore(self, value: LowRankValue, like: Node) -> Node:
-        """Decodes a value: ``A_i z_i + o_i`` for every block, in the value's logical shape."""
-        lead, axis = value.lead, len(value.lead)
-        parts, column = [], 0
-        for run in _runs(value.blocks):
-            width = sum(block.rank for block in run)
-            code = value.code
-            if width != value.code_width:
-                code = self.emit(aten.slice.Tensor, code, axis, column, column + width, rule=RESTORE, like=like)
-            column += width
-            parts.append(code if run[0].is_identity else self._decode(code, lead, run, like))
-        whole = parts[0] if len(parts) == 1 else self.emit(aten.cat.default, parts, axis, rule=RESTORE, like=like)
-        return self.view(whole, lead, like, *value.trailing, rule=RESTORE)
-
-    def _decode(self, code: Node, lead: Sequence[Any], run: Sequence[Block], like: Node) -> Node:
-        """Decodes a run of blocks of equal width and rank to ``[*lead, features]``."""
-        first, count = run[0], len(run)
-        features = sum(block.width for block in run)
-        if count == 1:
-            return self.emit(aten.linear.default, code, *self._decoder(first, code), rule=RESTORE, like=like)
-        rows = self.view(code, lead, like, count, first.rank, rule=RESTORE)
-        if all(block.same_decoder(first) for block in run):
-            decoded = self.emit(aten.linear.default, rows, *self._decoder(first, code), rule=RESTORE, like=like)
-        else:
-            pairs = [self._decoder(block, code) for block in run]
-            stacked = self._stacked([decoder for decoder, _ in pairs], like, first.width, first.rank)
-            decoded = self.emit(aten.einsum.default, "...kr,knr->...kn", [rows, stacked], rule=RESTORE, like=like)
-            decoded = self._add_offsets(decoded, [offset for _, offset in pairs], first.width, code, like)
-        return self.view(decoded, lead, like, features, rule=RESTORE)
-
-    def _add_offsets(self, decoded: Node, offsets: list[Node | None], width: int, code: Node, like: Node) -> Node:
-        if all(offset is None for offset in offsets):
-            return decoded
-        zero = None
-        rows = []
-        for offset in offsets:
-            if offset is None:
-                dtype = value_of(code).dtype
-                zero = zero or self.emit_zeros(width, dtype, like)
-            rows.append(zero if offset is None else offset)
-        stacked = self._stacked(rows, like, width)
-        return self.emit(aten.add.Tensor, decoded, stacked, rule=RESTORE, like=like)
-
-    def _stacked(self, parts: Sequence[Node], like: Node, *shape: int) -> Node:
-        """Constants of one shape as one constant with a new first axis (a cat: one node where a stack exports many)."""
-        joined = self.emit(aten.cat.default, list(parts), rule=RESTORE, like=like)
-        return self.emit(aten.reshape.default, joined, [len(parts), *shape], rule=RESTORE, like=like)
-
-    def emit_zeros(self, width: int, dtype: torch.dtype, like: Node) -> Node:
-        """A constant of zeros [width]."""
-        node = self.graph.call_function(aten.zeros.default, ([width],), {"dtype": dtype})
-        with fake_mode(self.graph):
-            node.meta["val"] = torch.zeros(width, dtype=dtype)
-        node.meta.update({key: like.meta[key] for key in ("stack_trace", "nn_module_stack") if key in like.meta})
-        return node
-
-    def _decoder(self, block: Block, code: Node) -> tuple[Node, Node | None]:
-        """The decoder [width, rank] and offset [width] of a block as parameters, made once per site."""
-        if block.site is None or block.decoder is None:
-            raise ValueError("an identity block has no decoder")
-        key = (block.site, block.rows)
-        if key not in self._decoders:
-            dtype = value_of(code).dtype
-            width, needs = Extent(block.width), frozenset({block.site})
-            name = f"{block.site}.decoder"
-            matrix = self.new_parameter(
-                f"{name}.weight", block.decoder, dtype, Record(width, extent_of([block]), needs), rule=RESTORE
-            )
-            offset = None
-            if block.offset is not None:
-                record = Record(width, Extent(1), needs)
-                offset = self.new_parameter(f"{name}.bias", block.offset, dtype, record, rule=RESTORE)
-            self._decoders[key] = (matrix, offset)
-        return self._decoders[key]
+        return LowRankValue(node, lead, trailing, (plain_block(math.prod(trailing)),))
 
 
-def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Maximal runs of factored blocks of equal width and rank, and of identity blocks."""
-    run: list[Block] = []
+def width_of(node: Node) -> int:
+    """The static size of a node's last axis."""
+    return int(value_of(node).shape[-1])
+
+
+def _runs(columns: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Contiguous ascending runs as (first, end)."""
+    first = previous = columns[0]
+    for column in columns[1:]:
+        if column != previous + 1:
+            yield first, previous + 1
+            first = column
+        previous = column
+    yield first, previous + 1
+
+
+def _decode_alike(one: Sequence[Block], other: Sequence[Block]) -> bool:
+    return len(one) == len(other) and all(map(Block.decodes_like, one, other))
+
+
+def _renumbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """The blocks with columns and units of their own, in order."""
+    result, column, unit = [], 0, 0
     for block in blocks:
-        alike = run and (
-            (block.is_identity and run[0].is_identity)
-            or (
-                not block.is_identity
-                and not run[0].is_identity
-                and (block.width, block.rank) == (run[0].width, run[0].rank)
-            )
-        )
-        if run and not alike:
-            yield run
-            run = []
-        run.append(block)
-    if run:
-        yield run
+        rank = len(block.columns)
+        own = None if block.unit is None else unit
+        result.append(replace(block, columns=tuple(range(column, column + rank)), unit=own))
+        column, unit = column + rank, unit + (own is not None)
+    return tuple(result)

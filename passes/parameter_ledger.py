@@ -8,44 +8,53 @@ assignment of ranks is counted by arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from passes.low_rank_value import Block
 
 Ranks = Mapping[str, int | None]
 """Rank per site; a missing site, or None, is left alone."""
 
 
 @dataclass(frozen=True)
+class Term:
+    """A part of a length.
+
+    Attributes:
+        site: whose rank it is.
+        width: its length where the site is left alone.
+        repeated: whether it is a second view of code columns that are there already; it then adds nothing where the
+            site is factored.
+    """
+
+    site: str
+    width: int
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
 class Extent:
-    """A length: ``fixed`` plus, for each term (site, width), the site's rank, or the width where it is left alone."""
+    """A length: ``fixed``, plus the terms, plus 1 for every set of ``units`` that holds a factored site."""
 
     fixed: int = 0
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[Term, ...] = ()
+    units: tuple[frozenset[str], ...] = ()
 
     def at(self, ranks: Ranks) -> int:
         """The length under an assignment of ranks."""
         length = self.fixed
-        for site, width in self.terms:
-            rank = ranks.get(site)
-            length += width if rank is None else rank
-        return length
+        for term in self.terms:
+            rank = ranks.get(term.site)
+            length += term.width if rank is None else 0 if term.repeated else rank
+        return length + sum(any_factored(sites, ranks) for sites in self.units)
 
     def factored(self, ranks: Ranks) -> tuple[str, ...]:
-        """The terms whose sites are factored."""
-        return tuple(site for site, _ in self.terms if ranks.get(site) is not None)
+        """The sites of the terms that are factored."""
+        return tuple(term.site for term in self.terms if ranks.get(term.site) is not None)
 
 
-def extent_of(blocks: Iterable[Block]) -> Extent:
-    """The code width of a sequence of blocks."""
-    fixed, terms = 0, []
-    for block in blocks:
-        if block.site is None:
-            fixed += block.width
-        else:
-            terms.append((block.site, block.width))
-    return Extent(fixed, tuple(terms))
+def any_factored(sites: frozenset[str], ranks: Ranks) -> bool:
+    """Whether any of the sites has a rank."""
+    return any(ranks.get(site) is not None for site in sites)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Record:
         rows: its rows.
         columns: its columns.
         needs: the parameter exists where this is empty or holds a factored site.
+        spares: the parameter exists only where none of these sites is factored (they take it into their constants).
         origin: the parameter that it replaces, None for a new one. A shared weight that takes in different codes at
             different places becomes several parameters; where none of those codes is factored they are one.
         inputs: the codes that the parameter takes in.
@@ -64,12 +74,13 @@ class Record:
     rows: Extent
     columns: Extent
     needs: frozenset[str] = frozenset()
+    spares: frozenset[str] = frozenset()
     origin: str | None = None
     inputs: Extent = Extent()
 
     def count(self, ranks: Ranks) -> int:
         """The number of scalars under an assignment of ranks."""
-        if self.needs and all(ranks.get(site) is None for site in self.needs):
+        if (self.needs and not any_factored(self.needs, ranks)) or any_factored(self.spares, ranks):
             return 0
         return self.rows.at(ranks) * self.columns.at(ranks)
 

@@ -1,0 +1,151 @@
+"""Decoders: what turns the code of a block into its features, ``y = A z + o + g u``.
+
+``z`` are the block's columns of the code, ``u`` is one scalar per row of the value (its *unit*): a gate scales a value's
+offset along with its code, so a gated offset is a constant vector ``g`` times whatever the gates multiplied to.
+Everything linear that happens to features happens to the decoder's constants instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Term = tuple[str, int]
+"""A part of a code: the site it comes from and the width that part has where the site is left alone."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The constants of ``y = A z + o + g u``.
+
+    Attributes:
+        width: number of features.
+        rank: number of code columns.
+        key: tells apart the matrices of one graph: equal keys, equal ``A``.
+        offset_key: the same for ``o`` and ``g``.
+        matrix: [width, rank], ``A``; None for the identity.
+        offset: [width], ``o``; None for zero.
+        gated: [width], ``g``; None for zero.
+        terms: the factored parts of the code; what they leave of the rank are plain features.
+        orthonormal: whether ``A`` has orthonormal columns and ``o`` and ``g`` are orthogonal to them.
+    """
+
+    width: int
+    rank: int
+    key: Hashable
+    offset_key: Hashable = None
+    matrix: Tensor | None = None
+    offset: Tensor | None = None
+    gated: Tensor | None = None
+    terms: tuple[Term, ...] = ()
+    orthonormal: bool = False
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the features are their own code."""
+        return self.matrix is None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the code is the features, nothing added."""
+        return self.matrix is None and self.offset is None and self.gated is None
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The factored sites inside."""
+        return frozenset(site for site, _ in self.terms)
+
+    def same_constants(self, other: Decoder) -> bool:
+        """Whether both decode alike, offsets included."""
+        return (self.key, self.offset_key) == (other.key, other.offset_key)
+
+    def full_matrix(self) -> Tensor:
+        """``A`` [width, rank] in float64, the identity written out."""
+        return torch.eye(self.width, dtype=torch.float64) if self.matrix is None else self.matrix
+
+    def take(self, rows: Sequence[int]) -> Decoder:
+        """The decoder of some features. An identity keeps only their columns."""
+        index = list(rows)
+        if index == list(range(self.width)):
+            return self
+        offset = None if self.offset is None else self.offset[index]
+        gated = None if self.gated is None else self.gated[index]
+        offset_key = None if self.offset_key is None else _rows_key(self.offset_key, tuple(index))
+        if self.matrix is None:
+            return replace(identity(len(index)), offset_key=offset_key, offset=offset, gated=gated)
+        return replace(
+            self,
+            width=len(index),
+            key=_rows_key(self.key, tuple(index)),
+            offset_key=offset_key,
+            matrix=self.matrix[index],
+            offset=offset,
+            gated=gated,
+            terms=tuple((site, min(width, len(index))) for site, width in self.terms),
+            orthonormal=False,
+        )
+
+    def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
+        """``y + c`` for a constant [width]."""
+        offset = constant if self.offset is None else self.offset + constant
+        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), orthonormal=False)
+
+    def offsets_scaled(self, factor: float) -> Decoder:
+        """The same matrix with offsets times a number: what scaling does once the code itself was scaled."""
+        if self.offset_key is None:
+            return self
+        return replace(
+            self,
+            offset_key=("scale", self.offset_key, factor),
+            offset=None if self.offset is None else self.offset * factor,
+            gated=None if self.gated is None else self.gated * factor,
+        )
+
+    def gated_offset(self) -> Decoder:
+        """The constant offset as one that is multiplied by a unit (where there is no gated one yet)."""
+        if self.offset is None:
+            return self
+        return replace(self, offset=None, gated=self.offset, offset_key=("gate", self.offset_key))
+
+    def mapped(self, weight: Tensor, key: Hashable) -> Decoder:
+        """``W y`` for a constant W [k, width]."""
+        return replace(
+            self,
+            width=int(weight.shape[0]),
+            key=("map", key, self.key),
+            offset_key=None if self.offset_key is None else ("map", key, self.offset_key),
+            matrix=weight @ self.full_matrix(),
+            offset=None if self.offset is None else weight @ self.offset,
+            gated=None if self.gated is None else weight @ self.gated,
+            orthonormal=False,
+        )
+
+    def beside(self, other: Decoder) -> Decoder:
+        """``y + y'`` of two codes side by side (at most one of them with a gated offset)."""
+        offsets = [each.offset for each in (self, other) if each.offset is not None]
+        return replace(
+            self,
+            rank=self.rank + other.rank,
+            key=("beside", self.key, other.key),
+            offset_key=("beside", self.offset_key, other.offset_key),
+            matrix=torch.cat([self.full_matrix(), other.full_matrix()], dim=1),
+            offset=sum(offsets[1:], offsets[0]) if offsets else None,
+            gated=self.gated if other.gated is None else other.gated,
+            terms=(*self.terms, *other.terms),
+            orthonormal=False,
+        )
+
+
+def identity(width: int) -> Decoder:
+    """The decoder of features that are their own code."""
+    return Decoder(width, width, ("identity", width))
+
+
+def _rows_key(key: Hashable, rows: tuple[int, ...]) -> Hashable:
+    """The key of some rows; rows of rows are rows."""
+    if isinstance(key, tuple) and key and key[0] == "rows":
+        return ("rows", key[1], tuple(key[2][row] for row in rows))
+    return ("rows", key, rows)

@@ -1,0 +1,169 @@
+"""Restore: decodes a low-rank value where an operator needs the features themselves.
+
+Replaces a code ``z`` with ``A_i z_i + o_i + g_i u_i`` for every block, in the value's logical shape. Blocks of one size
+are decoded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.code_builder import CodeBuilder
+from passes.decoder import Decoder
+from passes.graph_tools import aten, fake_mode, stamp, value_of
+from passes.low_rank_value import Block, LowRankValue
+from passes.parameter_ledger import Extent, Record, Term
+
+RULE = "restore"
+
+
+def restore(builder: CodeBuilder, value: LowRankValue, like: Node) -> Node:
+    """The features of a value."""
+    return _Restore(builder, value, like).run()
+
+
+class _Restore:
+    """One restore."""
+
+    def __init__(self, builder: CodeBuilder, value: LowRankValue, like: Node) -> None:
+        self.builder, self.value, self.like = builder, value, like
+
+    def run(self) -> Node:
+        parts = [self._part(run) for run in _alike(self.value.blocks)]
+        axis = len(self.value.lead)
+        whole = parts[0] if len(parts) == 1 else self._emit(aten.cat.default, parts, axis)
+        return self._view(whole, *self.value.trailing)
+
+    def _part(self, run: Sequence[Block]) -> Node:
+        """Decodes a run of blocks of equal sizes to [*lead, features]."""
+        columns = [column for block in run for column in block.columns]
+        code = self.builder.pick(self.value.code, columns, rule=RULE, like=self.like)
+        features = sum(block.width for block in run)
+        decoders = [block.decoder for block in run]
+        first = decoders[0]
+        if len(run) == 1 or all(decoder.is_identity for decoder in decoders):
+            decoded = self._decode_one(code, first, run)
+        else:
+            rows = self._view(code, len(run), first.rank)
+            if all(decoder.same_constants(first) for decoder in decoders):
+                decoded = self._emit(aten.linear.default, rows, self._matrix(first), self._offset(first))
+            else:
+                stacked = self._stack([self._matrix(decoder) for decoder in decoders], first.width, first.rank)
+                decoded = self._emit(aten.einsum.default, "...kr,knr->...kn", [rows, stacked])
+                decoded = self._plus_offsets(decoded, [self._offset(decoder) for decoder in decoders], first.width)
+            decoded = self._view(decoded, features)
+        return self._plus_gated(decoded, run)
+
+    def _decode_one(self, code: Node, decoder: Decoder, run: Sequence[Block]) -> Node:
+        if not decoder.is_identity:
+            return self._emit(aten.linear.default, code, self._matrix(decoder), self._offset(decoder))
+        offsets = [block.decoder.offset for block in run]
+        if all(offset is None for offset in offsets):
+            return code
+        joined = torch.cat([_or_zeros(block.decoder.offset, block.width) for block in run])
+        key = ("offsets", *((block.decoder.key, block.decoder.offset_key) for block in run))
+        return self._emit(aten.add.Tensor, code, self._constant(key, joined, "offset"))
+
+    def _plus_gated(self, decoded: Node, run: Sequence[Block]) -> Node:
+        """Adds ``g_i u_i`` where there are gated offsets."""
+        if self.value.units is None or all(block.unit is None for block in run):
+            return decoded
+        width, units = run[0].width, [block.unit or 0 for block in run]
+        scale = self.builder.pick(self.value.units, units, rule=RULE, like=self.like)
+        key = ("gated", *((block.decoder.key, block.decoder.offset_key) for block in run))
+        if len({block.width for block in run}) == 1:
+            vectors = torch.stack([_or_zeros(block.decoder.gated, width) for block in run])
+            constant = self._constant(key, vectors, "gated")
+            added = self._emit(aten.mul.Tensor, self._view(scale, len(run), 1), constant)
+            return self._emit(aten.add.Tensor, decoded, self._view(added, len(run) * width))
+        parts = []
+        for place, block in enumerate(run):
+            constant = self._constant((*key, place), _or_zeros(block.decoder.gated, block.width), "gated")
+            own = self.builder.pick(scale, [place], rule=RULE, like=self.like)
+            parts.append(self._emit(aten.mul.Tensor, own, constant))
+        return self._emit(aten.add.Tensor, decoded, self._emit(aten.cat.default, parts, len(self.value.lead)))
+
+    def _plus_offsets(self, decoded: Node, offsets: list[Node | None], width: int) -> Node:
+        if all(offset is None for offset in offsets):
+            return decoded
+        zero = self._zeros(width) if any(offset is None for offset in offsets) else None
+        rows = [offset if offset is not None else zero for offset in offsets]
+        return self._emit(aten.add.Tensor, decoded, self._stack([row for row in rows if row is not None], width))
+
+    def _stack(self, parts: Sequence[Node], *shape: int) -> Node:
+        """Constants of one shape as one constant with a new first axis (a cat: one node where a stack exports many)."""
+        joined = self._emit(aten.cat.default, list(parts))
+        return self._emit(aten.reshape.default, joined, [len(parts), *shape])
+
+    def _zeros(self, width: int) -> Node:
+        node = self.builder.graph.call_function(aten.zeros.default, ([width],), {"dtype": self._dtype})
+        with fake_mode(self.builder.graph):
+            node.meta["val"] = torch.zeros(width, dtype=self._dtype)
+        stamp(node, RULE, self.like)
+        return node
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = value_of(self.value.code).dtype
+        return dtype
+
+    def _matrix(self, decoder: Decoder) -> Node:
+        """``A`` as a parameter, made once per graph."""
+        return self._constant(("matrix", decoder.key), decoder.full_matrix(), "decoder.weight", decoder)
+
+    def _offset(self, decoder: Decoder) -> Node | None:
+        """``o`` as a parameter, made once per graph."""
+        if decoder.offset is None:
+            return None
+        return self._constant(("offset", decoder.key, decoder.offset_key), decoder.offset, "decoder.bias", decoder)
+
+    def _constant(self, key: object, tensor: Tensor, name: str, decoder: Decoder | None = None) -> Node:
+        shared = self.builder.shared
+        if key not in shared:
+            site = next(iter(dict(decoder.terms))) if decoder is not None and decoder.terms else self.value.sites[0]
+            columns = Extent(1) if tensor.dim() == 1 else Extent(int(tensor.shape[1]))
+            if decoder is not None and tensor.dim() == 2:
+                columns = decoder_extent(decoder)
+            needs = decoder.sites if decoder is not None and decoder.sites else frozenset(self.value.sites)
+            record = Record(Extent(int(tensor.shape[0])), columns, needs)
+            shared[key] = self.builder.new_parameter(f"{site}.{name}", tensor, self._dtype, record, rule=RULE)
+        node: Node = shared[key]
+        return node
+
+    def _emit(self, target: object, *args: object) -> Node:
+        return self.builder.emit(target, *args, rule=RULE, like=self.like)  # type: ignore[arg-type]
+
+    def _view(self, node: Node, *tail: int) -> Node:
+        return self.builder.view(node, self.value.lead, self.like, *tail, rule=RULE)
+
+
+def decoder_extent(decoder: Decoder) -> Extent:
+    """The code width of one decoder (in a dry run, where every factored term has rank 1)."""
+    terms = tuple(Term(site, width) for site, width in decoder.terms)
+    return Extent(decoder.rank - len(terms), terms)
+
+
+def _or_zeros(vector: Tensor | None, width: int) -> Tensor:
+    return torch.zeros(width, dtype=torch.float64) if vector is None else vector
+
+
+def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Maximal runs of identity blocks, and of factored blocks of equal width and rank, with or without a unit."""
+    run: list[Block] = []
+    for block in blocks:
+        if run and _kind(block) != _kind(run[0]):
+            yield run
+            run = []
+        run.append(block)
+    if run:
+        yield run
+
+
+def _kind(block: Block) -> tuple[object, ...]:
+    decoder = block.decoder
+    sizes = (0, 0) if decoder.is_identity else (decoder.width, decoder.rank)
+    return decoder.is_identity, sizes, block.unit is None
