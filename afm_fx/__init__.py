@@ -1,11 +1,14 @@
 """afm_fx: a compiler pass that makes trained click-through-rate models low-rank, proves the rewrite, and exports it."""
 
 from afm_fx.basis import BasisKind
+from afm_fx.benchmark import benchmark
+from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.moments import Moments
+from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
@@ -17,11 +20,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BasisKind",
+    "BenchmarkResult",
     "Budget",
     "Chain",
     "Compressed",
     "CompressionReport",
     "Energy",
+    "ExportReport",
     "Fixed",
     "FullRank",
     "Moments",
@@ -31,10 +36,12 @@ __all__ = [
     "SitePlan",
     "Statistics",
     "apply_plan",
+    "benchmark",
     "calibrate",
     "capture",
     "chains_table",
     "compress",
+    "export_onnx",
     "find_chains",
     "laws",
     "make_plan",

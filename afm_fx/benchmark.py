@@ -125,11 +125,12 @@ def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[in
 
 def _batched(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
     """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells."""
-    count = len(pytree.tree_leaves(inputs))
     for entrant in entrants:
-        if isinstance(entrant, ProgramContender) and len(entrant.program.batched) == count:
-            return entrant.program.batched
-    flags = batch_flags((inputs,), {})
+        if isinstance(entrant, ProgramContender):
+            known = entrant.batched(inputs)
+            if known is not None:
+                return known
+    flags: tuple[bool, ...] = batch_flags((inputs,), {})
     if not any(flags):
         raise BatchError("the inputs hold no tensor with a batch axis")
     return flags

@@ -169,8 +169,9 @@ def _explain(model: nn.Module, error: Exception) -> str:
         )
     elif "Constraints violated" in str(error):
         advice = (
-            "the model fixes the batch size somewhere: remove the fixed size, or capture with dynamic_batch=False. If "
-            "an input's axis 0 only happens to have the batch's length, give an example batch of another length"
+            "the model fixes the batch size somewhere (`len(x)` and `int(x.shape[0])` do; `x.shape[0]` does not): "
+            "remove the fixed size, or capture with dynamic_batch=False. If an input's axis 0 only happens to have the "
+            "batch's length, give an example batch of another length"
         )
     else:
         advice = (

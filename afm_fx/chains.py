@@ -86,16 +86,18 @@ def _is_linear(node: Node) -> bool:
 
 
 def chains_table(chains: Sequence[Chain]) -> str:
-    """Chains as text, one line per use."""
-    rows = [
-        (
-            chain.site.name,
-            chain.kind,
-            str(chain.verdict.fate),
-            chain.verdict.operator,
-            chain.verdict.reason,
-            chain.verdict.source,
-        )
-        for chain in chains
-    ]
+    """Chains as text, one line per group of sites that share chain, verdict and place."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for chain in chains:
+        verdict = chain.verdict
+        key = (chain.kind, str(verdict.fate), verdict.operator, verdict.reason, verdict.source)
+        names = groups.setdefault(key, [])
+        if chain.site.name not in names:
+            names.append(chain.site.name)
+    rows = [(_listed(names), *key) for key, names in groups.items()]
     return render_table("", ("site", "chain", "verdict", "operator", "why", "source"), rows, left=6)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in short: the first and last of many, and how many."""
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} .. {names[-1]} ({len(names)})"

@@ -89,6 +89,15 @@ class ProgramContender:
             raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
         return functools.partial(self.program, *args, **kwargs)
 
+    def batched(self, inputs: Inputs) -> tuple[bool, ...] | None:
+        """Which leaves of the inputs carry the batch, None where the program does not take them as they are."""
+        try:
+            bound = pytree.tree_leaves(self.program.bind(inputs))
+        except BatchError:
+            return None
+        carriers = {id(leaf) for leaf, flag in zip(bound, self.program.batched, strict=True) if flag}
+        return tuple(id(leaf) in carriers for leaf in pytree.tree_leaves(inputs))
+
 
 @dataclass(frozen=True)
 class CallableContender:

@@ -12,6 +12,10 @@ class UserError(AfmFxError):
     """The input is wrong; the message says what, where and what to do about it."""
 
 
+class ModelError(UserError):
+    """A user's model cannot be found, built or loaded."""
+
+
 class CaptureError(UserError):
     """``torch.export`` could not capture the model; the message carries torch's own reason, shortened."""
 

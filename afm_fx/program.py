@@ -15,6 +15,8 @@ from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from passes.graph_tools import clone_graph_module, convert_dtype
 
+__all__ = ["Inputs", "Program"]
+
 
 @dataclass(frozen=True)
 class Program:

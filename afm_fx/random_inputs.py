@@ -47,7 +47,13 @@ _KEEPS: frozenset[Any] = frozenset(
 """Operators that leave a valid id as it is."""
 
 _TABLE_LOOKUPS: frozenset[Any] = frozenset(
-    {aten.embedding.default, aten._embedding_bag.default, aten._embedding_bag_forward_only.default}
+    {
+        aten.embedding.default,
+        aten.embedding_bag.default,
+        aten.embedding_bag.padding_idx,
+        aten._embedding_bag.default,
+        aten._embedding_bag_forward_only.default,
+    }
 )
 _COMPARISONS: frozenset[Any] = frozenset({aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor})
 _UNBOUNDED = float("inf")

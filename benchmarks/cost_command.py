@@ -36,7 +36,7 @@ def cost(
     threads: Annotated[
         list[int] | None, typer.Option(help="Threads; may be given several times. [default: 1 and all cores]")
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows of one repetition of calibration.")] = 32_768,
+    rows: Annotated[int, typer.Option(help="Rows of one repetition of calibration.")] = 65_536,
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions of calibration and inference.")] = 11,
     model_rows: Annotated[int, typer.Option(help="Table rows of the model that is calibrated.")] = 1_000_000,
     large_table_rows: Annotated[int, typer.Option(help="Rows of the table of the memory measurement.")] = 10_000_000,

@@ -71,7 +71,7 @@ class CriteoShape:
         model: nn.Module = DeepFM(columns, columns, dnn_hidden_units=self.hidden, device="cpu", seed=seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for table in model.embedding_dict.children():  # type: ignore[operator, union-attr]
+            for table in model.embedding_dict.children():  # type: ignore[union-attr]
                 plant_spectrum(table.weight, self.spectrum_decay, generator)  # type: ignore[arg-type]
             for name, weight in model.named_parameters():
                 if name.startswith("dnn") and weight.dim() == 2:

@@ -55,6 +55,8 @@ def linear_on(
     factored: tuple[Factor, str] | None = None,
 ) -> Node:
     """The Linear node on codes; with a factor, the Linear that yields the code of its own output."""
+    if factored is None and all(block.is_identity and block.offset is None for block in blocks):
+        return builder.emit(aten.linear.default, code, *node.args[1:], rule=RULE, like=node)
     key = (node.args[1], node.args[2] if len(node.args) > 2 else None, factored is not None, *map(Block.key, blocks))
     if key not in builder.absorbed:
         builder.absorbed[key] = _new_weight(builder, node, blocks, factored)

@@ -183,7 +183,7 @@ class CodeBuilder:
             decoded = self.emit(aten.linear.default, rows, *self._decoder(first, code), rule=RESTORE, like=like)
         else:
             pairs = [self._decoder(block, code) for block in run]
-            stacked = self.emit(aten.stack.default, [decoder for decoder, _ in pairs], rule=RESTORE, like=like)
+            stacked = self._stacked([decoder for decoder, _ in pairs], like, first.width, first.rank)
             decoded = self.emit(aten.einsum.default, "...kr,knr->...kn", [rows, stacked], rule=RESTORE, like=like)
             decoded = self._add_offsets(decoded, [offset for _, offset in pairs], first.width, code, like)
         return self.view(decoded, lead, like, features, rule=RESTORE)
@@ -198,8 +198,13 @@ class CodeBuilder:
                 dtype = value_of(code).dtype
                 zero = zero or self.emit_zeros(width, dtype, like)
             rows.append(zero if offset is None else offset)
-        stacked = self.emit(aten.stack.default, rows, rule=RESTORE, like=like)
+        stacked = self._stacked(rows, like, width)
         return self.emit(aten.add.Tensor, decoded, stacked, rule=RESTORE, like=like)
+
+    def _stacked(self, parts: Sequence[Node], like: Node, *shape: int) -> Node:
+        """Constants of one shape as one constant with a new first axis (a cat: one node where a stack exports many)."""
+        joined = self.emit(aten.cat.default, list(parts), rule=RESTORE, like=like)
+        return self.emit(aten.reshape.default, joined, [len(parts), *shape], rule=RESTORE, like=like)
 
     def emit_zeros(self, width: int, dtype: torch.dtype, like: Node) -> Node:
         """A constant of zeros [width]."""

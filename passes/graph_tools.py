@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,15 +24,24 @@ PROVENANCE = "afm_fx"
 
 aten = torch.ops.aten
 
+Copied = TypeVar("Copied")
+
 
 def clone_graph_module(module: GraphModule) -> GraphModule:
     """A graph module with a graph of its own that shares the parameters it uses with the original.
 
     Parameters that the graph does not reach are left behind.
     """
-    clone = GraphModule(module, copy.deepcopy(module.graph), class_name=type(module).__name__)
+    clone = GraphModule(module, _copy(module.graph), class_name=type(module).__name__)
     clone.eval()
     return clone
+
+
+def _copy(thing: Copied) -> Copied:
+    """A deep copy. Copying the structure of a graph's inputs makes torch warn about a class of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        return copy.deepcopy(thing)
 
 
 def fake_mode(graph: Graph) -> FakeTensorMode:
@@ -171,7 +181,7 @@ def convert_dtype(module: GraphModule, dtype: torch.dtype) -> GraphModule:
     old = {
         tensor.dtype for tensor in itertools.chain(clone.parameters(), clone.buffers()) if tensor.is_floating_point()
     }
-    clone = copy.deepcopy(clone).to(dtype)
+    clone = _copy(clone).to(dtype)
     for node in clone.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = pytree.tree_map(

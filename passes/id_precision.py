@@ -18,6 +18,8 @@ from passes.graph_tools import aten, constant_of
 
 _TABLE_AND_IDS = {
     aten.embedding.default: (0, 1),
+    aten.embedding_bag.default: (0, 1),
+    aten.embedding_bag.padding_idx: (0, 1),
     aten._embedding_bag.default: (0, 1),
     aten._embedding_bag_forward_only.default: (0, 1),
     aten.index_select.default: (0, 2),
@@ -31,8 +33,9 @@ _KEEPS_IDS = frozenset(
         aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, aten.cat.default,
         aten.stack.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.chunk.default,
         aten.add.Tensor, aten.sub.Tensor, aten.remainder.Scalar, aten.remainder.Tensor, aten.clamp.default,
-        aten.clamp_min.default, aten.clamp_max.default, aten.where.self, aten.clone.default, aten._to_copy.default,
-        aten.transpose.int, aten.permute.default, aten.expand.default, aten.round.default, operator.getitem,
+        aten.clamp_min.default, aten.clamp_max.default, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
+        aten.clone.default, aten._to_copy.default, aten.transpose.int, aten.permute.default, aten.expand.default,
+        aten.round.default, operator.getitem,
     }
 )  # fmt: skip
 """Operators whose output still holds ids when their input does."""

@@ -225,31 +225,48 @@ def _joined(
     A leading axis can be joined along only where every operand has the same decoder, which is why it is first made
     a feature axis.
     """
-    known = [values[operand] for operand in operands if operand in values]
-    leads = [len(value.lead) for value in known if isinstance(value, LowRankValue)]
-    lead = min([*leads, axis])
+    known = [value for operand in operands if isinstance(value := values.get(operand), LowRankValue)]
+    lead = min([*(len(value.lead) for value in known), axis])
+    ones = _common_ones(known, lead)
     pieces = []
     for operand in operands:
         value = values.get(operand) or builder.dense(operand, len(value_of(operand).shape) - lead)
         if not isinstance(value, LowRankValue):
             return Restored(UNKNOWN_SIZES)
-        pulled = builder.pull(value, len(value.lead) - lead, rule=RULE, like=node)
+        pulled = value
+        if len(value.lead) > lead:
+            held = LowRankValue(value.code, value.lead[:lead], (*value.lead[lead:], *value.trailing), value.blocks)
+            pulled = held if ones else builder.pull(value, len(value.lead) - lead, rule=RULE, like=node)  # type: ignore[assignment]
         if pulled is None:
             return Restored(UNKNOWN_SIZES)
         trailing = pulled.trailing
         if new_axis:
             trailing = (*trailing[: axis - lead], 1, *trailing[axis - lead :])
         pieces.append(LowRankValue(pulled.code, pulled.lead, trailing, pulled.blocks))
-    return _carried(_side_by_side(builder, node, pieces, axis - lead))
+    return _carried(_side_by_side(builder, node, pieces, axis - lead, ones))
 
 
-def _side_by_side(builder: CodeBuilder, node: Node, pieces: list[LowRankValue], inner: int) -> LowRankValue | Restored:
+def _common_ones(known: Sequence[LowRankValue], lead: int) -> int:
+    """How many axes after the first ``lead`` ones are leading axes of size 1 in every value, and the last ones."""
+    beyond = {tuple(str(size) for size in value.lead[lead:]) for value in known}
+    only = beyond.pop() if len(beyond) == 1 else ()
+    return len(only) if all(size == "1" for size in only) else 0
+
+
+def _side_by_side(
+    builder: CodeBuilder, node: Node, pieces: list[LowRankValue], inner: int, ones: int
+) -> LowRankValue | Restored:
+    """Joins pieces along feature axis ``inner``; their codes still have ``ones`` axes of size 1 before the last."""
     lead = pieces[0].lead
+    held = (*lead, *(1 for _ in range(ones)))
     codes = [
-        builder.view(piece.code, lead, node, piece.code_width, rule=RULE) if piece.blocks[0].is_identity else piece.code
+        builder.view(piece.code, lead, node, *held[len(lead) :], piece.code_width, rule=RULE)
+        if piece.blocks[0].is_identity
+        else piece.code
         for piece in pieces
     ]
-    code = codes[0] if len(codes) == 1 else builder.emit(aten.cat.default, codes, len(lead), rule=RULE, like=node)
+    code = codes[0] if len(codes) == 1 else builder.emit(aten.cat.default, codes, len(held), rule=RULE, like=node)
+    code = builder.view(code, lead, node, sum(piece.code_width for piece in pieces), rule=RULE)
     blocks = tuple(block for piece in pieces for block in piece.blocks)
     features = sum(piece.features for piece in pieces)
     starts = np.cumsum([0, *(piece.features for piece in pieces)])
@@ -258,11 +275,10 @@ def _side_by_side(builder: CodeBuilder, node: Node, pieces: list[LowRankValue], 
         for start, piece in zip(starts[:-1], pieces, strict=True)
     ]
     joined = np.concatenate(positions, axis=inner)
-    whole = LowRankValue(code, lead, (features,), blocks)
     move = move_blocks(blocks, joined)
     if move is None:
         return Restored(TORN)
-    return builder.pick(whole, move, tuple(joined.shape), rule=RULE, like=node)
+    return builder.pick(LowRankValue(code, lead, (features,), blocks), move, tuple(joined.shape), rule=RULE, like=node)
 
 
 def split(builder: CodeBuilder, node: Node, values: Values) -> Outcome:

@@ -14,10 +14,14 @@ class Tower(nn.Module):
     def __init__(self, hidden: int = 12) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(ROWS + field, WIDTH + field) for field in range(FIELDS))
-        width = sum(table.embedding_dim for table in self.tables) + DENSE
+        width = sum(table.embedding_dim for table in self.looked_up()) + DENSE
         self.first = nn.Linear(width, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, 1)
+
+    def looked_up(self) -> list[nn.Embedding]:
+        """The tables."""
+        return [table for table in self.tables if isinstance(table, nn.Embedding)]
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         looked_up = [table(ids[:, field]) for field, table in enumerate(self.tables)]
@@ -28,6 +32,11 @@ class Tower(nn.Module):
 def tower_batch(rows: int) -> tuple[Tensor, Tensor]:
     """Inputs of :class:`Tower`."""
     return torch.randint(0, ROWS, (rows, FIELDS)), torch.randn(rows, DENSE)
+
+
+def plain_mlp() -> nn.Module:
+    """A model of one tensor [batch, 4] and no table."""
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
 def correlated(rows: int, width: int, rank: int, noise: float = 0.01, mean: float = 0.0) -> Tensor:

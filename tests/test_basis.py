@@ -43,6 +43,7 @@ def test_linear_site_equals_the_textbook_formula() -> None:
     moments = Moments.of(outputs)
     factor = eigenbasis(moments.covariance, moments.covariance, moments.mean).factor(3)
     code_weight, code_bias = factor.encode_weight(weight, bias)
+    assert code_bias is not None
     ours = factor.decode(inputs @ code_weight.T + code_bias)
 
     y = outputs.numpy()
@@ -72,6 +73,7 @@ def test_constant_features_keep_all_energy_at_any_rank() -> None:
     assert basis.kept_energy(1) == 1.0
     factor = basis.factor(1)
     row = torch.ones(1, 4, dtype=torch.float64)
+    assert factor.shift is not None
     torch.testing.assert_close(factor.decode(row @ factor.encoder.mT + factor.shift), row)
 
 

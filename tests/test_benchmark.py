@@ -146,6 +146,17 @@ def test_dict_inputs_reach_files_by_name_and_programs_as_they_are(tmp_path: Path
     assert len(benchmark({"program": program, "file": path}, example, batch_sizes=(2,), **QUICK).timings) == 2
 
 
+def test_a_program_tells_which_inputs_carry_the_batch() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return x * scale
+
+    program = capture(Scaled(), {"x": torch.randn(4, 3), "scale": torch.rand(3)})
+    inputs = {"scale": torch.rand(3), "x": torch.randn(5, 3)}  # the first tensor's axis 0 is not the batch
+    result = benchmark({"program": program}, inputs, batch_sizes=(2, 9), **QUICK)
+    assert [timing.batch_size for timing in result.timings] == [2, 9]
+
+
 def test_a_contender_that_takes_other_inputs_is_named_before_anything_runs(program: Program, path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(BatchError, match=r"contender 'file' takes input 'x' as tensor\(float\).*\[4, 5\]"):

@@ -10,7 +10,7 @@ import torch
 
 import afm_fx
 from afm_fx.errors import BatchError, CalibrationError, FileFormatError, OutputExistsError
-from tests.graphs import ROWS, Tower, tower_batch
+from tests.graphs import ROWS, Tower, plain_mlp, tower_batch
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_no_batches_is_an_error(program: afm_fx.Program) -> None:
 
 
 def test_one_tensor_instead_of_batches_is_an_error() -> None:
-    program = afm_fx.capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)), torch.randn(3, 4))
+    program = afm_fx.capture(plain_mlp(), torch.randn(3, 4))
     with pytest.raises(CalibrationError, match="iterable of batches"):
         afm_fx.calibrate(program, torch.randn(10, 4))
 
@@ -114,7 +114,9 @@ def test_an_id_outside_its_table_is_named_with_batch_row_column_and_table(progra
     ids, dense = tower_batch(5)
     bad = ids.clone()
     bad[3, 1] = 99
-    with pytest.raises(BatchError, match=r"batch 1, row 3: id 99 of input 'ids', column 1 is outside table 'tables.1' with 12 rows"):
+    with pytest.raises(
+        BatchError, match=r"batch 1, row 3: id 99 of input 'ids', column 1 is outside table 'tables.1' with 12 rows"
+    ):
         afm_fx.calibrate(program, [(ids, dense), (bad, dense)])
     bad[3, 1] = -1
     with pytest.raises(BatchError, match="id -1"):
@@ -167,6 +169,6 @@ def test_damaged_statistics_are_refused(program: afm_fx.Program, tmp_path: Path)
 
 
 def test_statistics_of_different_models_do_not_merge(program: afm_fx.Program) -> None:
-    other = afm_fx.capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)), torch.randn(3, 4))
+    other = afm_fx.capture(plain_mlp(), torch.randn(3, 4))
     with pytest.raises(CalibrationError, match="different models"):
         _ = afm_fx.calibrate(program, [tower_batch(5)]) + afm_fx.calibrate(other, [torch.randn(5, 4)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_any_split_in_any_order_equals_numpy_on_the_whole(
     generator = torch.Generator().manual_seed(seed)
     data = torch.randn(rows, width, generator=generator, dtype=torch.float64) + mean_over_spread
     edges = sorted({0, rows, *(min(cut, rows) for cut in cuts)})
-    parts = [data[first:end] for first, end in zip(edges, edges[1:], strict=False)]
+    parts = [data[first:end] for first, end in itertools.pairwise(edges)]
     order = torch.randperm(len(parts), generator=generator).tolist()
     total = Moments.empty(width)
     for position in order:

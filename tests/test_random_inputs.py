@@ -112,6 +112,19 @@ def test_the_smallest_table_wins_where_ids_are_shared() -> None:
     assert list(features) == ["user", "age"]
 
 
+def test_ids_of_a_bag_are_bounded_by_its_table() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(6, 4, mode="sum")
+
+        def forward(self, items: Tensor) -> Tensor:
+            return self.bag(items)
+
+    (items,), _ = drawn(Bag(), torch.zeros(3, 5, dtype=torch.int64))
+    assert set(items.flatten().tolist()) == set(range(6))
+
+
 def test_an_integer_input_of_unknown_meaning_repeats_values_of_the_example() -> None:
     class Scale(nn.Module):
         def forward(self, x: Tensor, count: Tensor) -> Tensor:

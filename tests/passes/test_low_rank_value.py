@@ -72,6 +72,8 @@ def test_repeating_a_block_repeats_its_code() -> None:
 def test_taking_rows_of_rows_keeps_the_site_rows() -> None:
     taken = BLOCKS[0].take([1, 2, 3]).take([0, 2])
     assert taken.rows == (1, 3)
+    assert taken.decoder is not None
+    assert BLOCKS[0].decoder is not None
     assert torch.equal(taken.decoder, BLOCKS[0].decoder[[1, 3]])
     assert not taken.same_decoder(BLOCKS[0])
 

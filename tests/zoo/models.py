@@ -24,12 +24,19 @@ def zoo_params(entries: Sequence[ZooEntry] = ZOO, *, refused: bool = False) -> l
     Args:
         refused: the models that cannot be captured instead of those that can.
     """
-    missing = pytest.mark.skip(reason="deepctr-torch is not installed")
     return [
-        pytest.param(entry, id=entry.name, marks=[missing] if entry.needs_deepctr and not deepctr_installed() else [])
+        pytest.param(entry, id=entry.name, marks=_marks(entry))
         for entry in entries
         if (entry.refused is not None) == refused
     ]
+
+
+def _marks(entry: ZooEntry) -> list[pytest.MarkDecorator]:
+    """One process for all tests of a model (``--dist loadgroup``), so that it is captured once."""
+    marks = [pytest.mark.xdist_group(entry.name)]
+    if entry.needs_deepctr and not deepctr_installed():
+        marks.append(pytest.mark.skip(reason="deepctr-torch is not installed"))
+    return marks
 
 
 @functools.cache

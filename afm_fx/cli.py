@@ -1,0 +1,322 @@
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress`` and ``bench``.
+
+Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from afm_fx import __version__
+from afm_fx.basis import BasisKind
+from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
+from afm_fx.capture import capture
+from afm_fx.chains import chains_table, find_chains
+from afm_fx.compress_job import OUTPUTS, CompressJob, run_compress_job
+from afm_fx.data_files import open_data
+from afm_fx.demo import DemoSettings, run_demo
+from afm_fx.demo_model import Training
+from afm_fx.errors import AfmFxError, UserError
+from afm_fx.onnx_inputs import inputs_from_file, onnx_input_examples, random_onnx_inputs
+from afm_fx.output_directory import refuse_existing, staged_outputs
+from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
+from afm_fx.synthetic import ClickGenerator
+from afm_fx.user_model import build_model
+
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+
+MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
+app = typer.Typer(
+    name="afm-fx",
+    help="Makes trained click-through-rate models low-rank, proves the rewrite, and exports them to ONNX.",
+    epilog="Exit codes: 0 done, 1 the work failed, 2 the input is wrong.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="State dict for the model: .safetensors, or saved with torch.save (read with weights_only=True).",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"afm-fx {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory to write to.")] = Path("demo-output"),
+    rows: Annotated[int, typer.Option(min=1000, help="Training rows to generate.")] = 300_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads, to train and to time.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of data and weights.")] = 2024,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a small DeepFM on generated clicks, compress it, and compare both.
+
+    Writes dense.onnx, low_rank.onnx, plan.safetensors, report.json and demo.json. Needs the extras deepctr and cpu
+    (or gpu).
+    """
+    with _reported_errors(debug):
+        settings = DemoSettings(
+            out=out,
+            rows=rows,
+            generator=ClickGenerator(seed=seed),
+            training=Training(epochs=epochs, seed=seed),
+            threads=threads,
+            force=force,
+        )
+        result = run_demo(settings, typer.echo)
+        typer.echo(result.table())
+        typer.echo(result.footnotes())
+        typer.echo(f"\nWritten to {out}/. Compress your own model: afm-fx compress --help")
+
+
+@app.command()
+def explain(model: ModelArgument, checkpoint: CheckpointOption = None, debug: DebugOption = False) -> None:
+    """Show every chain of a model that can be made low-rank, with a verdict and its reason per use.
+
+    Needs no data and writes nothing.
+    """
+    with _reported_errors(debug):
+        program = capture(*build_model(model, checkpoint))
+        typer.echo(f"{model}: {program.parameter_count():,} parameters, captured by {program.front_door}")
+        typer.echo(chains_table(find_chains(program)))
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Calibration rows, no labels needed: .npz or .parquet with a column per input (others are left out), "
+            "or .npy for a model with one tensor.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to write to.", show_default=False)],
+    checkpoint: CheckpointOption = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Policy: fraction of the parameters that remain, say 0.2.", show_default=False)
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Policy: share of each site's variance to keep, say 0.99.", show_default=False)
+    ] = None,
+    embedding_rank: Annotated[
+        int | None, typer.Option(help="Policy: code width of every embedding table, say 2.", show_default=False)
+    ] = None,
+    linear_rank: Annotated[
+        int | None, typer.Option(help="Policy: rank of every Linear layer, say 64.", show_default=False)
+    ] = None,
+    rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=RANK",
+            help="Rank of one site, or SITE=none to leave it alone; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    full_rank: Annotated[
+        bool, typer.Option("--full-rank", help="Policy: change the form only, to prove the rewrite exact.")
+    ] = False,
+    basis: Annotated[
+        BasisKind, typer.Option(help="Factor what the layers produce (afm), or their weights.")
+    ] = BasisKind.AFM,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Columns of the data to use, in the model's order, comma-separated.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Calibration rows a batch.")] = 4096,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help="Calibration rows at most.", show_default="all of them")
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compress a model and export it.
+
+    Writes dense.onnx, low_rank.onnx, plan.safetensors and report.json, or nothing where anything goes wrong. Both
+    ONNX files are checked against torch. Choose one policy: --budget, --energy, --full-rank, or ranks.
+
+    Example: afm-fx compress shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --budget 0.2 --out compressed
+    """
+    with _reported_errors(debug):
+        policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
+
+        names = None if columns is None else [name.strip() for name in columns.split(",")]
+        job = CompressJob(model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force)
+        outcome = run_compress_job(job)
+        typer.echo(outcome.compressed.plan.table())
+        typer.echo(outcome.compressed.report.table())
+        dense, low_rank = (export.max_abs_difference for export in outcome.exports)
+        typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
+        typer.echo(f"Written to {out}/: {', '.join(name for name in OUTPUTS if (out / name).exists())}")
+
+
+@app.command()
+def bench(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=FILE...", help="ONNX files to time; the first is the reference of all ratios."),
+    ],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows to run, .npz, .npy or .parquet; real ids matter, for they decide what lies in the cache.",
+            show_default="random: numbers in [0, 1), ids 0 and 1",
+        ),
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Rows per call, comma-separated.")] = "1,16,256,4096",
+    threads: Annotated[int, typer.Option(min=1, help="Threads within an operator.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for each file at each batch size, about.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of random inputs and of the order of the runs.")] = 0,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Time ONNX files side by side, in interleaved runs.
+
+    Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
+    """
+    with _reported_errors(debug):
+        contenders = dict(_name_and_value(each, "a file is given as NAME=FILE") for each in files)
+        if len(contenders) < len(files):
+            raise UserError("a name is given to two files")
+        sizes = _batch_sizes(batch_sizes)
+
+        if json_out is not None:
+            refuse_existing(json_out.parent, [json_out.name], force=force)
+        examples = onnx_input_examples(Path(next(iter(contenders.values()))))
+        rows = max(sizes) * MAX_DIFFERENT_BATCHES
+        if inputs is None:
+            batch = random_onnx_inputs(examples, rows, seed)
+        else:
+            batch = inputs_from_file(open_data(inputs), examples, rows)
+        result = benchmark(contenders, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed)
+        if json_out is not None:
+            with staged_outputs(json_out.parent, [json_out.name]) as staging:
+                (staging / json_out.name).write_text(result.to_json() + "\n", encoding="utf-8")
+        typer.echo(result.table())
+
+
+def _policy(
+    budget: float | None,
+    energy: float | None,
+    embedding_rank: int | None,
+    linear_rank: int | None,
+    ranks: list[str],
+    *,
+    full_rank: bool,
+) -> Policy:
+    """The one policy that the options name."""
+    fixed = embedding_rank is not None or linear_rank is not None or bool(ranks)
+    chosen = {"--budget": budget is not None, "--energy": energy is not None, "--full-rank": full_rank, "ranks": fixed}
+    named = [name for name, given in chosen.items() if given]
+    if not named:
+        raise UserError(
+            "choose a policy: --budget 0.2, --energy 0.99, --embedding-rank 2 --linear-rank 64, or --full-rank"
+        )
+    if len(named) > 1:
+        raise UserError(f"choose one policy, not {' and '.join(named)}")
+    if budget is not None:
+        return Budget(budget)
+    if energy is not None:
+        return Energy(energy)
+    if full_rank:
+        return FullRank()
+    return Fixed(embedding=embedding_rank, linear=linear_rank, overrides=dict(_override(each) for each in ranks))
+
+
+def _override(text: str) -> tuple[str, int | None]:
+    site, value = _name_and_value(text, "a rank is given as SITE=RANK")
+    if value.lower() == "none":
+        return site, None
+    try:
+        return site, int(value)
+    except ValueError:
+        raise UserError(f"a rank is given as SITE=RANK, a whole number or none; got '{text}'") from None
+
+
+def _name_and_value(text: str, rule: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"{rule}; got '{text}'")
+    return name, value
+
+
+def _batch_sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"batch sizes are whole numbers with commas between, say 1,256,4096; got '{text}'") from None
+
+
+@contextlib.contextmanager
+def _reported_errors(debug: bool) -> Iterator[None]:
+    """Tells errors and warnings in one line each on standard error, and exits with the code of their kind."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
+    except UserError as error:
+        if debug:
+            raise
+        _tell("error", str(error))
+        raise typer.Exit(EXIT_USER_ERROR) from None
+    except KeyboardInterrupt:
+        _tell("error", "interrupted")
+        raise typer.Exit(130) from None
+    except typer.Exit:
+        raise
+    except Exception as error:  # whatever else failed is told in one line as well
+        if debug:
+            raise
+        _tell("error", f"{_kind(error)}{error} (--debug shows where)")
+        raise typer.Exit(EXIT_FAILURE) from None
+
+
+def _kind(error: Exception) -> str:
+    return "" if isinstance(error, AfmFxError) else f"{type(error).__name__}: "
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):  # for developers
+        _tell("warning", str(message))
+
+
+def _tell(label: str, text: str) -> None:
+    style = {"error": "bold red", "warning": "bold yellow"}[label]
+    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    console.print(f"[{style}]{label}:[/]", end=" ")
+    console.print(" ".join(text.split()), markup=False)

@@ -1,0 +1,224 @@
+"""Turns data files into batches of what a model takes.
+
+Columns are matched to the model's inputs by name: the dict's key where the model takes a dict, else the name of the
+argument. Columns that the model does not take (a label, say) are left out. A model with one tensor also takes a file
+whose only array has another name, or whose columns, in order, are the tensor's columns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.data_files import Array, DataFile
+from afm_fx.errors import BatchError
+from afm_fx.inputs import Inputs
+from afm_fx.program import Program
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One tensor that the model takes, and the columns of the file that fill it."""
+
+    name: str
+    example: Tensor
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ColumnMatch:
+    """Which columns of a file fill which tensors of a model; made by :func:`match_columns`."""
+
+    file: DataFile
+    inputs: tuple[_Input, ...]
+
+    def chunks(self, size: int) -> Iterator[list[Tensor]]:
+        """Yields the tensors, ``size`` rows at a time, in the order they were asked for.
+
+        Raises:
+            BatchError: values that the model cannot take, naming column and row.
+            FileFormatError: the file is damaged.
+        """
+        wanted = list(dict.fromkeys(column for each in self.inputs for column in each.columns))
+        start = 0
+        for chunk in self.file.chunks(wanted, size):
+            yield [self._tensor(each, chunk, start) for each in self.inputs]
+            start += len(chunk[wanted[0]])
+
+    def _tensor(self, each: _Input, chunk: dict[str, Array], start: int) -> Tensor:
+        named = [(f"'{self.file.path}', column '{column}'", chunk[column]) for column in each.columns]
+        parts = [_converted(array, each.example.dtype, where, start) for where, array in named]
+        if len(parts) == 1:
+            return _shaped(parts[0], each, named[0][0])
+        for (where, _), part in zip(named, parts, strict=True):
+            if part.dim() != 1:
+                raise BatchError(
+                    f"{where} has shape [rows{_trailing(part)}]; where columns are stacked into the model's input "
+                    f"'{each.name}', each must hold one number a row"
+                )
+        return torch.stack(parts, dim=1)
+
+
+def match_columns(
+    file: DataFile, tensors: Sequence[tuple[str, Tensor]], columns: Sequence[str] | None = None
+) -> ColumnMatch:
+    """Finds the columns for a model's tensors.
+
+    Args:
+        file: the data.
+        tensors: name and example of each tensor; axis 0 of the example is the batch.
+        columns: names of the file's columns to use, in this order; None for all.
+
+    Raises:
+        BatchError: a tensor finds no column; it is named, and what the file has.
+    """
+    available = _available(file, columns)
+    inputs = []
+    for name, example in tensors:
+        if name in available:
+            inputs.append(_Input(name, example, (name,)))
+        elif len(tensors) == 1:
+            inputs.append(_Input(name, example, _columns_of_one_tensor(file, name, example, available)))
+        else:
+            missing = [each for each, _ in tensors if each not in available]
+            raise BatchError(
+                f"'{file.path}' has no column for the model's input '{name}'{_nearest(name, available)}; "
+                f"missing {_listed(missing)}; the file has {_listed(available)}"
+            )
+    return ColumnMatch(file, tuple(inputs))
+
+
+@dataclass(frozen=True)
+class FileBatches:
+    """Batches read from a file; can be gone through any number of times.
+
+    Attributes:
+        file: the data.
+        program: what takes them.
+        batch_size: rows a batch; the last batch may hold fewer.
+        columns: names of the file's columns to use, in this order; None for all.
+    """
+
+    file: DataFile
+    program: Program
+    batch_size: int = 4096
+    columns: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise BatchError(f"the batch size must be at least 1, got {self.batch_size}")
+        self._match()  # a file that does not fit is told before any work
+
+    def __len__(self) -> int:
+        return math.ceil(self.file.rows / self.batch_size)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        positions = list(input_tensors(self.program))
+        leaves, structure = pytree.tree_flatten((self.program.example_args, self.program.example_kwargs))
+        for tensors in self._match().chunks(self.batch_size):
+            filled = list(leaves)
+            for position, tensor in zip(positions, tensors, strict=True):
+                filled[position] = tensor
+            args, kwargs = pytree.tree_unflatten(filled, structure)
+            yield tuple(args) if args else kwargs
+
+    def _match(self) -> ColumnMatch:
+        return match_columns(self.file, list(input_tensors(self.program).values()), self.columns)
+
+
+def input_tensors(program: Program) -> dict[int, tuple[str, Tensor]]:
+    """Name and example of every batched input tensor, by its position among the flattened inputs."""
+    leaves, _ = pytree.tree_flatten_with_path((program.example_args, program.example_kwargs))
+    named = {}
+    entries = zip(leaves, program.input_names, program.batched, strict=True)
+    for position, ((key_path, leaf), graph_name, batched) in enumerate(entries):
+        if batched and isinstance(leaf, Tensor):
+            last: Any = key_path[-1]
+            named[position] = (str(last.key) if isinstance(last, pytree.MappingKey) else graph_name, leaf)
+    return named
+
+
+def _available(file: DataFile, columns: Sequence[str] | None) -> tuple[str, ...]:
+    if columns is None:
+        return file.names
+    unknown = [name for name in columns if name not in file.names]
+    if unknown:
+        raise BatchError(
+            f"'{file.path}' has no column '{unknown[0]}'{_nearest(unknown[0], file.names)}; "
+            f"it has {_listed(file.names)}"
+        )
+    return tuple(columns)
+
+
+def _columns_of_one_tensor(file: DataFile, name: str, example: Tensor, available: tuple[str, ...]) -> tuple[str, ...]:
+    width = example.shape[1] if example.dim() == 2 else None
+    if len(available) == 1 or width == len(available):
+        return available
+    takes = f"{width} columns" if width is not None else f"shape [batch{_trailing(example)}]"
+    raise BatchError(
+        f"the model's input '{name}' takes {takes}, '{file.path}' has {len(available)}: {_listed(available)}. "
+        "Name the columns to use, in the model's order (--columns)"
+    )
+
+
+def _converted(array: Array, dtype: torch.dtype, where: str, start: int) -> Tensor:
+    """An array as a tensor of the model's dtype; refuses what would change a value's meaning."""
+    if array.dtype.kind not in "biuf":
+        raise BatchError(f"{where} holds {_kind(array)}, the model takes numbers ({dtype}); encode it before")
+    target = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
+    if target.kind != "f" and array.dtype.kind == "f":
+        _refuse(~np.isfinite(array), array, f"{where}: the model takes {dtype}", start)
+        _refuse(array != np.trunc(array), array, f"{where}: the model takes whole numbers ({dtype})", start)
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = array.astype(target)
+        if array.dtype.kind in "iu" or target.kind != "f":  # ids must survive; measurements may be rounded
+            # A wrapped number compares equal once it is wrapped back, but not with its sign.
+            changed = (result.astype(array.dtype) != array) | ((result < 0) != (array < 0))
+            _refuse(changed, array, f"{where}: the model takes {dtype}, which cannot hold every value", start)
+    return torch.from_numpy(np.ascontiguousarray(result)).to(dtype)
+
+
+def _refuse(bad: Array, array: Array, message: str, start: int) -> None:
+    if bad.any():
+        place = tuple(int(index) for index in np.argwhere(bad)[0])
+        raise BatchError(f"{message}; row {start + place[0]} holds {array[place]}")
+
+
+def _shaped(tensor: Tensor, each: _Input, where: str) -> Tensor:
+    wanted = tuple(each.example.shape[1:])
+    if tuple(tensor.shape[1:]) == wanted:
+        return tensor
+    if wanted == (1,) and tensor.dim() == 1:
+        return tensor.unsqueeze(1)
+    if wanted == () and tuple(tensor.shape[1:]) == (1,):
+        return tensor.squeeze(1)
+    raise BatchError(
+        f"{where} has shape [rows{_trailing(tensor)}], the model's input '{each.name}' takes "
+        f"[batch{_trailing(each.example)}]"
+    )
+
+
+def _trailing(tensor: Tensor) -> str:
+    return "".join(f", {size}" for size in tensor.shape[1:])
+
+
+def _kind(array: Array) -> str:
+    return "text or Python objects" if array.dtype.kind in "OUST" else str(array.dtype)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _listed(names: Sequence[str], shown: int = 8) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(f"'{name}'" for name in names[:shown]) + more

@@ -1,0 +1,55 @@
+"""Writes a set of files all at once: they appear together, or none does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from afm_fx.errors import OutputExistsError, UserError
+
+
+def refuse_existing(directory: Path, names: Sequence[str], *, force: bool) -> None:
+    """Checks, before any work, that the files may be written.
+
+    Raises:
+        OutputExistsError: one of them exists and ``force`` is not set.
+        UserError: the directory is a file, or cannot be written to.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"'{directory}' is a file; name a directory to write to")
+    existing = [name for name in names if (directory / name).exists()]
+    if existing and not force:
+        raise OutputExistsError(f"'{directory / existing[0]}' exists already; choose another --out or add --force")
+    nearest = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"'{nearest}' cannot be written to; choose another --out")
+
+
+@contextlib.contextmanager
+def staged_outputs(directory: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yields an empty directory; what is in it at the end moves to ``directory``, replacing the files called ``names``.
+
+    Where the body raises, nothing is left behind and nothing is replaced.
+    """
+    parent = directory.absolute().parent
+    made = [each for each in (parent, *parent.parents) if not each.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
+    try:
+        yield staging
+        directory.mkdir(exist_ok=True)
+        for name in names:
+            (directory / name).unlink(missing_ok=True)
+        for file in staging.iterdir():
+            file.replace(directory / file.name)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
+    staging.rmdir()

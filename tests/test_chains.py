@@ -1,0 +1,46 @@
+"""Chains: where features come from, where they go, what becomes of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import afm_fx
+from tests.graphs import ROWS, Tower, tower_batch
+
+
+def test_both_kinds_of_chain_are_found_with_their_paths() -> None:
+    chains = afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4)))
+    found = {chain.site.name: (chain.kind, chain.path, chain.verdict.fate) for chain in chains}
+    assert found["tables.0"] == ("embedding -> linear", ("embedding", "cat", "linear"), "absorbed")
+    assert found["first"] == ("linear -> activation -> linear", ("linear", "relu", "linear_1"), "restored")
+    assert found["second"] == ("linear -> activation -> linear", ("linear_1", "relu_1", "linear_2"), "restored")
+    assert found["last"][2] == "refused"
+
+
+def test_one_table_has_a_verdict_per_use() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = nn.Embedding(ROWS, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            features = self.table(ids)
+            return self.linear(features) + (features * features).sum(-1, keepdim=True)
+
+    chains = [
+        chain
+        for chain in afm_fx.find_chains(afm_fx.capture(Mixed(), torch.randint(0, ROWS, (5,))))
+        if chain.site.name == "table"
+    ]
+    assert {(chain.kind, str(chain.verdict.fate)) for chain in chains} == {
+        ("embedding -> linear", "absorbed"),
+        ("embedding -> interaction", "restored"),
+    }
+
+
+def test_the_table_groups_equal_uses_and_shows_reasons_and_source_lines() -> None:
+    text = afm_fx.chains_table(afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4))))
+    assert "tables.0 .. tables.2 (3)" in text
+    assert "absorbed" in text
+    assert "graphs.py" in text

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from afm_fx.capture import capture
+from passes import graph_tools
+from passes.graph_tools import PROVENANCE, aten
+
+
+class Deep(nn.Module):
+    """A Linear inside a child, a buffer, and a table that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.ModuleDict({"first": nn.Linear(4, 3)})
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.tower["first"](x)).relu()
+
+
+@pytest.fixture
+def module() -> GraphModule:
+    return capture(Deep().eval(), torch.randn(3, 4)).graph_module
+
+
+def node_of(module: GraphModule, target: object) -> torch.fx.Node:
+    return next(node for node in module.graph.nodes if node.target == target)
+
+
+def test_a_clone_shares_tensors_and_not_the_graph(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clone = graph_tools.clone_graph_module(module)
+    state = dict(module.named_parameters())
+    assert {name: id(parameter) for name, parameter in clone.named_parameters()} == {
+        name: id(parameter) for name, parameter in state.items()
+    }
+    assert not clone.training
+    relu = node_of(clone, aten.relu.default)
+    relu.target = aten.tanh.default
+    clone.recompile()
+    x = torch.randn(5, 4)
+    assert not torch.equal(clone(x), module(x))
+    assert "relu" in str(module.graph)
+
+
+def test_deleting_from_a_clone_leaves_the_original(module):
+    clone = graph_tools.clone_graph_module(module)
+    node_of(clone, aten.relu.default).replace_all_uses_with(next(iter(clone.graph.find_nodes(op="placeholder"))))
+    graph_tools.finish(clone)
+    assert list(clone.parameters()) == []
+    assert list(clone.buffers()) == []
+    assert module(torch.randn(5, 4)).shape == (5, 3)
+    assert len(list(module.parameters())) == 4
+
+
+def test_call_makes_a_node_with_value_rule_and_source(module):
+    relu = node_of(module, aten.relu.default)
+    with module.graph.inserting_after(relu):
+        node = graph_tools.call(module.graph, aten.sum.dim_IntList, relu, [1], rule="test rule", like=relu)
+    batch = relu.meta["val"].shape[0]
+    assert isinstance(batch, torch.SymInt)
+    assert node.meta["val"].shape == (batch,)
+    assert node.meta["val"].dtype == torch.float32
+    assert node.meta[PROVENANCE] == "test rule"
+    assert node.meta["stack_trace"] == relu.meta["stack_trace"]
+
+
+def test_a_new_parameter_is_registered_under_its_own_name_before_all_nodes(module):
+    first = graph_tools.parameter(module, "tower.first.codes.weight", torch.ones(2, 2), rule="test rule")
+    second = graph_tools.parameter(module, "tower.first.codes.weight", torch.zeros(3), rule="test rule")
+    assert (first.target, second.target) == ("tower.first.codes.weight", "tower.first.codes.weight_1")
+    assert torch.equal(module.get_parameter("tower.first.codes.weight"), torch.ones(2, 2))
+    assert first.meta["val"].shape == (2, 2)
+    assert {first, second} == set(list(module.graph.nodes)[:2])
+    assert module.get_parameter("tower.first.codes.weight").requires_grad
+
+
+def test_constant_of_reads_state_and_nothing_else(module):
+    linear = node_of(module, aten.linear.default)
+    assert graph_tools.constant_of(module, linear.args[1]) is module.get_parameter("tower.first.weight")
+    assert graph_tools.constant_of(module, linear) is None
+    assert graph_tools.constant_of(module, 3) is None
+
+
+def test_shape_of_is_symbolic_in_the_batch_and_none_where_there_is_no_tensor(module):
+    shape = graph_tools.shape_of(node_of(module, aten.linear.default))
+    assert shape is not None
+    assert shape[1] == 3
+    assert isinstance(shape[0], torch.SymInt)
+    assert graph_tools.shape_of(node_of(module, aten._native_batch_norm_legit_no_training.default)) is None
+
+
+def test_finish_drops_dead_nodes_and_what_only_they_used(module):
+    linear = node_of(module, aten.linear.default)
+    with module.graph.inserting_after(linear):
+        module.graph.call_function(aten.tanh.default, (linear,))
+    graph_tools.parameter(module, "extra.deep.weight", torch.ones(2), rule="test rule")
+    graph_tools.finish(module)
+    assert "tanh" not in str(module.graph)
+    assert not hasattr(module, "extra")
+    assert {name for name, _ in module.named_parameters()} == {
+        "tower.first.weight",
+        "tower.first.bias",
+        "norm.weight",
+        "norm.bias",
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_convert_dtype_converts_a_copy(module, dtype):
+    converted = graph_tools.convert_dtype(module, dtype)
+    assert {tensor.dtype for tensor in [*converted.parameters(), *converted.buffers()]} == {dtype}
+    assert {tensor.dtype for tensor in [*module.parameters(), *module.buffers()]} == {torch.float32}
+    assert node_of(converted, aten.relu.default).meta["val"].dtype == dtype
+    assert isinstance(node_of(converted, aten.relu.default).meta["val"].shape[0], torch.SymInt)
+    assert converted(torch.randn(5, 4, dtype=dtype)).dtype == dtype
+    linear, copy = (node_of(each, aten.linear.default) for each in (module, converted))
+    assert linear.meta["stack_trace"] == copy.meta["stack_trace"]
+
+
+def test_convert_dtype_leaves_integer_state_alone():
+    class Offsets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 2)
+            self.starts: Tensor
+            self.register_buffer("starts", torch.tensor([0, 4]))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids + self.starts)
+
+    program = capture(Offsets().eval(), torch.zeros(3, 2, dtype=torch.int64))
+    converted = graph_tools.convert_dtype(program.graph_module, torch.float64)
+    assert converted.get_buffer("starts").dtype == torch.int64
+    assert converted(torch.zeros(2, 2, dtype=torch.int64)).dtype == torch.float64

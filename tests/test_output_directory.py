@@ -1,0 +1,58 @@
+"""Outputs appear together, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from afm_fx.errors import OutputExistsError, UserError
+from afm_fx.output_directory import refuse_existing, staged_outputs
+
+
+def test_files_move_into_place_at_the_end(tmp_path):
+    out = tmp_path / "a" / "out"
+    with staged_outputs(out, ["x", "y"]) as staging:
+        (staging / "x").write_text("new")
+        assert not out.exists()
+    assert [file.name for file in out.iterdir()] == ["x"]
+    assert [file.name for file in out.parent.iterdir()] == ["out"]
+
+
+def test_old_outputs_are_replaced_and_stale_ones_go_but_strangers_stay(tmp_path):
+    for name in ("x", "y", "stranger"):
+        (tmp_path / name).write_text("old")
+    with staged_outputs(tmp_path, ["x", "y"]) as staging:
+        (staging / "x").write_text("new")
+    assert (tmp_path / "x").read_text() == "new"
+    assert not (tmp_path / "y").exists()
+    assert (tmp_path / "stranger").read_text() == "old"
+
+
+def write_and_fail(out):
+    with staged_outputs(out, ["x"]) as staging:
+        (staging / "x").write_text("new")
+        raise OSError("disk full")
+
+
+def test_after_an_error_everything_is_as_it_was(tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "x").write_text("old")
+    for out in (old, tmp_path / "new" / "out"):
+        with pytest.raises(OSError, match="disk full"):
+            write_and_fail(out)
+    assert (old / "x").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_existing_outputs_are_refused_unless_forced(tmp_path):
+    (tmp_path / "x").write_text("old")
+    refuse_existing(tmp_path, ["y"], force=False)
+    refuse_existing(tmp_path, ["x"], force=True)
+    with pytest.raises(OutputExistsError, match="--force"):
+        refuse_existing(tmp_path, ["y", "x"], force=False)
+
+
+def test_a_file_where_the_directory_should_be_is_told(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="is a file"):
+        refuse_existing(tmp_path / "out", ["x"], force=True)
