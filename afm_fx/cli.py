@@ -25,7 +25,6 @@ from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
 from afm_fx.errors import AfmFxError, UserError
-from afm_fx.machine import available_cores
 from afm_fx.onnx_inputs import inputs_from_file, onnx_input_examples, random_onnx_inputs
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
@@ -76,7 +75,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory to write to.")] = Path("demo-output"),
     rows: Annotated[int, typer.Option(min=1000, help="Training rows to generate.")] = 300_000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: all, at most 2]")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads, to train and to time.")] = 1,
     seed: Annotated[int, typer.Option(help="Of data and weights.")] = 2024,
     force: ForceOption = False,
     debug: DebugOption = False,
@@ -92,7 +91,7 @@ def demo(
             rows=rows,
             generator=ClickGenerator(seed=seed),
             training=Training(epochs=epochs, seed=seed),
-            threads=threads if threads is not None else min(2, available_cores()),
+            threads=threads,
             force=force,
         )
         result = run_demo(settings, typer.echo)

@@ -140,8 +140,8 @@ class DemoResult:
         """Under what conditions the table was measured."""
         threads, best = self.timing.settings.threads, self.best_possible
         lines = (
-            f"Quality is that of ONNX Runtime's outputs; the true probabilities, unknown to any model, score AUC "
-            f"{best.auc:.4f} and LogLoss {best.log_loss:.4f}.",
+            f"Quality is that of ONNX Runtime's outputs; the true click probabilities score AUC {best.auc:.4f} and "
+            f"LogLoss {best.log_loss:.4f}.",
             f"Largest difference between ONNX Runtime and torch: {self.dense.max_abs_difference:.0e} dense, "
             f"{self.low_rank.max_abs_difference:.0e} low-rank.",
             f"Times: {threads} thread{'s' if threads > 1 else ''}, the two files in turn, on",
