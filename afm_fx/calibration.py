@@ -18,7 +18,7 @@ from afm_fx.inputs import Inputs
 from afm_fx.moments import NARROW_WIDTH, Moments
 from afm_fx.program import Program
 from afm_fx.progress import track
-from afm_fx.tensor_files import load_tensors, save_tensors
+from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from passes.graph_tools import clone_graph_module
 from passes.sites import Site, find_sites
 
@@ -78,11 +78,12 @@ class Statistics:
             FileFormatError: the file is missing, damaged or of another kind or version.
         """
         header, tensors = load_tensors(path, KIND, VERSION)
-        moments = {
-            name: Moments(int(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
-            for name, count in header["counts"].items()
-        }
-        return Statistics(moments, int(header["rows"]), int(header["batches"]))
+        with complete(path, KIND):
+            moments = {
+                name: Moments(int(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
+                for name, count in header["counts"].items()
+            }
+            return Statistics(moments, int(header["rows"]), int(header["batches"]))
 
 
 def calibrate(

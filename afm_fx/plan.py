@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from afm_fx.tables import render_table
-from afm_fx.tensor_files import load_tensors, save_tensors
+from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from passes.factor import Factor
 from passes.sites import SiteKind
 
@@ -118,27 +118,44 @@ class Plan:
             FileFormatError: the file is missing, damaged or of another kind or version.
         """
         header, tensors = load_tensors(path, KIND, VERSION)
-        sites = tuple(
-            SitePlan(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])})
-            for site in header["sites"]
-        )
-        factors = {
-            site.name: Factor(
-                tensors[f"{site.name}/encoder"],
-                tensors[f"{site.name}/decoder"],
-                tensors.get(f"{site.name}/shift"),
-                tensors.get(f"{site.name}/offset"),
+        with complete(path, KIND):
+            sites = tuple(
+                SitePlan(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])})
+                for site in header["sites"]
             )
-            for site in sites
-            if site.rank is not None
-        }
-        return Plan(
-            sites,
-            factors,
-            header["refused"],
-            header["policy"],
-            header["basis"],
-            header["parameters_before"],
-            header["parameters_after"],
-            tuple(header["warnings"]),
-        )
+            factors = {
+                site.name: Factor(
+                    tensors[f"{site.name}/encoder"],
+                    tensors[f"{site.name}/decoder"],
+                    tensors.get(f"{site.name}/shift"),
+                    tensors.get(f"{site.name}/offset"),
+                )
+                for site in sites
+                if site.rank is not None
+            }
+            for site in sites:
+                _check_shapes(site, factors.get(site.name))
+            return Plan(
+                sites,
+                factors,
+                header["refused"],
+                header["policy"],
+                header["basis"],
+                header["parameters_before"],
+                header["parameters_after"],
+                tuple(header["warnings"]),
+            )
+
+
+def _check_shapes(site: SitePlan, factor: Factor | None) -> None:
+    """Checks that a factor's tensors have the rank and width that the site says."""
+    if factor is None:
+        return
+    rank, width = site.rank, site.width
+    wanted = {"encoder": (rank, width), "decoder": (width, rank), "shift": (rank,), "offset": (width,)}
+    for name, shape in wanted.items():
+        tensor = getattr(factor, name)
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"the {name} of site '{site.name}' is {list(tensor.shape)}, its rank asks for {list(shape)}"
+            )

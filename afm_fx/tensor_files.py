@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def save_tensors(
         Path(temporary).replace(target)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def complete(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turns what is missing or malformed in a file's content into a typed error.
+
+    Raises:
+        FileFormatError: the code inside missed an entry, or met one of another form.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"'{path}' is damaged, it is no complete {kind} file: {error!r}") from error
 
 
 def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

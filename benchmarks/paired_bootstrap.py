@@ -74,7 +74,7 @@ class AucDifference:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.difference:+z.4f} [{self.low:+z.4f}, {self.high:+z.4f}]"
+        return f"{self.difference:+z.4f} [{self.low:+z.4f},{self.high:+z.4f}]"
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -21,7 +21,7 @@ from benchmarks.training import predict
 ORIGINAL = "original"
 AFM = "AFM"
 WEIGHT_SVD = "SVD"
-WEIGHT_SVD_SAME_RANKS = "SVD, AFM's ranks"
+WEIGHT_SVD_SAME_RANKS = "SVD, AFM ranks"
 BASES = {AFM: "afm", WEIGHT_SVD: "weight_svd"}
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
 CALIBRATION_BATCH_ROWS = 8192
@@ -108,8 +108,8 @@ def default_settings(budgets: Sequence[float] = BUDGETS) -> list[Setting]:
     """The budgets, and three uniform settings: every table at rank 1 or 2, every Linear at rank 4."""
     return [
         *(Setting(f"budget {budget:g}", afm_fx.Budget(parameters=budget)) for budget in budgets),
-        *(Setting(f"tables at rank {rank}", afm_fx.Fixed(embedding=rank, linear=None)) for rank in (1, 2)),
-        Setting("Linears at rank 4", afm_fx.Fixed(embedding=None, linear=4)),
+        *(Setting(f"tables rank {rank}", afm_fx.Fixed(embedding=rank, linear=None)) for rank in (1, 2)),
+        Setting("Linears rank 4", afm_fx.Fixed(embedding=None, linear=4)),
     ]
 
 

@@ -85,8 +85,8 @@ def test_interval_has_the_width_that_theory_gives_for_one_model() -> None:
 
 
 def test_difference_is_written_with_sign_and_interval_and_without_negative_zero() -> None:
-    assert str(AucDifference("a", "b", -0.00123, -0.002, 0.00001)) == "-0.0012 [-0.0020, +0.0000]"
-    assert str(AucDifference("a", "b", -1e-9, -1e-9, 1e-9)) == "+0.0000 [+0.0000, +0.0000]"
+    assert str(AucDifference("a", "b", -0.00123, -0.002, 0.00001)) == "-0.0012 [-0.0020,+0.0000]"
+    assert str(AucDifference("a", "b", -1e-9, -1e-9, 1e-9)) == "+0.0000 [+0.0000,+0.0000]"
 
 
 def test_same_seed_gives_the_same_interval_and_another_seed_another() -> None:

@@ -27,7 +27,7 @@ TABLE_WIDTH = 8
 SETTINGS = [
     Setting("half", afm_fx.Budget(parameters=0.5)),
     Setting("nothing", afm_fx.Budget(parameters=0.001)),
-    Setting("tables at rank 1", afm_fx.Fixed(embedding=1, linear=None)),
+    Setting("tables rank 1", afm_fx.Fixed(embedding=1, linear=None)),
 ]
 
 
@@ -60,7 +60,7 @@ def named(comparison: Comparison, key: str) -> Variant:
 
 def test_methods_are_compared_under_one_setting_and_at_equal_ranks(comparison: Comparison) -> None:
     measured = [variant for variant in comparison.variants if variant.method == AFM]
-    assert [variant.setting for variant in measured] == ["half", "tables at rank 1"]
+    assert [variant.setting for variant in measured] == ["half", "tables rank 1"]
     for variant in measured:
         assert variant.to_svd is not None
         assert variant.to_svd_same_ranks is not None
@@ -102,4 +102,4 @@ def test_a_budget_that_cannot_be_reached_is_reported_with_its_reason(comparison:
 
 def test_default_settings_are_the_budgets_and_uniform_ranks() -> None:
     labels = [setting.label for setting in default_settings((0.3,))]
-    assert labels == ["budget 0.3", "tables at rank 1", "tables at rank 2", "Linears at rank 4"]
+    assert labels == ["budget 0.3", "tables rank 1", "tables rank 2", "Linears rank 4"]
