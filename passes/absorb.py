@@ -25,6 +25,7 @@ from passes.sites import site_name
 RULE = "absorb"
 ABSORBED = "a Linear takes the decoder into its weight, so the features are never built"
 COMPUTED = "its weight is computed from features, so it is a product of features"
+PER_FIELD = "a factored weight is applied to several fields whose decoders differ"
 CUT = "its weight cuts through the features of a code"
 
 
@@ -38,6 +39,7 @@ class Affine:
         origin: node of the constant that the weight comes from, for names and counts.
         bias_origin: the same for the bias.
         key: tells apart the maps of one graph.
+        is_new: whether the original has no such parameter (a sum, say).
     """
 
     weight: Tensor
@@ -45,6 +47,7 @@ class Affine:
     origin: Node | None
     bias_origin: Node | None
     key: tuple[object, ...]
+    is_new: bool = False
 
 
 def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -121,13 +124,14 @@ def linear_site(
 
 def decoder_of(factor: Factor, site: str) -> Decoder:
     """The decoder of a site's own output."""
+    key = ("site", site)
     return Decoder(
-        factor.width,
-        factor.rank,
-        ("site", site),
-        None if factor.offset is None else ("site", site),
-        factor.decoder,
-        factor.offset,
+        width=factor.width,
+        rank=factor.rank,
+        key=key,
+        offset_key=None if factor.offset is None else key,
+        matrix=factor.decoder,
+        offset=factor.offset,
         terms=((site, factor.width),),
         orthonormal=True,
     )
@@ -174,7 +178,8 @@ def _new_weight(
         needs |= {site} if factor.offset is not None else set()
     dtype = value_of(value.code).dtype
     name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
-    record = Record(rows, inputs, origin=origin, inputs=inputs)
+    made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
+    record = Record(rows, inputs, made_for, origin=origin, inputs=inputs)
     matrix = builder.new_parameter(f"{name}.weight", new_weight, dtype, record, rule=RULE)
     if new_bias is None:
         return matrix, None

@@ -25,7 +25,8 @@ class Decoder:
         width: number of features.
         rank: number of code columns.
         key: tells apart the matrices of one graph: equal keys, equal ``A``.
-        offset_key: the same for ``o`` and ``g``.
+        offset_key: the same for ``o`` and ``g`` together.
+        gated_key: the same for ``g`` alone.
         matrix: [width, rank], ``A``; None for the identity.
         offset: [width], ``o``; None for zero.
         gated: [width], ``g``; None for zero.
@@ -37,6 +38,7 @@ class Decoder:
     rank: int
     key: Hashable
     offset_key: Hashable = None
+    gated_key: Hashable = None
     matrix: Tensor | None = None
     offset: Tensor | None = None
     gated: Tensor | None = None
@@ -73,14 +75,16 @@ class Decoder:
             return self
         offset = None if self.offset is None else self.offset[index]
         gated = None if self.gated is None else self.gated[index]
-        offset_key = None if self.offset_key is None else _rows_key(self.offset_key, tuple(index))
+        offset_key = _rows_or_none(self.offset_key, index)
         if self.matrix is None:
-            return replace(identity(len(index)), offset_key=offset_key, offset=offset, gated=gated)
+            kept = replace(identity(len(index)), offset_key=offset_key, offset=offset, gated=gated)
+            return replace(kept, gated_key=_rows_or_none(self.gated_key, index))
         return replace(
             self,
             width=len(index),
             key=_rows_key(self.key, tuple(index)),
             offset_key=offset_key,
+            gated_key=_rows_or_none(self.gated_key, index),
             matrix=self.matrix[index],
             offset=offset,
             gated=gated,
@@ -100,15 +104,36 @@ class Decoder:
         return replace(
             self,
             offset_key=("scale", self.offset_key, factor),
+            gated_key=None if self.gated_key is None else ("scale", self.gated_key, factor),
             offset=None if self.offset is None else self.offset * factor,
             gated=None if self.gated is None else self.gated * factor,
+        )
+
+    def offset_scaled(self, factor: float) -> Decoder:
+        """The same with the constant offset alone times a number."""
+        if self.offset is None:
+            return self
+        return replace(self, offset=self.offset * factor, offset_key=("times", self.offset_key, factor))
+
+    def plus_offsets(self, other: Decoder) -> Decoder:
+        """``A (z + z') + (o + o') + ...`` of two decoders with one matrix (and one gated vector, where both have it)."""
+        offsets = [each.offset for each in (self, other) if each.offset is not None]
+        gated = self if self.gated is not None else other
+        return replace(
+            self,
+            offset=sum(offsets[1:], offsets[0]) if offsets else None,
+            gated=gated.gated,
+            offset_key=("plus", self.offset_key, other.offset_key),
+            gated_key=gated.gated_key,
+            orthonormal=False,
         )
 
     def gated_offset(self) -> Decoder:
         """The constant offset as one that is multiplied by a unit (where there is no gated one yet)."""
         if self.offset is None:
             return self
-        return replace(self, offset=None, gated=self.offset, offset_key=("gate", self.offset_key))
+        key = ("gate", self.offset_key)
+        return replace(self, offset=None, gated=self.offset, offset_key=key, gated_key=key)
 
     def mapped(self, weight: Tensor, key: Hashable) -> Decoder:
         """``W y`` for a constant W [k, width]."""
@@ -117,6 +142,7 @@ class Decoder:
             width=int(weight.shape[0]),
             key=("map", key, self.key),
             offset_key=None if self.offset_key is None else ("map", key, self.offset_key),
+            gated_key=None if self.gated_key is None else ("map", key, self.gated_key),
             matrix=weight @ self.full_matrix(),
             offset=None if self.offset is None else weight @ self.offset,
             gated=None if self.gated is None else weight @ self.gated,
@@ -134,6 +160,7 @@ class Decoder:
             matrix=torch.cat([self.full_matrix(), other.full_matrix()], dim=1),
             offset=sum(offsets[1:], offsets[0]) if offsets else None,
             gated=self.gated if other.gated is None else other.gated,
+            gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
             orthonormal=False,
         )
@@ -149,3 +176,7 @@ def _rows_key(key: Hashable, rows: tuple[int, ...]) -> Hashable:
     if isinstance(key, tuple) and key and key[0] == "rows":
         return ("rows", key[1], tuple(key[2][row] for row in rows))
     return ("rows", key, rows)
+
+
+def _rows_or_none(key: Hashable, rows: Sequence[int]) -> Hashable:
+    return None if key is None else _rows_key(key, tuple(rows))

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from passes import absorb, moves
+from passes import absorb, gates, moves, sums
 from passes.graph_tools import aten
 from passes.outcomes import Law, Rule
 
@@ -46,7 +46,6 @@ BENDS = "it changes every feature by a curve, which a code does not follow"
 NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
 MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
 ADDS = "it adds features that are written in different codes"
-REDUCES = "it sums over features or fields"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
@@ -103,6 +102,7 @@ _MOVES: dict[Any, Rule] = {
     aten.transpose.int: moves.permute,
     aten.t.default: moves.permute,
     aten.expand.default: moves.expand,
+    aten.repeat.default: moves.repeat,
     aten.cat.default: moves.concatenate,
     aten.stack.default: moves.stack,
     aten.split.Tensor: moves.split,
@@ -110,6 +110,24 @@ _MOVES: dict[Any, Rule] = {
     aten.chunk.default: moves.split,
     aten.unbind.int: moves.split,
     operator.getitem: moves.get_item,
+}
+
+_LINEAR: dict[Any, Rule] = {
+    aten.linear.default: absorb.linear,
+    aten.matmul.default: sums.matrix_product,
+    aten.mm.default: sums.matrix_product,
+    aten.tensordot.default: sums.contraction,
+    aten.add.Tensor: sums.add,
+    aten.sub.Tensor: sums.subtract,
+    aten.sum.dim_IntList: sums.reduce_sum,
+    aten.sum.default: sums.reduce_sum,
+    aten.mean.dim: sums.reduce_mean,
+    aten.mean.default: sums.reduce_mean,
+}
+
+_GATES: dict[Any, Rule] = {
+    aten.mul.Tensor: gates.multiply,
+    aten.div.Tensor: gates.divide,
 }
 
 _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
@@ -125,17 +143,18 @@ _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
         aten.amax.default, aten.batch_norm.default,
     ),
     (Law.INTERACTION, MULTIPLIES): (
-        aten.mul.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default, aten.einsum.default,
-        aten.tensordot.default, aten.conv1d.default, aten.conv2d.default, aten.div.Tensor,
+        aten.bmm.default, aten.einsum.default, aten.conv1d.default, aten.conv2d.default,
         aten.scaled_dot_product_attention.default,
     ),
-    (Law.LINEAR, ADDS): (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar),
-    (Law.LINEAR, REDUCES): (aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default),
+    (Law.LINEAR, ADDS): (aten.rsub.Scalar,),
 }  # fmt: skip
 
 for _target, _rule in _MOVES.items():
     register(_target, Law.MOVE, _rule)
-register(aten.linear.default, Law.LINEAR, absorb.linear)
+for _target, _rule in _LINEAR.items():
+    register(_target, Law.LINEAR, _rule)
+for _target, _rule in _GATES.items():
+    register(_target, Law.GATE, _rule)
 for (_law, _reason), _targets in _NEED_FEATURES.items():
     for _target in _targets:
         _TABLE[_target] = Entry(_law, None, _reason)

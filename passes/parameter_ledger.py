@@ -47,9 +47,10 @@ class Extent:
             length += term.width if rank is None else 0 if term.repeated else rank
         return length + sum(any_factored(sites, ranks) for sites in self.units)
 
-    def factored(self, ranks: Ranks) -> tuple[str, ...]:
-        """The sites of the terms that are factored."""
-        return tuple(term.site for term in self.terms if ranks.get(term.site) is not None)
+    def factored(self, ranks: Ranks) -> tuple[object, ...]:
+        """The terms and units whose sites are factored."""
+        terms = [term for term in self.terms if ranks.get(term.site) is not None]
+        return (*terms, *(sites for sites in self.units if any_factored(sites, ranks)))
 
 
 def any_factored(sites: frozenset[str], ranks: Ranks) -> bool:

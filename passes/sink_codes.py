@@ -10,11 +10,12 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -22,14 +23,21 @@ from passes import absorb
 from passes.code_builder import CodeBuilder
 from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import aten, clone_graph_module, finish, value_of
+from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Law, Restored
-from passes.parameter_ledger import Extent, ParameterLedger, Record
+from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored
+from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
+from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
+
+ON_CODES = {
+    Law.GATE: "all features of a code are scaled by one number, so the code is scaled instead",
+    Law.LINEAR: "sums and constant maps of features are done on the codes and the decoders' constants",
+}
+"""Reason of a verdict whose features stay in a code."""
 
 
 class Fate(StrEnum):
@@ -39,6 +47,9 @@ class Fate(StrEnum):
     ON_CODES = "on codes"
     RESTORED = "restored"
     REFUSED = "refused"
+
+
+_FATES: dict[type, Fate] = {Absorbed: Fate.ABSORBED, Carried: Fate.ON_CODES, Restored: Fate.RESTORED}
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,13 @@ class SinkCodes(PassBase):
         self.dry = dry
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
+        self.consumed: dict[str, frozenset[str]] = {}
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, dry=self.dry)
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
+        self.consumed = walk.builder.consumed
         finish(graph_module)
         return PassResult(graph_module, bool(self.factors))
 
@@ -119,10 +132,19 @@ def analyze(module: GraphModule, *, uncentred: Collection[str] = ()) -> Analysis
     clone = clone_graph_module(module)
     sink = SinkCodes(blanks, dry=True)
     sink(clone)
-    made = sum(record.rows.at(_ones(blanks)) * record.columns.at(_ones(blanks)) for record in sink.records)
+    made = sum(record.count(_ones(blanks)) for record in sink.records)
     untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
     kept = frozenset(node.name for node in clone.graph.nodes if node.op == "get_attr")
-    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, sink.records, kept))
+    records = (*sink.records, *_spared(module, sink.consumed, kept))
+    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept))
+
+
+def _spared(module: GraphModule, consumed: Mapping[str, frozenset[str]], kept: frozenset[str]) -> Iterator[Record]:
+    """Records of the parameters that decoders' constants take in: they are there only where nothing is factored."""
+    for node in module.graph.nodes:
+        tensor = constant_of(module, node)
+        if node.name in consumed and node.name not in kept and isinstance(tensor, nn.Parameter):
+            yield Record(Extent(tensor.numel()), Extent(1), spares=consumed[node.name])
 
 
 def _ones(factors: Mapping[str, Factor]) -> dict[str, int]:
@@ -178,6 +200,8 @@ class _Walk:
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
         if isinstance(outcome, Carried):
             self.values[node] = outcome.value
+            if entry.law is not Law.MOVE:
+                self._judge(node, node.all_input_nodes, outcome)
             return
         self._judge(node, node.all_input_nodes, outcome)
         if isinstance(outcome, Absorbed):
@@ -190,29 +214,31 @@ class _Walk:
             table = self.builder.constant(node.args[0])
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
-            record = Record(Extent(site.rows), Extent(0, ((site.name, site.width),)))
+            record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
             name = f"{site.name}.codes.weight"
             codes = factor.encode_table(table)
             self._tables[site.name] = self.builder.new_parameter(name, codes, table.dtype, record, rule=LOOKUP)
         arguments = node.args[1:]
         code = self.builder.emit(aten.embedding.default, self._tables[site.name], *arguments, rule=LOOKUP, like=node)
-        block = Block(site.width, factor.rank, site.name, factor.decoder, factor.offset)
+        block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
         return LowRankValue(code, tuple(value_of(node).shape)[:-1], (site.width,), (block,))
 
     def _factor_linear(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         source = node.args[0]
         if not isinstance(source, Node):
             raise TableIndexError(f"the input of '{node.name}' is not a tensor of the graph")
-        value = self.values.get(source)
+        affine = absorb.affine_of_linear(self.builder, node)
+        if affine is None:
+            raise TableIndexError(f"the weight or bias of '{node.name}' is not a constant")
+        factored, value = (factor, site.name), self.values.get(source)
         if isinstance(value, LowRankValue):
             ready = self.builder.push(value, rule=absorb.RULE, like=node)
             outcome = Restored(absorb.PER_FIELD) if ready is None else Absorbed(node, absorb.ABSORBED)
             self._judge(node, [source], outcome)
             if ready is not None:
-                return absorb.linear_site(self.builder, node, ready.code, ready.blocks, (factor, site.name))
+                return absorb.linear_site(self.builder, node, ready, affine, factored)
             source = self._restore(source)
-        features = int(value_of(source).shape[-1])
-        return absorb.linear_site(self.builder, node, source, (Block(features, features),), (factor, site.name))
+        return absorb.linear_site(self.builder, node, absorb.dense_source(source), affine, factored)
 
     def _restore_operands(self, node: Node) -> None:
         for operand in node.all_input_nodes:
@@ -225,17 +251,17 @@ class _Walk:
             value = self.values[operand]
             if isinstance(value, tuple):
                 return operand  # a whole tuple is needed: its producer stays, decoded from its own operand
-            self._restored[operand] = self.builder.restore(value, operand)
+            self._restored[operand] = restore(self.builder, value, operand)
         return self._restored[operand]
 
-    def _judge(self, node: Node, operands: list[Node], outcome: Absorbed | Restored) -> None:
+    def _judge(self, node: Node, operands: list[Node], outcome: Outcome) -> None:
         entry = law_of(node)
-        fate = Fate.ABSORBED if isinstance(outcome, Absorbed) else Fate.RESTORED
+        reason = ON_CODES[entry.law] if isinstance(outcome, Carried) else outcome.reason
         for operand in operands:
             for site in _sites_of(self.values.get(operand)):
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
-                    Verdict(site, fate, _operator(node), node.name, entry.law, outcome.reason, source_line(node), path)
+                    Verdict(site, _FATES[type(outcome)], _operator(node), node.name, entry.law, reason, source_line(node), path)
                 )
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:

@@ -1,0 +1,307 @@
+"""LINEAR: sums of features.
+
+Replaces ``(A z + o) + (A z' + o')`` with ``A (z + z') + (o + o')``; where the decoders differ, the codes are kept side
+by side, ``A z + A' z' = [A, A'] [z; z']``. A sum over fields is the same with the fields of one value. A constant goes
+into the offset.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes import absorb
+from passes.absorb import Affine
+from passes.code_builder import CodeBuilder, width_of
+from passes.gates import gated, scaled
+from passes.graph_tools import aten, value_of
+from passes.low_rank_value import Block, LowRankValue, align, split_rows
+from passes.moves import argument, equal_sizes, single, static
+from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
+
+RULE = "sum"
+MIXED = "it adds dense features to features that are written in a code"
+SHAPES = "it repeats the features along other axes while it adds them"
+STRADDLE = "it adds features whose codes do not line up"
+GATED = "it adds features whose offsets are gated by different values"
+SUMMED = "a sum of the features of a code is a Linear of ones, taken into its weight"
+
+
+def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``add``: of two low-rank values, or of one and a constant."""
+    return _add(builder, node, values, float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+
+
+def subtract(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sub``: of two low-rank values, or of one and a constant."""
+    return _add(builder, node, values, -float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+
+
+def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
+    one, other = node.args[0], node.args[1]
+    left = values.get(one) if isinstance(one, Node) else None
+    right = values.get(other) if isinstance(other, Node) else None
+    if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
+        if not (_keeps_shape(node, left) and _keeps_shape(node, right)):
+            return Restored(SHAPES)
+        if factor != 1:
+            right = scaled(builder, node, right, factor)
+        return _added(builder, node, left, right)
+    if isinstance(left, LowRankValue):
+        return _shifted(builder, node, left, other, factor)
+    if isinstance(right, LowRankValue):
+        return _shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
+    return Restored(MIXED)
+
+
+def _keeps_shape(node: Node, value: LowRankValue) -> bool:
+    return equal_sizes(tuple(value_of(node).shape), value.shape)
+
+
+def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
+    """Adds a constant along the features to the offsets."""
+    if not _keeps_shape(node, value):
+        return Restored(SHAPES)
+    if isinstance(constant, Node):
+        tensor = builder.constant(constant)
+        axes = len(value.trailing)
+        if tensor is None or any(size != 1 for size in tensor.shape[: max(tensor.dim() - axes, 0)]):
+            return Restored(MIXED)
+        tensor = tensor.reshape(tensor.shape[max(tensor.dim() - axes, 0) :])
+    else:
+        tensor = torch.tensor(float(constant), dtype=torch.float64)
+    spread = torch.broadcast_to(tensor.to(torch.float64), value.trailing).reshape(-1) * factor
+    blocks, first = [], 0
+    for block in value.blocks:
+        piece = spread[first : first + block.width]
+        key = (constant, factor, first, block.width)
+        blocks.append(replace(block, decoder=block.decoder.shifted(piece, key)))
+        first += block.width
+    if isinstance(constant, Node):
+        builder.consume(constant, value)
+    return Carried(value.with_blocks(blocks, value.trailing))
+
+
+def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+    if len(left.lead) != len(right.lead):
+        lead = min(len(left.lead), len(right.lead))
+        pulled = [builder.pull(each, len(each.lead) - lead, rule=RULE, like=node) for each in (left, right)]
+        if pulled[0] is None or pulled[1] is None:
+            return Restored("a size on its way is not known before the model runs")
+        left, right = pulled[0], pulled[1]
+    pairs = align(left.blocks, right.blocks)
+    if pairs is None:
+        return Restored(STRADDLE)
+    if all(one.decoder.key == other.decoder.key for one, other in pairs) and _same_layout(left, right, pairs):
+        code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
+        return _with_offsets(builder, node, left, right, pairs, code)
+    if any(one.unit is not None or other.unit is not None for one, other in pairs):
+        return Restored(GATED)
+    axis = len(value_of(left.code).shape) - 1
+    code = builder.emit(aten.cat.default, [left.code, right.code], axis, rule=RULE, like=node)
+    width = width_of(left.code)
+    blocks = [
+        Block((*one.columns, *other.moved(width, 0).columns), one.decoder.beside(other.decoder)) for one, other in pairs
+    ]
+    return Carried(LowRankValue(code, left.lead, tuple(value_of(node).shape)[len(left.lead) :], tuple(blocks)))
+
+
+def _same_layout(left: LowRankValue, right: LowRankValue, pairs: Sequence[tuple[Block, Block]]) -> bool:
+    """Whether every block reads the same columns on both sides, so that one addition serves all."""
+    return width_of(left.code) == width_of(right.code) and all(one.columns == other.columns for one, other in pairs)
+
+
+def _with_offsets(
+    builder: CodeBuilder,
+    node: Node,
+    left: LowRankValue,
+    right: LowRankValue,
+    pairs: Sequence[tuple[Block, Block]],
+    code: Node,
+) -> Outcome:
+    """Adds up constant and gated offsets of blocks whose codes were added."""
+    blocks, sums = [], dict[tuple[int | None, int | None], int]()
+    for one, other in pairs:
+        first, second = one.decoder, other.decoder
+        both = first.gated is not None and second.gated is not None
+        if both and first.gated_key != second.gated_key:
+            return Restored(GATED)
+        decoder = first.plus_offsets(second)
+        unit = None
+        if decoder.gated is not None:
+            unit = sums.setdefault((one.unit, other.unit), len(sums))
+        blocks.append(Block(one.columns, decoder, unit))
+    units = _summed_units(builder, node, left, right, list(sums)) if sums else None
+    return Carried(replace(left, code=code, units=units, blocks=tuple(blocks)))
+
+
+def _summed_units(
+    builder: CodeBuilder,
+    node: Node,
+    left: LowRankValue,
+    right: LowRankValue,
+    sums: Sequence[tuple[int | None, int | None]],
+) -> Node:
+    columns = []
+    for pair in sums:
+        parts = [
+            builder.pick(value.units, [unit], rule=RULE, like=node)
+            for value, unit in zip((left, right), pair, strict=True)
+            if unit is not None and value.units is not None
+        ]
+        columns.append(functools.reduce(lambda x, y: builder.emit(aten.add.Tensor, x, y, rule=RULE, like=node), parts))
+    axis = len(value_of(columns[0]).shape) - 1
+    return columns[0] if len(columns) == 1 else builder.emit(aten.cat.default, columns, axis, rule=RULE, like=node)
+
+
+def reduce_sum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sum`` over leading axes, fields, or all features."""
+    return _reduced(builder, node, values, mean=False)
+
+
+def reduce_mean(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``mean`` over leading axes, fields, or all features."""
+    return _reduced(builder, node, values, mean=True)
+
+
+def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) -> Outcome:
+    value = single(node, values)
+    if value is None or node.kwargs.get("dtype") is not None:
+        return Restored("it changes the number format")
+    rank, given = len(value.shape), argument(node, 1, None)
+    axes = sorted({axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))})
+    keep = bool(argument(node, 2, node.kwargs.get("keepdim", False)))
+    leading = [axis for axis in axes if axis < len(value.lead)]
+    fields = [axis - len(value.lead) for axis in axes if axis >= len(value.lead)]
+    outcome: LowRankValue | Restored | Absorbed = value
+    if leading:
+        outcome = _over_lead(builder, node, value, leading, keep=keep, mean=mean)
+    if fields and isinstance(outcome, LowRankValue):
+        outcome = _over_features(builder, node, outcome, fields, keep=keep, mean=mean)
+    return Carried(outcome) if isinstance(outcome, LowRankValue) else outcome
+
+
+def _over_lead(
+    builder: CodeBuilder, node: Node, value: LowRankValue, axes: list[int], *, keep: bool, mean: bool
+) -> LowRankValue | Restored:
+    """A sum over leading axes: of the code; a constant offset is added as often."""
+    sizes = [value.lead[axis] for axis in axes]
+    constant = any(block.decoder.offset is not None for block in value.blocks)
+    if constant and not mean and not static(sizes):
+        return Restored("it adds features up as often as is only known when the model runs")
+    target = aten.mean.dim if mean else aten.sum.dim_IntList
+    summed = builder.on_lead(value, lambda code: builder.emit(target, code, axes, keep, rule=RULE, like=node))
+    if not constant or mean:
+        return summed
+    times = float(math.prod(sizes))
+    blocks = [replace(block, decoder=block.decoder.offset_scaled(times)) for block in value.blocks]
+    return replace(summed, blocks=tuple(blocks))
+
+
+def _over_features(
+    builder: CodeBuilder, node: Node, value: LowRankValue, axes: list[int], *, keep: bool, mean: bool
+) -> LowRankValue | Restored | Absorbed:
+    """A sum over feature axes: over fields, the codes side by side; over all features, a Linear of ones."""
+    sizes = [value.trailing[axis] for axis in axes]
+    rest = [size for axis, size in enumerate(value.trailing) if axis not in axes]
+    shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.trailing)) if keep else tuple(rest)
+    share = 1.0 / math.prod(sizes) if mean else 1.0
+    if math.prod(rest) == 1 or axes != list(range(len(axes))):
+        return _totals(builder, node, value, axes, shape, share)
+    rows = split_rows(value.blocks, math.prod(rest))
+    if rows is None:
+        return Restored(STRADDLE)
+    total = list(rows[0])
+    for row in rows[1:]:
+        pairs = align(total, row)
+        if pairs is None:
+            return Restored(STRADDLE)
+        if any(one.unit is not None or other.unit is not None for one, other in pairs):
+            return Restored(GATED)
+        total = [
+            Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs
+        ]
+    result = value.with_blocks(total, shape)
+    return scaled(builder, node, result, share) if share != 1.0 else result
+
+
+def _totals(
+    builder: CodeBuilder, node: Node, value: LowRankValue, axes: list[int], shape: tuple[int, ...], share: float
+) -> Absorbed:
+    """Sums within the codes: the Linear whose row for every result adds up the features that belong to it."""
+    positions = torch.arange(value.features).reshape(value.trailing)
+    rest = [axis for axis in range(len(value.trailing)) if axis not in axes]
+    members = positions.permute(*rest, *axes).reshape(math.prod(shape), -1)
+    ones = torch.zeros((members.shape[0], value.features), dtype=torch.float64)
+    ones.scatter_(1, members, share)
+    key = ("totals", value.trailing, tuple(axes), share)
+    flat = replace(value, trailing=(value.features,))
+    result = absorb.linear_on(builder, node, flat, Affine(ones, None, None, None, key, is_new=True))
+    return Absorbed(builder.view(result, value.lead, node, *shape, rule=RULE), SUMMED)
+
+
+def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``matmul``, ``mm`` of a low-rank value and a constant matrix, or of a column vector and one number."""
+    one, other = node.args[0], node.args[1]
+    value = values.get(one) if isinstance(one, Node) else None
+    if not isinstance(value, LowRankValue) or other in values:
+        return Restored("it multiplies features with features, and a product of two codes is not a code")
+    matrix = builder.constant(other)
+    if matrix is not None and matrix.dim() == 2:
+        return _by_matrix(builder, node, value, matrix.mT, other)
+    shape = tuple(value_of(other).shape) if isinstance(other, Node) else ()
+    if value.trailing[-1:] == (1,) and shape[-2:] == (1, 1):
+        return gated(builder, node, value, other)
+    return Restored("it multiplies features with features, and a product of two codes is not a code")
+
+
+def _by_matrix(builder: CodeBuilder, node: Node, value: LowRankValue, weight: Tensor, origin: Any) -> Outcome:
+    """``W y`` along the last feature axis for a constant weight [k, n]."""
+    source = origin if isinstance(origin, Node) and origin.op == "get_attr" else None
+    affine = Affine(weight, None, source, None, ("matrix", origin))
+    outcome = absorb.apply(builder, node, value, affine)
+    if isinstance(outcome, Carried) and source is None:
+        builder.consume(origin, value)
+    return outcome
+
+
+def contraction(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``tensordot`` of a low-rank value and a constant over one feature axis."""
+    value = single(node, values)
+    constant = builder.constant(node.args[1])
+    own, theirs = node.args[2], node.args[3]
+    if value is None or constant is None or len(own) != 1 or len(theirs) != 1:  # type: ignore[arg-type]
+        return Restored("it contracts features with features")
+    inner = int(own[0]) % len(value.shape) - len(value.lead)  # type: ignore[index, arg-type]
+    ones = [size for axis, size in enumerate(value.trailing) if axis != inner]
+    if inner < 0 or (inner != len(value.trailing) - 1 and any(size != 1 for size in ones)):
+        return Restored("it contracts an axis that is not the features'")
+    axis = int(theirs[0]) % constant.dim()  # type: ignore[index, arg-type]
+    weight = constant.movedim(axis, -1)
+    rest = tuple(weight.shape[:-1])
+    matrix = weight.reshape(-1, weight.shape[-1])
+    if inner == len(value.trailing) - 1:
+        outcome = _by_matrix(builder, node, value, matrix, node.args[1])
+        return _as_shape(builder, node, outcome, rest)
+    flat = replace(value, trailing=(value.features,))
+    outcome = _by_matrix(builder, node, flat, matrix, node.args[1])
+    return _as_shape(builder, node, outcome, (*ones, *rest))
+
+
+def _as_shape(builder: CodeBuilder, node: Node, outcome: Outcome, tail: tuple[int, ...]) -> Outcome:
+    """The outcome of a map to [.., k] seen as [.., *tail]."""
+    if isinstance(outcome, Absorbed):
+        shape = tuple(value_of(outcome.node).shape)[:-1]
+        return Absorbed(builder.view(outcome.node, shape, node, *tail, rule=RULE), outcome.reason)
+    if isinstance(outcome, Carried) and isinstance(outcome.value, LowRankValue):
+        return Carried(replace(outcome.value, trailing=(*outcome.value.trailing[:-1], *tail)))
+    return outcome
+
+
