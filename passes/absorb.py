@@ -18,7 +18,7 @@ from passes.decoder import Decoder
 from passes.factor import Factor
 from passes.graph_tools import aten, constant_of, value_of
 from passes.low_rank_value import Block, LowRankValue, plain_block, split_rows
-from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
+from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 from passes.parameter_ledger import Extent, Record, Term
 from passes.sites import site_name
 
@@ -55,7 +55,7 @@ def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = values.get(node.args[0]) if isinstance(node.args[0], Node) else None
     affine = affine_of_linear(builder, node)
     if not isinstance(value, LowRankValue) or affine is None:
-        return Restored(COMPUTED)
+        return Restored(COMPUTED, Law.INTERACTION)
     return apply(builder, node, value, affine)
 
 
@@ -104,7 +104,15 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Aff
     for constant in (affine.origin, affine.bias_origin):
         if constant is not None:
             builder.consume(constant, value)
+    builder.records.append(_weight_of_dense_rows(value, affine, rows))
     return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(weight.shape[0]))))
+
+
+def _weight_of_dense_rows(value: LowRankValue, affine: Affine, rows: list[tuple[Block, ...]]) -> Record:
+    """The decoder of rows whose site is left alone while another's is factored: the weight itself, once."""
+    alone = frozenset(site for row in rows if len(row) == 1 for site in row[0].decoder.sites)
+    size = Extent(int(affine.weight.shape[0])), Extent(int(affine.weight.shape[1]))
+    return Record(*size, needs=frozenset(value.sites), leaves=alone or frozenset({""}))
 
 
 def linear_site(

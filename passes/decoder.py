@@ -31,6 +31,7 @@ class Decoder:
         offset: [width], ``o``; None for zero.
         gated: [width], ``g``; None for zero.
         terms: the factored parts of the code; what they leave of the rank are plain features.
+        shifted_by_constant: whether the features have a constant part also where no site is factored.
         orthonormal: whether ``A`` has orthonormal columns and ``o`` and ``g`` are orthogonal to them.
     """
 
@@ -43,6 +44,7 @@ class Decoder:
     offset: Tensor | None = None
     gated: Tensor | None = None
     terms: tuple[Term, ...] = ()
+    shifted_by_constant: bool = False
     orthonormal: bool = False
 
     @property
@@ -95,7 +97,7 @@ class Decoder:
     def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
         """``y + c`` for a constant [width]."""
         offset = constant if self.offset is None else self.offset + constant
-        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), orthonormal=False)
+        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), shifted_by_constant=True, orthonormal=False)
 
     def offsets_scaled(self, factor: float) -> Decoder:
         """The same matrix with offsets times a number: what scaling does once the code itself was scaled."""

@@ -19,8 +19,8 @@ from torch.fx import Node
 from passes.code_builder import CodeBuilder, width_of
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import Positions, static
-from passes.outcomes import Carried, Outcome, Restored, Values
+from passes.moves import OTHER_DTYPE, Positions, static
+from passes.outcomes import Carried, Law, Outcome, Restored, Values
 
 RULE = "gate"
 PRODUCT = "it multiplies features with features, and a product of two codes is not a code"
@@ -32,7 +32,7 @@ def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``mul`` of a low-rank value by a gate, a constant or a number."""
     one, other = node.args[0], node.args[1]
     if isinstance(one, Node) and isinstance(other, Node) and one in values and other in values:
-        return Restored(PRODUCT)
+        return Restored(PRODUCT, Law.INTERACTION)
     source, gate = (one, other) if isinstance(one, Node) and one in values else (other, one)
     value = values.get(source) if isinstance(source, Node) else None
     return gated(builder, node, value, gate)
@@ -43,35 +43,43 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     source, divisor = node.args[0], node.args[1]
     value = values.get(source) if isinstance(source, Node) else None
     if not isinstance(value, LowRankValue) or (isinstance(divisor, Node) and divisor in values):
-        return Restored("it divides by features, which a code does not follow")
+        return Restored("it divides by features, which a code does not follow", Law.INTERACTION)
     if not isinstance(divisor, Node):
         return gated(builder, node, value, 1.0 / divisor)  # type: ignore[operator]
+    divisor = _in_dtype(builder, node, divisor, value)
     return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor, rule=RULE, like=node))
 
 
 def gated(builder: CodeBuilder, node: Node, value: Any, gate: Any) -> Outcome:
     """A low-rank value times a gate."""
     if not isinstance(value, LowRankValue) or value_of(node).dtype != value_of(value.code).dtype:
-        return Restored(PRODUCT)
+        return Restored(OTHER_DTYPE)
     number = gate if isinstance(gate, (int, float)) else None
     if number is not None:
         return Carried(scaled(builder, node, value, float(number)))
     if not isinstance(gate, Node):
-        return Restored(PRODUCT)
+        return Restored(PRODUCT, Law.INTERACTION)
     shape = tuple(value_of(gate).shape)
     if not _keeps_shape(node, value):
         return Restored("it repeats the features along other axes while it scales them")
     tail = (1,) * (len(value.trailing) - len(shape)) + shape[max(len(shape) - len(value.trailing), 0) :]
     if not static(tail):
-        return Restored(VARIES)
+        return Restored(VARIES, Law.INTERACTION)
     constant = builder.constant(gate)
-    if value_of(gate).dtype != value_of(value.code).dtype:
-        gate = builder.emit(aten._to_copy.default, gate, rule=RULE, like=node, dtype=value_of(value.code).dtype)
+    gate = _in_dtype(builder, node, gate, value)
     if all(size == 1 for size in tail):
         return _by_one(builder, node, value, gate)
     if constant is not None and constant.numel() == int(np.prod(tail)):
         return _by_vector(builder, value, gate, constant.reshape(tail))
     return _by_field(builder, node, value, gate, tail)
+
+
+def _in_dtype(builder: CodeBuilder, node: Node, gate: Node, value: LowRankValue) -> Node:
+    """The gate in the code's number format: masks and counts are no floating numbers."""
+    dtype = value_of(value.code).dtype
+    if value_of(gate).dtype == dtype:
+        return gate
+    return builder.emit(aten._to_copy.default, gate, rule=RULE, like=node, dtype=dtype)
 
 
 def _keeps_shape(node: Node, value: LowRankValue) -> bool:
@@ -155,7 +163,7 @@ def _by_field(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node,
         gates = which[first : first + block.width]
         first += block.width
         if not block.decoder.is_identity and len(set(gates.tolist())) > 1:
-            return Restored(VARIES)
+            return Restored(VARIES, Law.INTERACTION)
         if block.decoder.offset is not None and block.unit is not None:
             return Restored(TWICE)
         identity = block.decoder.is_identity
@@ -163,7 +171,7 @@ def _by_field(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node,
         decoder, unit = block.decoder, None
         if decoder.offset is not None or block.unit is not None:
             if len(set(gates.tolist())) > 1:
-                return Restored(VARIES)
+                return Restored(VARIES, Law.INTERACTION)
             unit = len(picked)
             picked.append(int(gates[0]))
             old_units.append(block.unit)

@@ -45,9 +45,15 @@ class Absorbed:
 
 @dataclass(frozen=True)
 class Restored:
-    """The node needs the features themselves."""
+    """The node needs the features themselves.
+
+    Attributes:
+        reason: one sentence.
+        law: the law that decided, None for the operator's own.
+    """
 
     reason: str
+    law: Law | None = None
 
 
 Outcome = Carried | Absorbed | Restored

@@ -67,6 +67,7 @@ class Record:
         columns: its columns.
         needs: the parameter exists where this is empty or holds a factored site.
         spares: the parameter exists only where none of these sites is factored (they take it into their constants).
+        leaves: the parameter exists only where one of these sites is left alone, if there are any.
         origin: the parameter that it replaces, None for a new one. A shared weight that takes in different codes at
             different places becomes several parameters; where none of those codes is factored they are one.
         inputs: the codes that the parameter takes in.
@@ -76,12 +77,15 @@ class Record:
     columns: Extent
     needs: frozenset[str] = frozenset()
     spares: frozenset[str] = frozenset()
+    leaves: frozenset[str] = frozenset()
     origin: str | None = None
     inputs: Extent = Extent()
 
     def count(self, ranks: Ranks) -> int:
         """The number of scalars under an assignment of ranks."""
         if (self.needs and not any_factored(self.needs, ranks)) or any_factored(self.spares, ranks):
+            return 0
+        if self.leaves and all(ranks.get(site) is not None for site in self.leaves if site):
             return 0
         return self.rows.at(ranks) * self.columns.at(ranks)
 

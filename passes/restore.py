@@ -74,17 +74,14 @@ class _Restore:
             return decoded
         width, units = run[0].width, [block.unit or 0 for block in run]
         scale = self.builder.pick(self.value.units, units, rule=RULE, like=self.like)
-        key = ("gated", *((block.decoder.key, block.decoder.offset_key) for block in run))
         if len({block.width for block in run}) == 1:
-            vectors = torch.stack([_or_zeros(block.decoder.gated, width) for block in run])
-            constant = self._constant(key, vectors, "gated")
+            constant = self._stack([self._gated(block.decoder) for block in run], width)
             added = self._emit(aten.mul.Tensor, self._view(scale, len(run), 1), constant)
             return self._emit(aten.add.Tensor, decoded, self._view(added, len(run) * width))
         parts = []
         for place, block in enumerate(run):
-            constant = self._constant((*key, place), _or_zeros(block.decoder.gated, block.width), "gated")
             own = self.builder.pick(scale, [place], rule=RULE, like=self.like)
-            parts.append(self._emit(aten.mul.Tensor, own, constant))
+            parts.append(self._emit(aten.mul.Tensor, own, self._gated(block.decoder)))
         return self._emit(aten.add.Tensor, decoded, self._emit(aten.cat.default, parts, len(self.value.lead)))
 
     def _plus_offsets(self, decoded: Node, offsets: list[Node | None], width: int) -> Node:
@@ -121,6 +118,11 @@ class _Restore:
             return None
         return self._constant(("offset", decoder.key, decoder.offset_key), decoder.offset, "decoder.bias", decoder)
 
+    def _gated(self, decoder: Decoder) -> Node:
+        """``g`` as a parameter, made once per graph."""
+        vector = _or_zeros(decoder.gated, decoder.width)
+        return self._constant(("gated", decoder.key, decoder.gated_key), vector, "decoder.gated", decoder)
+
     def _constant(self, key: object, tensor: Tensor, name: str, decoder: Decoder | None = None) -> Node:
         shared = self.builder.shared
         if key not in shared:
@@ -128,7 +130,9 @@ class _Restore:
             columns = Extent(1) if tensor.dim() == 1 else Extent(int(tensor.shape[1]))
             if decoder is not None and tensor.dim() == 2:
                 columns = decoder_extent(decoder)
-            needs = decoder.sites if decoder is not None and decoder.sites else frozenset(self.value.sites)
+            needs = frozenset(self.value.sites)
+            if decoder is not None and decoder.sites and not (tensor.dim() == 1 and decoder.shifted_by_constant):
+                needs = decoder.sites
             record = Record(Extent(int(tensor.shape[0])), columns, needs)
             shared[key] = self.builder.new_parameter(f"{site}.{name}", tensor, self._dtype, record, rule=RULE)
         node: Node = shared[key]

@@ -256,12 +256,13 @@ class _Walk:
 
     def _judge(self, node: Node, operands: list[Node], outcome: Outcome) -> None:
         entry = law_of(node)
+        law = (outcome.law if isinstance(outcome, Restored) else None) or entry.law
         reason = ON_CODES[entry.law] if isinstance(outcome, Carried) else outcome.reason
         for operand in operands:
             for site in _sites_of(self.values.get(operand)):
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
-                    Verdict(site, _FATES[type(outcome)], _operator(node), node.name, entry.law, reason, source_line(node), path)
+                    Verdict(site, _FATES[type(outcome)], _operator(node), node.name, law, reason, source_line(node), path)
                 )
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from passes.gates import gated, scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
 from passes.moves import argument, equal_sizes, single, static
-from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
+from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 
 RULE = "sum"
 MIXED = "it adds dense features to features that are written in a code"
@@ -252,14 +252,14 @@ def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     one, other = node.args[0], node.args[1]
     value = values.get(one) if isinstance(one, Node) else None
     if not isinstance(value, LowRankValue) or other in values:
-        return Restored("it multiplies features with features, and a product of two codes is not a code")
+        return Restored("it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION)
     matrix = builder.constant(other)
     if matrix is not None and matrix.dim() == 2:
         return _by_matrix(builder, node, value, matrix.mT, other)
     shape = tuple(value_of(other).shape) if isinstance(other, Node) else ()
     if value.trailing[-1:] == (1,) and shape[-2:] == (1, 1):
         return gated(builder, node, value, other)
-    return Restored("it multiplies features with features, and a product of two codes is not a code")
+    return Restored("it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION)
 
 
 def _by_matrix(builder: CodeBuilder, node: Node, value: LowRankValue, weight: Tensor, origin: Any) -> Outcome:
@@ -278,7 +278,7 @@ def contraction(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     constant = builder.constant(node.args[1])
     own, theirs = node.args[2], node.args[3]
     if value is None or constant is None or len(own) != 1 or len(theirs) != 1:  # type: ignore[arg-type]
-        return Restored("it contracts features with features")
+        return Restored("it contracts features with features", Law.INTERACTION)
     inner = int(own[0]) % len(value.shape) - len(value.lead)  # type: ignore[index, arg-type]
     ones = [size for axis, size in enumerate(value.trailing) if axis != inner]
     if inner < 0 or (inner != len(value.trailing) - 1 and any(size != 1 for size in ones)):

@@ -152,7 +152,7 @@ def statistics_sites(name: str) -> tuple[afm_fx.SitePlan, ...]:
         ("TwoTowerModel", "user_table", {"absorbed"}),
         ("TupleOutputModel", "table", {"absorbed"}),
         ("MixedWidthModel", "tables.1", {"absorbed", "restored"}),
-        ("FactorizationMachine", "table", {"absorbed", "restored"}),
+        ("FactorizationMachine", "table", {"absorbed", "on codes", "restored"}),
         ("LinearTower", "first", {"restored"}),
     ],
 )
