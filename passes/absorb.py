@@ -1,8 +1,8 @@
 """LINEAR: constants that take a decoder in.
 
 Replaces ``W (A z + o) + b`` with ``(W A) z + (b + W o)``; through a concat, ``W`` is cut into the columns of each
-block: ``sum_i W_i (A_i z_i + o_i + g_i u_i) + b = [W_1 A_1, W_2 A_2, ..., W g] [z; u] + (b + sum_i W_i o_i)``. Where one
-weight is applied to several fields whose decoders differ, every field gets a decoder of its own, ``W A_f``.
+block: ``sum_i W_i (A_i z_i + o_i + g_i u_i) + b = [W_1 A_1, W_2 A_2, ..., W g] [z; u] + (b + sum_i W_i o_i)``. Where
+one weight is applied to several fields whose decoders differ, every field gets a decoder of its own, ``W A_f``.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def input_extent(value: LowRankValue) -> Extent:
     terms: list[Term] = []
     for block in value.blocks:
         repeated = set(block.columns) <= seen
-        terms += [Term(site, width, repeated) for site, width in block.decoder.terms]
+        terms += block.decoder.extent_terms(repeated=repeated)
         if not repeated:
             fixed += len(block.columns) - len(block.decoder.terms)
         seen |= set(block.columns)

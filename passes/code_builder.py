@@ -70,7 +70,7 @@ class CodeBuilder:
         return result if isinstance(result, Tensor) else None
 
     def consume(self, node: Any, value: LowRankValue) -> None:
-        """Notes that a value's decoders took a constant in: its parameters go where any of the value's sites is factored."""
+        """Notes that a value's decoders took a constant in: where one of its sites is factored, the constant goes."""
         pending = [node]
         while pending:
             one = pending.pop()

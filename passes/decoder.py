@@ -1,7 +1,7 @@
 """Decoders: what turns the code of a block into its features, ``y = A z + o + g u``.
 
-``z`` are the block's columns of the code, ``u`` is one scalar per row of the value (its *unit*): a gate scales a value's
-offset along with its code, so a gated offset is a constant vector ``g`` times whatever the gates multiplied to.
+``z`` are the block's columns of the code, ``u`` is one scalar per row of the value (its *unit*): a gate scales a
+value's offset along with its code, so a gated offset is a constant vector ``g`` times whatever the gates multiplied to.
 Everything linear that happens to features happens to the decoder's constants instead.
 """
 
@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-Term = tuple[str, int]
+from passes.parameter_ledger import Term
+
+Part = tuple[str, int]
 """A part of a code: the site it comes from and the width that part has where the site is left alone."""
 
 
@@ -43,7 +45,7 @@ class Decoder:
     matrix: Tensor | None = None
     offset: Tensor | None = None
     gated: Tensor | None = None
-    terms: tuple[Term, ...] = ()
+    terms: tuple[Part, ...] = ()
     shifted_by_constant: bool = False
     orthonormal: bool = False
 
@@ -56,6 +58,12 @@ class Decoder:
     def is_plain(self) -> bool:
         """Whether the code is the features, nothing added."""
         return self.matrix is None and self.offset is None and self.gated is None
+
+    def extent_terms(self, *, repeated: bool = False) -> tuple[Term, ...]:
+        """What the decoder's code adds to the length of what takes it in."""
+        first = [(site, width, frozenset[str]()) for site, width in self.terms[:1]]
+        more = [(site, width, self.sites) for site, width in self.terms[1:]]
+        return tuple(Term(site, width, repeated, beside) for site, width, beside in first + more)
 
     @property
     def sites(self) -> frozenset[str]:
@@ -97,7 +105,9 @@ class Decoder:
     def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
         """``y + c`` for a constant [width]."""
         offset = constant if self.offset is None else self.offset + constant
-        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), shifted_by_constant=True, orthonormal=False)
+        return replace(
+            self, offset=offset, offset_key=("shift", self.offset_key, key), shifted_by_constant=True, orthonormal=False
+        )
 
     def offsets_scaled(self, factor: float) -> Decoder:
         """The same matrix with offsets times a number: what scaling does once the code itself was scaled."""
@@ -118,7 +128,7 @@ class Decoder:
         return replace(self, offset=self.offset * factor, offset_key=("times", self.offset_key, factor))
 
     def plus_offsets(self, other: Decoder) -> Decoder:
-        """``A (z + z') + (o + o') + ...`` of two decoders with one matrix (and one gated vector, where both have it)."""
+        """``A (z + z') + (o + o') + ...`` of two decoders with one matrix, and one gated vector where both have it."""
         offsets = [each.offset for each in (self, other) if each.offset is not None]
         gated = self if self.gated is not None else other
         return replace(

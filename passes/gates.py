@@ -1,12 +1,13 @@
 """GATE: features scaled by a number that is the same for all of them.
 
-Replaces ``g (A z + o)`` with ``A (g z) + o (g 1)``: the code is scaled, and the offset's 1 is carried along as a unit. A
-gate that is constant along every field (``[.., fields, 1]``) scales each field's columns by its own number. A constant
-number goes into the offsets; a constant vector along the features goes into the decoder's rows.
+Replaces ``g (A z + o)`` with ``A (g z) + o (g 1)``: the code is scaled, and the offset's 1 is carried along as a unit.
+A gate that is constant along every field (``[.., fields, 1]``) scales each field's columns by its own number. A
+constant number goes into the offsets; a constant vector along the features goes into the decoder's rows.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from torch.fx import Node
 from passes.code_builder import CodeBuilder, width_of
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import OTHER_DTYPE, Positions, static
+from passes.moves import OTHER_DTYPE, Positions, equal_sizes, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 
 RULE = "gate"
@@ -51,16 +52,19 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 
 
 def gated(builder: CodeBuilder, node: Node, value: Any, gate: Any) -> Outcome:
-    """A low-rank value times a gate."""
+    """A low-rank value times a gate or a number."""
     if not isinstance(value, LowRankValue) or value_of(node).dtype != value_of(value.code).dtype:
         return Restored(OTHER_DTYPE)
-    number = gate if isinstance(gate, (int, float)) else None
-    if number is not None:
-        return Carried(scaled(builder, node, value, float(number)))
+    if isinstance(gate, (int, float)):
+        return Carried(scaled(builder, node, value, float(gate)))
     if not isinstance(gate, Node):
         return Restored(PRODUCT, Law.INTERACTION)
+    return _by_tensor(builder, node, value, gate)
+
+
+def _by_tensor(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Outcome:
     shape = tuple(value_of(gate).shape)
-    if not _keeps_shape(node, value):
+    if not equal_sizes(tuple(value_of(node).shape), value.shape):
         return Restored("it repeats the features along other axes while it scales them")
     tail = (1,) * (len(value.trailing) - len(shape)) + shape[max(len(shape) - len(value.trailing), 0) :]
     if not static(tail):
@@ -82,10 +86,6 @@ def _in_dtype(builder: CodeBuilder, node: Node, gate: Node, value: LowRankValue)
     return builder.emit(aten._to_copy.default, gate, rule=RULE, like=node, dtype=dtype)
 
 
-def _keeps_shape(node: Node, value: LowRankValue) -> bool:
-    return [str(size) for size in value_of(node).shape] == [str(size) for size in value.shape]
-
-
 def scaled(builder: CodeBuilder, node: Node, value: LowRankValue, number: float) -> LowRankValue:
     """``c (A z + o + g u)`` with the code times c and the offsets times c; the units stay."""
     code = builder.emit(aten.mul.Tensor, value.code, number, rule=RULE, like=node)
@@ -103,7 +103,7 @@ def _by_one(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -
     if units is not None:
         units = builder.emit(aten.mul.Tensor, units, column, rule=RULE, like=node)
     if any(block.decoder.offset is not None for block in value.blocks):
-        column = _to_lead(builder, node, value, column)
+        column = _with_lead(builder, node, value, column)
         fresh = 0 if units is None else width_of(units)
         units = column if units is None else _beside(builder, node, [units, column])
     blocks = [
@@ -122,15 +122,6 @@ def _per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node)
     drop = min(spare, len(shape) - 1)
     kept = shape[: len(shape) - 1 - drop]
     return builder.view(gate, kept, node, 1, rule=RULE)
-
-
-def _to_lead(builder: CodeBuilder, node: Node, value: LowRankValue, column: Node) -> Node:
-    """The gate with exactly the value's leading axes."""
-    ones = builder.pick(value.code, [0], rule=RULE, like=node)
-    shape = [str(size) for size in value_of(column).shape]
-    if shape == [str(size) for size in value_of(ones).shape]:
-        return column
-    return builder.emit(aten.expand_as.default, column, ones, rule=RULE, like=node)
 
 
 def _beside(builder: CodeBuilder, node: Node, parts: Sequence[Node]) -> Node:
@@ -158,7 +149,9 @@ def _by_field(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node,
     if own is None:
         return Restored("it scales features that share code columns by different numbers")
     chosen = np.zeros(width_of(value.code), dtype=np.int64)
-    blocks, picked, old_units, first = [], [], [], 0
+    blocks, first = list[Block](), 0
+    picked: list[int] = []
+    old_units: list[int | None] = []
     for block in value.blocks:
         gates = which[first : first + block.width]
         first += block.width
@@ -183,20 +176,22 @@ def _by_field(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node,
     )
     if len({unit is None for unit in old_units}) > 1:
         return Restored(TWICE)
-    units = _field_units(builder, node, value, flat, picked, old_units)
+    units = _field_units(builder, node, value, flat, list(zip(picked, old_units, strict=True)))
     return Carried(replace(value, code=code, units=units, blocks=tuple(blocks)))
 
 
 def _field_units(
-    builder: CodeBuilder, node: Node, value: LowRankValue, flat: Node, picked: list[int], old: list[int | None]
+    builder: CodeBuilder, node: Node, value: LowRankValue, flat: Node, wanted: Sequence[tuple[int, int | None]]
 ) -> Node | None:
-    if not picked:
+    """The units of a gate per field: for each, the gate's column times the unit that was there before, if any."""
+    if not wanted:
         return None
-    units = _chosen(builder, node, flat, picked)
-    if any(unit is not None for unit in old):
-        before = builder.pick(value.units or units, [unit or 0 for unit in old], rule=RULE, like=node)
-        units = builder.emit(aten.mul.Tensor, units, before, rule=RULE, like=node)
-    return _to_lead(builder, node, value, units) if len(picked) == 1 else _with_lead(builder, node, value, units)
+    units = _with_lead(builder, node, value, _chosen(builder, node, flat, [column for column, _ in wanted]))
+    before = [unit for _, unit in wanted if unit is not None]
+    if value.units is None or not before:
+        return units
+    old = builder.pick(value.units, before, rule=RULE, like=node)
+    return builder.emit(aten.mul.Tensor, units, old, rule=RULE, like=node)
 
 
 def _with_lead(builder: CodeBuilder, node: Node, value: LowRankValue, units: Node) -> Node:
@@ -221,17 +216,12 @@ def _chosen(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -> N
         wide = builder.emit(aten.expand.default, tall, [*(-1 for _ in range(axis + 1)), repeats], rule=RULE, like=node)
         return builder.view(wide, lead, node, len(index), rule=RULE)
     parts: list[Node] = []
-    start = 0
-    while start < len(index):
-        end = start + 1
-        while end < len(index) and index[end] == index[start]:
-            end += 1
-        column = builder.pick(flat, [index[start]], rule=RULE, like=node)
-        if end - start > 1:
-            wide = [*(-1 for _ in range(axis)), end - start]
-            column = builder.emit(aten.expand.default, column, wide, rule=RULE, like=node)
+    for which, run in itertools.groupby(index):
+        column, times = builder.pick(flat, [which], rule=RULE, like=node), len(list(run))
+        if times > 1:
+            sizes = [*(-1 for _ in range(axis)), times]
+            column = builder.emit(aten.expand.default, column, sizes, rule=RULE, like=node)
         parts.append(column)
-        start = end
     return parts[0] if len(parts) == 1 else builder.emit(aten.cat.default, parts, axis, rule=RULE, like=node)
 
 

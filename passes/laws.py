@@ -45,7 +45,6 @@ class Entry:
 BENDS = "it changes every feature by a curve, which a code does not follow"
 NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
 MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
-ADDS = "it adds features that are written in different codes"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
@@ -119,6 +118,7 @@ _LINEAR: dict[Any, Rule] = {
     aten.tensordot.default: sums.contraction,
     aten.add.Tensor: sums.add,
     aten.sub.Tensor: sums.subtract,
+    aten.rsub.Scalar: sums.subtract_from,
     aten.sum.dim_IntList: sums.reduce_sum,
     aten.sum.default: sums.reduce_sum,
     aten.mean.dim: sums.reduce_mean,
@@ -146,7 +146,6 @@ _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
         aten.bmm.default, aten.einsum.default, aten.conv1d.default, aten.conv2d.default,
         aten.scaled_dot_product_attention.default,
     ),
-    (Law.LINEAR, ADDS): (aten.rsub.Scalar,),
 }  # fmt: skip
 
 for _target, _rule in _MOVES.items():

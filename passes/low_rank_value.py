@@ -1,8 +1,8 @@
 """Low-rank values: what the rewrite knows about a tensor whose features are written as codes.
 
-A value of logical shape ``[*lead, *trailing]`` is carried by one *code* node of shape ``[*lead, C]``. Row-major over the
-trailing axes, the value is a sequence of blocks; a block names its columns of the code and the decoder that turns them
-into features. Dense pieces are blocks with the identity as decoder. Where offsets were gated, a second node of shape
+A value of logical shape ``[*lead, *trailing]`` is carried by one *code* node of shape ``[*lead, C]``. Row-major over
+the trailing axes, the value is a sequence of blocks; a block names its columns of the code and the decoder that turns
+them into features. Dense pieces are blocks with the identity as decoder. Where offsets were gated, a second node of shape
 ``[*lead, K]`` holds the units (see :mod:`passes.decoder`).
 
 Blocks refer to columns, so anything that merely moves features about (slice, select, transpose, expand, split ...)

@@ -82,13 +82,17 @@ def view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     for kept in range(len(shape)):
         if static(shape[kept:]) and math.prod(shape[kept:]) == value.features:
             sizes = list(node.args[1])[:kept]  # type: ignore[arg-type]
-            seen = builder.on_lead(value, lambda code: _reshape(builder, node, code, [*sizes, width_of(code)]))
-            return Carried(replace(seen, lead=shape[:kept], trailing=tuple(shape[kept:])))
+            return Carried(replace(_as_lead(builder, node, value, sizes), trailing=tuple(shape[kept:])))
     return Restored("its new shape cuts through the features of a code")
 
 
-def _reshape(builder: CodeBuilder, node: Node, code: Node, sizes: list[Any]) -> Node:
-    return builder.emit(aten.reshape.default, code, sizes, rule=RULE, like=node)
+def _as_lead(builder: CodeBuilder, node: Node, value: LowRankValue, sizes: list[Any]) -> LowRankValue:
+    """The value with its leading axes split or merged to the given sizes."""
+
+    def reshaped(code: Node) -> Node:
+        return builder.emit(aten.reshape.default, code, [*sizes, width_of(code)], rule=RULE, like=node)
+
+    return builder.on_lead(value, reshaped)
 
 
 def slice_(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -262,7 +266,7 @@ def _with_lead(
 
 
 def _common_ones(known: Sequence[LowRankValue], lead: int) -> int:
-    """How many leading axes every value has after the first ``lead`` ones, where they are the same and all of size 1."""
+    """How many leading axes of size 1 every value has after the first ``lead`` ones; 0 where they differ."""
     beyond = {tuple(str(size) for size in value.lead[lead:]) for value in known}
     only = beyond.pop() if len(beyond) == 1 else ()
     return len(only) if all(size == "1" for size in only) else 0

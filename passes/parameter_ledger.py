@@ -24,11 +24,21 @@ class Term:
         width: its length where the site is left alone.
         repeated: whether it is a second view of code columns that are there already; it then adds nothing where the
             site is factored.
+        beside: the sites of all codes that were summed to these features, where this is not the first of them: where
+            none is factored there is one sum and no second code.
     """
 
     site: str
     width: int
     repeated: bool = False
+    beside: frozenset[str] = frozenset()
+
+    def at(self, ranks: Ranks) -> int:
+        """The length under an assignment of ranks."""
+        rank = ranks.get(self.site)
+        if rank is not None:
+            return 0 if self.repeated else rank
+        return self.width if not self.beside or any_factored(self.beside, ranks) else 0
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,7 @@ class Extent:
 
     def at(self, ranks: Ranks) -> int:
         """The length under an assignment of ranks."""
-        length = self.fixed
-        for term in self.terms:
-            rank = ranks.get(term.site)
-            length += term.width if rank is None else 0 if term.repeated else rank
+        length = self.fixed + sum(term.at(ranks) for term in self.terms)
         return length + sum(any_factored(sites, ranks) for sites in self.units)
 
     def factored(self, ranks: Ranks) -> tuple[object, ...]:

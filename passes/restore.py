@@ -16,7 +16,7 @@ from passes.code_builder import CodeBuilder
 from passes.decoder import Decoder
 from passes.graph_tools import aten, fake_mode, stamp, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.parameter_ledger import Extent, Record, Term
+from passes.parameter_ledger import Extent, Record
 
 RULE = "restore"
 
@@ -147,8 +147,7 @@ class _Restore:
 
 def decoder_extent(decoder: Decoder) -> Extent:
     """The code width of one decoder (in a dry run, where every factored term has rank 1)."""
-    terms = tuple(Term(site, width) for site, width in decoder.terms)
-    return Extent(decoder.rank - len(terms), terms)
+    return Extent(decoder.rank - len(decoder.terms), decoder.extent_terms())
 
 
 def _or_zeros(vector: Tensor | None, width: int) -> Tensor:

@@ -262,7 +262,9 @@ class _Walk:
             for site in _sites_of(self.values.get(operand)):
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
-                    Verdict(site, _FATES[type(outcome)], _operator(node), node.name, law, reason, source_line(node), path)
+                    Verdict(
+                        site, _FATES[type(outcome)], _operator(node), node.name, law, reason, source_line(node), path
+                    )
                 )
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,14 @@ def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 def subtract(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``sub``: of two low-rank values, or of one and a constant."""
     return _add(builder, node, values, -float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+
+
+def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``rsub``: a number minus a low-rank value."""
+    value = single(node, values)
+    if value is None or float(argument(node, 2, 1)) != 1:
+        return Restored(MIXED)
+    return _shifted(builder, node, scaled(builder, node, value, -1.0), node.args[1], 1.0)
 
 
 def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
@@ -100,8 +108,7 @@ def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankV
     if pairs is None:
         return Restored(STRADDLE)
     if all(one.decoder.key == other.decoder.key for one, other in pairs) and _same_layout(left, right, pairs):
-        code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
-        return _with_offsets(builder, node, left, right, pairs, code)
+        return _with_codes_added(builder, node, left, right, pairs)
     if any(one.unit is not None or other.unit is not None for one, other in pairs):
         return Restored(GATED)
     axis = len(value_of(left.code).shape) - 1
@@ -118,15 +125,14 @@ def _same_layout(left: LowRankValue, right: LowRankValue, pairs: Sequence[tuple[
     return width_of(left.code) == width_of(right.code) and all(one.columns == other.columns for one, other in pairs)
 
 
-def _with_offsets(
+def _with_codes_added(
     builder: CodeBuilder,
     node: Node,
     left: LowRankValue,
     right: LowRankValue,
     pairs: Sequence[tuple[Block, Block]],
-    code: Node,
 ) -> Outcome:
-    """Adds up constant and gated offsets of blocks whose codes were added."""
+    """One addition of the codes; constant and gated offsets add up block by block."""
     blocks, sums = [], dict[tuple[int | None, int | None], int]()
     for one, other in pairs:
         first, second = one.decoder, other.decoder
@@ -138,22 +144,22 @@ def _with_offsets(
         if decoder.gated is not None:
             unit = sums.setdefault((one.unit, other.unit), len(sums))
         blocks.append(Block(one.columns, decoder, unit))
-    units = _summed_units(builder, node, left, right, list(sums)) if sums else None
+    code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
+    units = _summed_units(builder, node, (left, right), list(sums)) if sums else None
     return Carried(replace(left, code=code, units=units, blocks=tuple(blocks)))
 
 
 def _summed_units(
     builder: CodeBuilder,
     node: Node,
-    left: LowRankValue,
-    right: LowRankValue,
+    operands: tuple[LowRankValue, LowRankValue],
     sums: Sequence[tuple[int | None, int | None]],
 ) -> Node:
     columns = []
     for pair in sums:
         parts = [
             builder.pick(value.units, [unit], rule=RULE, like=node)
-            for value, unit in zip((left, right), pair, strict=True)
+            for value, unit in zip(operands, pair, strict=True)
             if unit is not None and value.units is not None
         ]
         columns.append(functools.reduce(lambda x, y: builder.emit(aten.add.Tensor, x, y, rule=RULE, like=node), parts))
@@ -184,7 +190,7 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
     if leading:
         outcome = _over_lead(builder, node, value, leading, keep=keep, mean=mean)
     if fields and isinstance(outcome, LowRankValue):
-        outcome = _over_features(builder, node, outcome, fields, keep=keep, mean=mean)
+        outcome = _over_features(builder, node, outcome, _Reduction(tuple(fields), outcome.trailing, keep, mean))
     return Carried(outcome) if isinstance(outcome, LowRankValue) else outcome
 
 
@@ -205,17 +211,45 @@ def _over_lead(
     return replace(summed, blocks=tuple(blocks))
 
 
+@dataclass(frozen=True)
+class _Reduction:
+    """A sum or mean over feature axes."""
+
+    axes: tuple[int, ...]
+    trailing: tuple[int, ...]
+    keep: bool
+    mean: bool
+
+    @property
+    def rest(self) -> list[int]:
+        """The axes that remain."""
+        return [axis for axis in range(len(self.trailing)) if axis not in self.axes]
+
+    @property
+    def results(self) -> int:
+        """Number of features that remain."""
+        return math.prod(self.trailing[axis] for axis in self.rest)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The feature axes of the result."""
+        if self.keep:
+            return tuple(1 if axis in self.axes else size for axis, size in enumerate(self.trailing))
+        return tuple(self.trailing[axis] for axis in self.rest)
+
+    @property
+    def share(self) -> float:
+        """What every feature counts in its sum."""
+        return 1.0 / math.prod(self.trailing[axis] for axis in self.axes) if self.mean else 1.0
+
+
 def _over_features(
-    builder: CodeBuilder, node: Node, value: LowRankValue, axes: list[int], *, keep: bool, mean: bool
+    builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _Reduction
 ) -> LowRankValue | Restored | Absorbed:
-    """A sum over feature axes: over fields, the codes side by side; over all features, a Linear of ones."""
-    sizes = [value.trailing[axis] for axis in axes]
-    rest = [size for axis, size in enumerate(value.trailing) if axis not in axes]
-    shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.trailing)) if keep else tuple(rest)
-    share = 1.0 / math.prod(sizes) if mean else 1.0
-    if math.prod(rest) == 1 or axes != list(range(len(axes))):
-        return _totals(builder, node, value, axes, shape, share)
-    rows = split_rows(value.blocks, math.prod(rest))
+    """A sum over feature axes: over fields, the codes side by side; within the codes, a Linear of ones."""
+    if reduction.results == 1 or list(reduction.axes) != list(range(len(reduction.axes))):
+        return _totals(builder, node, value, reduction)
+    rows = split_rows(value.blocks, reduction.results)
     if rows is None:
         return Restored(STRADDLE)
     total = list(rows[0])
@@ -225,26 +259,21 @@ def _over_features(
             return Restored(STRADDLE)
         if any(one.unit is not None or other.unit is not None for one, other in pairs):
             return Restored(GATED)
-        total = [
-            Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs
-        ]
-    result = value.with_blocks(total, shape)
-    return scaled(builder, node, result, share) if share != 1.0 else result
+        total = [Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs]
+    result = value.with_blocks(total, reduction.shape)
+    return scaled(builder, node, result, reduction.share) if reduction.mean else result
 
 
-def _totals(
-    builder: CodeBuilder, node: Node, value: LowRankValue, axes: list[int], shape: tuple[int, ...], share: float
-) -> Absorbed:
+def _totals(builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _Reduction) -> Absorbed:
     """Sums within the codes: the Linear whose row for every result adds up the features that belong to it."""
     positions = torch.arange(value.features).reshape(value.trailing)
-    rest = [axis for axis in range(len(value.trailing)) if axis not in axes]
-    members = positions.permute(*rest, *axes).reshape(math.prod(shape), -1)
-    ones = torch.zeros((members.shape[0], value.features), dtype=torch.float64)
-    ones.scatter_(1, members, share)
-    key = ("totals", value.trailing, tuple(axes), share)
+    members = positions.permute(*reduction.rest, *reduction.axes).reshape(reduction.results, -1)
+    ones = torch.zeros((reduction.results, value.features), dtype=torch.float64)
+    ones.scatter_(1, members, reduction.share)
     flat = replace(value, trailing=(value.features,))
-    result = absorb.linear_on(builder, node, flat, Affine(ones, None, None, None, key, is_new=True))
-    return Absorbed(builder.view(result, value.lead, node, *shape, rule=RULE), SUMMED)
+    affine = Affine(ones, None, None, None, ("totals", reduction), is_new=True)
+    result = absorb.linear_on(builder, node, flat, affine)
+    return Absorbed(builder.view(result, value.lead, node, *reduction.shape, rule=RULE), SUMMED)
 
 
 def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -252,7 +281,9 @@ def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     one, other = node.args[0], node.args[1]
     value = values.get(one) if isinstance(one, Node) else None
     if not isinstance(value, LowRankValue) or other in values:
-        return Restored("it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION)
+        return Restored(
+            "it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION
+        )
     matrix = builder.constant(other)
     if matrix is not None and matrix.dim() == 2:
         return _by_matrix(builder, node, value, matrix.mT, other)
@@ -303,5 +334,3 @@ def _as_shape(builder: CodeBuilder, node: Node, outcome: Outcome, tail: tuple[in
     if isinstance(outcome, Carried) and isinstance(outcome.value, LowRankValue):
         return Carried(replace(outcome.value, trailing=(*outcome.value.trailing[:-1], *tail)))
     return outcome
-
-

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.low_rank_value import Block, merge_identities, move_blocks, repeated_row, split_rows
+from passes.decoder import Decoder
+from passes.low_rank_value import Block, align, merge_identities, move_blocks, plain_block, split_rows
 
 
-def block(width: int, rank: int, site: str) -> Block:
-    return Block(width, rank, site, torch.randn(width, rank).double(), torch.randn(width).double())
+def block(width: int, rank: int, site: str, first: int = 0) -> Block:
+    matrix, offset = torch.randn(width, rank).double(), torch.randn(width).double()
+    key = ("site", site)
+    decoder = Decoder(width, rank, key, key, matrix=matrix, offset=offset, terms=((site, width),))
+    return Block(tuple(range(first, first + rank)), decoder)
 
 
-def identity(width: int) -> Block:
-    return Block(width, width)
-
-
-def decode(blocks, code: np.ndarray) -> np.ndarray:
-    parts, column = [], 0
+def decode(blocks: Sequence[Block], code: np.ndarray) -> np.ndarray:
+    parts = []
     for one in blocks:
-        own = code[column : column + one.rank]
-        column += one.rank
-        parts.append(own if one.decoder is None else one.decoder.numpy() @ own + one.offset.numpy())
+        own = code[list(one.columns)]
+        decoder = one.decoder
+        parts.append(own if decoder.matrix is None else decoder.matrix.numpy() @ own)
+        if decoder.offset is not None:
+            parts[-1] = parts[-1] + decoder.offset.numpy()
     return np.concatenate(parts)
 
 
-BLOCKS = [block(4, 2, "a"), identity(3), block(4, 2, "b"), block(2, 1, "c")]
+BLOCKS = [block(4, 2, "a"), plain_block(3, 2), block(4, 2, "b", 5), block(2, 1, "c", 7)]
 
 
 @settings(deadline=None, max_examples=100)
@@ -39,59 +43,54 @@ def test_a_slice_of_the_blocks_decodes_to_the_slice_of_the_features(first: int, 
     code = np.random.default_rng(0).normal(size=8)
     moved = move_blocks(BLOCKS, positions)
     assert moved is not None
-    picked = np.concatenate([code[start:end] for start, end in moved.columns])
-    np.testing.assert_allclose(decode(moved.blocks, picked), decode(BLOCKS, code)[positions])
+    np.testing.assert_allclose(decode(moved, code), decode(BLOCKS, code)[positions])
 
 
-def test_a_permutation_of_whole_blocks_moves_their_codes() -> None:
-    positions = np.concatenate([np.arange(7, 11), np.arange(4)])
-    moved = move_blocks(BLOCKS, positions)
+def test_a_permutation_of_whole_blocks_keeps_their_columns() -> None:
+    moved = move_blocks(BLOCKS, np.concatenate([np.arange(7, 11), np.arange(4)]))
     assert moved is not None
-    assert [one.site for one in moved.blocks] == ["b", "a"]
-    assert moved.column_runs() == [(5, 7), (0, 2)]
+    assert [one.columns for one in moved] == [(5, 6), (0, 1)]
 
 
 def test_a_transpose_that_strews_a_block_is_refused() -> None:
-    blocks = [block(4, 2, "a"), block(4, 2, "b")]
+    blocks = [block(4, 2, "a"), block(4, 2, "b", 2)]
     assert move_blocks(blocks, np.arange(8).reshape(2, 4).T) is None
 
 
-def test_a_transpose_of_identity_features_is_no_tear() -> None:
-    moved = move_blocks([identity(6)], np.arange(6).reshape(2, 3).T)
+def test_a_transpose_of_plain_features_is_no_tear() -> None:
+    moved = move_blocks([plain_block(6)], np.arange(6).reshape(2, 3).T)
     assert moved is not None
-    picked = np.concatenate([np.arange(6)[start:end] for start, end in moved.columns])
-    assert picked.tolist() == [0, 3, 1, 4, 2, 5]
+    assert merge_identities(moved)[0].columns == (0, 3, 1, 4, 2, 5)
 
 
-def test_repeating_a_block_repeats_its_code() -> None:
+def test_repeating_a_block_reads_its_code_again() -> None:
     moved = move_blocks([block(4, 2, "a")], np.tile(np.arange(4), 3))
     assert moved is not None
-    assert moved.columns == ((0, 2),) * 3
+    assert [one.columns for one in moved] == [(0, 1)] * 3
 
 
-def test_taking_rows_of_rows_keeps_the_site_rows() -> None:
-    taken = BLOCKS[0].take([1, 2, 3]).take([0, 2])
-    assert taken.rows == (1, 3)
-    assert taken.decoder is not None
-    assert BLOCKS[0].decoder is not None
-    assert torch.equal(taken.decoder, BLOCKS[0].decoder[[1, 3]])
-    assert not taken.same_decoder(BLOCKS[0])
+def test_rows_of_rows_are_rows() -> None:
+    decoder = BLOCKS[0].decoder
+    taken = decoder.take([1, 2, 3]).take([0, 2])
+    assert taken.key == ("rows", ("site", "a"), (1, 3))
+    assert taken.same_constants(decoder.take([1, 3]))
+    assert not taken.same_constants(decoder)
 
 
 def test_rows_are_cut_only_between_blocks() -> None:
-    assert split_rows([block(4, 2, "a"), identity(4)], 3) is None
-    rows = split_rows([block(4, 2, "a"), identity(4), block(2, 1, "c")], 5)
+    assert split_rows([block(4, 2, "a"), plain_block(4, 2)], 3) is None
+    rows = split_rows([block(4, 2, "a"), plain_block(4, 2), block(2, 1, "c", 6)], 5)
     assert rows is not None
-    assert [[(one.site, one.width) for one in row] for row in rows] == [[("a", 4), (None, 1)], [(None, 3), ("c", 2)]]
+    assert [[one.columns for one in row] for row in rows] == [[(0, 1), (2,)], [(3, 4, 5), (6,)]]
 
 
-def test_a_repeated_row_is_found_only_where_decoders_agree() -> None:
-    a, b = block(4, 2, "a"), block(4, 2, "b")
-    assert repeated_row([a, identity(1), a, identity(1)], 5) == (a, identity(1))
-    assert repeated_row([a, b], 4) is None
-    assert repeated_row([identity(12)], 4) == (identity(4),)
+def test_blocks_are_aligned_by_cutting_plain_ones() -> None:
+    pairs = align([plain_block(6)], [block(4, 2, "a"), plain_block(2, 2)])
+    assert pairs is not None
+    assert [(one.columns, other.columns) for one, other in pairs] == [((0, 1, 2, 3), (0, 1)), ((4, 5), (2, 3))]
+    assert align([block(4, 2, "a"), plain_block(2, 2)], [plain_block(2), block(4, 2, "b", 2)]) is None
 
 
-def test_neighbouring_identities_merge() -> None:
-    a = block(4, 2, "a")
-    assert merge_identities([identity(1), identity(2), a, identity(3)]) == (identity(3), a, identity(3))
+def test_neighbouring_plain_blocks_merge() -> None:
+    merged = merge_identities([plain_block(1), plain_block(2, 4), block(4, 2, "a", 6), plain_block(3, 8)])
+    assert [one.columns for one in merged] == [(0, 4, 5), (6, 7), (8, 9, 10)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class Looked:
     stacked: Tensor  # [batch, FIELDS, WIDTH] from one table
     dense: Tensor  # [batch, 3]
     linear: Callable[[Tensor], Tensor]
-    narrow: Callable[[Tensor], Tensor]
+    narrow: nn.Linear
 
 
 class Case(nn.Module):
@@ -123,6 +123,75 @@ ABSORBED: dict[str, tuple[Callable[[Looked], Tensor], int]] = {
     "dropout in eval": (lambda x: x.linear(nn.functional.dropout(x.own[0], 0.5, training=False)), WIDTH),
 }
 
+ON_CODES: dict[str, tuple[Callable[[Looked], Tensor], int, str]] = {
+    "number": (lambda x: x.linear(x.own[0] * 0.5 - 2.0), WIDTH, "gate"),
+    "number on the left": (lambda x: x.linear(3.0 - x.own[0] / 7.0), WIDTH, "linear"),
+    "gate per row": (lambda x: x.linear(x.own[0] * x.dense[:, :1]), WIDTH, "gate"),
+    "gate per row of a concat": (lambda x: x.linear(torch.cat([*x.own, x.dense], 1) * x.dense[:, :1]), ALL + 3, "gate"),
+    "gate of a gate": (lambda x: x.linear(x.own[0] * x.dense[:, :1] * x.dense[:, 1:2]), WIDTH, "gate"),
+    "gate per field": (lambda x: x.linear((torch.stack(x.own, 1) * x.dense[:, :1, None]).flatten(1)), ALL, "gate"),
+    "a gate of its own per field": (
+        lambda x: x.linear((torch.stack(x.own[:3], 1) * x.dense[:, :, None]).flatten(1)),
+        3 * WIDTH,
+        "gate",
+    ),
+    "gate per field of one table": (
+        lambda x: x.linear((x.stacked[:, :3] * x.dense[:, :, None]).flatten(1)),
+        3 * WIDTH,
+        "gate",
+    ),
+    "quotient by a count": (lambda x: x.linear(x.own[0] / (x.dense[:, :1].abs() + 1)), WIDTH, "gate"),
+    "masked mean of a sequence": (
+        lambda x: x.linear(
+            (x.stacked[:, :3] * (x.dense > 0)[:, :, None]).sum(1) / (x.dense > 0).sum(1, keepdim=True).clamp(min=1)
+        ),
+        WIDTH,
+        "gate",
+    ),
+    "attention-weighted sum": (
+        lambda x: x.linear((x.stacked[:, :3] * x.dense.softmax(1)[:, :, None]).sum(1)),
+        WIDTH,
+        "gate",
+    ),
+    "residual of a gate": (lambda x: x.linear(x.own[0] * x.dense[:, :1] + x.own[0]), WIDTH, "linear"),
+    "vector cross layers": (
+        lambda x: x.linear(_cross_network(torch.cat([*x.own, x.dense], 1), x)),
+        ALL + 3,
+        "linear",
+    ),
+    "difference of two lookups of one table": (
+        lambda x: x.linear(x.stacked[:, 0] - x.stacked[:, 1]),
+        WIDTH,
+        "linear",
+    ),
+    "sum of two tables": (lambda x: x.linear(x.own[0] + x.own[1]), WIDTH, "linear"),
+    "sum over fields": (lambda x: x.linear(torch.stack(x.own, 1).sum(1)), WIDTH, "linear"),
+    "mean over fields": (lambda x: x.linear(torch.stack(x.own, 1).mean(1, keepdim=True).flatten(1)), WIDTH, "linear"),
+    "sum over fields of one table": (lambda x: x.linear(x.stacked.sum(1)), WIDTH, "linear"),
+    "mean over fields of one table": (lambda x: x.linear(x.stacked.mean(1)), WIDTH, "linear"),
+    "one Linear for every field": (
+        lambda x: x.linear(x.narrow(torch.stack(x.own, 1)).flatten(1)),
+        5 * FIELDS,
+        "linear",
+    ),
+}
+
+SUMMED: dict[str, tuple[Callable[[Looked], Tensor], int]] = {
+    "sum of all features": (lambda x: torch.cat(x.own, 1).sum(1, keepdim=True), 1),
+    "sum of the features of every field": (lambda x: torch.stack(x.own, 1).sum(2), 1),
+    "mean of the features of every field": (lambda x: torch.stack(x.own, 1).mean(-1, keepdim=True), 1),
+    "matrix product with a constant": (lambda x: x.own[0] @ x.narrow.weight.T, 1),
+    "contraction with a constant": (lambda x: torch.tensordot(x.own[0], x.narrow.weight, ([1], [1])), 1),
+}
+
+
+def _cross_network(features: Tensor, x: Looked) -> Tensor:
+    crossed = features
+    for layer in range(3):
+        crossed = features * (x.dense[:, layer : layer + 1] + crossed.sum(1, keepdim=True)) + 0.25 + crossed
+    return crossed
+
+
 RESTORED: dict[str, tuple[Callable[[Looked], Tensor], int, str]] = {
     "relu": (lambda x: x.own[0].relu(), 1, "nonlinear"),
     "product of two tables": (lambda x: x.own[0] * x.own[1], 1, "interaction"),
@@ -131,8 +200,9 @@ RESTORED: dict[str, tuple[Callable[[Looked], Tensor], int, str]] = {
     "relu of one table's fields, flattened": (lambda x: x.stacked.flatten(1).relu(), 1, "nonlinear"),
     "relu of a mix with dense features": (lambda x: torch.cat([x.own[0], x.dense, x.own[1]], 1).relu(), 1, "nonlinear"),
     "relu of half a table": (lambda x: x.own[0][:, 1:4].relu(), 1, "nonlinear"),
-    "linear per field of different tables": (lambda x: x.narrow(torch.stack(x.own, 1)), 1, "linear"),
-    "sum of two tables": (lambda x: x.own[0] + x.own[1], 1, "linear"),
+    "sum of dense and looked-up features": (lambda x: x.own[0] + x.dense[:, :1], 1, "linear"),
+    "a gate that differs along the features": (lambda x: x.own[0] * x.dense.repeat(1, 2), 1, "interaction"),
+    "a quotient of features": (lambda x: x.dense[:, :1] / x.own[0], 1, "interaction"),
     "outer product": (lambda x: torch.matmul(x.own[0].unsqueeze(2), x.own[1].unsqueeze(1)), 1, "interaction"),
     "features in front of fields": (lambda x: x.stacked.transpose(1, 2).contiguous(), 1, "move"),
     "an operator without a law": (lambda x: torch.special.erf(x.own[0]), 1, "unknown"),
@@ -170,6 +240,36 @@ def test_absorbed_without_any_restore(name: str) -> None:
     assert not any(name.endswith("decoder.weight") for name, _ in low_rank.graph_module.named_parameters())
 
 
+@pytest.mark.parametrize("name", ON_CODES)
+def test_kept_on_codes_until_a_linear_takes_them_in(name: str) -> None:
+    function, width, law = ON_CODES[name]
+    program = build(function, width)
+    sink, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ON_CODES, Fate.ABSORBED}
+    assert law in {verdict.law for verdict in sink.verdicts if verdict.fate is Fate.ON_CODES}
+    assert "restore" not in {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_sums_and_constant_matrices_are_absorbed(name: str) -> None:
+    program = build(*SUMMED[name])
+    sink, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ABSORBED}
+
+
+@pytest.mark.parametrize(
+    "name", ["gate per row", "a gate of its own per field", "vector cross layers", "sum over fields"]
+)
+def test_what_was_kept_on_codes_is_restored_exactly(name: str) -> None:
+    function = ON_CODES[name][0]
+    program = build(lambda x: function(replace(x, linear=torch.relu)), 1)
+    sink, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    assert {verdict.fate for verdict in sink.verdicts} >= {Fate.ON_CODES, Fate.RESTORED}
+
+
 @pytest.mark.parametrize("name", RESTORED)
 def test_restored_just_before(name: str) -> None:
     function, width, law = RESTORED[name]
@@ -184,9 +284,9 @@ def test_restored_just_before(name: str) -> None:
     assert not any(name.endswith((".0.weight", "shared.weight")) for name in tables)
 
 
-@pytest.mark.parametrize("name", [*ABSORBED, *RESTORED])
+@pytest.mark.parametrize("name", [*ABSORBED, *ON_CODES, *SUMMED, *RESTORED])
 def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
-    function, width = (ABSORBED.get(name) or RESTORED[name])[:2]
+    function, width = (ABSORBED | ON_CODES | SUMMED | RESTORED)[name][:2]
     program = build(function, width)
     module = program.graph_module
     before = module.print_readable(print_output=False)
