@@ -17,7 +17,7 @@ from afm_fx.program import Program
 from afm_fx.situation import Choice, Situation
 from passes.graph_tools import constant_of
 from passes.sink_codes import analyze
-from passes.sites import Site, SiteKind
+from passes.sites import Site, SiteKind, find_sites
 
 
 def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis: str | BasisKind = "afm") -> Plan:
@@ -38,9 +38,10 @@ def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis
         kind = BasisKind(basis)
     except ValueError:
         raise PolicyError(f"there is no basis '{basis}'; choose one of {[kind.value for kind in BasisKind]}") from None
-    analysis = analyze(program.graph_module, centred=kind is BasisKind.AFM)
-    factorable = tuple(site for site in analysis.sites if site.refusal is None)
+    factorable = tuple(site for site in find_sites(program.graph_module) if site.refusal is None)
     bases = {site.name: _basis(program, site, _moments(statistics, site), kind) for site in factorable}
+    uncentred = frozenset(name for name, site_basis in bases.items() if site_basis.centre is None)
+    analysis = analyze(program.graph_module, uncentred=uncentred)
     messages = tuple(
         _thin(site, rows) for site in factorable if (rows := statistics.moments[site.name].count) < site.width
     )

@@ -12,6 +12,9 @@ from afm_fx.errors import PolicyError
 from afm_fx.situation import Choice, Situation, leave_what_gains_nothing
 from passes.sites import Site, SiteKind
 
+NEGLIGIBLE_ENERGY = 1e-12
+"""Share of a site's energy that is rounding, not worth a rank."""
+
 
 class Policy(Protocol):
     """Picks a rank per site."""
@@ -211,6 +214,8 @@ class _Allocation:
         if current is None:
             return None
         basis = self._situation.bases[site.name]
+        if 1.0 - basis.kept_energy(current) <= NEGLIGIBLE_ENERGY:
+            return None
         rank, cost = self._next(site, total)
         gained = (1.0 if rank is None else basis.kept_energy(rank)) - basis.kept_energy(current)
         order = self._situation.sites.index(site)

@@ -192,12 +192,14 @@ class CodeBuilder:
         if all(offset is None for offset in offsets):
             return decoded
         zero = None
-        rows = []
+        rows: list[Node] = []
         for offset in offsets:
             if offset is None:
                 dtype = value_of(code).dtype
                 zero = zero or self.emit_zeros(width, dtype, like)
-            rows.append(zero if offset is None else offset)
+            row = zero if offset is None else offset
+            if row is not None:
+                rows.append(row)
         stacked = self._stacked(rows, like, width)
         return self.emit(aten.add.Tensor, decoded, stacked, rule=RESTORE, like=like)
 

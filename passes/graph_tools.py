@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
@@ -103,9 +104,13 @@ def stamp(node: Node, rule: str, like: Node | None = None) -> None:
 
 
 def compute_value(node: Node) -> Any:
-    """The node's value from its arguments' values, in the graph's fake mode."""
+    """The node's value from its arguments' values, in the graph's fake mode.
+
+    Composite operators take torch's Python decompositions: the ones in C++ compare sizes (``pad`` does), which would
+    fix the symbolic batch to the example's, here and in every graph that shares the symbol.
+    """
     args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
-    with fake_mode(node.graph), torch.no_grad():
+    with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 

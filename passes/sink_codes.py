@@ -11,7 +11,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -107,15 +107,15 @@ class Analysis:
     ledger: ParameterLedger
 
 
-def analyze(module: GraphModule, *, centred: bool = True) -> Analysis:
+def analyze(module: GraphModule, *, uncentred: Collection[str] = ()) -> Analysis:
     """Runs the rewrite of every site on a throw-away copy with fake tensors; the module is left as it is.
 
     Args:
-        centred: whether sites that may carry an offset do.
+        uncentred: names of sites that carry no offset although they may.
     """
     sites = find_sites(module)
     blanks = {
-        site.name: blank_factor(site.width, 1, centred=site.centred and centred)
+        site.name: blank_factor(site.width, 1, centred=site.centred and site.name not in uncentred)
         for site in sites
         if site.refusal is None
     }

@@ -140,3 +140,15 @@ def test_convert_dtype_leaves_integer_state_alone():
     converted = graph_tools.convert_dtype(program.graph_module, torch.float64)
     assert converted.get_buffer("starts").dtype == torch.int64
     assert converted(torch.zeros(2, 2, dtype=torch.int64)).dtype == torch.float64
+
+
+def test_computing_values_again_never_fixes_the_batch_to_the_examples():
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.pad(x.unsqueeze(1), (0, 0, 1, 1)).relu()
+
+    program = capture(Padded(), torch.randn(6, 4, 4))
+    converted = program.to(torch.float64)
+    for each in (program, converted):
+        assert not str(each.placeholders()[0].meta["val"].shape[0]).isdigit()
+        assert not str(node_of(each.graph_module, aten.relu.default).meta["val"].shape[0]).isdigit()

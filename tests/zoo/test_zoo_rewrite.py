@@ -60,10 +60,18 @@ def _smallest_reachable(refusal: PolicyError) -> float:
     return min(1.0, float(named.group(1)) + 1e-4)
 
 
+def assert_batch_is_symbolic(program: afm_fx.Program) -> None:
+    """The batch is a symbol still: computing values in the shared symbolic world did not fix it to the example's."""
+    for node, batched in zip(program.placeholders(), program.batched, strict=True):
+        assert str(node.meta["val"].shape[0]).isdigit() != batched
+
+
 @pytest.mark.parametrize("entry", zoo_params())
 def test_full_rank_changes_nothing_but_the_form(entry: ZooEntry) -> None:
     program = captured(entry.name)[1].to(torch.float64)
     compressed = afm_fx.compress(program, calibration_batches(entry), afm_fx.FullRank())
+    assert_batch_is_symbolic(captured(entry.name)[1])
+    assert_batch_is_symbolic(compressed.program)
     for rows in (2, 9, 33):
         inputs = entry.inputs(rows, FRESH_SEED)
         expected, found = program.run(inputs), compressed.program.run(inputs)
