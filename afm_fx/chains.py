@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch.fx import GraphModule, Node
 
 from afm_fx.program import Program
-from afm_fx.tables import render_table
+from afm_fx.tables import render_sections
 from passes.graph_tools import aten
 from passes.outcomes import Law
 from passes.sink_codes import Fate, Verdict, analyze
 from passes.sites import Site, SiteKind
 
+LINEAR_CHAIN = "linear -> activation -> linear"
 _BETWEEN_LINEARS = frozenset(
     {
         aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
@@ -57,7 +58,7 @@ def _chain(module: GraphModule, site: Site, verdict: Verdict) -> Chain:
     if site.kind is SiteKind.LINEAR and verdict.law is Law.NONLINEAR:
         beyond = _next_linear(module, path[-1])
         if beyond:
-            return Chain("linear -> activation -> linear", site, (*path, *beyond), verdict)
+            return Chain(LINEAR_CHAIN, site, (*path, *beyond), verdict)
     end = "linear" if verdict.operator == "aten.linear" else str(verdict.law)
     return Chain(f"{site.kind} -> {end}", site, path, verdict)
 
@@ -85,17 +86,43 @@ def _is_linear(node: Node) -> bool:
     return node.target is aten.linear.default
 
 
-def chains_table(chains: Sequence[Chain]) -> str:
-    """Chains as text, one line per group of sites that share chain, verdict and place."""
-    groups: dict[tuple[str, ...], list[str]] = {}
+def chains_table(chains: Sequence[Chain], *, width: int | None = None) -> str:
+    """Chains as text: sites with the same uses share a heading, with one line per use below.
+
+    A line names the verdict, the operator that takes the features (and what follows, in a chain of Linears), the
+    source line and the reason.
+
+    Args:
+        chains: what :func:`find_chains` found.
+        width: columns to draw for; those of the terminal, or 120, where left out.
+    """
+    uses: dict[str, dict[_Use, None]] = {}
+    kinds = {chain.site.name: chain.site.kind for chain in chains}
     for chain in chains:
-        verdict = chain.verdict
-        key = (chain.kind, str(verdict.fate), verdict.operator, verdict.reason, verdict.source)
-        names = groups.setdefault(key, [])
-        if chain.site.name not in names:
-            names.append(chain.site.name)
-    rows = [(_listed(names), *key) for key, names in groups.items()]
-    return render_table("", ("site", "chain", "verdict", "operator", "why", "source"), rows, left=6)
+        uses.setdefault(chain.site.name, {})[_use(chain)] = None
+    groups: dict[tuple[SiteKind, tuple[_Use, ...]], list[str]] = {}
+    for name, lines in uses.items():
+        groups.setdefault((kinds[name], tuple(lines)), []).append(name)
+    return render_sections(
+        [(f"{_listed(names)}, {kind}", lines) for (kind, lines), names in groups.items()], width=width
+    )
+
+
+_Use = tuple[str, str, str, str]
+"""Verdict, operator, source and reason."""
+
+
+def _use(chain: Chain) -> _Use:
+    verdict = chain.verdict
+    operator = verdict.operator
+    if chain.kind == LINEAR_CHAIN:
+        operator = f"{operator} -> linear"
+    return str(verdict.fate), operator, _place(verdict.source), verdict.reason
+
+
+def _place(source: str) -> str:
+    """``file:line`` of a source line ``file:line: code``."""
+    return ":".join(source.split(":")[:2])
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ class Plan:
         columns = ("site", "kind", "shape", "rank", "energy kept", "predicted error", "reason")
         share = self.parameters_after / self.parameters_before if self.parameters_before else 1.0
         title = f"plan: {self.parameters_before:,} -> {self.parameters_after:,} parameters ({share:.1%})"
-        return render_table(title, columns, rows, left=2)
+        return render_table(title, columns, rows, left=2, text=("reason",))
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the plan as safetensors.

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from afm_fx.errors import FileFormatError, OutputExistsError
@@ -47,13 +48,11 @@ def save_tensors(
     refuse_existing(target, force=force)
     document = json.dumps({"kind": kind, "version": version, **header}, sort_keys=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {HEADER: document})
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as directory:
+        staged = Path(directory) / target.name
+        staged.write_bytes(save(copies, {HEADER: document}))  # save_file would let nobody but the owner read it
+        staged.replace(target)
 
 
 @contextlib.contextmanager

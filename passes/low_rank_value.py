@@ -2,8 +2,8 @@
 
 A value of logical shape ``[*lead, *trailing]`` is carried by one *code* node of shape ``[*lead, C]``. Row-major over
 the trailing axes, the value is a sequence of blocks; a block names its columns of the code and the decoder that turns
-them into features. Dense pieces are blocks with the identity as decoder. Where offsets were gated, a second node of shape
-``[*lead, K]`` holds the units (see :mod:`passes.decoder`).
+them into features. Dense pieces are blocks with the identity as decoder. Where offsets were gated, a second node of
+shape ``[*lead, K]`` holds the units (see :mod:`passes.decoder`).
 
 Blocks refer to columns, so anything that merely moves features about (slice, select, transpose, expand, split ...)
 needs no node at all: the same operation is run on the features' *positions* ``0, 1, ..., prod(trailing) - 1``, which

@@ -10,11 +10,13 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -32,6 +34,7 @@ from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
+_TORCH = os.path.dirname(torch.__file__)  # noqa: PTH120 - a prefix of text, as stack traces have it
 
 ON_CODES = {
     Law.GATE: "all features of a code are scaled by one number, so the code is scaled instead",
@@ -291,13 +294,21 @@ def _operator(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """The last line of the user's own code in the node's stack trace: ``file:line: code``."""
+    """The innermost line of the user's own code in the node's stack trace: ``file:line: code``.
+
+    Lines of torch itself stand in only where the trace holds no other.
+    """
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
     places = [position for position, line in enumerate(lines) if line.startswith("File ")]
     if not places:
         return ""
-    place = lines[places[-1]]
-    code = lines[places[-1] + 1] if places[-1] + 1 < len(lines) else ""
-    file, _, rest = place.removeprefix("File ").partition(",")
+    place = next((each for each in reversed(places) if not _in_torch(lines[each])), places[-1])
+    code = lines[place + 1] if place + 1 < len(lines) and place + 1 not in places else ""
+    file, _, rest = lines[place].removeprefix("File ").partition(",")
     number = rest.partition("line ")[2].partition(",")[0]
     return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{number}: {code}"
+
+
+def _in_torch(place: str) -> bool:
+    """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package."""
+    return place.removeprefix('File "').startswith(f"{_TORCH}{os.sep}")

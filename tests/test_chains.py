@@ -44,3 +44,19 @@ def test_the_table_groups_equal_uses_and_shows_reasons_and_source_lines() -> Non
     assert "tables.0 .. tables.2 (3)" in text
     assert "absorbed" in text
     assert "graphs.py" in text
+
+
+def test_the_table_fits_its_width_and_keeps_every_reason_and_operator() -> None:
+    chains = afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4)))
+    for width in (100, 120):
+        text = afm_fx.chains_table(chains, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        words = set(text.split())
+        for chain in chains:
+            assert set(chain.verdict.reason.split()) | set(chain.verdict.operator.split()) <= words
+
+
+def test_a_verdict_inside_a_layer_points_to_the_line_of_the_model() -> None:
+    chains = afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4)))
+    absorbed = next(chain.verdict for chain in chains if chain.verdict.operator == "aten.linear")
+    assert absorbed.source.startswith("graphs.py:")
