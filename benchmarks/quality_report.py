@@ -25,6 +25,9 @@ DATA_OPTION = "--path"
 LOCAL_OPTIONS = (DATA_OPTION, "--checkpoint-dir", "--output-dir")
 LOCAL_FLAGS = ("--force",)
 METRICS = ("parameters", "share", "AUC", "LogLoss")
+WIDTH = 160
+"""Columns of the printed table: an interval stays on one line."""
+
 COLUMNS = ("setting", "method", *METRICS, "AUC - original", "AFM - SVD", "AFM - SVD, same ranks")
 
 
@@ -69,7 +72,7 @@ class QualityReport:
 
     def table(self) -> str:
         """The result as text."""
-        lines = [self._headline(), render_table("", COLUMNS, self._cells(), left=2)]
+        lines = [self._headline(), render_table("", COLUMNS, self._cells(), left=2, width=WIDTH)]
         lines += [f"{refusal.setting}, {refusal.method}: {refusal.reason}" for refusal in self.comparison.refusals]
         return "\n".join(lines)
 

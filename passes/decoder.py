@@ -34,6 +34,7 @@ class Decoder:
         gated: [width], ``g``; None for zero.
         terms: the factored parts of the code; what they leave of the rank are plain features.
         shifted_by_constant: whether the features have a constant part also where no site is factored.
+        parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
         orthonormal: whether ``A`` has orthonormal columns and ``o`` and ``g`` are orthogonal to them.
     """
 
@@ -47,6 +48,7 @@ class Decoder:
     gated: Tensor | None = None
     terms: tuple[Part, ...] = ()
     shifted_by_constant: bool = False
+    parts: tuple[Decoder, ...] = ()
     orthonormal: bool = False
 
     @property
@@ -99,6 +101,7 @@ class Decoder:
             offset=offset,
             gated=gated,
             terms=tuple((site, min(width, len(index))) for site, width in self.terms),
+            parts=(),
             orthonormal=False,
         )
 
@@ -106,7 +109,12 @@ class Decoder:
         """``y + c`` for a constant [width]."""
         offset = constant if self.offset is None else self.offset + constant
         return replace(
-            self, offset=offset, offset_key=("shift", self.offset_key, key), shifted_by_constant=True, orthonormal=False
+            self,
+            offset=offset,
+            offset_key=("shift", self.offset_key, key),
+            shifted_by_constant=True,
+            parts=(),
+            orthonormal=False,
         )
 
     def offsets_scaled(self, factor: float) -> Decoder:
@@ -117,6 +125,7 @@ class Decoder:
             self,
             offset_key=("scale", self.offset_key, factor),
             gated_key=None if self.gated_key is None else ("scale", self.gated_key, factor),
+            parts=(),
             offset=None if self.offset is None else self.offset * factor,
             gated=None if self.gated is None else self.gated * factor,
         )
@@ -125,7 +134,7 @@ class Decoder:
         """The same with the constant offset alone times a number."""
         if self.offset is None:
             return self
-        return replace(self, offset=self.offset * factor, offset_key=("times", self.offset_key, factor))
+        return replace(self, offset=self.offset * factor, offset_key=("times", self.offset_key, factor), parts=())
 
     def plus_offsets(self, other: Decoder) -> Decoder:
         """``A (z + z') + (o + o') + ...`` of two decoders with one matrix, and one gated vector where both have it."""
@@ -137,6 +146,7 @@ class Decoder:
             gated=gated.gated,
             offset_key=("plus", self.offset_key, other.offset_key),
             gated_key=gated.gated_key,
+            parts=(),
             orthonormal=False,
         )
 
@@ -145,7 +155,7 @@ class Decoder:
         if self.offset is None:
             return self
         key = ("gate", self.offset_key)
-        return replace(self, offset=None, gated=self.offset, offset_key=key, gated_key=key)
+        return replace(self, offset=None, gated=self.offset, offset_key=key, gated_key=key, parts=())
 
     def mapped(self, weight: Tensor, key: Hashable) -> Decoder:
         """``W y`` for a constant W [k, width]."""
@@ -158,6 +168,7 @@ class Decoder:
             matrix=weight @ self.full_matrix(),
             offset=None if self.offset is None else weight @ self.offset,
             gated=None if self.gated is None else weight @ self.gated,
+            parts=(),
             orthonormal=False,
         )
 
@@ -174,6 +185,7 @@ class Decoder:
             gated=self.gated if other.gated is None else other.gated,
             gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
+            parts=(*(self.parts or (self,)), *(other.parts or (other,))),
             orthonormal=False,
         )
 

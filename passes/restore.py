@@ -109,14 +109,28 @@ class _Restore:
         return dtype
 
     def _matrix(self, decoder: Decoder) -> Node:
-        """``A`` as a parameter, made once per graph."""
+        """``A`` as a parameter, or as the parameters of its parts side by side; made once per graph."""
+        if _is_assembled(decoder):
+            key = ("matrix", decoder.key)
+            if key not in self.builder.shared:
+                parts = [self._matrix(part) for part in decoder.parts]
+                self.builder.shared[key] = self._emit(aten.cat.default, parts, 1)
+            node: Node = self.builder.shared[key]
+            return node
         return self._constant(("matrix", decoder.key), decoder.full_matrix(), "decoder.weight", decoder)
 
     def _offset(self, decoder: Decoder) -> Node | None:
         """``o`` as a parameter, made once per graph."""
         if decoder.offset is None:
             return None
-        return self._constant(("offset", decoder.key, decoder.offset_key), decoder.offset, "decoder.bias", decoder)
+        key = ("offset", decoder.key, decoder.offset_key)
+        if _is_assembled(decoder):
+            if key not in self.builder.shared:
+                parts = [offset for part in decoder.parts if (offset := self._offset(part)) is not None]
+                self.builder.shared[key] = self._emit(aten.sum.dim_IntList, self._stack(parts, decoder.width), [0])
+            node: Node = self.builder.shared[key]
+            return node
+        return self._constant(key, decoder.offset, "decoder.bias", decoder)
 
     def _gated(self, decoder: Decoder) -> Node:
         """``g`` as a parameter, made once per graph."""
@@ -143,6 +157,11 @@ class _Restore:
 
     def _view(self, node: Node, *tail: int) -> Node:
         return self.builder.view(node, self.value.lead, self.like, *tail, rule=RULE)
+
+
+def _is_assembled(decoder: Decoder) -> bool:
+    """Whether a decoder is made of other sites' decoders, which are parameters already."""
+    return bool(decoder.parts) and not any(part.is_identity for part in decoder.parts)
 
 
 def decoder_extent(decoder: Decoder) -> Extent:

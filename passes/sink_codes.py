@@ -10,7 +10,6 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,7 +33,7 @@ from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
-_TORCH = os.path.dirname(torch.__file__)  # noqa: PTH120 - a prefix of text, as stack traces have it
+_TORCH = torch.__file__.removesuffix("__init__.py")
 
 ON_CODES = {
     Law.GATE: "all features of a code are scaled by one number, so the code is scaled instead",
@@ -311,4 +310,4 @@ def source_line(node: Node) -> str:
 
 def _in_torch(place: str) -> bool:
     """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package."""
-    return place.removeprefix('File "').startswith(f"{_TORCH}{os.sep}")
+    return place.removeprefix('File "').startswith(_TORCH)
