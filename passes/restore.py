@@ -6,7 +6,7 @@ are decoded together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class _Restore:
     def _plus_offsets(self, decoded: Node, offsets: list[Node | None], width: int) -> Node:
         if all(offset is None for offset in offsets):
             return decoded
-        zero = self._zeros(width) if any(offset is None for offset in offsets) else None
+        zero = self._constant_node(aten.zeros.default, [width]) if any(offset is None for offset in offsets) else None
         rows = [offset if offset is not None else zero for offset in offsets]
         return self._emit(aten.add.Tensor, decoded, self._stack([row for row in rows if row is not None], width))
 
@@ -96,10 +96,11 @@ class _Restore:
         joined = self._emit(aten.cat.default, list(parts))
         return self._emit(aten.reshape.default, joined, [len(parts), *shape])
 
-    def _zeros(self, width: int) -> Node:
-        node = self.builder.graph.call_function(aten.zeros.default, ([width],), {"dtype": self._dtype})
+    def _constant_node(self, target: Callable[..., Tensor], *sizes: object) -> Node:
+        """A constant that needs no parameter."""
+        node = self.builder.graph.call_function(target, sizes, {"dtype": self._dtype})  # type: ignore[arg-type]
         with fake_mode(self.builder.graph):
-            node.meta["val"] = torch.zeros(width, dtype=self._dtype)
+            node.meta["val"] = target(*sizes, dtype=self._dtype)
         stamp(node, RULE, self.like)
         return node
 
@@ -113,7 +114,10 @@ class _Restore:
         if _is_assembled(decoder):
             key = ("matrix", decoder.key)
             if key not in self.builder.shared:
-                parts = [self._matrix(part) for part in decoder.parts]
+                parts = [
+                    self._constant_node(aten.eye.default, part.width) if part.is_identity else self._matrix(part)
+                    for part in decoder.parts
+                ]
                 self.builder.shared[key] = self._emit(aten.cat.default, parts, 1)
             node: Node = self.builder.shared[key]
             return node
@@ -161,7 +165,7 @@ class _Restore:
 
 def _is_assembled(decoder: Decoder) -> bool:
     """Whether a decoder is made of other sites' decoders, which are parameters already."""
-    return bool(decoder.parts) and not any(part.is_identity for part in decoder.parts)
+    return bool(decoder.parts) and not any(part.is_identity and not part.is_plain for part in decoder.parts)
 
 
 def decoder_extent(decoder: Decoder) -> Extent:
