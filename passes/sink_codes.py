@@ -10,7 +10,6 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,7 +31,7 @@ from passes.parameter_ledger import Extent, ParameterLedger, Record
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
-_TORCH = os.path.dirname(torch.__file__)  # noqa: PTH120 - a prefix of text, as stack traces have it
+_TORCH = str(torch.__path__[0])
 
 
 class Fate(StrEnum):
@@ -282,4 +281,4 @@ def source_line(node: Node) -> str:
 
 def _in_torch(place: str) -> bool:
     """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package."""
-    return place.removeprefix('File "').startswith(f"{_TORCH}{os.sep}")
+    return place.removeprefix('File "').startswith((f"{_TORCH}/", f"{_TORCH}\\"))
