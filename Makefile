@@ -18,7 +18,7 @@ EXTRAS ?= $(RUNTIME),deepctr,parquet,dev
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard afm_fx passes benchmarks tests)
+SOURCES := $(wildcard afm_fx passes benchmarks examples tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean

@@ -11,8 +11,6 @@ import io
 import logging
 import os
 import re
-import shutil
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -26,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import ExportError, OutputExistsError
+from afm_fx.errors import ExportError
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
+from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call
 from afm_fx.tables import render_table
@@ -119,13 +118,15 @@ def export_onnx(
 
     Raises:
         OutputExistsError: the path exists and ``force`` is not set.
+        UserError: nothing can be written there.
         ExportError: torch cannot express the program in ONNX, an operator is not a standard one, ONNX Runtime is
             missing or refuses the file, or its outputs differ from torch's by more than the tolerance.
     """
     started = time.perf_counter()
     target = Path(path)
-    _refuse_existing(target, force)
-    with _staging_directory(target) as directory:
+    for each in (target, _data_path(target)):
+        refuse_existing_file(each, force=force)
+    with staging_directory(target) as directory:
         staged = directory / target.name
         model = _translate(program)
         external = _weight_bytes(model) > min(external_data_bytes, EXTERNAL_DATA_BYTES)
@@ -154,35 +155,6 @@ def export_onnx(
 
 def _data_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise OutputExistsError(f"'{path}' is a directory; give the path of a file")
-    for existing in (path, _data_path(path)):
-        if existing.exists() and not force:
-            raise OutputExistsError(f"'{existing}' exists already; choose another path or ask to overwrite (force)")
-
-
-@contextlib.contextmanager
-def _staging_directory(target: Path) -> Iterator[Path]:
-    """A directory beside the target; it and every parent made for it vanish on failure."""
-    parent = target.absolute().parent
-    made = [each for each in (parent, *parent.parents) if not each.exists()]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
-    except OSError as error:
-        raise ExportError(f"cannot write to '{parent}': {error}") from error
-    try:
-        yield directory
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for each in made:
-                each.rmdir()
-        raise
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _move_into_place(directory: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,27 +28,54 @@ def refuse_existing(directory: Path, names: Sequence[str], *, force: bool) -> No
         raise UserError(f"'{nearest}' cannot be written to; choose another --out")
 
 
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """Refuses an output file that exists.
+
+    Raises:
+        OutputExistsError: the path is a directory, or exists and ``force`` is not set.
+    """
+    if path.is_dir():
+        raise OutputExistsError(f"'{path}' is a directory; give the path of a file")
+    if path.exists() and not force:
+        raise OutputExistsError(f"'{path}' exists already; choose another path or overwrite it with force (--force)")
+
+
+@contextlib.contextmanager
+def staging_directory(target: Path) -> Iterator[Path]:
+    """Yields an empty directory beside a target, on the same disk, and removes it at the end.
+
+    Where the body raises, the parents made for it vanish as well.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    parent = target.absolute().parent
+    made = [each for each in (parent, *parent.parents) if not each.exists()]
+    try:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            staging = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent)
+        except OSError as error:
+            raise UserError(f"cannot write to '{parent}': {error}") from error
+        with staging as directory:
+            yield Path(directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
+
+
 @contextlib.contextmanager
 def staged_outputs(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     """Yields an empty directory; what is in it at the end moves to ``directory``, replacing the files called ``names``.
 
     Where the body raises, nothing is left behind and nothing is replaced.
     """
-    parent = directory.absolute().parent
-    made = [each for each in (parent, *parent.parents) if not each.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
-    try:
+    with staging_directory(directory) as staging:
         yield staging
         directory.mkdir(exist_ok=True)
         for name in names:
             (directory / name).unlink(missing_ok=True)
         for file in staging.iterdir():
             file.replace(directory / file.name)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for each in made:
-                each.rmdir()
-        raise
-    staging.rmdir()

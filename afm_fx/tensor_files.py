@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from afm_fx.errors import FileFormatError, OutputExistsError
+from afm_fx.errors import FileFormatError
+from afm_fx.output_directory import refuse_existing_file, staging_directory
 
 HEADER = "afm_fx"
-
-
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Refuses an output path that exists.
-
-    Raises:
-        OutputExistsError: the path exists and ``force`` is not set.
-    """
-    if path.exists() and not force:
-        raise OutputExistsError(f"'{path}' exists already; choose another path or overwrite it with force (--force)")
 
 
 def save_tensors(
@@ -42,15 +32,14 @@ def save_tensors(
     """Writes tensors and a header under a kind and version.
 
     Raises:
-        OutputExistsError: the path exists and ``force`` is not set.
+        OutputExistsError: the path is a directory, or exists and ``force`` is not set.
     """
     target = Path(path)
-    refuse_existing(target, force=force)
+    refuse_existing_file(target, force=force)
     document = json.dumps({"kind": kind, "version": version, **header}, sort_keys=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
     copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as directory:
-        staged = Path(directory) / target.name
+    with staging_directory(target) as directory:
+        staged = directory / target.name
         staged.write_bytes(save(copies, {HEADER: document}))  # save_file would let nobody but the owner read it
         staged.replace(target)
 

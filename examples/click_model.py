@@ -1,6 +1,6 @@
 """A click model as a user has one: an ``nn.Module``, a checkpoint, rows to calibrate on.
 
-``python examples/click_model.py`` trains it on generated clicks and writes ``click_model.pt`` and ``clicks.npz`` into
+``python -m examples.click_model`` trains it on generated clicks and writes ``click_model.pt`` and ``clicks.npz`` into
 the working directory: a few seconds.
 """
 
@@ -25,9 +25,8 @@ class ClickModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(size, WIDTH) for size in CLICKS.vocabulary_sizes])
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=0.01)
+        starts = [0.01 * torch.randn(size, WIDTH) for size in CLICKS.vocabulary_sizes]
+        self.tables = nn.ModuleList([nn.Embedding.from_pretrained(start, freeze=False) for start in starts])  # type: ignore[no-untyped-call]
         inputs = WIDTH * CLICKS.sparse_fields + CLICKS.dense_fields
         layers = [nn.Linear(inputs, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 1)]
         self.mlp = nn.Sequential(*layers)
@@ -62,7 +61,7 @@ def train(rows: int = 100_000, epochs: int = 2) -> None:
             ids, dense, clicks = (column[batch] for column in columns)
             loss = functional.binary_cross_entropy(model(ids, dense), clicks)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     torch.save(model.state_dict(), "click_model.pt")
     np.savez("clicks.npz", ids=data.ids, dense=data.dense)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afm_fx.errors import OutputExistsError, UserError
-from afm_fx.output_directory import refuse_existing, staged_outputs
+from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs, staging_directory
 
 
 def test_files_move_into_place_at_the_end(tmp_path):
@@ -56,3 +56,27 @@ def test_a_file_where_the_directory_should_be_is_told(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="is a file"):
         refuse_existing(tmp_path / "out", ["x"], force=True)
+
+
+def test_a_place_below_a_file_cannot_be_written_to_and_the_error_says_so(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot write to"), staging_directory(tmp_path / "file" / "out.onnx"):
+        pytest.fail("there is no place to stage in")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_parents_made_for_a_target_vanish_with_the_failure_but_not_the_ones_that_were_there(tmp_path):
+    def fail(target):
+        with staging_directory(target) as staging:
+            (staging / "out").write_text("half")
+            raise RuntimeError
+
+    (tmp_path / "old").mkdir()
+    with pytest.raises(RuntimeError):
+        fail(tmp_path / "old" / "new" / "deeper" / "out")
+    assert [each.name for each in tmp_path.rglob("*")] == ["old"]
+
+
+def test_a_file_may_not_take_the_place_of_a_directory(tmp_path):
+    with pytest.raises(OutputExistsError, match="is a directory"):
+        refuse_existing_file(tmp_path, force=True)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 
 import pytest
 
-from afm_fx import tables
 from afm_fx.tables import NARROWEST, WIDEST, WIDTH, render_sections, render_table, text_width
 
 
@@ -20,13 +21,13 @@ class Terminal:
     ("columns", "expected"), [(10, NARROWEST), (NARROWEST, NARROWEST), (100, 100), (WIDEST, WIDEST), (400, WIDEST)]
 )
 def test_a_table_is_as_wide_as_the_terminal_within_reason(monkeypatch, columns, expected):
-    monkeypatch.setattr(tables.sys, "stdout", Terminal(is_terminal=True))
-    monkeypatch.setattr(tables.shutil, "get_terminal_size", lambda fallback: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(sys, "stdout", Terminal(is_terminal=True))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback: os.terminal_size((columns, 24)))
     assert text_width() == expected
 
 
 def test_a_table_for_a_file_does_not_ask_the_terminal(monkeypatch):
-    monkeypatch.setattr(tables.sys, "stdout", Terminal(is_terminal=False))
+    monkeypatch.setattr(sys, "stdout", Terminal(is_terminal=False))
     monkeypatch.setenv("COLUMNS", "90")
     assert text_width() == WIDTH
 
