@@ -15,7 +15,7 @@ from afm_fx.batches import Batch, checked_batches, flat_inputs
 from afm_fx.diagnosis import explain_failed_batch, explain_non_finite
 from afm_fx.errors import CalibrationError
 from afm_fx.inputs import Inputs
-from afm_fx.moments import NARROW_WIDTH, Moments
+from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments
 from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
@@ -156,7 +156,7 @@ class _Total:
         self._program = program
         self._width = width
         self._product_dtype = torch.float64 if width <= NARROW_WIDTH else product_dtype
-        self._moments = Moments.empty(width)
+        self._moments = RunningMoments(width)
         self._pending: list[tuple[Batch, Tensor]] = []
         self._pending_rows = 0
 
@@ -172,14 +172,12 @@ class _Total:
     def result(self) -> Moments:
         """The moments of all rows added."""
         self._flush()
-        return self._moments
+        return self._moments.result()
 
     def _flush(self) -> None:
         if not self._pending:
             return
         rows = torch.cat([rows for _, rows in self._pending]) if len(self._pending) > 1 else self._pending[0][1]
-        moments = Moments.of(rows, self._product_dtype or rows.dtype)
-        if not (moments.mean.isfinite().all() and moments.scatter.isfinite().all()):
+        if not self._moments.add(rows, self._product_dtype or rows.dtype):
             raise explain_non_finite(self._program, self._pending)
-        self._moments = self._moments + moments
         self._pending, self._pending_rows = [], 0

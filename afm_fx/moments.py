@@ -14,6 +14,9 @@ from torch import Tensor
 
 from afm_fx.errors import CalibrationError
 
+LEAF_WIDTH = 100
+"""Width up to which a Gram matrix is one plain product."""
+
 NARROW_WIDTH = 64
 """Width up to which products are always float64: they cost nothing there."""
 
@@ -46,15 +49,9 @@ class Moments:
             product_dtype: float64, or float32 to take the (centred) products of a batch in float32 with a relative
                 error of about 1e-7; sums over batches are float64 in any case.
         """
-        count, width = rows.shape
-        if count == 0:
-            return Moments.empty(width)
-        rows = rows.to(product_dtype)
-        centre = rows.mean(dim=0)
-        centred = rows - centre
-        slip = centred.mean(dim=0).to(torch.float64)
-        scatter = gram(centred).to(torch.float64) - count * torch.outer(slip, slip)
-        return Moments(count, (centre.to(torch.float64) + slip).cpu(), scatter.cpu())
+        running = RunningMoments(rows.shape[1])
+        running.add(rows, product_dtype)
+        return running.result()
 
     @property
     def width(self) -> int:
@@ -89,13 +86,69 @@ class Moments:
         return Moments(count, mean, self.scatter + other.scatter + between)
 
 
-def gram(rows: Tensor) -> Tensor:
-    """``rows^T rows`` [n, n] of rows [N, n].
+class RunningMoments:
+    """Moments that batches are added to in place.
 
-    Wide ones on the CPU by numpy, which knows the product of a matrix with its own transpose (BLAS ``syrk``) and
-    computes only one of the two mirrored halves.
+    Args:
+        width: number n of features.
     """
-    if rows.device.type != "cpu" or rows.shape[1] <= NARROW_WIDTH:
+
+    def __init__(self, width: int) -> None:
+        empty = Moments.empty(width)
+        self._count, self._mean, self._scatter = 0, empty.mean, empty.scatter
+
+    def add(self, rows: Tensor, product_dtype: torch.dtype) -> bool:
+        """Adds a batch.
+
+        Args:
+            rows: [N, n].
+            product_dtype: see :meth:`Moments.of`.
+
+        Returns:
+            Whether all of its features are finite; the moments are of no use otherwise.
+        """
+        count = rows.shape[0]
+        if count == 0:
+            return True
+        rows = rows.to(product_dtype)
+        centre = rows.mean(dim=0)
+        centred = rows - centre
+        slip = centred.mean(dim=0).to(torch.float64)
+        products = gram(centred)
+        mean = (centre.to(torch.float64) + slip).cpu()
+        total = self._count + count
+        difference = mean - self._mean
+        self._scatter += products.cpu()
+        slip = slip.cpu()
+        self._scatter.addr_(slip, slip, alpha=-count)
+        self._scatter.addr_(difference, difference, alpha=self._count * count / total)
+        self._mean = self._mean + difference * (count / total)
+        self._count = total
+        return bool(mean.isfinite().all() and products.isfinite().all())
+
+    def result(self) -> Moments:
+        """The moments of all rows added."""
+        return Moments(self._count, self._mean.clone(), self._scatter.clone())
+
+
+def gram(rows: Tensor) -> Tensor:
+    """``rows^T rows`` [n, n] of rows [N, n], each of the two mirrored halves of a wide one computed once.
+
+    One thread on the CPU does that best in numpy, which knows the product of a matrix with its own transpose (BLAS
+    ``syrk``). With more, numpy's threads would fight with torch's, and the product is cut into blocks instead.
+    """
+    width = rows.shape[1]
+    if width <= LEAF_WIDTH:
         return rows.mT @ rows
-    array = rows.detach().numpy()
-    return torch.from_numpy(array.T @ array)
+    if rows.device.type == "cpu" and torch.get_num_threads() == 1:
+        array = rows.detach().numpy()
+        return torch.from_numpy(array.T @ array)
+    half = width // 2
+    left, right = rows[:, :half], rows[:, half:]
+    result = torch.empty((width, width), dtype=rows.dtype, device=rows.device)
+    result[:half, :half] = gram(left)
+    result[half:, half:] = gram(right)
+    cross = left.mT @ right
+    result[:half, half:] = cross
+    result[half:, :half] = cross.mT
+    return result
