@@ -18,7 +18,7 @@ LINEAR_CHAIN = "linear -> activation -> linear"
 _BETWEEN_LINEARS = frozenset(
     {
         aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
-        aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.dropout.default, aten.view.default,
+        aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.dropout.default, aten.reshape.default,
         aten._native_batch_norm_legit_no_training.default, aten.mul.Tensor, aten.layer_norm.default,
         aten.native_layer_norm.default, aten.clone.default,
     }

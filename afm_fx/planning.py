@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from afm_fx.situation import Choice, Situation
 from passes.graph_tools import constant_of
 from passes.sink_codes import analyze
 from passes.sites import Site, SiteKind, find_sites
+
+MAX_CHOICES = 5
+"""How often a policy is asked at most."""
 
 
 def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis: str | BasisKind = "afm") -> Plan:
@@ -46,7 +50,7 @@ def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis
         _thin(site, rows) for site in factorable if (rows := statistics.moments[site.name].count) < site.width
     )
     situation = Situation(factorable, bases, analysis.ledger)
-    choices = policy.choose(situation)
+    choices, parameters = _chosen(program, policy, situation, uncentred)
     ranks = {name: choice.rank for name, choice in choices.items()}
     for message in messages:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
@@ -57,9 +61,29 @@ def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis
         policy=policy.describe(),
         basis=kind.value,
         parameters_before=program.parameter_count(),
-        parameters_after=analysis.ledger.total(ranks),
+        parameters_after=parameters,
         warnings=messages,
     )
+
+
+def _chosen(
+    program: Program, policy: Policy, situation: Situation, uncentred: frozenset[str]
+) -> tuple[dict[str, Choice], int]:
+    """The policy's choices, and the exact parameter count of the program that they make.
+
+    The situation's ledger is that of all sites factored. Where a site is left alone whose features are added to those
+    of another, the rewrite restores more, and may keep more parameters than the ledger says: a policy with a budget
+    is then asked again, with that much in reserve.
+    """
+    for _ in range(MAX_CHOICES):
+        choices = policy.choose(situation)
+        ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
+        exact = analyze(program.graph_module, uncentred=uncentred, only=ranks).ledger.total(ranks)
+        overshoot = exact - situation.ledger.total(ranks)
+        if overshoot <= situation.reserve:
+            break
+        situation = replace(situation, reserve=overshoot)
+    return choices, exact
 
 
 def _site_plan(site: Site, basis: Basis, choice: Choice, statistics: Statistics) -> SitePlan:

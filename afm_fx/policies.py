@@ -155,7 +155,7 @@ class _Allocation:
 
     def __init__(self, situation: Situation, fraction: float) -> None:
         self._situation = situation
-        self._limit = int(fraction * situation.dense_parameters)
+        self._limit = int(fraction * situation.dense_parameters) - situation.reserve
         self._fraction = fraction
         self._ranks: dict[str, int | None] = {site.name: 1 for site in situation.sites}
 

@@ -31,11 +31,13 @@ class Situation:
         sites: factorable sites in graph order.
         bases: by site name.
         ledger: the parameter count as a function of the ranks.
+        reserve: parameters to stay below a budget by.
     """
 
     sites: tuple[Site, ...]
     bases: Mapping[str, Basis]
     ledger: ParameterLedger
+    reserve: int = 0
 
     @property
     def dense_parameters(self) -> int:

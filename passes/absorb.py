@@ -82,8 +82,8 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Aff
     rows = split_rows(value.blocks, value.trailing[-1])
     if rows is None:
         return Restored(CUT)
-    weight = affine.weight.to(torch.float64)
-    bias = None if affine.bias is None else affine.bias.to(torch.float64)
+    weight = affine.weight.to("cpu", torch.float64)
+    bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
     blocks = []
     for row in rows:
         if len({block.unit for block in row if block.unit is not None}) > 1:
@@ -184,18 +184,18 @@ def _new_weight(
         rows = Extent(0, (Term(site, factor.width),))
         new_weight, new_bias = factor.encode_weight(new_weight, new_bias)
         needs |= {site} if factor.offset is not None else set()
-    dtype = value_of(value.code).dtype
+    like = value_of(value.code)
     name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
     made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
     record = Record(rows, inputs, made_for, origin=origin, inputs=inputs)
-    matrix = builder.new_parameter(f"{name}.weight", new_weight, dtype, record, rule=RULE)
+    matrix = builder.new_parameter(f"{name}.weight", new_weight, like, record, rule=RULE)
     if new_bias is None:
         return matrix, None
     if affine.bias_origin is not None:
         record = Record(rows, Extent(1), origin=str(affine.bias_origin), inputs=inputs)
     else:
         record = Record(rows, Extent(1), needs, origin=f"new bias of {origin}", inputs=inputs)
-    return matrix, builder.new_parameter(f"{name}.bias", new_bias, dtype, record, rule=RULE)
+    return matrix, builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
 
 
 def _unchanged(value: LowRankValue) -> bool:

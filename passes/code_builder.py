@@ -82,10 +82,10 @@ class CodeBuilder:
         """One node at the insertion point, standing for ``like``."""
         return call(self.graph, target, *args, rule=rule, like=like, **kwargs)
 
-    def new_parameter(self, name: str, tensor: Tensor, dtype: torch.dtype, record: Record, *, rule: str) -> Node:
-        """A parameter, counted in the ledger."""
+    def new_parameter(self, name: str, tensor: Tensor, like: Tensor, record: Record, *, rule: str) -> Node:
+        """A parameter in the number format and on the device of another tensor, counted in the ledger."""
         self.records.append(record)
-        return parameter(self.module, name, tensor.to(dtype), rule=rule)
+        return parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
 
     def sizes(self, code: Node, lead: Sequence[Any], like: Node, *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""

@@ -131,7 +131,7 @@ def _beside(builder: CodeBuilder, node: Node, parts: Sequence[Node]) -> Node:
 
 def _by_vector(builder: CodeBuilder, value: LowRankValue, gate: Node, vector: Tensor) -> Outcome:
     """A constant along the features: decoder rows times the vector, a dense feature becomes a decoder of its own."""
-    spread = torch.broadcast_to(vector, value.trailing).reshape(-1).to(torch.float64)
+    spread = torch.broadcast_to(vector, value.trailing).reshape(-1).to("cpu", torch.float64)
     blocks, first = [], 0
     for block in value.blocks:
         piece = spread[first : first + block.width]

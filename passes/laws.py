@@ -7,7 +7,8 @@ and is reported as unknown: unknown is never assumed harmless.
 | law | what it means for features written as codes |
 |---|---|
 | MOVE | moved, not mixed: done to the code instead |
-| LINEAR | absorbed into constants |
+| LINEAR | absorbed into constants; sums are done on the codes |
+| GATE | scaled by one number for all features of a code: the code is scaled, the offset's 1 carried along |
 | INTERACTION | features are multiplied with features: decoded once, just before |
 | NONLINEAR | every feature is bent on its own or set against the others: decoded just before |
 | UNKNOWN | no law is known: decoded just before |
@@ -43,6 +44,7 @@ class Entry:
 
 
 BENDS = "it changes every feature by a curve, which a code does not follow"
+SCALES = "it scales every feature by a number of its own, which is done on the features themselves"
 NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
 MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
@@ -135,13 +137,13 @@ _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
         aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
         aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.exp.default, aten.log.default,
         aten.abs.default, aten.clamp.default, aten.pow.Tensor_Scalar, aten.sqrt.default, aten.softplus.default,
-        aten.reciprocal.default, aten.hardtanh.default,
+        aten.reciprocal.default, aten.hardtanh.default, aten.square.default, aten.rsqrt.default,
     ),
     (Law.NONLINEAR, NORMALIZES): (
         aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default,
-        aten.native_layer_norm.default, aten._native_batch_norm_legit_no_training.default, aten.max.dim,
-        aten.amax.default, aten.batch_norm.default,
+        aten.native_layer_norm.default, aten.max.dim, aten.amax.default,
     ),
+    (Law.LINEAR, SCALES): (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default),
     (Law.INTERACTION, MULTIPLIES): (
         aten.bmm.default, aten.einsum.default, aten.conv1d.default, aten.conv2d.default,
         aten.scaled_dot_product_attention.default,

@@ -98,16 +98,13 @@ class _Restore:
 
     def _constant_node(self, target: Callable[..., Tensor], *sizes: object) -> Node:
         """A constant that needs no parameter."""
-        node = self.builder.graph.call_function(target, sizes, {"dtype": self._dtype})  # type: ignore[arg-type]
+        code = value_of(self.value.code)
+        form = {"dtype": code.dtype, "device": code.device}
+        node = self.builder.graph.call_function(target, sizes, form)  # type: ignore[arg-type]
         with fake_mode(self.builder.graph):
-            node.meta["val"] = target(*sizes, dtype=self._dtype)
+            node.meta["val"] = target(*sizes, **form)
         stamp(node, RULE, self.like)
         return node
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = value_of(self.value.code).dtype
-        return dtype
 
     def _matrix(self, decoder: Decoder) -> Node:
         """``A`` as a parameter, or as the parameters of its parts side by side; made once per graph."""
@@ -152,7 +149,9 @@ class _Restore:
             if decoder is not None and decoder.sites and not (tensor.dim() == 1 and decoder.shifted_by_constant):
                 needs = decoder.sites
             record = Record(Extent(int(tensor.shape[0])), columns, needs)
-            shared[key] = self.builder.new_parameter(f"{site}.{name}", tensor, self._dtype, record, rule=RULE)
+            shared[key] = self.builder.new_parameter(
+                f"{site}.{name}", tensor, value_of(self.value.code), record, rule=RULE
+            )
         node: Node = shared[key]
         return node
 

@@ -119,17 +119,19 @@ class Analysis:
     ledger: ParameterLedger
 
 
-def analyze(module: GraphModule, *, uncentred: Collection[str] = ()) -> Analysis:
+def analyze(module: GraphModule, *, uncentred: Collection[str] = (), only: Collection[str] | None = None) -> Analysis:
     """Runs the rewrite of every site on a throw-away copy with fake tensors; the module is left as it is.
 
     Args:
         uncentred: names of sites that carry no offset although they may.
+        only: names of the sites to rewrite, None for all that are not refused. A sum of codes and dense features is
+            dense, so what is left alone may change what becomes of the rest.
     """
     sites = find_sites(module)
     blanks = {
         site.name: blank_factor(site.width, 1, centred=site.centred and site.name not in uncentred)
         for site in sites
-        if site.refusal is None
+        if site.refusal is None and (only is None or site.name in only)
     }
     clone = clone_graph_module(module)
     sink = SinkCodes(blanks, dry=True)
@@ -219,7 +221,7 @@ class _Walk:
             record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
             name = f"{site.name}.codes.weight"
             codes = factor.encode_table(table)
-            self._tables[site.name] = self.builder.new_parameter(name, codes, table.dtype, record, rule=LOOKUP)
+            self._tables[site.name] = self.builder.new_parameter(name, codes, table, record, rule=LOOKUP)
         arguments = node.args[1:]
         code = self.builder.emit(aten.embedding.default, self._tables[site.name], *arguments, rule=LOOKUP, like=node)
         block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))

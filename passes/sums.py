@@ -85,7 +85,7 @@ def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: An
         tensor = tensor.reshape(tensor.shape[max(tensor.dim() - axes, 0) :])
     else:
         tensor = torch.tensor(float(constant), dtype=torch.float64)
-    spread = torch.broadcast_to(tensor.to(torch.float64), value.trailing).reshape(-1) * factor
+    spread = torch.broadcast_to(tensor.to("cpu", torch.float64), value.trailing).reshape(-1) * factor
     blocks, first = [], 0
     for block in value.blocks:
         piece = spread[first : first + block.width]
