@@ -93,6 +93,13 @@ def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> Af
     return BatchError(f"batch {batch.number}: the model fails on it: {reason[0] if reason else type(error).__name__}")
 
 
+def explain_failed_inputs(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> AfmFxError:
+    """The typed error for one batch of inputs on which the program raised."""
+    return explain_failed_batch(program, Batch(0, 0, args, kwargs), error)
+
+
 def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]]) -> AfmFxError:
     """The typed error for batches whose features at some site are not all finite (or overflow)."""
     for batch, rows in suspects:

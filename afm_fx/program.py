@@ -62,11 +62,16 @@ class Program:
         """Runs one batch (tensor, tuple or dict) without gradients after checking that it fits.
 
         Raises:
-            BatchError: structure, shape or dtype differ from what the model takes.
+            BatchError: structure, shape or dtype differ from what the model takes, or an id is outside its table.
         """
         args, kwargs = self.bind(inputs)
-        with torch.no_grad():
-            return self(*args, **kwargs)
+        try:
+            with torch.no_grad():
+                return self(*args, **kwargs)
+        except IndexError as error:
+            from afm_fx.diagnosis import explain_failed_inputs  # noqa: PLC0415 - it runs programs itself
+
+            raise explain_failed_inputs(self, args, kwargs, error) from error
 
     def bind(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Turns a batch into positional and keyword inputs, checking keys, shapes and dtypes.

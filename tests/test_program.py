@@ -233,3 +233,17 @@ def test_an_input_without_the_batch_axis_keeps_its_shape():
     program = capture(Shared(), (torch.randn(3, 4), torch.randn(4, 2)))
     with pytest.raises(BatchError, match=r"'shared' has shape \[5, 2\], the model takes \[4, 2\]"):
         program.run((torch.randn(3, 4), torch.randn(5, 2)))
+
+
+def test_an_id_outside_its_table_is_named() -> None:
+    class Lookup(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(9, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.table(ids).sum(-1)
+
+    program = capture(Lookup(), torch.randint(0, 9, (4,)))
+    with pytest.raises(BatchError, match=r"row 2: id 9 of input 'ids' is outside table 'table' with 9 rows"):
+        program.run(torch.tensor([0, 1, 9]))
