@@ -141,7 +141,6 @@ def decoder_of(factor: Factor, site: str) -> Decoder:
         matrix=factor.decoder,
         offset=factor.offset,
         terms=((site, factor.width),),
-        orthonormal=True,
     )
 
 
@@ -162,8 +161,7 @@ def linear_on(
     ready = builder.compact(value, rule=RULE, like=node)
     code = ready.code
     if ready.units is not None:
-        axis = len(value_of(code).shape) - 1
-        code = builder.emit(aten.cat.default, [code, ready.units], axis, rule=RULE, like=node)
+        code = builder.beside([code, ready.units], rule=RULE, like=node)
     pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.offset_key) for block in ready.blocks)
     key = ("linear", affine.key, factored is not None, pieces)
     if key not in builder.shared:

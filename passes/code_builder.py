@@ -113,7 +113,14 @@ class CodeBuilder:
         pieces = [
             self.emit(aten.slice.Tensor, node, axis, first, end, rule=rule, like=like) for first, end in _runs(columns)
         ]
-        return pieces[0] if len(pieces) == 1 else self.emit(aten.cat.default, pieces, axis, rule=rule, like=like)
+        return self.beside(pieces, rule=rule, like=like)
+
+    def beside(self, parts: Sequence[Node], *, rule: str, like: Node) -> Node:
+        """Nodes concatenated along their last axis; a single one as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        axis = len(value_of(parts[0]).shape) - 1
+        return self.emit(aten.cat.default, list(parts), axis, rule=rule, like=like)
 
     def compact(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue:
         """The value with only the code columns and units that its blocks use."""

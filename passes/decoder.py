@@ -35,7 +35,6 @@ class Decoder:
         terms: the factored parts of the code; what they leave of the rank are plain features.
         shifted_by_constant: whether the features have a constant part also where no site is factored.
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
-        orthonormal: whether ``A`` has orthonormal columns and ``o`` and ``g`` are orthogonal to them.
     """
 
     width: int
@@ -49,7 +48,6 @@ class Decoder:
     terms: tuple[Part, ...] = ()
     shifted_by_constant: bool = False
     parts: tuple[Decoder, ...] = ()
-    orthonormal: bool = False
 
     @property
     def is_identity(self) -> bool:
@@ -102,7 +100,6 @@ class Decoder:
             gated=gated,
             terms=tuple((site, min(width, len(index))) for site, width in self.terms),
             parts=(),
-            orthonormal=False,
         )
 
     def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
@@ -114,7 +111,6 @@ class Decoder:
             offset_key=("shift", self.offset_key, key),
             shifted_by_constant=True,
             parts=(),
-            orthonormal=False,
         )
 
     def offsets_scaled(self, factor: float) -> Decoder:
@@ -147,7 +143,6 @@ class Decoder:
             offset_key=("plus", self.offset_key, other.offset_key),
             gated_key=gated.gated_key,
             parts=(),
-            orthonormal=False,
         )
 
     def gated_offset(self) -> Decoder:
@@ -169,7 +164,6 @@ class Decoder:
             offset=None if self.offset is None else weight @ self.offset,
             gated=None if self.gated is None else weight @ self.gated,
             parts=(),
-            orthonormal=False,
         )
 
     def beside(self, other: Decoder) -> Decoder:
@@ -186,7 +180,6 @@ class Decoder:
             gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
-            orthonormal=False,
         )
 
 

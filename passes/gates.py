@@ -20,7 +20,7 @@ from torch.fx import Node
 from passes.code_builder import CodeBuilder, width_of
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import OTHER_DTYPE, Positions, equal_sizes, static
+from passes.moves import OTHER_DTYPE, Positions, equal_sizes, keeps_shape, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 
 RULE = "gate"
@@ -64,7 +64,7 @@ def gated(builder: CodeBuilder, node: Node, value: Any, gate: Any) -> Outcome:
 
 def _by_tensor(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Outcome:
     shape = tuple(value_of(gate).shape)
-    if not equal_sizes(tuple(value_of(node).shape), value.shape):
+    if not keeps_shape(node, value):
         return Restored("it repeats the features along other axes while it scales them")
     tail = (1,) * (len(value.trailing) - len(shape)) + shape[max(len(shape) - len(value.trailing), 0) :]
     if not static(tail):
@@ -105,7 +105,7 @@ def _by_one(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -
     if any(block.decoder.offset is not None for block in value.blocks):
         column = _with_lead(builder, node, value, column)
         fresh = 0 if units is None else width_of(units)
-        units = column if units is None else _beside(builder, node, [units, column])
+        units = column if units is None else builder.beside([units, column], rule=RULE, like=node)
     blocks = [
         block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=fresh)
         for block in value.blocks
@@ -124,11 +124,6 @@ def _per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node)
     return builder.view(gate, kept, node, 1, rule=RULE)
 
 
-def _beside(builder: CodeBuilder, node: Node, parts: Sequence[Node]) -> Node:
-    axis = len(value_of(parts[0]).shape) - 1
-    return builder.emit(aten.cat.default, list(parts), axis, rule=RULE, like=node)
-
-
 def _by_vector(builder: CodeBuilder, value: LowRankValue, gate: Node, vector: Tensor) -> Outcome:
     """A constant along the features: decoder rows times the vector, a dense feature becomes a decoder of its own."""
     spread = torch.broadcast_to(vector, value.trailing).reshape(-1).to("cpu", torch.float64)
@@ -145,8 +140,7 @@ def _by_field(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node,
     """One number per field: constant along the features of every code."""
     count = int(np.prod(tail))
     which: Positions = np.broadcast_to(np.arange(count).reshape(tail), value.trailing).reshape(-1)
-    own = _own_columns(value)
-    if own is None:
+    if _share_columns(value):
         return Restored("it scales features that share code columns by different numbers")
     chosen = np.zeros(width_of(value.code), dtype=np.int64)
     blocks, first = list[Block](), 0
@@ -196,8 +190,7 @@ def _field_units(
 
 def _with_lead(builder: CodeBuilder, node: Node, value: LowRankValue, units: Node) -> Node:
     """Units with exactly the value's leading axes."""
-    lead = [str(size) for size in value.lead]
-    if [str(size) for size in value_of(units).shape[:-1]] == lead:
+    if equal_sizes(tuple(value_of(units).shape)[:-1], value.lead):
         return units
     ones = builder.pick(value.code, [0], rule=RULE, like=node)
     shaped = builder.emit(aten.zeros_like.default, ones, rule=RULE, like=node)
@@ -222,10 +215,10 @@ def _chosen(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -> N
             sizes = [*(-1 for _ in range(axis)), times]
             column = builder.emit(aten.expand.default, column, sizes, rule=RULE, like=node)
         parts.append(column)
-    return parts[0] if len(parts) == 1 else builder.emit(aten.cat.default, parts, axis, rule=RULE, like=node)
+    return builder.beside(parts, rule=RULE, like=node)
 
 
-def _own_columns(value: LowRankValue) -> tuple[Block, ...] | None:
-    """The blocks where no two of them read one column, else None."""
+def _share_columns(value: LowRankValue) -> bool:
+    """Whether two blocks read one column."""
     columns = [column for block in value.blocks for column in block.columns]
-    return value.blocks if len(columns) == len(set(columns)) else None
+    return len(columns) != len(set(columns))

@@ -289,11 +289,11 @@ def _side_by_side(
         if piece.units is not None:
             unit = _place(units, piece.units, width_of(piece.units), piece.units)
         blocks += [block.moved(first, unit) for block in piece.blocks]
-    code = _concatenated(builder, node, [each for _, each in codes.values()])
+    code = builder.beside([each for _, each in codes.values()], rule=RULE, like=node)
     code = builder.view(code, lead, node, width_of(code), rule=RULE)
     scale = None
     if units:
-        scale = _concatenated(builder, node, [each for _, each in units.values()])
+        scale = builder.beside([each for _, each in units.values()], rule=RULE, like=node)
         scale = builder.view(scale, lead, node, width_of(scale), rule=RULE)
     starts = itertools.accumulate((piece.features for piece in pieces), initial=0)
     positions = [
@@ -324,11 +324,6 @@ def _place(places: dict[Node, tuple[int, Node]], node: Node, width: int, seen: N
     if node not in places:
         places[node] = (sum(width_of(each) for _, each in places.values()), seen)
     return places[node][0]
-
-
-def _concatenated(builder: CodeBuilder, node: Node, parts: list[Node]) -> Node:
-    axis = len(value_of(parts[0]).shape) - 1
-    return parts[0] if len(parts) == 1 else builder.emit(aten.cat.default, parts, axis, rule=RULE, like=node)
 
 
 def split(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -375,3 +370,8 @@ def static(sizes: Sequence[Any]) -> bool:
 def equal_sizes(left: Sequence[Any], right: Sequence[Any]) -> bool:
     """Whether two runs of sizes are the same without asking a symbol for its value."""
     return len(left) == len(right) and all(str(one) == str(other) for one, other in zip(left, right, strict=True))
+
+
+def keeps_shape(node: Node, value: LowRankValue) -> bool:
+    """Whether a node's result has the shape of its low-rank operand, so that nothing is repeated."""
+    return equal_sizes(tuple(value_of(node).shape), value.shape)

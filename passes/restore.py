@@ -34,8 +34,7 @@ class _Restore:
 
     def run(self) -> Node:
         parts = [self._part(run) for run in _alike(self.value.blocks)]
-        axis = len(self.value.lead)
-        whole = parts[0] if len(parts) == 1 else self._emit(aten.cat.default, parts, axis)
+        whole = self.builder.beside(parts, rule=RULE, like=self.like)
         return self._view(whole, *self.value.trailing)
 
     def _part(self, run: Sequence[Block]) -> Node:
@@ -82,7 +81,7 @@ class _Restore:
         for place, block in enumerate(run):
             own = self.builder.pick(scale, [place], rule=RULE, like=self.like)
             parts.append(self._emit(aten.mul.Tensor, own, self._gated(block.decoder)))
-        return self._emit(aten.add.Tensor, decoded, self._emit(aten.cat.default, parts, len(self.value.lead)))
+        return self._emit(aten.add.Tensor, decoded, self.builder.beside(parts, rule=RULE, like=self.like))
 
     def _plus_offsets(self, decoded: Node, offsets: list[Node | None], width: int) -> Node:
         if all(offset is None for offset in offsets):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,10 +46,9 @@ class Site:
 
 def find_sites(module: GraphModule) -> tuple[Site, ...]:
     """All sites of a graph, refused ones included, in the order in which their features appear."""
-    order = {node: position for position, node in enumerate(module.graph.nodes)}
-    sites = [site for weights in _weights(module) if (site := _site_of(module, weights)) is not None]
-    by_name = {node.name: position for node, position in order.items()}
-    return tuple(sorted(sites, key=lambda site: by_name[site.nodes[0]]))
+    order = {node.name: position for position, node in enumerate(module.graph.nodes)}
+    sites = [site for weights in _weights(module) if (site := _site_of(module, weights, order)) is not None]
+    return tuple(sorted(sites, key=lambda site: order[site.nodes[0]]))
 
 
 def site_name(parameter: str) -> str:
@@ -67,7 +66,7 @@ def _weights(module: GraphModule) -> Iterator[list[Node]]:
     yield from groups.values()
 
 
-def _site_of(module: GraphModule, weights: list[Node]) -> Site | None:
+def _site_of(module: GraphModule, weights: list[Node], order: Mapping[str, int]) -> Site | None:
     users = [(user, weight) for weight in weights for user in weight.users]
     lookups = [user for user, weight in users if is_lookup_of(user, weight)]
     linears = [user for user, weight in users if is_linear_of(user, weight)]
@@ -76,8 +75,7 @@ def _site_of(module: GraphModule, weights: list[Node]) -> Site | None:
     if not producers or tensor is None:
         return None
     kind = SiteKind.EMBEDDING if lookups else SiteKind.LINEAR
-    order = {node: position for position, node in enumerate(module.graph.nodes)}
-    producers.sort(key=order.__getitem__)
+    producers.sort(key=lambda node: order[node.name])
     others = [user for user, _ in users if user not in producers]
     return Site(
         name=site_name(str(weights[0].target)),

@@ -23,7 +23,7 @@ from passes.code_builder import CodeBuilder, width_of
 from passes.gates import gated, scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
-from passes.moves import argument, equal_sizes, single, static
+from passes.moves import argument, keeps_shape, single, static
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 
 RULE = "sum"
@@ -57,7 +57,7 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
     left = values.get(one) if isinstance(one, Node) else None
     right = values.get(other) if isinstance(other, Node) else None
     if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        if not (_keeps_shape(node, left) and _keeps_shape(node, right)):
+        if not (keeps_shape(node, left) and keeps_shape(node, right)):
             return Restored(SHAPES)
         if factor != 1:
             right = scaled(builder, node, right, factor)
@@ -69,13 +69,9 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
     return Restored(MIXED)
 
 
-def _keeps_shape(node: Node, value: LowRankValue) -> bool:
-    return equal_sizes(tuple(value_of(node).shape), value.shape)
-
-
 def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
     """Adds a constant along the features to the offsets."""
-    if not _keeps_shape(node, value):
+    if not keeps_shape(node, value):
         return Restored(SHAPES)
     if isinstance(constant, Node):
         tensor = builder.constant(constant)
@@ -111,8 +107,7 @@ def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankV
         return _with_codes_added(builder, node, left, right, pairs)
     if any(one.unit is not None or other.unit is not None for one, other in pairs):
         return Restored(GATED)
-    axis = len(value_of(left.code).shape) - 1
-    code = builder.emit(aten.cat.default, [left.code, right.code], axis, rule=RULE, like=node)
+    code = builder.beside([left.code, right.code], rule=RULE, like=node)
     width = width_of(left.code)
     blocks = [
         Block((*one.columns, *other.moved(width, 0).columns), one.decoder.beside(other.decoder)) for one, other in pairs
@@ -163,8 +158,7 @@ def _summed_units(
             if unit is not None and value.units is not None
         ]
         columns.append(functools.reduce(lambda x, y: builder.emit(aten.add.Tensor, x, y, rule=RULE, like=node), parts))
-    axis = len(value_of(columns[0]).shape) - 1
-    return columns[0] if len(columns) == 1 else builder.emit(aten.cat.default, columns, axis, rule=RULE, like=node)
+    return builder.beside(columns, rule=RULE, like=node)
 
 
 def reduce_sum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
