@@ -1,0 +1,172 @@
+"""Feature columns: where every feature of a tensor ``[batch, ...]`` comes from, through everything that only moves.
+
+A *source* is a tensor that something computes (an input, a lookup, a Linear). ``cat``, ``slice``, ``reshape`` and their
+kin compute nothing: what they return is an array of the sources' columns. The array is found by running the operator
+itself on numbered columns, so that no operator's indexing is written down a second time here.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils import _pytree as pytree
+
+from passes.graph_tools import aten, shape_of, value_of
+
+MOVES = frozenset(
+    {
+        aten.cat.default, aten.stack.default, aten.reshape.default, aten.view.default, aten.slice.Tensor,
+        aten.select.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+        aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.clone.default,
+        aten.transpose.int, aten.permute.default, aten.flatten.using_ints, aten.contiguous.default,
+        operator.getitem,
+    }
+)  # fmt: skip
+"""Operators that move features about and change none."""
+
+Columns = np.ndarray[Any, np.dtype[np.int64]]
+
+_TRIAL_ROWS = 3
+_ROW = 2**40
+
+
+def batch_size(module: GraphModule) -> Any:
+    """The length of the batch: the commonest symbolic axis 0 of the inputs, or else the commonest length; None."""
+    first_axes = [
+        shape[0] for node in module.graph.nodes if node.op == "placeholder" and (shape := shape_of(node))
+    ]
+    symbolic = [size for size in first_axes if not isinstance(size, int)]
+    named = {str(size): size for size in symbolic or first_axes}
+    counted = Counter(str(size) for size in symbolic or first_axes)
+    return named[counted.most_common(1)[0][0]] if counted else None
+
+
+class FeatureColumns:
+    """The columns of every ``[batch, ...]`` tensor of one graph, computed when asked for."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.batch = batch_size(module)
+        self._columns: dict[Node, Columns | tuple[Columns | None, ...] | None] = {}
+        self._moves: set[Node] = set()
+        self._sources: list[Node] = []
+        self._starts: list[int] = []
+        self._next = 0
+
+    def of(self, node: Any) -> Columns | None:
+        """The columns ``[*trailing]`` of a node ``[batch, *trailing]``; None for any other node."""
+        columns = self._lookup(node)
+        return columns if isinstance(columns, np.ndarray) else None
+
+    def source(self, column: int) -> tuple[Node, int]:
+        """The source of a column and its place among the source's features, row-major."""
+        which = int(np.searchsorted(self._starts, column, side="right")) - 1
+        return self._sources[which], int(column) - self._starts[which]
+
+    def sources(self, columns: Columns) -> tuple[np.ndarray[Any, Any], Columns]:
+        """For every column the number of its source (see :meth:`node`) and its place there."""
+        which = np.searchsorted(self._starts, columns, side="right") - 1
+        return which, columns - np.asarray(self._starts, dtype=np.int64)[which]
+
+    def node(self, number: int) -> Node:
+        """The source of a number."""
+        return self._sources[number]
+
+    def is_batch(self, size: Any) -> bool:
+        """Whether a length is the batch's."""
+        return self.batch is not None and statically_known_true(size == self.batch)
+
+    def trailing(self, node: Node) -> tuple[int, ...] | None:
+        """The static axes after the batch; None where the node is not ``[batch, static ...]``."""
+        shape = shape_of(node)
+        if not shape or not self.is_batch(shape[0]) or not all(isinstance(size, int) for size in shape[1:]):
+            return None
+        return shape[1:]
+
+    def is_move(self, node: Node) -> bool:
+        """Whether the node only moves features within rows."""
+        return self._lookup(node) is not None and node in self._moves
+
+    def _lookup(self, node: Any) -> Any:
+        if not isinstance(node, Node):
+            return None
+        if node not in self._columns:
+            moved = self._moved(node) if node.op == "call_function" and node.target in MOVES else None
+            self._columns[node] = self._new_source(node) if moved is None else moved
+            if moved is not None:
+                self._moves.add(node)
+        return self._columns[node]
+
+    def _new_source(self, node: Node) -> Columns | None:
+        trailing = self.trailing(node)
+        if trailing is None:
+            return None
+        start, width = self._next, math.prod(trailing)
+        self._sources.append(node)
+        self._starts.append(start)
+        self._next += max(width, 1)
+        return np.arange(start, start + width, dtype=np.int64).reshape(trailing)
+
+    def _moved(self, node: Node) -> Any:
+        """The columns of a move's result, or None where it is no move within rows."""
+        operands = [each for each in node.all_input_nodes if not _is_size(each)]
+        if not operands or any(self._lookup(each) is None for each in operands):
+            return None
+        if not _one_dtype(node, operands):
+            return None
+        rows = self.batch if isinstance(self.batch, int) else _TRIAL_ROWS
+
+        def trial(leaf: Any) -> Any:
+            if not isinstance(leaf, Node):
+                return leaf
+            if _is_size(leaf):
+                return self._size(value_of(leaf), rows)
+            columns = self._columns[leaf]
+            return [_numbered(each, rows) for each in columns] if isinstance(columns, tuple) else _numbered(columns, rows)
+
+        args, kwargs = pytree.tree_map(trial, (node.args, node.kwargs))
+        try:
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError, IndexError):
+            return None
+        if isinstance(result, (list, tuple)):
+            parts = tuple(_within_rows(each, rows) for each in result)
+            return None if any(part is None for part in parts) else parts
+        return _within_rows(result, rows)
+
+    def _size(self, size: Any, rows: int) -> int:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        return int(expression.subs({self.batch.node.expr: rows}))
+
+
+def _is_size(node: Node) -> bool:
+    return not isinstance(value_of(node), (Tensor, list, tuple))
+
+
+def _one_dtype(node: Node, operands: list[Node]) -> bool:
+    """Whether nothing is promoted to another number format on the way."""
+    values = [leaf for each in (node, *operands) for leaf in pytree.tree_leaves(value_of(each))]
+    return len({leaf.dtype for leaf in values if isinstance(leaf, Tensor)}) == 1
+
+
+def _numbered(columns: Columns, rows: int) -> Tensor:
+    """``[rows, *trailing]``: every entry tells its column and its row."""
+    row = torch.arange(rows, dtype=torch.int64).reshape(rows, *(1 for _ in columns.shape)) * _ROW
+    return torch.from_numpy(np.ascontiguousarray(columns)) + row
+
+
+def _within_rows(result: Any, rows: int) -> Columns | None:
+    """The columns of one row, where every row holds the same columns of its own row."""
+    if not isinstance(result, Tensor) or result.dim() == 0 or result.shape[0] != rows:
+        return None
+    columns = result[0].numpy()
+    return columns if torch.equal(result, _numbered(columns, rows)) else None

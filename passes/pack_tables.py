@@ -1,0 +1,296 @@
+"""Packs tables: one gather from one stacked table instead of a lookup per field.
+
+Replaces ``embedding(T_1, x_1), ..., embedding(T_k, x_k)`` with ``slices of embedding(T, cat(x_1, ..., x_k) + starts)``,
+
+where ``T`` is ``T_1`` ... ``T_k`` below one another and ``starts`` their first rows. Tables that the same ids read
+(the linear term's beside the embedding's) stand side by side in one row. Slices, casts and constant offsets that every
+id had to itself are done once for all. Rows are copied bit by bit, so every valid id gives the same features. An id
+outside its table is no longer outside the packed one; :mod:`passes.id_bounds` keeps it from reading another table's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from passes.assemble import Assembler
+from passes.collapse_moves import collapse
+from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_tools import (
+    aten,
+    call,
+    clone_graph_module,
+    constant_of,
+    fake_mode,
+    finish,
+    get_attribute,
+    parameter,
+    shape_of,
+    value_of,
+)
+from passes.id_columns import IdColumn, id_columns
+from passes.serving_cost import serving_cost
+from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, widest
+
+RULE = "pack tables"
+ROWS_PER_BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class PackedTable:
+    """What was packed into one table.
+
+    Attributes:
+        name: the packed table's name.
+        rows: its rows.
+        width: its width.
+        tables: names of the tables in it.
+        lookups: number of lookups that one gather replaces.
+        padding: scalars that no id reads.
+    """
+
+    name: str
+    rows: int
+    width: int
+    tables: tuple[str, ...]
+    lookups: int
+    padding: int
+
+
+class PackTables(PassBase):
+    """Replaces lookups by slices of one gather from one table, where that is cheaper to serve.
+
+    Args:
+        free_sources: let the tables packed become views of the packed table, so that memory holds them once. Only for
+            tables that nobody else trains or saves.
+    """
+
+    def __init__(self, *, free_sources: bool = False) -> None:
+        super().__init__()
+        self.free_sources = free_sources
+        self.packed: tuple[PackedTable, ...] = ()
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        module, kept, refused = graph_module, [], set[frozenset[str]]()
+        cost = serving_cost(collapse(clone_graph_module(module)))
+        while True:
+            plans = [plan for plan in _plans(module) if frozenset(_names(plan)) not in refused]
+            plan = next((each for each in plans if not any(name.startswith("packed_") for name in _names(each))), None)
+            if plan is None:
+                break
+            candidate = clone_graph_module(module)
+            made = _Packing(candidate, _names(plan)).run()
+            if made is None:
+                refused.add(frozenset(_names(plan)))
+                continue
+            after = serving_cost(collapse(clone_graph_module(candidate)))
+            if not after.beats(cost):
+                refused.add(frozenset(_names(plan)))
+                continue
+            _fill(candidate, made, self.free_sources)
+            module, cost = finish(candidate), after
+            kept.append(made.report)
+        self.packed = tuple(kept)
+        return PassResult(module, bool(kept))
+
+
+def _names(groups: Sequence[RowGroup]) -> list[str]:
+    return [name for group in groups for name in group.tables]
+
+
+def find_lookups(module: GraphModule, columns: FeatureColumns) -> list[Lookup]:
+    """The lookups whose ids can be traced to columns, in graph order."""
+    found = []
+    for node in module.graph.nodes:
+        if node.target is not aten.embedding.default or node.op != "call_function":
+            continue
+        table, index = constant_of(module, node.args[0]), node.args[1]
+        if table is None or table.dim() != 2 or not isinstance(index, Node) or columns.trailing(node) is None:
+            continue
+        if any("renorm" in str(user.target) for user in node.args[0].users):
+            continue
+        ids = id_columns(module, columns, index)
+        if ids:
+            found.append(Lookup(node, str(node.args[0].target), table, ids))
+    return found
+
+
+def _plans(module: GraphModule) -> list[list[RowGroup]]:
+    return list(packed_tables(row_groups(find_lookups(module, FeatureColumns(module)))))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An emitted gather whose table has no rows yet."""
+
+    parameter: str
+    groups: tuple[RowGroup, ...]
+    report: PackedTable
+
+
+class _Packing:
+    """One packing of some tables in one graph."""
+
+    def __init__(self, module: GraphModule, names: Sequence[str]) -> None:
+        self.module = module
+        self.columns = FeatureColumns(module)
+        lookups = [each for each in find_lookups(module, self.columns) if each.name in set(names)]
+        self.groups = _in_consumer_order(row_groups(lookups), self.columns)
+        self.lookups = lookups
+
+    def run(self) -> _Made | None:
+        """Emits ids, gather and slices. The packed table is a stand-in without memory of its own."""
+        if not self.lookups:
+            return None
+        graph, first = self.module.graph, self.lookups[0].node
+        width, rows = widest(self.groups), sum(group.rows for group in self.groups)
+        like = self.lookups[0].table
+        trainable = any(lookup.table.requires_grad for lookup in self.lookups)
+        stand_in = torch.zeros((1, 1), dtype=like.dtype, device=like.device).expand(rows, width)
+        table = parameter(self.module, "packed_table.weight", stand_in, rule=RULE, trainable=trainable)
+        fields = [(position, column) for position, group in enumerate(self.groups) for column in group.ids]
+        order = self._by_dtype(fields)
+        with graph.inserting_before(self._first_possible(first)):
+            ids = self._ids(order, first)
+            gathered = call(graph, aten.embedding.default, table, ids, rule=RULE, like=first)
+        places = {each: place for place, each in enumerate(order)}
+        self._replace(gathered, places, width)
+        report = PackedTable(
+            str(table.target), rows, width, tuple(_names(self.groups)), len(self.lookups),
+            sum(group.rows * (width - group.width) for group in self.groups),
+        )  # fmt: skip
+        return _Made(str(table.target), tuple(self.groups), report)
+
+    def _first_possible(self, first: Node) -> Node:
+        """Where all ids are known and no lookup has been used yet: the last source of an id must come first."""
+        order = {node: position for position, node in enumerate(self.module.graph.nodes)}
+        sources = {self._source(column) for group in self.groups for column in group.ids}
+        last = max(sources, key=lambda node: order[node])
+        if order[last] < order[first]:
+            return first
+        following = last.next
+        for lookup in self.lookups:
+            _move_users_after(lookup.node, last)
+        return following
+
+    def _source(self, column: IdColumn) -> Node:
+        return self.columns.source(column.column)[0]
+
+    def _by_dtype(self, fields: list[tuple[int, IdColumn]]) -> list[tuple[int, IdColumn]]:
+        """Fields of one number format beside each other, otherwise as they are."""
+        dtypes = list(dict.fromkeys(str(value_of(self._source(column)).dtype) for _, column in fields))
+        return sorted(fields, key=lambda each: dtypes.index(str(value_of(self._source(each[1])).dtype)))
+
+    def _ids(self, order: Sequence[tuple[int, IdColumn]], like: Node) -> Node:
+        """int64 [batch, fields]: rows of the packed table."""
+        graph = self.module.graph
+        assembler = Assembler(self.module, self.columns, RULE)
+        parts: dict[torch.dtype, list[int]] = {}
+        for _, column in order:
+            parts.setdefault(value_of(self._source(column)).dtype, []).append(column.column)
+        nodes = []
+        for dtype, wanted in parts.items():
+            node = assembler.assemble(np.asarray(wanted, dtype=np.int64), like)
+            if dtype is not torch.int64:
+                node = call(graph, aten._to_copy.default, node, rule=RULE, like=like, dtype=torch.int64)
+            nodes.append(node)
+        ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
+        starts = offsets_of(self.groups)
+        offsets = torch.tensor([starts[position] + column.offset for position, column in order])
+        if not bool(offsets.any()):
+            return ids
+        offsets = offsets.to(value_of(like).device)
+        constant = parameter(self.module, "packed_table.starts", offsets, rule=RULE, trainable=False)
+        return call(graph, aten.add.Tensor, ids, constant, rule=RULE, like=like)
+
+    def _replace(self, gathered: Node, places: dict[tuple[int, IdColumn], int], width: int) -> None:
+        """Puts slices of the gather where the lookups were."""
+        columns = FeatureColumns(self.module)
+        base = columns.of(gathered)
+        if base is None:
+            raise AssertionError("a gather is [batch, fields, width]")
+        assembler = Assembler(self.module, columns, RULE)
+        for position, group in enumerate(self.groups):
+            for lookup in group.lookups:
+                start = group.column_of(lookup.name)
+                rows = [places[position, column] for column in lookup.ids]
+                wanted: Columns = base[rows, start : start + lookup.table.shape[1]]
+                trailing = tuple(shape_of(lookup.node) or ())[1:]
+                with self.module.graph.inserting_before(lookup.node):
+                    made = assembler.assemble(wanted.reshape(trailing), lookup.node)
+                lookup.node.replace_all_uses_with(made)
+                self.module.graph.erase_node(lookup.node)
+
+
+def _move_users_after(lookup: Node, last: Node) -> None:
+    """Moves what depends on a lookup behind a node, in order."""
+    graph = lookup.graph
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    if order[lookup] > order[last]:
+        return
+    tainted = {lookup}
+    anchor = last
+    for node in list(graph.nodes):
+        if order[node] < order[lookup] or order[node] > order[last]:
+            continue
+        if node is lookup or any(operand in tainted for operand in node.all_input_nodes):
+            tainted.add(node)
+    if last in tainted:
+        raise AssertionError("an id depends on the lookup it is for")
+    for node in sorted(tainted, key=lambda each: order[each]):
+        anchor.append(node)
+        anchor = node
+
+
+def _in_consumer_order(groups: list[RowGroup], columns: FeatureColumns) -> list[RowGroup]:
+    """Row groups in the order in which the widest tensor made of them holds their features."""
+    owner: dict[Node, int] = {}
+    for position, group in enumerate(groups):
+        for lookup in group.lookups:
+            owner[lookup.node] = position
+    best: list[int] = []
+    weight = 0
+    for node in next(iter(owner)).graph.nodes:
+        wanted = columns.of(node) if node.op == "call_function" and columns.is_move(node) else None
+        if wanted is None or wanted.size <= weight:
+            continue
+        which, _ = columns.sources(wanted.reshape(-1))
+        sequence = [owner.get(columns.node(int(number))) for number in dict.fromkeys(which.tolist())]
+        known = [position for position in sequence if position is not None]
+        if len(set(known)) > len(set(best)):
+            best, weight = list(dict.fromkeys(known)), int(wanted.size)
+    return [groups[position] for position in (*best, *(each for each in range(len(groups)) if each not in best))]
+
+
+@torch.no_grad()
+def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
+    """Copies the tables into the packed one, block by block."""
+    stand_in = get_attribute(module, made.parameter)
+    packed = torch.empty(stand_in.shape, dtype=stand_in.dtype, device=stand_in.device)
+    start = 0
+    for group in made.groups:
+        packed[start : start + group.rows, group.width :] = 0
+        column = 0
+        for table in group.tables.values():
+            region = packed[start : start + group.rows, column : column + table.shape[1]]
+            for row in range(0, table.shape[0], ROWS_PER_BLOCK):
+                region[row : row + ROWS_PER_BLOCK] = table[row : row + ROWS_PER_BLOCK]
+            if free_sources:
+                table.data = region
+            column += table.shape[1]
+        start += group.rows
+    owner_name, _, leaf = made.parameter.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    owner._parameters[leaf] = nn.Parameter(packed, requires_grad=stand_in.requires_grad)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node.target == made.parameter:
+            node.meta["val"] = fake_mode(module.graph).from_tensor(owner._parameters[leaf], static_shapes=True)
+
+
+__all__ = ["PackTables", "PackedTable", "Tensor"]

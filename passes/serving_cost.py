@@ -1,0 +1,109 @@
+"""What a graph costs to serve, as far as the packing rewrites change it: launches, copied bytes, copied pieces, products.
+
+A rewrite is kept where this estimate says it pays for a single row and for a large batch. The constants are those of one
+core under ONNX Runtime; what matters is their proportion.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from passes.feature_columns import FeatureColumns
+from passes.graph_tools import aten, shape_of, value_of
+
+LAUNCH_US = 1.2
+"""One operator."""
+PIECE_US = 0.006
+"""One contiguous piece that is copied."""
+BYTES_PER_US = 8_000.0
+"""Copying."""
+PRODUCTS_PER_US = 25_000.0
+"""Multiply-adds of a matrix product of many rows."""
+BATCHES = (1, 4096)
+"""Rows at which a rewrite must pay."""
+
+_FREE = frozenset({aten.sym_size.int, aten.expand.default, aten.clone.default, aten.detach.default})
+_VIEWS = frozenset(
+    {
+        aten.reshape.default, aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims,
+        aten.squeeze.default, aten.flatten.using_ints,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServingCost:
+    """Microseconds for one call, and for every row of it."""
+
+    per_call: float
+    per_row: float
+
+    def at(self, rows: int) -> float:
+        """Microseconds at a batch size."""
+        return self.per_call + rows * self.per_row
+
+    def beats(self, other: ServingCost) -> bool:
+        """Whether this is cheaper somewhere and nowhere dearer by more than a per mille."""
+        pairs = [(self.at(rows), other.at(rows)) for rows in BATCHES]
+        return all(mine <= 1.001 * yours for mine, yours in pairs) and any(mine < yours for mine, yours in pairs)
+
+
+def serving_cost(module: GraphModule) -> ServingCost:
+    """The estimate for all nodes that depend on the batch."""
+    columns = FeatureColumns(module)
+    per_call, per_row = 0.0, 0.0
+    varying: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or any(operand in varying for operand in node.all_input_nodes):
+            varying.add(node)
+        if node.op != "call_function" or node not in varying or not isinstance(value_of(node), (Tensor, list, tuple)):
+            continue
+        if node.target in _FREE:
+            continue
+        per_call += LAUNCH_US
+        if node.target not in _VIEWS:
+            per_row += _row_us(columns, node)
+    return ServingCost(per_call, per_row)
+
+
+def _row_us(columns: FeatureColumns, node: Node) -> float:
+    value = value_of(node)
+    if not isinstance(value, Tensor):
+        return 0.0
+    shape = tuple(value.shape)
+    features = math.prod(size for size in shape if isinstance(size, int))
+    copied = features * value.element_size() / BYTES_PER_US
+    if node.target in (aten.linear.default, aten.mm.default, aten.addmm.default, aten.matmul.default):
+        source = shape_of(_first(node)) or (1,)
+        return copied + features * (source[-1] if isinstance(source[-1], int) else 1) / PRODUCTS_PER_US
+    if node.target is aten.embedding.default:
+        return copied + features / shape[-1] * 3 * PIECE_US
+    if node.target is aten.index_select.default:
+        axis = int(node.args[1])
+        return copied + features / math.prod(shape[axis + 1 :]) * PIECE_US
+    if node.target in (aten.slice.Tensor, aten.cat.default, aten.stack.default, aten.select.int):
+        return copied + _pieces(columns, node) * PIECE_US
+    return copied
+
+
+def _first(node: Node) -> Node:
+    return next(operand for operand in node.all_input_nodes if value_of(operand) is not None)
+
+
+def _pieces(columns: FeatureColumns, node: Node) -> int:
+    """Contiguous pieces per row that a cut or a concat copies."""
+    operands: Any = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node]
+    if len(operands) > 1:
+        return len(operands)
+    shape = shape_of(node) or ()
+    source = shape_of(_first(node)) or ()
+    axis = int(node.args[1]) if len(node.args) > 1 and isinstance(node.args[1], int) else 0
+    axis += len(source) if axis < 0 else 0
+    if node.target is aten.select.int:
+        return math.prod(size for size in source[1:axis] if isinstance(size, int))
+    return math.prod(size for size in shape[1:axis] if isinstance(size, int))

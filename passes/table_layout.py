@@ -1,0 +1,142 @@
+"""Decides which tables become one: rows side by side where an id reads several tables, tables below one another else.
+
+Tables that are read by the same ids become one *row group*: their features are columns of one row. Row groups below one
+another, each padded to the width of the widest, are one *packed table*, read by one gather. Padding costs memory and
+bytes per row, another gather costs a call; groups of neighbouring widths are joined while that pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import Node
+
+from passes.id_columns import IdColumn
+from passes.serving_cost import BYTES_PER_US, LAUNCH_US
+
+MOST_PADDING = 0.125
+"""Padding may add this share of the tables' bytes,"""
+FREE_PADDING_BYTES = 65_536
+"""or this many bytes."""
+TYPICAL_ROWS = 64
+"""Batch size at which bytes of padding are weighed against a gather."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One lookup of the graph.
+
+    Attributes:
+        node: the lookup.
+        name: the table's qualified name.
+        table: the table [rows, width].
+        ids: its ids, row-major over the index.
+    """
+
+    node: Node
+    name: str
+    table: Tensor
+    ids: tuple[IdColumn, ...]
+
+
+@dataclass
+class RowGroup:
+    """Tables that the same ids read.
+
+    Attributes:
+        tables: (name, table), their features side by side.
+        ids: the ids that read them.
+        lookups: the lookups that do.
+    """
+
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    ids: tuple[IdColumn, ...] = ()
+    lookups: list[Lookup] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Features of one row."""
+        return sum(table.shape[1] for table in self.tables.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows of the longest table."""
+        return max(table.shape[0] for table in self.tables.values())
+
+    def column_of(self, name: str) -> int:
+        """First feature of a table within the row."""
+        names = list(self.tables)
+        return sum(self.tables[each].shape[1] for each in names[: names.index(name)])
+
+
+def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
+    """Tables by the set of ids that read them, in the order of the lookups."""
+    readers: dict[str, set[IdColumn]] = {}
+    for lookup in lookups:
+        readers.setdefault(lookup.name, set()).update(lookup.ids)
+    groups: dict[tuple[frozenset[IdColumn], int], RowGroup] = {}
+    for lookup in lookups:
+        key = (frozenset(readers[lookup.name]), lookup.table.shape[0])
+        group = groups.setdefault(key, RowGroup())
+        group.tables[lookup.name] = lookup.table
+        group.ids = tuple(dict.fromkeys((*group.ids, *lookup.ids)))
+        group.lookups.append(lookup)
+    return list(groups.values())
+
+
+def packed_tables(groups: Sequence[RowGroup]) -> Iterator[list[RowGroup]]:
+    """Row groups that become one table each, of which there are at least two lookups."""
+    kinds: dict[tuple[object, ...], list[RowGroup]] = {}
+    for group in groups:
+        first = next(iter(group.tables.values()))
+        kinds.setdefault((first.dtype, first.device), []).append(group)
+    for alike in kinds.values():
+        for joined in _join_widths(alike):
+            if sum(len(group.lookups) for group in joined) > 1:
+                yield joined
+
+
+def _join_widths(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
+    """Groups by width; classes of neighbouring widths joined from the cheapest on while that pays."""
+    by_width: dict[int, list[RowGroup]] = {}
+    for group in groups:
+        by_width.setdefault(group.width, []).append(group)
+    classes = [by_width[width] for width in sorted(by_width)]
+    size = next(iter(groups[0].tables.values())).element_size()
+    total = sum(group.rows * group.width for group in groups) * size
+    allowance = max(FREE_PADDING_BYTES, MOST_PADDING * total)
+    while len(classes) > 1:
+        costs = [_padding_bytes(low, high, size) for low, high in zip(classes, classes[1:], strict=False)]
+        order = sorted(range(len(costs)), key=lambda position: costs[position])
+        position = next((each for each in order if costs[each] <= allowance and _pays(classes, each, size)), None)
+        if position is None:
+            break
+        allowance -= costs[position]
+        classes[position : position + 2] = [[*classes[position], *classes[position + 1]]]
+    return [[group for group in groups if any(group is each for each in joined)] for joined in classes]
+
+
+def widest(groups: Sequence[RowGroup]) -> int:
+    """The width that all are padded to."""
+    return max(group.width for group in groups)
+
+
+def _padding_bytes(low: Sequence[RowGroup], high: Sequence[RowGroup], size: int) -> int:
+    return sum(group.rows for group in low) * (widest(high) - widest(low)) * size
+
+
+def _pays(classes: Sequence[Sequence[RowGroup]], position: int, size: int) -> bool:
+    low, high = classes[position], classes[position + 1]
+    read = sum(len(group.ids) for group in low) * (widest(high) - widest(low)) * size
+    return TYPICAL_ROWS * read / BYTES_PER_US <= 4 * LAUNCH_US
+
+
+def offsets_of(groups: Sequence[RowGroup]) -> Mapping[int, int]:
+    """First row of every group, by its position."""
+    starts, start = {}, 0
+    for position, group in enumerate(groups):
+        starts[position] = start
+        start += group.rows
+    return starts
