@@ -52,6 +52,11 @@ class Assembler:
         self.module, self.columns, self.rule = module, columns, rule
         self._made: dict[Hashable, Node] = {}
 
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes made, in order."""
+        return list(self._made.values())
+
     def assemble(self, columns: Columns, like: Node) -> Node:
         """A node ``[batch, *columns.shape]`` before the graph's insertion point."""
         boxes = self.boxes(columns)

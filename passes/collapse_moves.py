@@ -5,18 +5,22 @@ Replaces ``cat([select(x, 0), select(x, 1), ...])`` with ``slice(x)``,
          ``cat([x[:, i], x[:, j], ...])`` of many   with ``index_select(x, [i, j, ...])``.
 
 Every tensor that an operator takes is traced to the columns it is made of (:mod:`passes.feature_columns`) and assembled
-afresh (:mod:`passes.assemble`). The result is kept where it is cheaper to serve, otherwise the graph stays as it was.
+afresh (:mod:`passes.assemble`). Tensors whose moves share a node are decided on together: either their moves are all
+replaced or, where that would not be cheaper to serve, all left.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.assemble import Assembler
-from passes.feature_columns import FeatureColumns
-from passes.graph_tools import clone_graph_module, finish
-from passes.serving_cost import serving_cost
+from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_tools import finish
+from passes.serving_cost import cost_of
 
 RULE = "collapse moves"
 
@@ -25,27 +29,93 @@ class CollapseMoves(PassBase):
     """Replaces chains of moves with the fewest moves that give the same features."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        collapsed = collapse(clone_graph_module(graph_module))
-        if serving_cost(collapsed).beats(serving_cost(graph_module)):
-            return PassResult(collapsed, True)
-        return PassResult(graph_module, False)
+        columns = FeatureColumns(graph_module)
+        order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
+        changed = False
+        for family in _families(graph_module, columns):
+            changed |= _collapse(graph_module, columns, family, order)
+        finish(graph_module)
+        return PassResult(graph_module, changed)
 
 
-def collapse(module: GraphModule) -> GraphModule:
-    """Collapses in place, whatever it costs."""
-    columns = FeatureColumns(module)
-    assembler = Assembler(module, columns, RULE)
-    for node in list(module.graph.nodes):
+@dataclass(frozen=True)
+class Demand:
+    """A moved tensor that an operator takes.
+
+    Attributes:
+        consumer: the operator.
+        operand: the moved tensor.
+        columns: what it is made of.
+    """
+
+    consumer: Node
+    operand: Node
+    columns: Columns
+
+
+@dataclass
+class Family:
+    """Demands whose moves share nodes.
+
+    Attributes:
+        demands: in graph order.
+        moves: all nodes that are there only for them.
+    """
+
+    demands: list[Demand] = field(default_factory=list)
+    moves: set[Node] = field(default_factory=set)
+
+
+def _families(module: GraphModule, columns: FeatureColumns) -> list[Family]:
+    families: list[Family] = []
+    owner: dict[Node, Family] = {}
+    for demand in _demands(module, columns):
+        cone = _cone(demand.operand, columns)
+        family = Family([demand], cone)
+        for other in {id(owner[node]): owner[node] for node in cone if node in owner}.values():
+            family.demands[:0] = other.demands
+            family.moves |= other.moves
+            families.remove(other)
+        families.append(family)
+        owner.update(dict.fromkeys(family.moves, family))
+    return families
+
+
+def _demands(module: GraphModule, columns: FeatureColumns) -> Iterator[Demand]:
+    for node in module.graph.nodes:
         if node.op in ("placeholder", "get_attr") or columns.is_move(node):
             continue
         for operand in node.all_input_nodes:
-            if not columns.is_move(operand):
-                continue
-            wanted = columns.of(operand)
-            if wanted is None:
-                continue
-            with module.graph.inserting_before(node):
-                made = assembler.assemble(wanted, operand)
-            if made.op != "placeholder" or node.op != "output":
-                node.replace_input_with(operand, made)
-    return finish(module)
+            wanted = columns.of(operand) if columns.is_move(operand) else None
+            if wanted is not None:
+                yield Demand(node, operand, wanted)
+
+
+def _cone(operand: Node, columns: FeatureColumns) -> set[Node]:
+    """The moves that a moved tensor is made by."""
+    cone: set[Node] = set()
+    pending = [operand]
+    while pending:
+        node = pending.pop()
+        if node not in cone and columns.is_move(node):
+            cone.add(node)
+            pending += node.all_input_nodes
+    return cone
+
+
+def _collapse(module: GraphModule, columns: FeatureColumns, family: Family, order: dict[Node, int]) -> bool:
+    """Assembles a family's tensors afresh and keeps what is cheaper."""
+    assembler = Assembler(module, columns, RULE)
+    made: dict[Node, Node] = {}
+    for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
+        with module.graph.inserting_before(demand.consumer):
+            if demand.operand not in made:
+                made[demand.operand] = assembler.assemble(demand.columns, demand.operand)
+    returned = any(demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands)
+    if returned or not cost_of(columns, assembler.nodes).beats(cost_of(columns, family.moves)):
+        for node in reversed(assembler.nodes):
+            module.graph.erase_node(node)
+        return False
+    for demand in family.demands:
+        demand.consumer.replace_input_with(demand.operand, made[demand.operand])
+    return True

@@ -32,6 +32,9 @@ MOVES = frozenset(
 )  # fmt: skip
 """Operators that move features about and change none."""
 
+_PERMUTATIONS = frozenset({aten.transpose.int, aten.permute.default})
+"""These move features too, but one ``transpose`` is cheaper than the slices that say the same."""
+
 Columns = np.ndarray[Any, np.dtype[np.int64]]
 
 _TRIAL_ROWS = 3
@@ -139,7 +142,11 @@ class FeatureColumns:
         if isinstance(result, (list, tuple)):
             parts = tuple(_within_rows(each, rows) for each in result)
             return None if any(part is None for part in parts) else parts
-        return _within_rows(result, rows)
+        columns = _within_rows(result, rows)
+        if node.target in _PERMUTATIONS and columns is not None:
+            before = self._columns[operands[0]].reshape(-1)
+            return columns if np.array_equal(before, columns.reshape(-1)) else None
+        return columns
 
     def _size(self, size: Any, rows: int) -> int:
         if isinstance(size, int):

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.assemble import Assembler
-from passes.collapse_moves import collapse
+from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_tools import (
     aten,
@@ -35,7 +35,7 @@ from passes.graph_tools import (
     value_of,
 )
 from passes.id_columns import IdColumn, id_columns
-from passes.serving_cost import serving_cost
+from passes.serving_cost import ServingCost, serving_cost
 from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, widest
 
 RULE = "pack tables"
@@ -78,7 +78,7 @@ class PackTables(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         module, kept, refused = graph_module, [], set[frozenset[str]]()
-        cost = serving_cost(collapse(clone_graph_module(module)))
+        cost = _cost(module)
         while True:
             plans = [plan for plan in _plans(module) if frozenset(_names(plan)) not in refused]
             plan = next((each for each in plans if not any(name.startswith("packed_") for name in _names(each))), None)
@@ -89,7 +89,7 @@ class PackTables(PassBase):
             if made is None:
                 refused.add(frozenset(_names(plan)))
                 continue
-            after = serving_cost(collapse(clone_graph_module(candidate)))
+            after = _cost(candidate)
             if not after.beats(cost):
                 refused.add(frozenset(_names(plan)))
                 continue
@@ -98,6 +98,13 @@ class PackTables(PassBase):
             kept.append(made.report)
         self.packed = tuple(kept)
         return PassResult(module, bool(kept))
+
+
+def _cost(module: GraphModule) -> ServingCost:
+    """What a graph costs once its moves are collapsed."""
+    clone = clone_graph_module(module)
+    CollapseMoves()(clone)
+    return serving_cost(clone)
 
 
 def _names(groups: Sequence[RowGroup]) -> list[str]:

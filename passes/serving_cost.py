@@ -7,6 +7,8 @@ core under ONNX Runtime; what matters is their proportion.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +26,12 @@ BYTES_PER_US = 8_000.0
 """Copying."""
 PRODUCTS_PER_US = 25_000.0
 """Multiply-adds of a matrix product of many rows."""
+TOLERANCE = 0.02
+"""Differences smaller than this share are below what the estimate can tell."""
 BATCHES = (1, 4096)
 """Rows at which a rewrite must pay."""
 
-_FREE = frozenset({aten.sym_size.int, aten.expand.default, aten.clone.default, aten.detach.default})
+_FREE = frozenset({operator.getitem, aten.sym_size.int, aten.expand.default, aten.clone.default, aten.detach.default})
 _VIEWS = frozenset(
     {
         aten.reshape.default, aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims,
@@ -48,22 +52,28 @@ class ServingCost:
         return self.per_call + rows * self.per_row
 
     def beats(self, other: ServingCost) -> bool:
-        """Whether this is cheaper somewhere and nowhere dearer by more than a per mille."""
-        pairs = [(self.at(rows), other.at(rows)) for rows in BATCHES]
-        return all(mine <= 1.001 * yours for mine, yours in pairs) and any(mine < yours for mine, yours in pairs)
+        """Whether this is cheaper at some batch size and, within what an estimate can tell, dearer at none."""
+        ratios = [self.at(rows) / max(other.at(rows), 1e-9) for rows in BATCHES]
+        return max(ratios) <= 1 + TOLERANCE and min(ratios) < 1 - TOLERANCE
 
 
 def serving_cost(module: GraphModule) -> ServingCost:
     """The estimate for all nodes that depend on the batch."""
-    columns = FeatureColumns(module)
-    per_call, per_row = 0.0, 0.0
-    varying: set[Node] = set()
+    varying: list[Node] = []
+    seen: set[Node] = set()
     for node in module.graph.nodes:
-        if node.op == "placeholder" or any(operand in varying for operand in node.all_input_nodes):
-            varying.add(node)
-        if node.op != "call_function" or node not in varying or not isinstance(value_of(node), (Tensor, list, tuple)):
-            continue
-        if node.target in _FREE:
+        if node.op == "placeholder" or any(operand in seen for operand in node.all_input_nodes):
+            seen.add(node)
+            varying.append(node)
+    return cost_of(FeatureColumns(module), varying)
+
+
+def cost_of(columns: FeatureColumns, nodes: Iterable[Node]) -> ServingCost:
+    """The estimate for some nodes."""
+    per_call, per_row = 0.0, 0.0
+    for node in nodes:
+        counts = node.op == "call_function" and isinstance(value_of(node), (Tensor, list, tuple))
+        if not counts or node.target in _FREE:
             continue
         per_call += LAUNCH_US
         if node.target not in _VIEWS:
