@@ -137,6 +137,14 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
     return node
 
 
+def derived_name(name: str, word: str, leaf: str = "weight") -> str:
+    """The name of a parameter made of another: ``mlp.0.weight`` becomes ``mlp.0.merged.weight``."""
+    stem, _, last = name.rpartition(".")
+    if last not in ("weight", "bias") or not stem:
+        return f"{name}_{word}.{leaf}"  # the name itself is a tensor, nothing can stand below it
+    return f"{stem.removesuffix(f'.{word}')}.{word}.{leaf}"
+
+
 def _unique_attribute(module: nn.Module, name: str) -> str:
     for suffix in itertools.count():
         candidate = name if suffix == 0 else f"{name}_{suffix}"

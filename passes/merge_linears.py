@@ -1,0 +1,252 @@
+"""Merges Linears: with each other, with constants and scales around them, and with the sum they are a term of.
+
+Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``  with ``linear(x, W^T)``,
+         ``W2 (W1 x + b1) + b2``                           with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
+         ``(W x + b) + c``                                 with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
+         ``s (W x + b)``                                   with ``(s W) x + s b``,
+         ``W1 x + b1``, ``W2 x + b2`` (narrow)             with slices of ``[W1; W2] x + [b1; b2]``,
+         ``u + W x``                                       with ``addmm(u, x, W^T)``, one product that starts from ``u``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from passes.graph_tools import aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.serving_cost import BYTES_PER_US, LAUNCH_US, PIECE_US, PRODUCTS_PER_US
+
+RULE = "merge linears"
+LANES = 16
+"""A matrix product computes so many outputs at once; fewer cost as much."""
+
+
+class MergeLinears(PassBase):
+    """Replaces Linears and the constants, scales, sums and Linears beside them with fewer operators."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        changed = False
+        for rule in (_as_linear, _scaled, _product, _shifted, _side_by_side, _accumulated):
+            changed |= _everywhere(graph_module, rule)
+        return PassResult(graph_module, changed)
+
+
+Rule = Callable[[GraphModule, Node], "Node | None"]
+
+
+def _everywhere(module: GraphModule, rule: Rule) -> bool:
+    """Applies a rule to every node, in order; a rule returns what stands for the node from then on."""
+    changed = False
+    with torch.no_grad():
+        for node in list(module.graph.nodes):
+            if node.op != "call_function" or not (node.users or node.op == "output"):
+                continue
+            made = rule(module, node)
+            if made is not None:
+                node.replace_all_uses_with(made)
+                module.graph.erase_node(node)
+                changed = True
+    if changed:
+        finish(module)
+    return changed
+
+
+def _weight_and_bias(module: GraphModule, node: object) -> tuple[Tensor, Tensor | None] | None:
+    """Constants of a Linear."""
+    if not isinstance(node, Node) or node.op != "call_function" or node.target is not aten.linear.default:
+        return None
+    weight = constant_of(module, node.args[1])
+    given = node.args[2] if len(node.args) > 2 else None
+    bias = None if given is None else constant_of(module, given)
+    if weight is None or weight.dim() != 2 or (given is not None and bias is None) or node.args[0] is node.args[1]:
+        return None
+    return weight, bias
+
+
+def _linear(module: GraphModule, like: Node, source: Node, weight: Tensor, bias: Tensor | None, name: str) -> Node:
+    new_weight = parameter(module, derived_name(name, "merged"), weight.contiguous(), rule=RULE)
+    bias_name = derived_name(name, "merged", "bias")
+    new_bias = None if bias is None else parameter(module, bias_name, bias.contiguous(), rule=RULE)
+    with module.graph.inserting_before(like):
+        arguments = (source, new_weight) if new_bias is None else (source, new_weight, new_bias)
+        return call(module.graph, aten.linear.default, *arguments, rule=RULE, like=like)
+
+
+def _as_linear(module: GraphModule, node: Node) -> Node | None:
+    if node.target in (aten.matmul.default, aten.mm.default):
+        source, weight_node = node.args[:2]
+    elif node.target is aten.tensordot.default and len(node.args) == 4:
+        source, weight_node = node.args[:2]
+        rank = len(shape_of(source) or ())
+        if [axis % rank for axis in node.args[2]] != [rank - 1] or list(node.args[3]) not in ([0], [-2]):
+            return None
+    else:
+        return None
+    weight = constant_of(module, weight_node)
+    shape = shape_of(source)
+    if weight is None or weight.dim() != 2 or shape is None or len(shape) < 2 or constant_of(module, source) is not None:
+        return None
+    return _linear(module, node, source, weight.mT, None, str(weight_node.target))
+
+
+def _scaled(module: GraphModule, node: Node) -> Node | None:
+    """A Linear times a number."""
+    if node.target is not aten.mul.Tensor or not isinstance(node.args[1], (int, float)):
+        return None
+    inner = node.args[0]
+    constants = _weight_and_bias(module, inner)
+    if constants is None or len(inner.users) != 1 or value_of(inner).dtype != value_of(node).dtype:
+        return None
+    weight, bias = constants
+    factor = node.args[1]
+    scaled = None if bias is None else bias * factor
+    return _linear(module, node, inner.args[0], weight * factor, scaled, str(inner.args[1].target))
+
+
+def _product(module: GraphModule, node: Node) -> Node | None:
+    """A Linear of a Linear, where the product has no more entries than both."""
+    outer, inner_node = _weight_and_bias(module, node), node.args[0] if node.args else None
+    inner = _weight_and_bias(module, inner_node)
+    if outer is None or inner is None or not isinstance(inner_node, Node) or len(inner_node.users) != 1:
+        return None
+    (weight2, bias2), (weight1, bias1) = outer, inner
+    if _products(weight1.shape[1], weight2.shape[0]) > _products(*weight1.shape[::-1]) + _products(*weight2.shape[::-1]):
+        return None
+    weight = (weight2.double() @ weight1.double()).to(weight2.dtype)
+    bias = None if bias1 is None else (weight2.double() @ bias1.double()).to(weight2.dtype)
+    if bias2 is not None:
+        bias = bias2 if bias is None else bias + bias2
+    return _linear(module, node, inner_node.args[0], weight, bias, str(node.args[1].target))
+
+
+def _shifted(module: GraphModule, node: Node) -> Node | None:
+    """A constant term of a sum, into the bias of a Linear among the sum's terms."""
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    for constant_node, other in ((node.args[1], node.args[0]), (node.args[0], node.args[1])):
+        constant = _row(module, constant_node)
+        if constant is None or not isinstance(other, Node) or not _same_shape(node, other):
+            continue
+        linear = _linear_term(module, other, constant.numel())
+        if linear is None:
+            continue
+        weight, bias = _weight_and_bias(module, linear) or (None, None)
+        if weight is None:
+            continue
+        added = constant.to(weight.dtype).expand(weight.shape[0])
+        made = _linear(
+            module, linear, linear.args[0], weight, added if bias is None else bias + added, str(linear.args[1].target)
+        )
+        alone = other is linear
+        linear.replace_all_uses_with(made)
+        return made if alone else other
+    return None
+
+
+def _row(module: GraphModule, node: object) -> Tensor | None:
+    """A constant that is the same for every row, as [features] or [1]."""
+    if isinstance(node, (int, float)) and not isinstance(node, bool):
+        return torch.tensor([node], dtype=torch.float64)
+    constant = constant_of(module, node)
+    if constant is None or not constant.is_floating_point() or math.prod(constant.shape[:-1]) != 1:
+        return None
+    return constant.reshape(-1)
+
+
+def _linear_term(module: GraphModule, node: Node, width: int) -> Node | None:
+    """The first Linear that a sum adds up, where nothing but the sum uses it."""
+    if len(node.users) != 1:
+        return None
+    constants = _weight_and_bias(module, node)
+    if constants is not None:
+        return node if width in (1, constants[0].shape[0]) else None
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    for operand in node.args[:2]:
+        if isinstance(operand, Node) and _same_shape(operand, node):
+            found = _linear_term(module, operand, width)
+            if found is not None:
+                return found
+    return None
+
+
+def _side_by_side(module: GraphModule, node: Node) -> Node | None:
+    """Narrow Linears of one input: the first of them makes the product, each takes its slice."""
+    constants = _weight_and_bias(module, node)
+    if constants is None or not isinstance(node.args[0], Node):
+        return None
+    source = node.args[0]
+    order = {each: position for position, each in enumerate(module.graph.nodes)}
+    alike = [user for user in source.users if user.args[0] is source and _weight_and_bias(module, user) is not None]
+    alike.sort(key=lambda each: order[each])
+    if len(alike) < 2 or alike[0] is not node or len(shape_of(node) or ()) != 2 or not _saves(module, alike):
+        return None
+    pairs = [_weight_and_bias(module, each) for each in alike]
+    weights = [pair[0] for pair in pairs if pair is not None]
+    if len({weight.dtype for weight in weights}) != 1:
+        return None
+    weight = torch.cat(weights)
+    bias = None
+    if any(pair is not None and pair[1] is not None for pair in pairs):
+        bias = torch.cat([weight.new_zeros(pair[0].shape[0]) if pair[1] is None else pair[1] for pair in pairs if pair])
+    whole = _linear(module, node, source, weight, bias, str(node.args[1].target))
+    start, mine = 0, node
+    for each, part in zip(alike, weights, strict=True):
+        end = start + part.shape[0]
+        with module.graph.inserting_before(each):
+            piece = call(module.graph, aten.slice.Tensor, whole, 1, start, end, rule=RULE, like=each)
+        start = end
+        if each is node:
+            mine = piece
+        else:
+            each.replace_all_uses_with(piece)
+    return mine
+
+
+def _saves(module: GraphModule, linears: list[Node]) -> bool:
+    """Whether one product and slices cost no more than the products, for one row and for many."""
+    widths = [pair[0].shape for each in linears if (pair := _weight_and_bias(module, each)) is not None]
+    inputs = widths[0][1]
+    outputs = [shape[0] for shape in widths]
+    before = sum(_products(inputs, width) for width in outputs) / PRODUCTS_PER_US
+    sliced = sum(4 * width / BYTES_PER_US + PIECE_US for width in outputs)
+    after = _products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced
+    return after <= before and len(outputs) * LAUNCH_US > 0
+
+
+def _products(inputs: int, outputs: int) -> int:
+    return inputs * math.ceil(outputs / LANES) * LANES
+
+
+def _accumulated(module: GraphModule, node: Node) -> Node | None:
+    """A sum with a Linear that has no bias: the product starts from the other term."""
+    if node.target is not aten.add.Tensor or node.kwargs or len(shape_of(node) or ()) != 2:
+        return None
+    for linear, other in ((node.args[1], node.args[0]), (node.args[0], node.args[1])):
+        constants = _weight_and_bias(module, linear)
+        if constants is None or constants[1] is not None or len(linear.users) != 1 or not isinstance(other, Node):
+            continue
+        if constant_of(module, other) is not None or not (_same_shape(node, other) and _same_shape(node, linear)):
+            continue
+        weight = constants[0]
+        name = derived_name(str(linear.args[1].target), "transposed")
+        transposed = parameter(module, name, weight.mT.contiguous(), rule=RULE)
+        with module.graph.inserting_before(node):
+            return call(module.graph, aten.addmm.default, other, linear.args[0], transposed, rule=RULE, like=node)
+    return None
+
+
+def _same_shape(one: Node, other: Node) -> bool:
+    left, right = shape_of(one), shape_of(other)
+    if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
+        return False
+    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
+
+
+

@@ -1,0 +1,47 @@
+"""The serving rewrites in their order, each kept only where it is cheaper to serve.
+
+The order: constants first, because the others look for constant weights; Linears before tables, because what they read
+decides the order of the fields; moves last, once it is settled what is moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from passes.canonicalize import Canonicalize
+from passes.collapse_moves import CollapseMoves
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_constants import FoldConstants
+from passes.graph_tools import clone_graph_module
+from passes.merge_linears import MergeLinears
+from passes.merge_reductions import MergeReductions
+from passes.pack_tables import PackedTable, PackTables
+
+
+@dataclass(frozen=True)
+class Served:
+    """A packed graph and what was packed.
+
+    Attributes:
+        module: the graph.
+        tables: the packed tables.
+    """
+
+    module: GraphModule
+    tables: tuple[PackedTable, ...]
+
+
+def serve(module: GraphModule, *, free_sources: bool = False) -> Served:
+    """The graph as it is served; the module given is left as it is."""
+    clone = clone_graph_module(module)
+    tables = PackTables(free_sources=free_sources)
+    for each in (
+        FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), tables, CollapseMoves(), MergeReductions(),
+        CollapseMoves(), FoldConstants(), Canonicalize(),
+    ):  # fmt: skip
+        result = each(clone)
+        if result is not None:
+            clone = result.graph_module
+    return Served(clone, tables.packed)
