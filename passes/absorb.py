@@ -141,6 +141,7 @@ def decoder_of(factor: Factor, site: str) -> Decoder:
         matrix=factor.decoder,
         offset=factor.offset,
         terms=((site, factor.width),),
+        orthogonal=True,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passes.graph_tools import aten, call, constant_of, fake_mode, parameter, value_of
+from passes.decoder import Decoder
+from passes.graph_tools import aten, buffer, call, constant_of, fake_mode, parameter, value_of
 from passes.low_rank_value import Block, LowRankValue, merge_identities, plain_block, split_rows
 from passes.parameter_ledger import Record
 
@@ -29,12 +30,15 @@ class CodeBuilder:
     Args:
         module: the graph module to edit.
         dry: build with fake tensors.
+        ranks: ranks that costs are counted with; 1 for other sites.
     """
 
-    def __init__(self, module: GraphModule, *, dry: bool = False) -> None:
+    def __init__(self, module: GraphModule, *, dry: bool = False, ranks: Mapping[str, int] | None = None) -> None:
         self.module = module
         self.graph = module.graph
         self.dry = dry
+        self.first_call = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
+        self.ranks = ranks or {}
         self.records: list[Record] = []
         self.shared: dict[Hashable, Any] = {}
         self.consumed: dict[str, frozenset[str]] = {}
@@ -69,6 +73,12 @@ class CodeBuilder:
         result = node.target(*args, **kwargs)
         return result if isinstance(result, Tensor) else None
 
+    def rank_of(self, decoder: Decoder) -> int:
+        """The number of code columns to count costs with: in a dry build every factored part has one."""
+        if not self.dry:
+            return decoder.rank
+        return decoder.rank + sum(self.ranks.get(site, 1) - 1 for site, _ in decoder.terms)
+
     def consume(self, node: Any, value: LowRankValue) -> None:
         """Notes that a value's decoders took a constant in: where one of its sites is factored, the constant goes."""
         pending = [node]
@@ -86,6 +96,17 @@ class CodeBuilder:
         """A parameter in the number format and on the device of another tensor, counted in the ledger."""
         self.records.append(record)
         return parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
+
+    def new_index(self, index: Sequence[int], near: Node) -> Node:
+        """Positions as a buffer on the device of another node's value, made once per graph."""
+        return self.new_buffer("positions", torch.tensor(list(index)), ("index", tuple(index)), near)
+
+    def new_buffer(self, name: str, tensor: Tensor, key: Hashable, near: Node) -> Node:
+        """A constant that is no parameter, on the device of another node's value, made once per key."""
+        if key not in self.shared:
+            self.shared[key] = buffer(self.module, name, tensor.to(device=value_of(near).device), rule=name)
+        node: Node = self.shared[key]
+        return node
 
     def sizes(self, code: Node, lead: Sequence[Any], like: Node, *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""
@@ -121,6 +142,10 @@ class CodeBuilder:
             return parts[0]
         axis = len(value_of(parts[0]).shape) - 1
         return self.emit(aten.cat.default, list(parts), axis, rule=rule, like=like)
+
+    def column(self, vector: Node, *, rule: str, like: Node) -> Node:
+        """A vector [n] as [n, 1]."""
+        return self.emit(aten.reshape.default, vector, [-1, 1], rule=rule, like=like)
 
     def compact(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue:
         """The value with only the code columns and units that its blocks use."""
@@ -200,6 +225,11 @@ class CodeBuilder:
         if not all(isinstance(size, int) for size in trailing):
             return None
         return LowRankValue(node, lead, trailing, (plain_block(math.prod(trailing)),))
+
+
+def positions_of(value: LowRankValue) -> int:
+    """How many positions a value has per row of the batch, as far as that is known before the model runs."""
+    return math.prod(size for size in value.lead if isinstance(size, int))
 
 
 def width_of(node: Node) -> int:

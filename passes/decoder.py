@@ -35,6 +35,8 @@ class Decoder:
         terms: the factored parts of the code; what they leave of the rank are plain features.
         shifted_by_constant: whether the features have a constant part also where no site is factored.
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
+        orthogonal: whether the columns of ``A`` are orthonormal and ``o`` and ``g`` orthogonal to them, so that inner
+            products of features are those of codes: ``|A z + o|^2 = |z|^2 + |o|^2``.
     """
 
     width: int
@@ -48,6 +50,7 @@ class Decoder:
     terms: tuple[Part, ...] = ()
     shifted_by_constant: bool = False
     parts: tuple[Decoder, ...] = ()
+    orthogonal: bool = False
 
     @property
     def is_identity(self) -> bool:
@@ -88,7 +91,7 @@ class Decoder:
         offset_key = _rows_or_none(self.offset_key, index)
         if self.matrix is None:
             kept = replace(identity(len(index)), offset_key=offset_key, offset=offset, gated=gated)
-            return replace(kept, gated_key=_rows_or_none(self.gated_key, index))
+            return replace(kept, gated_key=_rows_or_none(self.gated_key, index), orthogonal=self.orthogonal)
         return replace(
             self,
             width=len(index),
@@ -100,6 +103,7 @@ class Decoder:
             gated=gated,
             terms=tuple((site, min(width, len(index))) for site, width in self.terms),
             parts=(),
+            orthogonal=False,
         )
 
     def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
@@ -111,6 +115,7 @@ class Decoder:
             offset_key=("shift", self.offset_key, key),
             shifted_by_constant=True,
             parts=(),
+            orthogonal=False,
         )
 
     def offsets_scaled(self, factor: float) -> Decoder:
@@ -143,6 +148,7 @@ class Decoder:
             offset_key=("plus", self.offset_key, other.offset_key),
             gated_key=gated.gated_key,
             parts=(),
+            orthogonal=self.orthogonal and other.orthogonal,
         )
 
     def gated_offset(self) -> Decoder:
@@ -164,6 +170,7 @@ class Decoder:
             offset=None if self.offset is None else weight @ self.offset,
             gated=None if self.gated is None else weight @ self.gated,
             parts=(),
+            orthogonal=False,
         )
 
     def beside(self, other: Decoder) -> Decoder:
@@ -180,12 +187,13 @@ class Decoder:
             gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
+            orthogonal=False,
         )
 
 
 def identity(width: int) -> Decoder:
     """The decoder of features that are their own code."""
-    return Decoder(width, width, ("identity", width))
+    return Decoder(width, width, ("identity", width), orthogonal=True)
 
 
 def _rows_key(key: Hashable, rows: tuple[int, ...]) -> Hashable:

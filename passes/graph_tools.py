@@ -119,6 +119,20 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
 
     The node is placed at the graph's start so that it is available everywhere.
     """
+    owner, name, leaf = _place_for(module, name)
+    owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=trainable and tensor.is_floating_point()))
+    return _attribute_node(module, name, rule)
+
+
+def buffer(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str) -> Node:
+    """Registers a buffer under a dotted name (made unique) and returns its ``get_attr`` node at the graph's start."""
+    owner, name, leaf = _place_for(module, name)
+    owner.register_buffer(leaf, tensor)
+    return _attribute_node(module, name, rule)
+
+
+def _place_for(module: GraphModule, name: str) -> tuple[nn.Module, str, str]:
+    """The submodule that a dotted name (made unique) belongs to, the name, and its last part."""
     name = _unique_attribute(module, name)
     owner: nn.Module = module
     *parents, leaf = name.split(".")
@@ -126,13 +140,14 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
         if not hasattr(owner, part):
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
-    owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=trainable and tensor.is_floating_point()))
+    return owner, name, leaf
+
+
+def _attribute_node(module: GraphModule, name: str, rule: str) -> Node:
     graph = module.graph
-    first = next(iter(graph.nodes))
-    with graph.inserting_before(first):
+    with graph.inserting_before(next(iter(graph.nodes))):
         node = graph.get_attr(name)
-    mode = fake_mode(graph)
-    node.meta["val"] = mode.from_tensor(get_attribute(module, name), static_shapes=True)
+    node.meta["val"] = fake_mode(graph).from_tensor(get_attribute(module, name), static_shapes=True)
     stamp(node, rule)
     return node
 

@@ -9,6 +9,7 @@ and is reported as unknown: unknown is never assumed harmless.
 | MOVE | moved, not mixed: done to the code instead |
 | LINEAR | absorbed into constants; sums are done on the codes |
 | GATE | scaled by one number for all features of a code: the code is scaled, the offset's 1 carried along |
+| QUADRATIC | products of features that end in whole inner products: done on codes where that costs less |
 | INTERACTION | features are multiplied with features: decoded once, just before |
 | NONLINEAR | every feature is bent on its own or set against the others: decoded just before |
 | UNKNOWN | no law is known: decoded just before |
@@ -18,14 +19,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
-from passes import absorb, gates, moves, sums
+from passes import absorb, gates, moves, quadratic, sums
+from passes.deferred import Product, View
 from passes.graph_tools import aten
-from passes.outcomes import Law, Rule
+from passes.outcomes import Law, Rule, Values
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ MULTIPLIES = "it multiplies features with features, and a product of two codes i
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
+_NO_VALUES: Values = MappingProxyType({})
 _TABLE: dict[Any, Entry] = {}
 
 
@@ -69,13 +74,30 @@ def register(target: Callable[..., Any], law: Law | str, rule: Rule | None = Non
     if rule is None and law in (Law.MOVE, Law.LINEAR):
         raise ValueError(f"law '{law}' of {target} needs a rule that builds its counterpart on codes")
     _TABLE[target] = Entry(law, rule, reason or _REASONS.get(law, UNKNOWN.reason))
+    for special in (_OF_TWO, _OF_PRODUCTS, _OF_VIEWS):
+        special.pop(target, None)
 
 
-def law_of(node: Node) -> Entry:
-    """The law of a node's operator."""
+def law_of(node: Node, values: Values = _NO_VALUES) -> Entry:
+    """The law of a node's operator for operands with the given values.
+
+    Most operators have one law. Some have another for two low-rank operands (a product is then no gate), for products
+    of features that are not summed up yet, and for values whose feature axes are not the last ones.
+    """
     if node.op == "output":
         return OUTPUT
-    return _TABLE.get(node.target, UNKNOWN)
+    entry = _TABLE.get(node.target, UNKNOWN)
+    operands = [values[each] for each in _operands(node) if each in values]
+    if any(isinstance(value, Product) for value in operands):
+        return _OF_PRODUCTS.get(node.target, replace(entry, rule=None))
+    if any(isinstance(value, View) for value in operands):
+        return _OF_VIEWS.get(node.target, replace(entry, rule=None))
+    return _OF_TWO.get(node.target, entry) if len(operands) > 1 else entry
+
+
+def _operands(node: Node) -> list[Node]:
+    """The tensors that a node takes, one that it takes twice twice."""
+    return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
 
 
 def table() -> dict[str, Entry]:
@@ -132,12 +154,57 @@ _GATES: dict[Any, Rule] = {
     aten.div.Tensor: gates.divide,
 }
 
+_OF_TWO: dict[Any, Entry] = {
+    target: Entry(Law.QUADRATIC, rule)
+    for target, rule in {
+        aten.mul.Tensor: quadratic.multiply,
+        aten.matmul.default: quadratic.matrix_product,
+        aten.mm.default: quadratic.matrix_product,
+        aten.bmm.default: quadratic.matrix_product,
+        aten.einsum.default: quadratic.einsum,
+    }.items()
+}
+"""Laws of operators whose operands are both low-rank."""
+
+_SQUARES: dict[Any, Rule] = {aten.pow.Tensor_Scalar: quadratic.power, aten.square.default: quadratic.power}
+
+_OF_PRODUCTS: dict[Any, Entry] = {
+    target: Entry(Law.QUADRATIC, rule)
+    for target, rule in {
+        aten.sum.dim_IntList: quadratic.reduce_sum,
+        aten.sum.default: quadratic.reduce_sum,
+        aten.mean.dim: quadratic.reduce_mean,
+        aten.mean.default: quadratic.reduce_mean,
+        aten.mul.Tensor: quadratic.scale,
+        aten.div.Tensor: quadratic.scale,
+        aten.neg.default: quadratic.scale,
+        aten.add.Tensor: quadratic.add,
+        aten.sub.Tensor: quadratic.subtract,
+        aten.view.default: quadratic.reshape,
+        aten.reshape.default: quadratic.reshape,
+        aten.squeeze.default: quadratic.reshape,
+        aten.squeeze.dim: quadratic.reshape,
+        aten.squeeze.dims: quadratic.reshape,
+        aten.unsqueeze.default: quadratic.reshape,
+    }.items()
+}
+"""Laws of operators for products of features that are not summed up yet."""
+
+_OF_VIEWS: dict[Any, Entry] = {
+    aten.permute.default: Entry(Law.MOVE, moves.permute_view),
+    aten.transpose.int: Entry(Law.MOVE, moves.permute_view),
+    **{target: _OF_TWO[target] for target in (
+        aten.matmul.default, aten.mm.default, aten.bmm.default, aten.einsum.default
+    )},
+}  # fmt: skip
+"""Laws of operators for values whose feature axes are not the last ones."""
+
 _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
     (Law.NONLINEAR, BENDS): (
         aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
         aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.exp.default, aten.log.default,
-        aten.abs.default, aten.clamp.default, aten.pow.Tensor_Scalar, aten.sqrt.default, aten.softplus.default,
-        aten.reciprocal.default, aten.hardtanh.default, aten.square.default, aten.rsqrt.default,
+        aten.abs.default, aten.clamp.default, aten.sqrt.default, aten.softplus.default,
+        aten.reciprocal.default, aten.hardtanh.default, aten.rsqrt.default,
     ),
     (Law.NONLINEAR, NORMALIZES): (
         aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default,
@@ -151,11 +218,13 @@ _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
 }  # fmt: skip
 
 for _target, _rule in _MOVES.items():
-    register(_target, Law.MOVE, _rule)
+    _TABLE[_target] = Entry(Law.MOVE, _rule)
 for _target, _rule in _LINEAR.items():
-    register(_target, Law.LINEAR, _rule)
+    _TABLE[_target] = Entry(Law.LINEAR, _rule)
 for _target, _rule in _GATES.items():
-    register(_target, Law.GATE, _rule)
+    _TABLE[_target] = Entry(Law.GATE, _rule)
+for _target, _rule in _SQUARES.items():
+    _TABLE[_target] = Entry(Law.QUADRATIC, _rule)
 for (_law, _reason), _targets in _NEED_FEATURES.items():
     for _target in _targets:
         _TABLE[_target] = Entry(_law, None, _reason)

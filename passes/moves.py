@@ -17,9 +17,10 @@ import numpy as np
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
+from passes.deferred import View
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue, move_blocks
-from passes.outcomes import Carried, Outcome, Restored, Values
+from passes.outcomes import Carried, Deferred, Outcome, Restored, Values
 
 RULE = "move"
 Positions = np.ndarray[Any, Any]
@@ -166,12 +167,23 @@ def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     whole = builder.pull(value, pulled, rule=RULE, like=node)
     lead -= pulled
     if whole is None or any(axis >= lead for axis in axes[:lead]):
-        return Restored(MIXED_AXES)
+        return Deferred(View(value, tuple(axes), node.args[0]), Restored(MIXED_AXES))  # type: ignore[arg-type]
     order = [axis - lead for axis in axes[lead:]]
     moved = on_features(whole, lambda positions: positions.transpose(order))
-    if isinstance(moved, Restored) or axes[:lead] == list(range(lead)):
-        return carried(moved)
+    if isinstance(moved, Restored):
+        return Deferred(View(value, tuple(axes), node.args[0]), moved)  # type: ignore[arg-type]
+    if axes[:lead] == list(range(lead)):
+        return Carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.permute.default, [*axes[:lead], lead]))
+
+
+def permute_view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``permute``, ``transpose`` of a value whose feature axes are not the last ones: back in place, or not yet."""
+    view = values.get(node.args[0]) if isinstance(node.args[0], Node) else None
+    if not isinstance(view, View):
+        return Restored(MIXED_AXES)
+    axes = tuple(view.axes[axis] for axis in _axis_order(node, len(view.axes)))
+    return Carried(view.value) if axes == tuple(range(len(axes))) else Deferred(replace(view, axes=axes))
 
 
 def _axis_order(node: Node, rank: int) -> list[int]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
+from passes.deferred import Product, View
 from passes.low_rank_value import LowRankValue
 
 if TYPE_CHECKING:
+    from passes.choice import Quadratic
     from passes.code_builder import CodeBuilder
 
 
@@ -56,7 +58,31 @@ class Restored:
     law: Law | None = None
 
 
-Outcome = Carried | Absorbed | Restored
-Values = Mapping[Node, LowRankValue | tuple[LowRankValue, ...]]
+@dataclass(frozen=True)
+class Deferred:
+    """The node stays as it is; what it computes is known, and may never be needed as features.
+
+    Attributes:
+        value: what it computes.
+        otherwise: what it is where its features are needed after all; None where another node's outcome says that.
+    """
+
+    value: View | Product
+    otherwise: Restored | None = None
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """The node's result is no features any more, and can be computed on codes or on features.
+
+    Attributes:
+        quadratic: both ways, and what they cost.
+    """
+
+    quadratic: Quadratic
+
+
+Outcome = Carried | Absorbed | Restored | Deferred | Undecided
+Values = Mapping[Node, LowRankValue | tuple[LowRankValue, ...] | View | Product]
 Rule = Callable[["CodeBuilder", Node, Values], Outcome]
 """Looks at a node whose operands' low-rank values are given and emits the node's counterpart on codes."""

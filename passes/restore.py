@@ -1,12 +1,13 @@
 """Restore: decodes a low-rank value where an operator needs the features themselves.
 
 Replaces a code ``z`` with ``A_i z_i + o_i + g_i u_i`` for every block, in the value's logical shape. Blocks of one size
-are decoded together.
+are decoded together, and a block that stands in several places is decoded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,16 +15,36 @@ from torch.fx import Node
 
 from passes.code_builder import CodeBuilder
 from passes.decoder import Decoder
-from passes.graph_tools import aten, fake_mode, stamp, value_of
+from passes.decoder_constants import DecoderConstants
+from passes.graph_tools import aten
 from passes.low_rank_value import Block, LowRankValue
-from passes.parameter_ledger import Extent, Record
 
 RULE = "restore"
 
 
 def restore(builder: CodeBuilder, value: LowRankValue, like: Node) -> Node:
     """The features of a value."""
-    return _Restore(builder, value, like).run()
+    decoded = _repeated(builder, value, like)
+    return decoded if decoded is not None else _Restore(builder, value, like).run()
+
+
+def _repeated(builder: CodeBuilder, value: LowRankValue, like: Node) -> Node | None:
+    """Decodes blocks of one width that stand in several places once each, then copies; None where none does."""
+    places: dict[object, int] = {}
+    index = [places.setdefault(_identity(block), len(places)) for block in value.blocks]
+    widths = {block.width for block in value.blocks}
+    if len(places) == len(index) or len(widths) > 1:
+        return None
+    width = widths.pop()
+    firsts = tuple(value.blocks[index.index(place)] for place in range(len(places)))
+    once = _Restore(builder, replace(value, blocks=firsts, trailing=(len(firsts), width)), like).run()
+    order = builder.new_index(index, once)
+    copied = builder.emit(aten.index_select.default, once, len(value.lead), order, rule=RULE, like=like)
+    return builder.view(copied, value.lead, like, *value.trailing, rule=RULE)
+
+
+def _identity(block: Block) -> object:
+    return block.columns, block.unit, block.decoder.key, block.decoder.offset_key
 
 
 class _Restore:
@@ -31,6 +52,7 @@ class _Restore:
 
     def __init__(self, builder: CodeBuilder, value: LowRankValue, like: Node) -> None:
         self.builder, self.value, self.like = builder, value, like
+        self.constants = DecoderConstants(builder, value, like, RULE)
 
     def run(self) -> Node:
         parts = [self._part(run) for run in _alike(self.value.blocks)]
@@ -49,23 +71,24 @@ class _Restore:
         else:
             rows = self._view(code, len(run), first.rank)
             if all(decoder.same_constants(first) for decoder in decoders):
-                decoded = self._emit(aten.linear.default, rows, self._matrix(first), self._offset(first))
+                decoded = self._decode_one(rows, first, run[:1])
             else:
-                stacked = self._stack([self._matrix(decoder) for decoder in decoders], first.width, first.rank)
+                matrices = [self.constants.matrix(decoder) for decoder in decoders]
+                stacked = self.constants.stack(matrices, first.width, first.rank)
                 decoded = self._emit(aten.einsum.default, "...kr,knr->...kn", [rows, stacked])
-                decoded = self._plus_offsets(decoded, [self._offset(decoder) for decoder in decoders], first.width)
+                decoded = self._plus_offsets(decoded, decoders)
             decoded = self._view(decoded, features)
         return self._plus_gated(decoded, run)
 
     def _decode_one(self, code: Node, decoder: Decoder, run: Sequence[Block]) -> Node:
         if not decoder.is_identity:
-            return self._emit(aten.linear.default, code, self._matrix(decoder), self._offset(decoder))
+            return self._emit(aten.linear.default, code, self.constants.matrix(decoder), self.constants.offset(decoder))
         offsets = [block.decoder.offset for block in run]
         if all(offset is None for offset in offsets):
             return code
         joined = torch.cat([_or_zeros(block.decoder.offset, block.width) for block in run])
         key = ("offsets", *((block.decoder.key, block.decoder.offset_key) for block in run))
-        return self._emit(aten.add.Tensor, code, self._constant(key, joined, "offset"))
+        return self._emit(aten.add.Tensor, code, self.constants.parameter(key, joined, "offset"))
 
     def _plus_gated(self, decoded: Node, run: Sequence[Block]) -> Node:
         """Adds ``g_i u_i`` where there are gated offsets."""
@@ -74,101 +97,26 @@ class _Restore:
         width, units = run[0].width, [block.unit or 0 for block in run]
         scale = self.builder.pick(self.value.units, units, rule=RULE, like=self.like)
         if len({block.width for block in run}) == 1:
-            constant = self._stack([self._gated(block.decoder) for block in run], width)
+            constant = self.constants.stack([self.constants.gated(block.decoder) for block in run], width)
             added = self._emit(aten.mul.Tensor, self._view(scale, len(run), 1), constant)
             return self._emit(aten.add.Tensor, decoded, self._view(added, len(run) * width))
         parts = []
         for place, block in enumerate(run):
             own = self.builder.pick(scale, [place], rule=RULE, like=self.like)
-            parts.append(self._emit(aten.mul.Tensor, own, self._gated(block.decoder)))
+            parts.append(self._emit(aten.mul.Tensor, own, self.constants.gated(block.decoder)))
         return self._emit(aten.add.Tensor, decoded, self.builder.beside(parts, rule=RULE, like=self.like))
 
-    def _plus_offsets(self, decoded: Node, offsets: list[Node | None], width: int) -> Node:
-        if all(offset is None for offset in offsets):
+    def _plus_offsets(self, decoded: Node, decoders: Sequence[Decoder]) -> Node:
+        if all(decoder.offset is None for decoder in decoders):
             return decoded
-        zero = self._constant_node(aten.zeros.default, [width]) if any(offset is None for offset in offsets) else None
-        rows = [offset if offset is not None else zero for offset in offsets]
-        return self._emit(aten.add.Tensor, decoded, self._stack([row for row in rows if row is not None], width))
-
-    def _stack(self, parts: Sequence[Node], *shape: int) -> Node:
-        """Constants of one shape as one constant with a new first axis (a cat: one node where a stack exports many)."""
-        joined = self._emit(aten.cat.default, list(parts))
-        return self._emit(aten.reshape.default, joined, [len(parts), *shape])
-
-    def _constant_node(self, target: Callable[..., Tensor], *sizes: object) -> Node:
-        """A constant that needs no parameter."""
-        code = value_of(self.value.code)
-        form = {"dtype": code.dtype, "device": code.device}
-        node = self.builder.graph.call_function(target, sizes, form)  # type: ignore[arg-type]
-        with fake_mode(self.builder.graph):
-            node.meta["val"] = target(*sizes, **form)
-        stamp(node, RULE, self.like)
-        return node
-
-    def _matrix(self, decoder: Decoder) -> Node:
-        """``A`` as a parameter, or as the parameters of its parts side by side; made once per graph."""
-        if _is_assembled(decoder):
-            key = ("matrix", decoder.key)
-            if key not in self.builder.shared:
-                parts = [
-                    self._constant_node(aten.eye.default, part.width) if part.is_identity else self._matrix(part)
-                    for part in decoder.parts
-                ]
-                self.builder.shared[key] = self._emit(aten.cat.default, parts, 1)
-            node: Node = self.builder.shared[key]
-            return node
-        return self._constant(("matrix", decoder.key), decoder.full_matrix(), "decoder.weight", decoder)
-
-    def _offset(self, decoder: Decoder) -> Node | None:
-        """``o`` as a parameter, made once per graph."""
-        if decoder.offset is None:
-            return None
-        key = ("offset", decoder.key, decoder.offset_key)
-        if _is_assembled(decoder):
-            if key not in self.builder.shared:
-                parts = [offset for part in decoder.parts if (offset := self._offset(part)) is not None]
-                self.builder.shared[key] = self._emit(aten.sum.dim_IntList, self._stack(parts, decoder.width), [0])
-            node: Node = self.builder.shared[key]
-            return node
-        return self._constant(key, decoder.offset, "decoder.bias", decoder)
-
-    def _gated(self, decoder: Decoder) -> Node:
-        """``g`` as a parameter, made once per graph."""
-        vector = _or_zeros(decoder.gated, decoder.width)
-        return self._constant(("gated", decoder.key, decoder.gated_key), vector, "decoder.gated", decoder)
-
-    def _constant(self, key: object, tensor: Tensor, name: str, decoder: Decoder | None = None) -> Node:
-        shared = self.builder.shared
-        if key not in shared:
-            site = next(iter(dict(decoder.terms))) if decoder is not None and decoder.terms else self.value.sites[0]
-            columns = Extent(1) if tensor.dim() == 1 else Extent(int(tensor.shape[1]))
-            if decoder is not None and tensor.dim() == 2:
-                columns = decoder_extent(decoder)
-            needs = frozenset(self.value.sites)
-            if decoder is not None and decoder.sites and not (tensor.dim() == 1 and decoder.shifted_by_constant):
-                needs = decoder.sites
-            record = Record(Extent(int(tensor.shape[0])), columns, needs)
-            shared[key] = self.builder.new_parameter(
-                f"{site}.{name}", tensor, value_of(self.value.code), record, rule=RULE
-            )
-        node: Node = shared[key]
-        return node
+        offsets = [self.constants.offset_or_zeros(decoder) for decoder in decoders]
+        return self._emit(aten.add.Tensor, decoded, self.constants.stack(offsets, decoders[0].width))
 
     def _emit(self, target: object, *args: object) -> Node:
-        return self.builder.emit(target, *args, rule=RULE, like=self.like)  # type: ignore[arg-type]
+        return self.constants.emit(target, *args)
 
     def _view(self, node: Node, *tail: int) -> Node:
         return self.builder.view(node, self.value.lead, self.like, *tail, rule=RULE)
-
-
-def _is_assembled(decoder: Decoder) -> bool:
-    """Whether a decoder is made of other sites' decoders, which are parameters already."""
-    return bool(decoder.parts) and not any(part.is_identity and not part.is_plain for part in decoder.parts)
-
-
-def decoder_extent(decoder: Decoder) -> Extent:
-    """The code width of one decoder (in a dry run, where every factored term has rank 1)."""
-    return Extent(decoder.rank - len(decoder.terms), decoder.extent_terms())
 
 
 def _or_zeros(vector: Tensor | None, width: int) -> Tensor:

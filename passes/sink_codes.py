@@ -10,7 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -21,13 +21,15 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes import absorb
+from passes.choice import Alternative, Quadratic, choose
 from passes.code_builder import CodeBuilder
+from passes.deferred import Product, View
 from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
 from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored
+from passes.outcomes import Absorbed, Carried, Deferred, Law, Restored, Undecided
 from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
 from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
@@ -38,8 +40,11 @@ _TORCH = torch.__file__.removesuffix("__init__.py")
 ON_CODES = {
     Law.GATE: "all features of a code are scaled by one number, so the code is scaled instead",
     Law.LINEAR: "sums and constant maps of features are done on the codes and the decoders' constants",
+    Law.QUADRATIC: "inner products of features are computed from their codes, which costs less than decoding them",
 }
 """Reason of a verdict whose features stay in a code."""
+
+DEARER = "inner products could be computed from codes, but decoding the features first costs no more"
 
 
 class Fate(StrEnum):
@@ -67,6 +72,8 @@ class Verdict:
         reason: one sentence.
         source: the user's source line, empty where the graph does not know it.
         path: node names from the site's own node to the consumer, both included.
+        cost_on_codes: multiply-adds per row of the batch on codes, where there was a choice.
+        cost_restored: the same on restored features, decoding included.
     """
 
     site: str
@@ -77,6 +84,19 @@ class Verdict:
     reason: str
     source: str
     path: tuple[str, ...]
+    cost_on_codes: int | None = None
+    cost_restored: int | None = None
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a verdict says beyond the place."""
+
+    fate: Fate
+    law: Law
+    reason: str
+    cost_on_codes: int | None = None
+    cost_restored: int | None = None
 
 
 class SinkCodes(PassBase):
@@ -85,18 +105,22 @@ class SinkCodes(PassBase):
     Args:
         factors: factor per site name.
         dry: work on fake tensors; the graph's parameters then have no data.
+        ranks: ranks to count costs with in a dry run; 1 where left out.
     """
 
-    def __init__(self, factors: Mapping[str, Factor], *, dry: bool = False) -> None:
+    def __init__(
+        self, factors: Mapping[str, Factor], *, dry: bool = False, ranks: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
         self.factors = dict(factors)
         self.dry = dry
+        self.ranks = dict(ranks or {})
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        walk = _Walk(graph_module, self.factors, dry=self.dry)
+        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry, ranks=self.ranks))
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
@@ -119,13 +143,21 @@ class Analysis:
     ledger: ParameterLedger
 
 
-def analyze(module: GraphModule, *, uncentred: Collection[str] = (), only: Collection[str] | None = None) -> Analysis:
+def analyze(
+    module: GraphModule,
+    *,
+    uncentred: Collection[str] = (),
+    only: Collection[str] | None = None,
+    ranks: Mapping[str, int] | None = None,
+) -> Analysis:
     """Runs the rewrite of every site on a throw-away copy with fake tensors; the module is left as it is.
 
     Args:
         uncentred: names of sites that carry no offset although they may.
         only: names of the sites to rewrite, None for all that are not refused. A sum of codes and dense features is
             dense, so what is left alone may change what becomes of the rest.
+        ranks: ranks with which products on codes and on features are compared; 1 for a site that is left out. The
+            parameters do not depend on them.
     """
     sites = find_sites(module)
     blanks = {
@@ -134,7 +166,7 @@ def analyze(module: GraphModule, *, uncentred: Collection[str] = (), only: Colle
         if site.refusal is None and (only is None or site.name in only)
     }
     clone = clone_graph_module(module)
-    sink = SinkCodes(blanks, dry=True)
+    sink = SinkCodes(blanks, dry=True, ranks=ranks)
     sink(clone)
     made = sum(record.count(_ones(blanks)) for record in sink.records)
     untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
@@ -158,13 +190,15 @@ def _ones(factors: Mapping[str, Factor]) -> dict[str, int]:
 class _Walk:
     """One walk over one graph."""
 
-    def __init__(self, module: GraphModule, factors: Mapping[str, Factor], *, dry: bool) -> None:
+    def __init__(self, module: GraphModule, factors: Mapping[str, Factor], builder: CodeBuilder) -> None:
         self.module = module
         self.factors = factors
-        self.builder = CodeBuilder(module, dry=dry)
-        self.values: dict[Node, LowRankValue | tuple[LowRankValue, ...]] = {}
+        self.builder = builder
+        self.values: dict[Node, Any] = {}
         self.verdicts: list[Verdict] = []
         self._restored: dict[Node, Node] = {}
+        self._deferred: dict[Node, Restored | None] = {}
+        self._undecided: dict[Node, Quadratic] = {}
         self._tables: dict[str, Node] = {}
         self._sites = self._factored_sites()
 
@@ -190,6 +224,9 @@ class _Walk:
             for node in originals:
                 with self.module.graph.inserting_before(node):
                     self._visit(node)
+            self._decide()
+        order = {node.name: place for place, node in enumerate(originals)}
+        self.verdicts.sort(key=lambda verdict: order[verdict.node])
 
     def _visit(self, node: Node) -> None:
         site = self._sites.get(node.name)
@@ -200,18 +237,46 @@ class _Walk:
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
             return
-        entry = law_of(node)
+        entry = law_of(node, self.values)
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
-        if isinstance(outcome, Carried):
-            self.values[node] = outcome.value
-            if entry.law is not Law.MOVE:
-                self._judge(node, node.all_input_nodes, outcome)
-            return
-        self._judge(node, node.all_input_nodes, outcome)
-        if isinstance(outcome, Absorbed):
-            node.replace_all_uses_with(outcome.node)
-        else:
-            self._restore_operands(node)
+        match outcome:
+            case Carried():
+                self.values[node] = outcome.value
+                if entry.law is not Law.MOVE:
+                    self._judge(node, outcome)
+            case Deferred():
+                self.values[node], self._deferred[node] = outcome.value, outcome.otherwise
+            case Undecided():
+                self._undecided[node] = outcome.quadratic
+            case Absorbed():
+                self._judge(node, outcome)
+                node.replace_all_uses_with(outcome.node)
+            case Restored():
+                self._judge(node, outcome, [each for each in node.all_input_nodes if each not in self._deferred])
+                self._restore_operands(node)
+
+    def _decide(self) -> None:
+        """Takes the cheaper way for every product that can be computed on codes, and lets go of the others."""
+        decoded = frozenset(self._restored)
+        chosen = choose(list(self._undecided.values()), decoded)
+        results: dict[Node, Node] = {}
+        for (node, quadratic), flags in zip(self._undecided.items(), chosen, strict=True):
+            for part, on_codes in zip(quadratic.alternatives, flags, strict=True):
+                self._judge_choice(part, on_codes=on_codes, decoded=decoded)
+            if not any(flags):
+                self._compute_from_features(node)
+                continue
+            with self.module.graph.inserting_before(node):
+                results[node] = quadratic.emit(flags, self._restore)
+        for node, result in results.items():
+            node.replace_all_uses_with(result)
+
+    def _compute_from_features(self, node: Node) -> None:
+        """Lets a node of a deferred value do what it did in the original."""
+        otherwise = self._deferred.pop(node, None)
+        if otherwise is not None:
+            self._judge(node, otherwise)
+        self._restore_operands(node)
 
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         if site.name not in self._tables:
@@ -238,7 +303,7 @@ class _Walk:
         if isinstance(value, LowRankValue):
             ready = self.builder.push(value, rule=absorb.RULE, like=node)
             outcome = Restored(absorb.PER_FIELD) if ready is None else Absorbed(node, absorb.ABSORBED)
-            self._judge(node, [source], outcome)
+            self._judge(node, outcome, [source])
             if ready is not None:
                 return absorb.linear_site(self.builder, node, ready, affine, factored)
             source = self._restore(source)
@@ -250,26 +315,50 @@ class _Walk:
                 node.replace_input_with(operand, self._restore(operand))
 
     def _restore(self, operand: Node) -> Node:
-        """The decoded operand, made once for all consumers."""
+        """The operand's features: decoded once for all consumers, right after the operand's place."""
+        value = self.values[operand]
+        if isinstance(value, (View, Product)):
+            if operand in self._deferred:
+                self._compute_from_features(operand)
+            return operand
+        if isinstance(value, tuple):
+            return operand  # a whole tuple is needed: its producer stays, decoded from its own operand
         if operand not in self._restored:
-            value = self.values[operand]
-            if isinstance(value, tuple):
-                return operand  # a whole tuple is needed: its producer stays, decoded from its own operand
-            self._restored[operand] = restore(self.builder, value, operand)
+            with self.module.graph.inserting_before(operand.next):
+                self._restored[operand] = restore(self.builder, value, operand)
         return self._restored[operand]
 
-    def _judge(self, node: Node, operands: list[Node], outcome: Outcome) -> None:
-        entry = law_of(node)
+    def _judge(
+        self, node: Node, outcome: Carried | Absorbed | Restored, operands: Sequence[Node] | None = None
+    ) -> None:
+        entry = law_of(node, self.values)
         law = (outcome.law if isinstance(outcome, Restored) else None) or entry.law
         reason = ON_CODES[entry.law] if isinstance(outcome, Carried) else outcome.reason
+        self._note(
+            node, node.all_input_nodes if operands is None else operands, _Finding(_FATES[type(outcome)], law, reason)
+        )
+
+    def _judge_choice(self, part: Alternative, *, on_codes: bool, decoded: Collection[Node]) -> None:
+        self._deferred[part.node] = None
+        for operand in part.node.all_input_nodes:
+            if isinstance(self.values.get(operand), View):
+                self._deferred[operand] = None  # this verdict is its reason too
+        codes, features = part.on_codes, part.restored(decoded)
+        fate = Fate.ON_CODES if on_codes else Fate.RESTORED
+        reason = ON_CODES[Law.QUADRATIC] if on_codes else DEARER
+        self._note(part.node, part.node.all_input_nodes, _Finding(fate, Law.QUADRATIC, reason, codes, features))
+
+    def _note(self, node: Node, operands: Sequence[Node], finding: _Finding) -> None:
         for operand in operands:
             for site in _sites_of(self.values.get(operand)):
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
                     Verdict(
-                        site, _FATES[type(outcome)], _operator(node), node.name, law, reason, source_line(node), path
+                        site=site, fate=finding.fate, operator=_operator(node), node=node.name, law=finding.law,
+                        reason=finding.reason, source=source_line(node), path=path,
+                        cost_on_codes=finding.cost_on_codes, cost_restored=finding.cost_restored,
                     )
-                )
+                )  # fmt: skip
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:
         """Names of the nodes from the site's own node to this one."""
@@ -287,7 +376,7 @@ class _Walk:
 def _sites_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(dict.fromkeys(site for part in value for site in part.sites))
-    return value.sites if isinstance(value, LowRankValue) else ()
+    return value.sites if isinstance(value, (LowRankValue, View, Product)) else ()
 
 
 def _operator(node: Node) -> str:

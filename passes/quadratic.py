@@ -1,0 +1,204 @@
+"""QUADRATIC: products of features with features that are summed over all features of a code.
+
+Replaces ``sum_k (A z + o)_k (A' z' + o')_k`` with an inner product of codes (:mod:`passes.code_products`). Nothing is
+replaced where the products are multiplied: they are carried along as a :class:`passes.deferred.Product` through sums,
+differences, numbers and views, until every sum is whole (FM's ``(sum_f e_f)^2 - sum_f e_f^2`` is one only after the
+last sum) or an operator needs the products one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from passes.code_builder import CodeBuilder
+from passes.code_products import RULE, is_possible
+from passes.deferred import Factors, Product, inner_products
+from passes.field_scores import FieldScores, with_rows
+from passes.graph_tools import aten, value_of
+from passes.low_rank_value import LowRankValue
+from passes.moves import argument, equal_sizes, on_features, static
+from passes.outcomes import Deferred, Law, Outcome, Restored, Undecided, Values
+from passes.scores import LikeScores, is_ordinary, matrix_letters, side_of, with_one_feature_axis
+from passes.whole_product import WholeProduct
+
+PRODUCT = "it multiplies features with features, and a product of two codes is not a code"
+BENDS = "it changes every feature by a curve, which a code does not follow"
+NEEDS_PRODUCTS = Restored(PRODUCT, Law.INTERACTION)
+
+
+def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``mul`` of two low-rank values."""
+    return _product(builder, node, values, (node.args[0], node.args[1]))
+
+
+def power(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``pow(x, 2)`` of a low-rank value."""
+    exponent = argument(node, 1, 2)
+    if not isinstance(exponent, (int, float)) or exponent != 2:
+        return Restored(BENDS, Law.NONLINEAR)
+    return _product(builder, node, values, (node.args[0], node.args[0]))
+
+
+def _product(builder: CodeBuilder, node: Node, values: Values, operands: tuple[Any, Any]) -> Outcome:
+    left, right = values.get(operands[0]), values.get(operands[1])
+    if not isinstance(left, LowRankValue) or not isinstance(right, LowRankValue):
+        return NEEDS_PRODUCTS
+    if any(value_of(side.code).dtype != value_of(node).dtype for side in (left, right)):
+        return NEEDS_PRODUCTS
+    sides = _with_equal_features(builder, node, left, right)
+    if sides is None:
+        return NEEDS_PRODUCTS
+    left, right = sides
+    shape = tuple(value_of(node).shape)
+    lead = shape[: len(shape) - len(left.trailing)]
+    term = Factors(node, operands, left, right, np.arange(left.features))
+    return Deferred(Product((term,), lead, left.trailing), NEEDS_PRODUCTS)
+
+
+def _with_equal_features(
+    builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue
+) -> tuple[LowRankValue, LowRankValue] | None:
+    """Both values with the feature axes of their elementwise result; leading axes are left to broadcast."""
+    shape = tuple(value_of(node).shape)
+    kept = len(shape) - max(len(left.trailing), len(right.trailing))
+    trailing = shape[kept:]
+    if not static(trailing):
+        return None
+    sides = []
+    for value in (left, right):
+        beyond = min(len(trailing) - len(value.trailing), len(value.lead))
+        pulled = builder.pull(value, beyond, rule=RULE, like=node)
+        moved = pulled and on_features(pulled, lambda positions: np.broadcast_to(positions, trailing))
+        if not isinstance(moved, LowRankValue):
+            return None
+        sides.append(moved)
+    return sides[0], sides[1]
+
+
+def settled(builder: CodeBuilder, node: Node, product: Product) -> Outcome:
+    """A product carried on, or decided where it is whole."""
+    pairs = [inner_products(term) for term in product.terms]
+    for each in pairs:
+        if each is None or {pair.result for pair in each} != set(range(product.count)):
+            return Deferred(product)
+        if not all(is_possible(pair.left) and is_possible(pair.right) for pair in each):
+            return Deferred(product)
+    return Undecided(WholeProduct(builder, node, product))
+
+
+def _only(node: Node, values: Values) -> Product | None:
+    """The product that a node with one operand takes."""
+    value = values.get(node.args[0]) if isinstance(node.args[0], Node) else None
+    return value if isinstance(value, Product) else None
+
+
+def reduce_sum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sum`` of products over feature axes."""
+    return _reduced(builder, node, values, mean=False)
+
+
+def reduce_mean(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``mean`` of products over feature axes."""
+    return _reduced(builder, node, values, mean=True)
+
+
+def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) -> Outcome:
+    product = _only(node, values)
+    if product is None or node.kwargs.get("dtype") is not None:
+        return NEEDS_PRODUCTS
+    rank, given = len(product.shape), argument(node, 1, None)
+    axes = {axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))}
+    lead = len(product.lead)
+    if min(axes) < lead:
+        return NEEDS_PRODUCTS
+    keep = bool(argument(node, 2, node.kwargs.get("keepdim", False)))
+    shape = product.trailing
+    ones = tuple(1 if axis + lead in axes else size for axis, size in enumerate(shape))
+    targets = np.broadcast_to(np.arange(int(np.prod(ones))).reshape(ones), shape)
+    kept = ones if keep else tuple(size for axis, size in enumerate(shape) if axis + lead not in axes)
+    summed = product.relabelled(targets, kept)
+    return settled(builder, node, summed.scaled(summed.count / product.count) if mean else summed)
+
+
+def scale(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``mul``, ``div`` of products by a number, and ``neg``."""
+    product = next(value for operand in node.all_input_nodes if isinstance(value := values.get(operand), Product))
+    number = -1.0 if node.target is aten.neg.default else next((a for a in node.args if not isinstance(a, Node)), None)
+    if not isinstance(number, (int, float)) or (node.target is aten.div.Tensor and not isinstance(node.args[0], Node)):
+        return NEEDS_PRODUCTS
+    return settled(builder, node, product.scaled(1.0 / number if node.target is aten.div.Tensor else float(number)))
+
+
+def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``add`` of products."""
+    return _added(builder, node, values, float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+
+
+def subtract(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sub`` of products."""
+    return _added(builder, node, values, -float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+
+
+def _added(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
+    one, other = (values.get(operand) if isinstance(operand, Node) else None for operand in node.args[:2])
+    if not isinstance(one, Product) or not isinstance(other, Product):
+        return NEEDS_PRODUCTS
+    if not equal_sizes(one.shape, other.shape) or one.trailing != other.trailing:
+        return NEEDS_PRODUCTS
+    return settled(builder, node, replace(one, terms=(*one.terms, *other.scaled(factor).terms)))
+
+
+def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``matmul``, ``bmm``, ``mm`` of two low-rank values."""
+    left, right = node.args[0], node.args[1]
+    if not isinstance(left, Node) or not isinstance(right, Node):
+        return NEEDS_PRODUCTS
+    rank = len(value_of(left).shape)
+    if rank < 2 or rank != len(value_of(right).shape):
+        return NEEDS_PRODUCTS
+    one, other, output = matrix_letters(rank)
+    return _scores(builder, node, values, ((left, one), (right, other)), output)
+
+
+def einsum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``einsum`` of two low-rank values."""
+    inputs, arrow, output = str(node.args[0]).replace(" ", "").partition("->")
+    letters, operands = inputs.split(","), node.args[1]
+    if not arrow or "." in inputs or not isinstance(operands, (list, tuple)) or len(letters) != 2:
+        return NEEDS_PRODUCTS
+    return _scores(builder, node, values, ((operands[0], letters[0]), (operands[1], letters[1])), output)
+
+
+def _scores(
+    builder: CodeBuilder, node: Node, values: Values, operands: tuple[tuple[Any, str], tuple[Any, str]], output: str
+) -> Outcome:
+    left, right = (side_of(operand, values.get(operand), letters) for operand, letters in operands)
+    if left is None or right is None or not is_ordinary(left, right, output):
+        return NEEDS_PRODUCTS
+    one, other = (with_one_feature_axis(builder, node, side) for side in (left, right))
+    if one is not None and other is not None:
+        like = LikeScores(builder, node, (one, other), output)
+        return Undecided(like) if like.pairs else NEEDS_PRODUCTS
+    own = "".join(sorted(set(left.labels) - set(right.labels)))
+    others = "".join(sorted(set(right.labels) - set(left.labels)))
+    one, other = with_rows(builder, node, left, own), with_rows(builder, node, right, others)
+    if one is None or other is None:
+        return NEEDS_PRODUCTS
+    fields = FieldScores(builder, node, (one, other), output)
+    return Undecided(fields) if fields.is_possible else NEEDS_PRODUCTS
+
+
+def reshape(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``view``, ``squeeze``, ``unsqueeze`` of products that leave the leading axes alone."""
+    product, shape = _only(node, values), tuple(value_of(node).shape)
+    lead = () if product is None else product.lead
+    tail = shape[len(lead) :]
+    if product is None or not equal_sizes(shape[: len(lead)], lead) or not static(tail):
+        return NEEDS_PRODUCTS
+    if not tail or int(np.prod(tail)) != product.count:
+        return NEEDS_PRODUCTS
+    return settled(builder, node, replace(product, trailing=tail))
