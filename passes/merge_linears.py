@@ -32,9 +32,16 @@ class MergeLinears(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = False
-        for rule in (_as_linear, _scaled, _product, _shifted, _side_by_side, _accumulated):
+        for rule in (_as_linear, _scaled, _product, _shifted, _side_by_side):
             changed |= _everywhere(graph_module, rule)
         return PassResult(graph_module, changed)
+
+
+class StartProducts(PassBase):
+    """Replaces a sum with a product by a product that starts from the other term."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        return PassResult(graph_module, _everywhere(graph_module, _accumulated))
 
 
 Rule = Callable[[GraphModule, Node], "Node | None"]

@@ -15,8 +15,9 @@ from passes.collapse_moves import CollapseMoves
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.graph_tools import clone_graph_module
-from passes.merge_linears import MergeLinears
+from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
+from passes.row_terms import RowTerms
 from passes.pack_tables import PackedTable, PackTables
 
 
@@ -38,7 +39,7 @@ def serve(module: GraphModule, *, free_sources: bool = False) -> Served:
     clone = clone_graph_module(module)
     tables = PackTables(free_sources=free_sources)
     for each in (
-        FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), tables, CollapseMoves(), MergeReductions(),
+        FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(), tables, CollapseMoves(), MergeReductions(),
         CollapseMoves(), FoldConstants(), Canonicalize(),
     ):  # fmt: skip
         result = each(clone)

@@ -1,0 +1,189 @@
+"""Reads a tree of additions of single features as one sum of terms.
+
+``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are taken apart,
+down to four kinds of terms: a weighted sum of columns, a weighted sum of squared columns, a Linear with one output, and
+whatever else gives one feature. A logit is such a sum: bias, linear term, pairwise term, deep part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_tools import aten, constant_of, shape_of, value_of
+
+
+@dataclass
+class SumOfTerms:
+    """A sum.
+
+    Attributes:
+        constant: the terms that are the same for every row.
+        columns: (weight, columns): ``weight * sum(columns)``.
+        squares: (weight, columns): ``weight * sum(columns ** 2)``.
+        linears: (weight, Linear with one output).
+        others: (weight, node of one feature).
+        inside: operators that the sum replaces.
+    """
+
+    constant: float = 0.0
+    columns: list[tuple[float, Columns]] = field(default_factory=list)
+    squares: list[tuple[float, Columns]] = field(default_factory=list)
+    linears: list[tuple[float, Node]] = field(default_factory=list)
+    others: list[tuple[float, Node]] = field(default_factory=list)
+    inside: list[Node] = field(default_factory=list)
+
+
+def read_sum(module: GraphModule, columns: FeatureColumns, root: Node) -> SumOfTerms | None:
+    """The sum that a node of one feature is; None where it adds nothing up."""
+    if not _is_sum_operator(root) or not _one_feature(columns, root):
+        return None
+    reader = _Reader(module, columns)
+    reader.total(root, 1.0, root=True)
+    return reader.result
+
+
+class _Reader:
+    def __init__(self, module: GraphModule, columns: FeatureColumns) -> None:
+        self.module, self.columns = module, columns
+        self.result = SumOfTerms()
+
+    def total(self, node: object, weight: float, *, root: bool = False) -> None:
+        """Adds ``weight`` times the sum of all features of a node."""
+        if isinstance(node, (int, float)):
+            raise AssertionError("numbers are added where the number of features is known")
+        if not isinstance(node, Node):
+            raise AssertionError("a term is a node")
+        if not root and len(node.users) > 1 and not self.columns.is_move(node):
+            self._leaf(node, weight)
+            return
+        parts = self._parts(node, weight)
+        if parts is None:
+            self._leaf(node, weight)
+            return
+        self.result.inside.append(node)
+        for part, factor in parts:
+            self.total(part, factor)
+
+    def _parts(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
+        """What the sum of a node's features is the sum of; constants are added on the way."""
+        if node.op != "call_function" or node.kwargs:
+            return None
+        target = node.target
+        if target in (aten.add.Tensor, aten.sub.Tensor):
+            signs = (1.0, -1.0 if target is aten.sub.Tensor else 1.0)
+            return self._terms(node, weight, signs)
+        if target is aten.neg.default:
+            return [(node.args[0], -weight)]
+        if target is aten.mul.Tensor:
+            return self._scaled(node, weight)
+        if target is aten.sum.dim_IntList:
+            source = node.args[0]
+            return [(source, weight)] if self._sums_within_rows(node) else None
+        if self.columns.is_move(node) and node.target is not aten.slice.Tensor:
+            return None
+        return None
+
+    def _terms(self, node: Node, weight: float, signs: tuple[float, float]) -> list[tuple[Node, float]] | None:
+        parts: list[tuple[Node, float]] = []
+        constant = 0.0
+        for operand, sign in zip(node.args[:2], signs, strict=True):
+            value = self._constant(operand, node)
+            if value is not None:
+                constant += sign * value
+            elif isinstance(operand, Node) and _same_shape(operand, node):
+                parts.append((operand, sign * weight))
+            else:
+                return None
+        self.result.constant += weight * constant
+        return parts
+
+    def _scaled(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
+        left, right = node.args[:2]
+        for one, other in ((left, right), (right, left)):
+            if isinstance(other, Node) and isinstance(one, (int, float)):
+                return [(other, weight * float(one))]
+            tensor = constant_of(self.module, one)
+            if tensor is not None and tensor.numel() == 1 and not tensor.requires_grad and _same_shape(other, node):
+                return [(other, weight * float(tensor))]
+        return None
+
+    def _constant(self, operand: object, like: Node) -> float | None:
+        """The sum over all features of a constant term, which may broadcast."""
+        features = math.prod((shape_of(like) or ())[1:])
+        if isinstance(operand, (int, float)):
+            return float(operand) * features
+        tensor = constant_of(self.module, operand)
+        if tensor is None or not tensor.is_floating_point():
+            return None
+        shape = (1, *(shape_of(like) or ())[1:])
+        try:
+            return float(tensor.detach().double().expand(shape).sum())
+        except RuntimeError:
+            return None
+
+    def _sums_within_rows(self, node: Node) -> bool:
+        axes, source = node.args[1], node.args[0]
+        rank = len(shape_of(source) or ())
+        return (
+            isinstance(axes, (list, tuple)) and len(axes) > 0 and 0 not in {axis % rank for axis in axes}
+            and self.columns.trailing(source) is not None
+        )  # fmt: skip
+
+    def _leaf(self, node: Node, weight: float) -> None:
+        squared = _squared(node)
+        if squared is not None and len(node.users) == 1 and self.columns.of(squared) is not None:
+            self.result.inside.append(node)
+            self.result.squares.append((weight, self.columns.of(squared).reshape(-1)))
+        elif _is_linear_of_one(self.module, node) and len(node.users) == 1:
+            self.result.linears.append((weight, node))
+        elif self.columns.of(node) is not None and not (
+            _one_feature(self.columns, node) and not self.columns.is_move(node)
+            and node.target is not aten.embedding.default
+        ):  # fmt: skip
+            self.result.columns.append((weight, self.columns.of(node).reshape(-1)))
+        else:
+            self.result.others.append((weight, node))
+
+
+def _squared(node: Node) -> Node | None:
+    if node.op != "call_function":
+        return None
+    if node.target is aten.mul.Tensor and node.args[0] is node.args[1]:
+        return node.args[0]
+    if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
+        return node.args[0]
+    return node.args[0] if node.target is aten.square.default else None
+
+
+def _is_linear_of_one(module: GraphModule, node: Node) -> bool:
+    if node.op != "call_function" or node.target is not aten.linear.default or len(shape_of(node) or ()) != 2:
+        return False
+    weight = constant_of(module, node.args[1])
+    bias = node.args[2] if len(node.args) > 2 else None
+    return weight is not None and weight.shape[0] == 1 and (bias is None or constant_of(module, bias) is not None)
+
+
+def _is_sum_operator(node: Node) -> bool:
+    return node.op == "call_function" and node.target in (aten.add.Tensor, aten.sub.Tensor)
+
+
+def _one_feature(columns: FeatureColumns, node: Node) -> bool:
+    trailing = columns.trailing(node)
+    value = value_of(node)
+    return trailing == (1,) and isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _same_shape(one: object, other: Node) -> bool:
+    left, right = shape_of(one) if isinstance(one, Node) else None, shape_of(other)
+    if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
+        return False
+    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
+
+
+
