@@ -10,12 +10,12 @@ outside its table is no longer outside the packed one; :mod:`passes.id_bounds` k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -34,9 +34,10 @@ from passes.graph_tools import (
     shape_of,
     value_of,
 )
+from passes.id_bounds import IdBound, OutOfRange, guarded
 from passes.id_columns import IdColumn, id_columns
 from passes.serving_cost import ServingCost, serving_cost
-from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, widest
+from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, rows_of, widest
 
 RULE = "pack tables"
 ROWS_PER_BLOCK = 65_536
@@ -53,6 +54,7 @@ class PackedTable:
         tables: names of the tables in it.
         lookups: number of lookups that one gather replaces.
         padding: scalars that no id reads.
+        bounds: where the ids are columns of an input, what they must lie within.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PackedTable:
     tables: tuple[str, ...]
     lookups: int
     padding: int
+    bounds: tuple[IdBound, ...] = ()
 
 
 class PackTables(PassBase):
@@ -71,8 +74,9 @@ class PackTables(PassBase):
             tables that nobody else trains or saves.
     """
 
-    def __init__(self, *, free_sources: bool = False) -> None:
+    def __init__(self, *, out_of_range: OutOfRange = OutOfRange.UNCHECKED, free_sources: bool = False) -> None:
         super().__init__()
+        self.out_of_range = out_of_range
         self.free_sources = free_sources
         self.packed: tuple[PackedTable, ...] = ()
 
@@ -85,7 +89,7 @@ class PackTables(PassBase):
             if plan is None:
                 break
             candidate = clone_graph_module(module)
-            made = _Packing(candidate, _names(plan)).run()
+            made = _Packing(candidate, _names(plan), self.out_of_range).run()
             if made is None:
                 refused.add(frozenset(_names(plan)))
                 continue
@@ -139,13 +143,15 @@ class _Made:
     parameter: str
     groups: tuple[RowGroup, ...]
     report: PackedTable
+    starts: Mapping[int, int]
 
 
 class _Packing:
     """One packing of some tables in one graph."""
 
-    def __init__(self, module: GraphModule, names: Sequence[str]) -> None:
+    def __init__(self, module: GraphModule, names: Sequence[str], out_of_range: OutOfRange) -> None:
         self.module = module
+        self.out_of_range = out_of_range
         self.columns = FeatureColumns(module)
         lookups = [each for each in find_lookups(module, self.columns) if each.name in set(names)]
         self.groups = _in_consumer_order(row_groups(lookups), self.columns)
@@ -156,7 +162,7 @@ class _Packing:
         if not self.lookups:
             return None
         graph, first = self.module.graph, self.lookups[0].node
-        width, rows = widest(self.groups), sum(group.rows for group in self.groups)
+        width, rows = widest(self.groups), rows_of(self.groups, self.out_of_range)
         like = self.lookups[0].table
         trainable = any(lookup.table.requires_grad for lookup in self.lookups)
         stand_in = torch.zeros((1, 1), dtype=like.dtype, device=like.device).expand(rows, width)
@@ -170,9 +176,20 @@ class _Packing:
         self._replace(gathered, places, width)
         report = PackedTable(
             str(table.target), rows, width, tuple(_names(self.groups)), len(self.lookups),
-            sum(group.rows * (width - group.width) for group in self.groups),
+            rows * width - sum(group.rows * group.width for group in self.groups), self._bounds(),
         )  # fmt: skip
-        return _Made(str(table.target), tuple(self.groups), report)
+        return _Made(str(table.target), tuple(self.groups), report, offsets_of(self.groups, self.out_of_range))
+
+    def _bounds(self) -> tuple[IdBound, ...]:
+        """What every id that is an input's column must lie within."""
+        found = []
+        for group in self.groups:
+            for column in group.ids:
+                source, place = self.columns.source(column.column)
+                if source.op == "placeholder":
+                    low, high = -column.offset, group.limit - column.offset
+                    found.append(IdBound(source.name, place, low, high, next(iter(group.tables))))
+        return tuple(dict.fromkeys(found))
 
     def _first_possible(self, first: Node) -> Node:
         """Where all ids are known and no lookup has been used yet: the last source of an id must come first."""
@@ -208,7 +225,9 @@ class _Packing:
                 node = call(graph, aten._to_copy.default, node, rule=RULE, like=like, dtype=torch.int64)
             nodes.append(node)
         ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
-        starts = offsets_of(self.groups)
+        starts = offsets_of(self.groups, self.out_of_range)
+        limits = [self.groups[position].limit - column.offset for position, column in order]
+        ids = guarded(self.module, ids, [-column.offset for _, column in order], limits, self.out_of_range, like)
         offsets = torch.tensor([starts[position] + column.offset for position, column in order])
         if not bool(offsets.any()):
             return ids
@@ -280,9 +299,10 @@ def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
     """Copies the tables into the packed one, block by block."""
     stand_in = get_attribute(module, made.parameter)
     packed = torch.empty(stand_in.shape, dtype=stand_in.dtype, device=stand_in.device)
-    start = 0
-    for group in made.groups:
-        packed[start : start + group.rows, group.width :] = 0
+    if made.report.padding:
+        packed.zero_()
+    for position, group in enumerate(made.groups):
+        start = made.starts[position]
         column = 0
         for table in group.tables.values():
             region = packed[start : start + group.rows, column : column + table.shape[1]]
@@ -291,7 +311,6 @@ def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
             if free_sources:
                 table.data = region
             column += table.shape[1]
-        start += group.rows
     owner_name, _, leaf = made.parameter.rpartition(".")
     owner = module.get_submodule(owner_name)
     owner._parameters[leaf] = nn.Parameter(packed, requires_grad=stand_in.requires_grad)
@@ -299,5 +318,3 @@ def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
         if node.op == "get_attr" and node.target == made.parameter:
             node.meta["val"] = fake_mode(module.graph).from_tensor(owner._parameters[leaf], static_shapes=True)
 
-
-__all__ = ["PackTables", "PackedTable", "Tensor"]

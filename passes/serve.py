@@ -15,6 +15,7 @@ from passes.collapse_moves import CollapseMoves
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.graph_tools import clone_graph_module
+from passes.id_bounds import OutOfRange
 from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
 from passes.row_terms import RowTerms
@@ -34,10 +35,12 @@ class Served:
     tables: tuple[PackedTable, ...]
 
 
-def serve(module: GraphModule, *, free_sources: bool = False) -> Served:
+def serve(
+    module: GraphModule, *, out_of_range: OutOfRange = OutOfRange.UNCHECKED, free_sources: bool = False
+) -> Served:
     """The graph as it is served; the module given is left as it is."""
     clone = clone_graph_module(module)
-    tables = PackTables(free_sources=free_sources)
+    tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
         FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(), tables, CollapseMoves(), MergeReductions(),
         CollapseMoves(), FoldConstants(), Canonicalize(),

@@ -59,7 +59,7 @@ class _Reader:
             raise AssertionError("numbers are added where the number of features is known")
         if not isinstance(node, Node):
             raise AssertionError("a term is a node")
-        if not root and len(node.users) > 1 and not self.columns.is_move(node):
+        if not root and len(node.users) > 1:
             self._leaf(node, weight)
             return
         parts = self._parts(node, weight)
@@ -85,9 +85,26 @@ class _Reader:
         if target is aten.sum.dim_IntList:
             source = node.args[0]
             return [(source, weight)] if self._sums_within_rows(node) else None
-        if self.columns.is_move(node) and node.target is not aten.slice.Tensor:
-            return None
+        if self.columns.is_move(node):
+            return self._rearranged(node, weight)
         return None
+
+    def _rearranged(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
+        """The sources of a move that holds all features of each once, where nothing else uses them."""
+        wanted = self.columns.of(node)
+        if wanted is None:
+            return None
+        which, places = self.columns.sources(wanted.reshape(-1))
+        parts: list[tuple[Node, float]] = []
+        for number in dict.fromkeys(which.tolist()):
+            source = self.columns.node(int(number))
+            features = math.prod((shape_of(source) or ())[1:])
+            whole = sorted(places[which == number].tolist()) == list(range(features))
+            if not whole or source.op != "call_function" or source.target is aten.embedding.default:
+                return None
+            parts.append((source, weight))
+        lone = all(len(each.users) == 1 for each in (*_between(self.columns, node), *(part for part, _ in parts)))
+        return parts if lone else None
 
     def _terms(self, node: Node, weight: float, signs: tuple[float, float]) -> list[tuple[Node, float]] | None:
         parts: list[tuple[Node, float]] = []
@@ -149,6 +166,17 @@ class _Reader:
             self.result.columns.append((weight, self.columns.of(node).reshape(-1)))
         else:
             self.result.others.append((weight, node))
+
+
+def _between(columns: FeatureColumns, node: Node) -> list[Node]:
+    """The moves that a moved tensor is made by, itself left out."""
+    found: list[Node] = []
+    pending = [each for each in node.all_input_nodes if columns.is_move(each)]
+    while pending:
+        one = pending.pop()
+        found.append(one)
+        pending += [each for each in one.all_input_nodes if columns.is_move(each)]
+    return found
 
 
 def _squared(node: Node) -> Node | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.fx import Node
 
+from passes.id_bounds import OutOfRange
 from passes.id_columns import IdColumn
 from passes.serving_cost import BYTES_PER_US, LAUNCH_US
 
@@ -64,6 +65,11 @@ class RowGroup:
     def rows(self) -> int:
         """Rows of the longest table."""
         return max(table.shape[0] for table in self.tables.values())
+
+    @property
+    def limit(self) -> int:
+        """Ids must be below this: rows of the shortest table."""
+        return min(table.shape[0] for table in self.tables.values())
 
     def column_of(self, name: str) -> int:
         """First feature of a table within the row."""
@@ -133,10 +139,17 @@ def _pays(classes: Sequence[Sequence[RowGroup]], position: int, size: int) -> bo
     return TYPICAL_ROWS * read / BYTES_PER_US <= 4 * LAUNCH_US
 
 
-def offsets_of(groups: Sequence[RowGroup]) -> Mapping[int, int]:
-    """First row of every group, by its position."""
-    starts, start = {}, 0
+def offsets_of(groups: Sequence[RowGroup], out_of_range: OutOfRange) -> Mapping[int, int]:
+    """First row of every group, by its position. With padding rows, one of zeros lies before, between and behind them."""
+    between = int(out_of_range is OutOfRange.PADDING_ROW)
+    starts, start = {}, between
     for position, group in enumerate(groups):
         starts[position] = start
-        start += group.rows
+        start += group.rows + between
     return starts
+
+
+def rows_of(groups: Sequence[RowGroup], out_of_range: OutOfRange) -> int:
+    """Rows of the packed table."""
+    between = int(out_of_range is OutOfRange.PADDING_ROW)
+    return between + sum(group.rows + between for group in groups)

@@ -1,0 +1,74 @@
+"""What becomes of an id outside its table once the table is a part of a larger one.
+
+A lookup in a table of its own fails for an id beyond the table's end. In a packed table the same id reads the next table's
+rows, and neither torch nor ONNX Runtime can notice. The guard costs a few small operators on the ids per call:
+
+    unchecked      nothing in the graph; whoever calls it must feed valid ids (``Program.run`` checks them)
+    error          such an id is sent beyond the packed table's end, where the runtime fails as before
+    clamp          the nearest row of its own table is read
+    padding-row    a row of zeros is read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch.fx import GraphModule, Node
+
+from passes.graph_tools import aten, call, parameter, value_of
+
+RULE = "guard ids"
+BEYOND = 2**40
+"""No table has so many rows."""
+
+
+class OutOfRange(StrEnum):
+    """What a packed lookup does with an id outside its table."""
+
+    UNCHECKED = "unchecked"
+    ERROR = "error"
+    CLAMP = "clamp"
+    PADDING_ROW = "padding-row"
+
+
+@dataclass(frozen=True)
+class IdBound:
+    """The range of one column of ids.
+
+    Attributes:
+        input: name of the graph's input.
+        column: which of the input's features, row-major.
+        low: smallest valid id.
+        high: first invalid id above.
+        table: a table that it reads.
+    """
+
+    input: str
+    column: int
+    low: int
+    high: int
+    table: str
+
+
+def guarded(
+    module: GraphModule, ids: Node, low: Sequence[int], high: Sequence[int], out_of_range: OutOfRange, like: Node
+) -> Node:
+    """The ids int64 [batch, fields] behind a guard; valid are ``low <= id < high``, per field."""
+    if out_of_range is OutOfRange.UNCHECKED:
+        return ids
+    graph, device = module.graph, value_of(like).device
+    margin = int(out_of_range is OutOfRange.PADDING_ROW)
+    bounds = [
+        parameter(module, f"packed_table.{name}", torch.tensor(values, device=device), rule=RULE, trainable=False)
+        for name, values in (("low", [each - margin for each in low]), ("high", [each - 1 + margin for each in high]))
+    ]
+    largest = call(graph, aten.maximum.default, ids, bounds[0], rule=RULE, like=like)
+    inside = call(graph, aten.minimum.default, largest, bounds[1], rule=RULE, like=like)
+    if out_of_range is not OutOfRange.ERROR:
+        return inside
+    valid = call(graph, aten.eq.Tensor, ids, inside, rule=RULE, like=like)
+    beyond = parameter(module, "packed_table.beyond", torch.tensor(BEYOND, device=device), rule=RULE, trainable=False)
+    return call(graph, aten.where.self, valid, ids, beyond, rule=RULE, like=like)
