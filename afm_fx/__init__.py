@@ -9,6 +9,7 @@ from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.moments import Moments
 from afm_fx.onnx_export import ExportReport, export_onnx
+from afm_fx.packing import PackReport, pack
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
@@ -30,6 +31,7 @@ __all__ = [
     "Fixed",
     "FullRank",
     "Moments",
+    "PackReport",
     "Plan",
     "Policy",
     "Program",
@@ -45,4 +47,5 @@ __all__ = [
     "find_chains",
     "laws",
     "make_plan",
+    "pack",
 ]

@@ -159,6 +159,9 @@ def compress(
     max_rows: Annotated[
         int | None, typer.Option(min=1, help="Calibration rows at most.", show_default="all of them")
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack/--no-pack", help="Pack the low-rank model for serving; its outputs stay the same.")
+    ] = True,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -173,10 +176,12 @@ def compress(
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
 
         names = None if columns is None else [name.strip() for name in columns.split(",")]
-        job = CompressJob(model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force)
+        job = CompressJob(model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack)
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
         typer.echo(outcome.compressed.report.table())
+        if outcome.compressed.packing is not None:
+            typer.echo(outcome.compressed.packing.table())
         dense, low_rank = (export.max_abs_difference for export in outcome.exports)
         typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
         typer.echo(f"Written to {out}/: {', '.join(name for name in OUTPUTS if (out / name).exists())}")

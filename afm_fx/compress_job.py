@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class CompressJob:
         max_rows: calibration rows at most, or None for all.
         basis: "afm" or "weight_svd".
         force: replace existing outputs.
+        pack: pack the low-rank program for serving.
     """
 
     model: str
@@ -49,6 +50,7 @@ class CompressJob:
     max_rows: int | None = None
     basis: str = "afm"
     force: bool = False
+    pack: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
     batches = FileBatches(file, program, job.batch_size, job.columns)
-    compressed = compress(program, batches, job.policy, basis=job.basis, max_rows=job.max_rows)
+    compressed = compress(program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack)
     with staged_outputs(job.out, OUTPUTS) as staging:
         exports = write_outputs(compressed, staging)
     return CompressOutcome(compressed, exports)
@@ -88,6 +90,7 @@ def write_outputs(compressed: Compressed, directory: Path) -> tuple[ExportReport
     low_rank = export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
     report: dict[str, Any] = json.loads(compressed.report.to_json())
+    report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return dense, low_rank

@@ -14,6 +14,7 @@ from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.errors import PlanError
 from afm_fx.inputs import Inputs
+from afm_fx.packing import PackReport, pack_reported
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Policy
@@ -32,10 +33,11 @@ class Compressed:
 
     Attributes:
         original: the captured model.
-        program: the low-rank program.
+        program: the low-rank program, packed for serving unless that was left out.
         statistics: what calibration saw.
         plan: the ranks and factors.
         report: sizes, ranks and reasons.
+        packing: what packing did, None where it was left out.
     """
 
     original: Program
@@ -43,6 +45,7 @@ class Compressed:
     statistics: Statistics
     plan: Plan
     report: CompressionReport
+    packing: PackReport | None = None
 
 
 def compress(
@@ -53,6 +56,7 @@ def compress(
     *,
     basis: str | BasisKind = "afm",
     max_rows: int | None = None,
+    pack: bool = True,
 ) -> Compressed:
     """Compresses a trained model.
 
@@ -63,6 +67,7 @@ def compress(
         example_inputs: one batch of at least 2 rows to capture with; the first calibration batch if left out.
         basis: see :func:`afm_fx.make_plan`.
         max_rows: calibrate on so many rows at most.
+        pack: pack the low-rank program for serving (:func:`afm_fx.pack`), which changes its form and not its outputs.
 
     Raises:
         UserError: its subclasses say what is wrong with the model, the batches or the policy.
@@ -77,7 +82,11 @@ def compress(
     statistics = calibrate(program, batches, max_rows=max_rows)
     plan = make_plan(program, statistics, policy, basis=basis)
     low_rank = apply_plan(program, plan)
-    return Compressed(program, low_rank, statistics, plan, report_of(program, low_rank, plan))
+    report = report_of(program, low_rank, plan)
+    if not pack:
+        return Compressed(program, low_rank, statistics, plan, report)
+    packed = pack_reported(low_rank)
+    return Compressed(program, packed.program, statistics, plan, report, packed.report)
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:

@@ -236,8 +236,15 @@ def _what_was_done(compressed: Compressed) -> str:
     tables = sum(site.kind == "embedding" for site in factored)
     return (
         f"{tables} tables and {len(factored) - tables} layers factored from {compressed.statistics.rows:,} "
-        f"unlabelled rows, nothing retrained"
+        f"unlabelled rows{_how_it_was_packed(compressed)}"
     )
+
+
+def _how_it_was_packed(compressed: Compressed) -> str:
+    packing = compressed.packing
+    if packing is None:
+        return ""
+    return f"; {packing.nodes_before} operators packed into {packing.nodes_after}"
 
 
 def _since(started: float) -> str:

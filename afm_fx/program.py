@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from passes.graph_tools import clone_graph_module, convert_dtype
+from passes.id_bounds import IdBound
+from passes.sites import site_name
 
 __all__ = ["Inputs", "Program"]
 
@@ -33,6 +35,7 @@ class Program:
         single_dict_argument: whether the model takes one dict of features (a dict is then not keyword inputs).
         warnings: what a user should know about this model.
         dtype: the floating dtype that floating inputs are cast to, or None for "as given".
+        id_bounds: the valid ids of input columns that read packed tables, where nothing else would notice others.
     """
 
     graph_module: GraphModule
@@ -44,6 +47,7 @@ class Program:
     single_dict_argument: bool = False
     warnings: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
+    id_bounds: tuple[IdBound, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program. Takes the original model's inputs and returns what the original returns.
@@ -65,6 +69,7 @@ class Program:
             BatchError: structure, shape or dtype differ from what the model takes, or an id is outside its table.
         """
         args, kwargs = self.bind(inputs)
+        self._check_ids(args, kwargs)
         try:
             with torch.no_grad():
                 return self(*args, **kwargs)
@@ -162,6 +167,21 @@ class Program:
             raise BatchError(f"the inputs disagree on the batch size: {sizes}")
         if 0 in sizes.values():
             raise BatchError("the batch is empty (0 rows)")
+
+    def _check_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A lookup in a packed table would not notice an id outside the table that it was made for."""
+        leaves = dict(zip(self.input_names, pytree.tree_leaves((args, kwargs)), strict=True))
+        for bound in self.id_bounds:
+            ids = leaves[bound.input].flatten(1)[:, bound.column] if leaves[bound.input].dim() > 1 else leaves[bound.input]
+            whole = ids.trunc() if ids.is_floating_point() else ids
+            outside = (whole < bound.low) | (whole >= bound.high)
+            if bool(outside.any()):
+                row = int(outside.nonzero()[0])
+                raise BatchError(
+                    f"row {row}: id {int(whole[row])} of input '{bound.input}', column {bound.column} is outside table "
+                    f"'{site_name(bound.table)}' with {bound.high - bound.low:,} rows "
+                    f"(ids {bound.low:,} to {bound.high - 1:,})"
+                )
 
     def _check_tensor(self, name: str, given: torch.Tensor, example: torch.Tensor, free_batch: bool) -> None:
         shape, want = tuple(given.shape), tuple(example.shape)

@@ -1,4 +1,4 @@
-"""Times a Criteo-shaped DeepFM: dense, this pass, weight-SVD and the authors' structure (--help)."""
+"""Times a Criteo-shaped DeepFM: dense and low-rank, packed and not, weight-SVD and the authors' structure (--help)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The four versions of one model that the latency benchmark compares, exported to ONNX."""
+"""The versions of one model that the latency benchmark compares, exported to ONNX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from afm_fx.program import Program
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.peers.authors_structure import AuthorsDeepFM
 
-DENSE, THIS_PASS, WEIGHT_SVD, AUTHORS = "dense", "afm_fx", "weight-SVD", "authors' structure"
+DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED = "dense", "dense, packed", "afm_fx", "afm_fx, not packed"
+WEIGHT_SVD, AUTHORS = "weight-SVD", "authors' structure"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ class LatencyModel:
         example = self.shape.batch(4, self.seed)
         dense = afm_fx.capture(self.shape.deepfm(self.seed), example)
         yield DENSE, lambda: dense
+        yield DENSE_PACKED, lambda: afm_fx.pack(dense)
         batches = self.shape.batch(self.calibration_rows, self.seed + 1).split(2048)
         statistics = afm_fx.calibrate(dense, batches)
-        for name, basis in ((THIS_PASS, "afm"), (WEIGHT_SVD, "weight_svd")):
-            plan = afm_fx.make_plan(dense, statistics, self.policy(), basis=basis)
-            yield name, lambda plan=plan: afm_fx.apply_plan(dense, plan)  # type: ignore[misc]
+        plan = afm_fx.make_plan(dense, statistics, self.policy())
+        yield THIS_PASS, lambda: afm_fx.pack(afm_fx.apply_plan(dense, plan))
+        yield THIS_PASS_UNPACKED, lambda: afm_fx.apply_plan(dense, plan)
+        weights_only = afm_fx.make_plan(dense, statistics, self.policy(), basis="weight_svd")
+        yield WEIGHT_SVD, lambda: afm_fx.pack(afm_fx.apply_plan(dense, weights_only))
         yield AUTHORS, lambda: afm_fx.capture(self.authors_model(), example)
 
     def authors_model(self) -> AuthorsDeepFM:

@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import aten, call, parameter, shape_of, stamp, value_of
+from passes.graph_tools import aten, buffer, call, shape_of, stamp, value_of
 
 MOST_RUNS = 3
 """So many pieces of one source are cut out one by one; more are picked in one ``index_select`` where rows allow it."""
@@ -137,9 +137,8 @@ class Assembler:
         key = ("constant", tuple(tensor.reshape(-1).tolist()))
         if key not in self._made:
             device = value_of(like).device if isinstance(value_of(like), torch.Tensor) else None
-            self._made[key] = parameter(
-                self.module, "picked_rows", tensor.to(device=device), rule=self.rule, trainable=False
-            )
+            self._made[key] = buffer(
+                self.module, "picked_rows", tensor.to(device=device), rule=self.rule)
         return self._made[key]
 
     def _emit(self, target: Any, *args: Any, like: Node) -> Node:

@@ -18,7 +18,7 @@ from enum import StrEnum
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph_tools import aten, call, parameter, value_of
+from passes.graph_tools import aten, buffer, call, value_of
 
 RULE = "guard ids"
 BEYOND = 2**40
@@ -62,7 +62,7 @@ def guarded(
     graph, device = module.graph, value_of(like).device
     margin = int(out_of_range is OutOfRange.PADDING_ROW)
     bounds = [
-        parameter(module, f"packed_table.{name}", torch.tensor(values, device=device), rule=RULE, trainable=False)
+        buffer(module, f"packed_table.{name}", torch.tensor(values, device=device), rule=RULE)
         for name, values in (("low", [each - margin for each in low]), ("high", [each - 1 + margin for each in high]))
     ]
     largest = call(graph, aten.maximum.default, ids, bounds[0], rule=RULE, like=like)
@@ -70,5 +70,5 @@ def guarded(
     if out_of_range is not OutOfRange.ERROR:
         return inside
     valid = call(graph, aten.eq.Tensor, ids, inside, rule=RULE, like=like)
-    beyond = parameter(module, "packed_table.beyond", torch.tensor(BEYOND, device=device), rule=RULE, trainable=False)
+    beyond = buffer(module, "packed_table.beyond", torch.tensor(BEYOND, device=device), rule=RULE)
     return call(graph, aten.where.self, valid, ids, beyond, rule=RULE, like=like)

@@ -123,7 +123,10 @@ def _product(module: GraphModule, node: Node) -> Node | None:
     if outer is None or inner is None or not isinstance(inner_node, Node) or len(inner_node.users) != 1:
         return None
     (weight2, bias2), (weight1, bias1) = outer, inner
-    if _products(weight1.shape[1], weight2.shape[0]) > _products(*weight1.shape[::-1]) + _products(*weight2.shape[::-1]):
+    inputs, outputs = weight1.shape[1], weight2.shape[0]
+    if inputs * outputs > weight1.numel() + weight2.numel():
+        return None
+    if _products(inputs, outputs) > _products(*weight1.shape[::-1]) + _products(*weight2.shape[::-1]):
         return None
     weight = (weight2.double() @ weight1.double()).to(weight2.dtype)
     bias = None if bias1 is None else (weight2.double() @ bias1.double()).to(weight2.dtype)

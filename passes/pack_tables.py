@@ -24,6 +24,7 @@ from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_tools import (
     aten,
+    buffer,
     call,
     clone_graph_module,
     constant_of,
@@ -232,7 +233,7 @@ class _Packing:
         if not bool(offsets.any()):
             return ids
         offsets = offsets.to(value_of(like).device)
-        constant = parameter(self.module, "packed_table.starts", offsets, rule=RULE, trainable=False)
+        constant = buffer(self.module, "packed_table.starts", offsets, rule=RULE)
         return call(graph, aten.add.Tensor, ids, constant, rule=RULE, like=like)
 
     def _replace(self, gathered: Node, places: dict[tuple[int, IdColumn], int], width: int) -> None:

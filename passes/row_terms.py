@@ -21,7 +21,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.assemble import Assembler
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_tools import aten, buffer, call, constant_of, derived_name, finish, parameter, shape_of, value_of
 from passes.serving_cost import cost_of
 from passes.sum_of_terms import SumOfTerms, read_sum
 
@@ -154,7 +154,7 @@ def _emit(
 
     def weights(count: int, weight: float) -> Node:
         value = torch.full((count, 1), weight, dtype=value_of(root).dtype, device=value_of(root).device)
-        return parameter(module, "term_weights", value, rule=RULE, trainable=False)
+        return buffer(module, "term_weights", value, rule=RULE)
 
     products = []
     for weight, linear in terms.linears:

@@ -18,8 +18,9 @@ from passes.graph_tools import clone_graph_module
 from passes.id_bounds import OutOfRange
 from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
-from passes.row_terms import RowTerms
 from passes.pack_tables import PackedTable, PackTables
+from passes.row_terms import RowTerms
+from passes.unroll_bags import UnrollBags
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def serve(
     clone = clone_graph_module(module)
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
-        FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(), tables, CollapseMoves(), MergeReductions(),
+        UnrollBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(), tables, CollapseMoves(), MergeReductions(),
         CollapseMoves(), FoldConstants(), Canonicalize(),
     ):  # fmt: skip
         result = each(clone)

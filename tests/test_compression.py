@@ -18,9 +18,8 @@ def test_compress_captures_with_the_first_batch_and_calibrates_on_all() -> None:
     model = Tower()
     compressed = afm_fx.compress(model, (tower_batch(20) for _ in range(3)), afm_fx.Fixed(embedding=2, linear=3))
     assert compressed.statistics.rows == 60
-    assert (
-        compressed.program.parameter_count() == compressed.plan.parameters_after == compressed.report.parameters_after
-    )
+    unpacked = afm_fx.apply_plan(compressed.original, compressed.plan)
+    assert unpacked.parameter_count() == compressed.plan.parameters_after == compressed.report.parameters_after
     assert compressed.report.parameters_before == sum(parameter.numel() for parameter in model.parameters())
     assert compressed.report.bytes_before == 4 * compressed.report.parameters_before
     batch = tower_batch(7)

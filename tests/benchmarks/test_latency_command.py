@@ -9,7 +9,15 @@ from typer.testing import CliRunner
 from afm_fx.benchmark import benchmark
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.latency_command import app, as_json, markdown
-from benchmarks.latency_contenders import AUTHORS, DENSE, THIS_PASS, WEIGHT_SVD, LatencyModel
+from benchmarks.latency_contenders import (
+    AUTHORS,
+    DENSE,
+    DENSE_PACKED,
+    THIS_PASS,
+    THIS_PASS_UNPACKED,
+    WEIGHT_SVD,
+    LatencyModel,
+)
 
 
 def small_model() -> LatencyModel:
@@ -17,13 +25,15 @@ def small_model() -> LatencyModel:
     return LatencyModel(shape, code_width=2, mlp_rank=6, calibration_rows=512)
 
 
-def test_all_four_versions_are_exported_checked_timed_and_reported(tmp_path: Path) -> None:
+def test_all_versions_are_exported_checked_timed_and_reported(tmp_path: Path) -> None:
     pytest.importorskip("deepctr_torch")
     model = small_model()
     exports = model.export(tmp_path)
-    assert list(exports) == [DENSE, THIS_PASS, WEIGHT_SVD, AUTHORS]
+    assert list(exports) == [DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED, WEIGHT_SVD, AUTHORS]
     parameters = {name: report.parameters for name, report in exports.items()}
     assert all(parameters[name] < 0.6 * parameters[DENSE] for name in (THIS_PASS, WEIGHT_SVD, AUTHORS))
+    assert exports[DENSE_PACKED].node_count < exports[DENSE].node_count
+    assert exports[THIS_PASS].node_count < exports[THIS_PASS_UNPACKED].node_count
     for report in exports.values():
         assert report.max_abs_difference is not None
         assert report.max_abs_difference <= 1e-5
@@ -42,7 +52,7 @@ def test_all_four_versions_are_exported_checked_timed_and_reported(tmp_path: Pat
     assert result.machine.cpu in page
     content = json.loads(json.dumps(as_json("python benchmarks/latency.py", exports, [result])))
     assert content["exports"][DENSE]["parameters"] == parameters[DENSE]
-    assert len(content["results"][0]["timings"]) == 8
+    assert len(content["results"][0]["timings"]) == 12
 
 
 def test_the_first_mlp_layer_is_left_alone_and_the_others_are_factored() -> None:
