@@ -20,9 +20,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.graph_tools import aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
-from passes.serving_cost import BYTES_PER_US, LAUNCH_US, PIECE_US, PRODUCTS_PER_US
+from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US
 
 RULE = "merge linears"
+LEAST_BESIDE = 3
+"""One product and one split are two operators."""
 LANES = 16
 """A matrix product computes so many outputs at once; fewer cost as much."""
 
@@ -220,14 +222,16 @@ def _side_by_side(module: GraphModule, node: Node) -> Node | None:
 
 
 def _saves(module: GraphModule, linears: list[Node]) -> bool:
-    """Whether one product and slices cost no more than the products, for one row and for many."""
+    """Whether one product and its split cost less than the products, for one row and for many."""
+    if len(linears) < LEAST_BESIDE:
+        return False
     widths = [pair[0].shape for each in linears if (pair := _weight_and_bias(module, each)) is not None]
     inputs = widths[0][1]
     outputs = [shape[0] for shape in widths]
     before = sum(_products(inputs, width) for width in outputs) / PRODUCTS_PER_US
     sliced = sum(4 * width / BYTES_PER_US + PIECE_US for width in outputs)
     after = _products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced
-    return after <= before and len(outputs) * LAUNCH_US > 0
+    return after <= before
 
 
 def _products(inputs: int, outputs: int) -> int:

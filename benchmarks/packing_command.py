@@ -1,0 +1,113 @@
+"""The command line of ``benchmarks/packing.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from afm_fx.errors import AfmFxError, UserError
+from afm_fx.tables import render_table
+from benchmarks.criteo_shape import CriteoShape
+from benchmarks.ctr_models import MODELS, check_model_name
+from benchmarks.packing_models import PackedModel, PackingShape
+from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
+
+KINDS = {
+    "gathers": ("Gather",), "products": ("Gemm", "MatMul", "Einsum"), "casts": ("Cast",), "slices": ("Slice", "Split"),
+    "concats": ("Concat",),
+}  # fmt: skip
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def packing(
+    *,
+    model: Annotated[list[str] | None, typer.Option(help="Model; may be given several times. [default: all]")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Rows per call; several times; 0 to count only. [default: 1 64 1024]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time per model, version and batch size.")] = 1.0,
+    table_rows: Annotated[int, typer.Option(help="Rows of all 26 tables together.")] = 100_000,
+    output_dir: Annotated[
+        Path, typer.Option(help="Where the markdown and JSON results go.", show_default="benchmarks/results")
+    ] = RESULTS,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
+) -> None:
+    """Count the operators of every model before and after packing, and time both in ONNX Runtime.
+
+    26 tables of width 16, 13 dense features. Exit code 2: a mistake in the call.
+    """
+    try:
+        files = result_files(output_dir, "packing", force=force)
+        names = tuple(model or MODELS)
+        for name in names:
+            check_model_name(name)
+        sizes = tuple(size for size in (batch_size or (1, 64, 1024)) if size)
+        shape = PackingShape(CriteoShape(total_rows=table_rows), batch_sizes=sizes, seconds=seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            measured = list(shape.measure(Path(folder), names))
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except AfmFxError as error:
+        typer.echo(f"failed: {error}", err=True)
+        raise typer.Exit(1) from error
+    command = shown_command("benchmarks/packing.py", sys.argv[1:])
+    typer.echo(render_table("Packed", columns(sizes), rows(sizes, measured)))
+    files.write(markdown(command, sizes, measured), as_json(command, measured))
+
+
+def columns(sizes: tuple[int, ...]) -> tuple[str, ...]:
+    """Heads of the table."""
+    return ("model", "operators", *KINDS, *(f"faster at batch {size}" for size in sizes))
+
+
+def rows(sizes: tuple[int, ...], measured: list[PackedModel]) -> list[tuple[str, ...]]:
+    """One row of text per model: counts before and after, and the ratio of medians."""
+    result = []
+    for each in measured:
+        before, after = dict(each.before.operators), dict(each.after.operators)
+        counts = [
+            f"{sum(before.get(kind, 0) for kind in kinds)} -> {sum(after.get(kind, 0) for kind in kinds)}"
+            for kinds in KINDS.values()
+        ]
+        timing = each.timing
+        timed = () if timing is None else timing.settings.batch_sizes
+        ratios = [
+            f"{1 / timing.timing('packed', size).ratio:.2f}x" if timing is not None and size in timed else "fails"
+            for size in sizes
+        ]
+        result.append((each.name, f"{each.before.node_count} -> {each.after.node_count}", *counts, *ratios))
+    return result
+
+
+def markdown(command: str, sizes: tuple[int, ...], measured: list[PackedModel]) -> str:
+    """The page that is committed."""
+    timing = measured[0].timing
+    conditions = "" if timing is None else timing.conditions().replace("\n", "  \n") + "\n\n"
+    text = "Operators of the ONNX files before and after packing. Medians of both were taken in one interleaved run."
+    table = markdown_table(columns(sizes), rows(sizes, measured))
+    return f"# Packing the models of deepctr-torch\n\n`{command}`\n\n{text}\n\n{conditions}{table}\n"
+
+
+def as_json(command: str, measured: list[PackedModel]) -> dict[str, Any]:
+    """The same as data."""
+    return {
+        "command": command,
+        "models": [
+            {
+                "model": each.name,
+                "operators_before": dict(each.before.operators),
+                "operators_after": dict(each.after.operators),
+                "max_abs_difference": each.after.max_abs_difference,
+                "timing": None if each.timing is None else json.loads(each.timing.to_json()),
+            }
+            for each in measured
+        ],
+    }

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.merge_linears import MergeLinears, StartProducts
+from passes.row_terms import RowTerms
+from passes.unroll_bags import UnrollBags
+from tests.passes.serving import graph_of, operators, rewritten
+from tests.zoo.entry import randomize
+
+WIDTH = 6
+
+
+class Layers(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.bare, self.one = nn.Linear(WIDTH, 1, bias=False), nn.Linear(WIDTH, 1)
+        self.narrow, self.wide = nn.Linear(WIDTH, 2), nn.Linear(2, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.bias = nn.Parameter(torch.randn(1))
+        self.matrix = nn.Parameter(torch.randn(WIDTH, WIDTH))
+        randomize(self, torch.Generator().manual_seed(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def inputs(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randn(rows, WIDTH).double(),)
+
+
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        pytest.param(lambda m, x: m.second(m.first(x)), {"linear": 1}, id="a Linear of a Linear"),
+        pytest.param(lambda m, x: m.wide(m.narrow(x)), {"linear": 2}, id="a bottleneck stays two"),
+        pytest.param(lambda m, x: m.second(m.first(x).relu()), {"linear": 2, "relu": 1}, id="an activation parts them"),
+        pytest.param(lambda m, x: m.first(x) * 0.5, {"linear": 1}, id="a scale"),
+        pytest.param(lambda m, x: m.one(x) + m.bias, {"linear": 1}, id="a constant"),
+        pytest.param(lambda m, x: x @ m.matrix, {"linear": 1}, id="a product by a constant"),
+        pytest.param(
+            lambda m, x: torch.tensordot(x, m.matrix, dims=([-1], [0])), {"linear": 1}, id="a tensordot by a constant"
+        ),
+        pytest.param(
+            lambda m, x: (x.exp().sum(1, keepdim=True) + m.one(x)) + m.bias, {"exp": 1, "sum": 1, "linear": 1, "add": 1},
+            id="a constant goes to a Linear within the sum",
+        ),
+        pytest.param(
+            lambda m, x: x.exp().sum(1, keepdim=True) + m.bare(x), {"exp": 1, "sum": 1, "addmm": 1},
+            id="a product starts from the other term",
+        ),
+        pytest.param(
+            lambda m, x: (lambda y: y * 2 + y.exp())(m.first(x)), {"linear": 1, "mul": 1, "exp": 1, "add": 1},
+            id="a Linear used twice is left alone",
+        ),
+    ],
+)  # fmt: skip
+def test_linears_are_merged(function, left):
+    graph = rewritten(graph_of(Layers(function), *inputs(3)), MergeLinears(), StartProducts(), inputs=inputs)
+    assert operators(graph) == left
+
+
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        pytest.param(lambda m, x: m.norm(m.first(x)).relu(), {"linear": 1, "relu": 1}, id="after a Linear"),
+        pytest.param(lambda m, x: m.second(m.norm(x.exp())), {"exp": 1, "linear": 1}, id="before a Linear"),
+        pytest.param(
+            lambda m, x: (lambda y: m.first(y).relu() + m.second(y))(m.norm(x.exp())),
+            {"exp": 1, "linear": 2, "relu": 1, "add": 1}, id="before two Linears",
+        ),
+        pytest.param(
+            lambda m, x: m.norm(x.exp()).relu(),
+            {"exp": 1, "_native_batch_norm_legit_no_training": 1, "<built-in function getitem>": 1, "relu": 1},
+            id="beside none",
+        ),
+    ],
+)  # fmt: skip
+def test_batch_norm_is_folded_into_linears(function, left):
+    graph = rewritten(graph_of(Layers(function), *inputs(3)), FoldBatchNorm(), inputs=inputs)
+    assert operators(graph) == left
+
+
+class Gates(nn.Module):
+    """Gates of one input, as mixtures of experts have them."""
+
+    def __init__(self, inputs: int, gates: int) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(inputs, 2, bias=gate > 0) for gate in range(gates))
+        randomize(self, torch.Generator().manual_seed(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([gate(x).softmax(1) for gate in self.gates], 1)
+
+
+@pytest.mark.parametrize(("width", "gates", "products"), [(64, 4, 1), (64, 2, 2), (4, 4, 4)])
+def test_narrow_linears_of_one_wide_input_are_one_product(width, gates, products):
+    draw = lambda rows: (torch.randn(rows, width).double(),)  # noqa: E731
+    graph = rewritten(graph_of(Gates(width, gates), *draw(3)), MergeLinears(), inputs=draw)
+    assert operators(graph)["linear"] == products
+
+
+class Factorization(nn.Module):
+    """Bias, linear term, pairwise term, deep part."""
+
+    def __init__(self, *, linear_term: bool) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(5 + field, 4) for field in range(3))
+        self.weights = nn.ModuleList(nn.Embedding(5 + field, 1) for field in range(3))
+        self.deep, self.bias = nn.Linear(12, 1), nn.Parameter(torch.randn(1))
+        self.linear_term = linear_term
+        randomize(self, torch.Generator().manual_seed(3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        vectors = torch.stack([table(ids[:, field]) for field, table in enumerate(self.tables)], 1)
+        logit = 0.5 * (vectors.sum(1).square() - vectors.square().sum(1)).sum(1, keepdim=True)
+        if self.linear_term:
+            logit = logit + torch.cat([table(ids[:, field]) for field, table in enumerate(self.weights)], 1).sum(1, True)
+        return torch.sigmoid(logit + self.deep(vectors.flatten(1)) + self.bias)
+
+
+def ids(rows: int) -> tuple[Tensor, ...]:
+    return (torch.randint(0, 5, (rows, 3)),)
+
+
+def test_squared_norms_and_the_bias_become_part_of_the_linear_terms_rows():
+    model = Factorization(linear_term=True)
+    graph = rewritten(graph_of(model, *ids(3)), RowTerms(), inputs=ids)
+    counts = operators(graph)
+    assert (counts["square"], counts["mul"], counts["sub"], counts["add"], counts["embedding"]) == (0, 1, 0, 0, 6)
+    names = [name for name, _ in graph.named_parameters() if "row_term" in name]
+    assert len(names) == 3
+    total = sum(parameter.numel() for name, parameter in graph.named_parameters() if "row_term" in name)
+    assert total == sum(table.num_embeddings for table in model.weights)
+
+
+def test_without_a_linear_term_no_table_grows():
+    graph = rewritten(graph_of(Factorization(linear_term=False), *ids(3)), RowTerms(), inputs=ids)
+    assert operators(graph)["embedding"] == 3
+    assert not [name for name, _ in graph.named_parameters() if "row_term" in name]
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_of_one_length_become_a_lookup_and_a_reduction(mode):
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(9, 4, mode=mode)
+
+        def forward(self, bags: Tensor) -> Tensor:
+            return self.bag(bags).relu()
+
+    draw = lambda rows: (torch.randint(0, 9, (rows, 5)),)  # noqa: E731
+    graph = rewritten(graph_of(Bag(), *draw(3)), UnrollBags(), inputs=draw)
+    assert operators(graph) == {"embedding": 1, mode: 1, "relu": 1}
+
+
+def test_weighted_and_largest_bags_stay():
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(9, 4, mode="max")
+
+        def forward(self, bags: Tensor) -> Tensor:
+            return self.bag(bags).relu()
+
+    draw = lambda rows: (torch.randint(0, 9, (rows, 5)),)  # noqa: E731
+    graph = rewritten(graph_of(Bag(), *draw(3)), UnrollBags(), inputs=draw)
+    assert operators(graph)["embedding_bag"] == 1

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from passes.collapse_moves import CollapseMoves
+from passes.graph_tools import get_attribute
+from passes.id_bounds import OutOfRange
+from passes.pack_tables import PackTables
+from tests.passes.serving import graph_of, operators, rewritten
+
+SIZES = (7, 11, 5, 13, 9, 6)
+DENSE = 3
+
+
+class Wide(nn.Module):
+    """Embedding and linear term of every field, as deepctr-torch writes them: ids in a float matrix, cut per field."""
+
+    def __init__(self, widths: tuple[int, ...] = (4,) * len(SIZES)) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(rows, width) for rows, width in zip(SIZES, widths, strict=True))
+        self.weights = nn.ModuleList(nn.Embedding(rows, 1) for rows in SIZES)
+        self.first = nn.Linear(sum(widths) + DENSE, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = [x[:, field : field + 1].long() for field in range(len(SIZES))]
+        features = torch.cat([table(each) for table, each in zip(self.tables, ids, strict=True)], dim=-1)
+        linear = torch.cat([table(each) for table, each in zip(self.weights, ids, strict=True)], dim=-1).sum(-1)
+        return self.first(torch.cat([features.flatten(1), x[:, len(SIZES) :]], dim=1)).relu().sum(1, keepdim=True) + linear
+
+
+def wide_inputs(rows: int) -> tuple[Tensor, ...]:
+    ids = torch.stack([torch.randint(0, size, (rows,)) for size in SIZES], dim=1)
+    return (torch.cat([ids, torch.randn(rows, DENSE)], dim=1).double(),)
+
+
+def test_twelve_lookups_end_as_one_gather_whose_slices_and_casts_are_one():
+    graph = graph_of(Wide(), *wide_inputs(3))
+    pack = PackTables()
+    packed = rewritten(graph, pack, CollapseMoves(), inputs=wide_inputs)
+    assert operators(graph)["embedding"] == 12
+    counts = operators(packed)
+    assert (counts["embedding"], counts["_to_copy"], counts["cat"]) == (1, 1, 1)
+    assert counts["slice"] == 4  # ids, dense features, embeddings, linear terms
+    (table,) = pack.packed
+    assert (table.rows, table.width, table.lookups, table.padding) == (sum(SIZES), 5, 12, 0)
+
+
+def test_gathered_rows_are_the_tables_bit_by_bit():
+    model = Wide()
+    graph = graph_of(model, *wide_inputs(3))
+    packed = rewritten(graph, PackTables(), inputs=wide_inputs)
+    table = get_attribute(packed, "packed_table.weight")
+    rows = [torch.cat([one.weight, other.weight], dim=1) for one, other in zip(model.tables, model.weights, strict=True)]
+    assert torch.equal(table, torch.cat(rows))
+
+
+def test_neighbouring_widths_are_padded_and_distant_ones_keep_a_gather_each():
+    close = PackTables()
+    rewritten(graph_of(Wide((4, 4, 4, 3, 3, 3)), *wide_inputs(3)), close, inputs=wide_inputs)
+    assert [(table.width, table.lookups) for table in close.packed] == [(5, 12)]
+    assert close.packed[0].padding == sum(SIZES[3:])
+
+
+def test_padding_never_costs_more_than_an_eighth_of_large_tables():
+    class Uneven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow = nn.ModuleList(nn.Embedding(20_000, 2) for _ in range(6))
+            self.wide = nn.ModuleList(nn.Embedding(10, 16) for _ in range(6))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            tables = [*self.narrow, *self.wide]
+            return torch.cat([table(ids[:, field]) for field, table in enumerate(tables)], dim=1).relu()
+
+    pack = PackTables()
+    inputs = lambda rows: (torch.randint(0, 10, (rows, 12)),)  # noqa: E731
+    packed = rewritten(graph_of(Uneven(), *inputs(3)), pack, CollapseMoves(), inputs=inputs)
+    assert sorted((table.width, table.padding) for table in pack.packed) == [(2, 0), (16, 0)]
+    assert operators(packed)["embedding"] == 2
+
+
+class Shared(nn.Module):
+    """One table read by a field and by a history of its kind, with offsets added to stacked ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item = nn.Embedding(30, 4)
+        self.other = nn.ModuleList(nn.Embedding(8, 4) for _ in range(4))
+        self.register_buffer("starts", torch.tensor([0, 10, 20]))
+
+    def forward(self, ids: Tensor, history: Tensor) -> Tensor:
+        others = [table(ids[:, field]) for field, table in enumerate(self.other)]
+        return torch.cat([*others, self.item(history + self.starts).flatten(1), self.item(ids[:, 0])], dim=1).relu()
+
+
+def shared_inputs(rows: int) -> tuple[Tensor, ...]:
+    return torch.randint(0, 8, (rows, 4)), torch.randint(0, 10, (rows, 3))
+
+
+def test_a_shared_table_is_stored_once_and_constant_offsets_are_taken_in():
+    pack = PackTables()
+    packed = rewritten(graph_of(Shared(), *shared_inputs(3)), pack, CollapseMoves(), inputs=shared_inputs)
+    assert operators(packed)["embedding"] == 1
+    assert operators(packed)["add"] == 1
+    assert pack.packed[0].rows == 30 + 4 * 8
+
+
+def test_a_rewrite_that_would_not_pay_is_not_made():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Embedding(5, 4), nn.Embedding(6, 4)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return torch.cat([self.one(left), self.other(right)], dim=1).relu()
+
+    pack = PackTables()
+    inputs = lambda rows: (torch.randint(0, 5, (rows,)), torch.randint(0, 5, (rows,)))  # noqa: E731
+    packed = rewritten(graph_of(Two(), *inputs(3)), pack, inputs=inputs)
+    assert pack.packed == ()
+    assert operators(packed)["embedding"] == 2
+
+
+def test_freed_sources_are_views_of_the_packed_table_and_keep_their_values():
+    model = Wide()
+    graph = graph_of(model, *wide_inputs(3))
+    values = [table.weight.detach().clone() for table in model.tables]
+    packed = PackTables(free_sources=True)(graph).graph_module
+    table = get_attribute(packed, "packed_table.weight")
+    for source, value in zip(model.tables, values, strict=True):
+        assert torch.equal(source.weight, value)
+        assert source.weight.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("choice", list(OutOfRange))
+def test_valid_ids_give_the_same_whatever_is_done_with_others(choice):
+    graph = graph_of(Wide(), *wide_inputs(3))
+    packed = rewritten(graph, PackTables(out_of_range=choice), CollapseMoves(), inputs=wide_inputs)
+    assert operators(packed)["embedding"] == 1
+
+
+@pytest.mark.parametrize("bad", [-2, -1, SIZES[1], SIZES[1] + 1, 10**6])
+def test_an_id_outside_its_table_reads_what_was_asked_for_and_never_another_table(bad):
+    graph = graph_of(Wide(), *wide_inputs(3))
+    (good,) = wide_inputs(4)
+    spoilt = good.clone()
+    spoilt[2, 1] = bad
+    nearest = good.clone()
+    nearest[2, 1] = min(max(bad, 0), SIZES[1] - 1)
+    run = {choice: rewritten(graph, PackTables(out_of_range=choice), inputs=wide_inputs) for choice in OutOfRange}
+    torch.testing.assert_close(run[OutOfRange.CLAMP](spoilt), graph(nearest))
+    with pytest.raises(IndexError):
+        run[OutOfRange.ERROR](spoilt)
+    model = Wide()
+    zeros = graph_of(model, *wide_inputs(3))
+    padded = PackTables(out_of_range=OutOfRange.PADDING_ROW)(zeros).graph_module
+    with torch.no_grad():
+        model.tables[1].weight.zero_()
+        model.weights[1].weight.zero_()
+    torch.testing.assert_close(padded(spoilt)[2], model(nearest)[2])
+
+
+def test_gradients_reach_the_packed_table_row_by_row():
+    packed = rewritten(graph_of(Wide(), *wide_inputs(3)), PackTables(), CollapseMoves(), inputs=wide_inputs)
+    (x,) = wide_inputs(4)
+    packed(x).sum().backward()
+    gradient = get_attribute(packed, "packed_table.weight").grad
+    starts = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
+    touched = (x[:, : len(SIZES)].long() + starts).unique()
+    assert set(gradient[:, -1].nonzero().flatten().tolist()) == set(touched.tolist())

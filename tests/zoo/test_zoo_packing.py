@@ -1,0 +1,61 @@
+"""Packing every model of the zoo: the same outputs, fewer operators, exportable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import afm_fx
+from afm_fx.packing import pack_reported
+from tests.zoo.entry import ZooEntry
+from tests.zoo.models import captured, zoo_params
+from tests.zoo.test_zoo_rewrite import FRESH_SEED, assert_batch_is_symbolic, budgeted
+
+
+def assert_same_outputs(entry: ZooEntry, one: afm_fx.Program, other: afm_fx.Program) -> None:
+    for rows in (2, 9, 33):
+        inputs = entry.inputs(rows, FRESH_SEED)
+        expected, found = one.run(inputs), other.run(inputs)
+        assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+        for left, right in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("entry", zoo_params())
+def test_packing_changes_nothing_but_the_form(entry: ZooEntry) -> None:
+    program = captured(entry.name)[1].to(torch.float64)
+    packed = pack_reported(program)
+    assert_same_outputs(entry, program, packed.program)
+    assert_batch_is_symbolic(packed.program)
+    assert packed.report.nodes_after <= packed.report.nodes_before
+
+
+@pytest.mark.parametrize("entry", zoo_params())
+def test_packing_a_compressed_program_changes_nothing_but_the_form(entry: ZooEntry) -> None:
+    program = budgeted(entry.name)[2].to(torch.float64)
+    packed = pack_reported(program)
+    assert_same_outputs(entry, program, packed.program)
+    assert packed.report.nodes_after <= packed.report.nodes_before
+
+
+@pytest.mark.parametrize("entry", zoo_params())
+def test_packed_programs_export_and_onnx_runtime_agrees(entry: ZooEntry, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for kind, program in (("dense", captured(entry.name)[1]), ("low_rank", budgeted(entry.name)[2])):
+        report = afm_fx.export_onnx(afm_fx.pack(program), tmp_path / f"{kind}.onnx")
+        assert report.max_abs_difference is not None
+        assert report.max_abs_difference <= 1e-5
+        assert not {name for name, _ in report.operators} & {"Loop", "If", "SequenceAt", "SplitToSequence"}
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("DeepFM", 22), ("DCN-vector", 36), ("WDL", 24), ("PNN-inner", 22), ("ESMM", 26), ("NFM", 28), ("MLR", 26)],
+)
+def test_all_lookups_of_a_model_end_as_one_gather(name: str, most: int) -> None:
+    report = pack_reported(captured(name)[1]).report
+    assert report.lookups_after == 1
+    assert report.nodes_after <= most
