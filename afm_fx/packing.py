@@ -1,7 +1,8 @@
 """Packs a program for serving: the graph that an expert would have built by hand, with the same outputs.
 
-Packing changes the form and nothing else: rows are copied bit by bit, and what is computed in advance (folded batch-norms,
-products of Linears, squared norms of rows) is computed in float64. It works on any program, low-rank or not.
+Packing changes the form and nothing else: rows are copied bit by bit, and what is computed in advance (folded
+batch-norms, products of Linears, squared norms of rows) is computed in float64. It works on any program,
+low-rank or not.
 
 Ids outside their table are the one thing that packing could change: in a packed table they would read another table's
 rows. ``Program.run`` refuses them as before. An exported file has no such check unless ``out_of_range`` asks for one.
@@ -49,11 +50,11 @@ class PackReport:
             ("bytes", f"{self.bytes_before:,}", f"{self.bytes_after:,}"),
         ]
         lines = [render_table("", ("packing", "before", "after"), rows)]
-        for table in self.tables:
-            lines.append(
-                f"'{table.name}': {len(table.tables)} tables in {table.rows:,} rows x {table.width}, "
-                f"{table.lookups} lookups in one, {table.padding:,} scalars of padding"
-            )
+        lines += [
+            f"'{table.name}': {len(table.tables)} tables in {table.rows:,} rows x {table.width}, "
+            f"{table.lookups} lookups in one, {table.padding:,} scalars of padding"
+            for table in self.tables
+        ]
         return "\n".join(lines)
 
 
@@ -68,9 +69,9 @@ class Packed:
 def pack(program: Program, *, out_of_range: str | OutOfRange = OutOfRange.UNCHECKED) -> Program:
     """Rewrites a program so that it serves fast; its outputs stay the same.
 
-    All tables become one gather where widths and costs agree, Linears, batch-norms, scales and constants are folded into
-    each other, and what only moves features about is done once. Each rewrite is kept where it is cheaper, so packing may
-    find nothing to do. Parameters are copied, the program given is left as it is.
+    All tables become one gather where widths and costs agree, Linears, batch-norms, scales and constants are folded
+    into each other, and what only moves features about is done once. Each rewrite is kept where it is cheaper, so
+    packing may find nothing to do. Parameters are copied, the program given is left as it is.
 
     Args:
         program: dense or low-rank.
@@ -107,9 +108,7 @@ def pack_reported(
     bounds = tuple(bound for table in served.tables for bound in table.bounds) if choice in _REFUSED else ()
     packed = replace(program.with_graph(served.module), id_bounds=(*program.id_bounds, *bounds))
     after = _counts(packed)
-    return Packed(
-        packed, PackReport(before[0], after[0], before[1], after[1], before[2], after[2], served.tables)
-    )
+    return Packed(packed, PackReport(before[0], after[0], before[1], after[1], before[2], after[2], served.tables))
 
 
 _REFUSED = (OutOfRange.UNCHECKED, OutOfRange.ERROR)

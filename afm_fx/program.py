@@ -172,7 +172,8 @@ class Program:
         """A lookup in a packed table would not notice an id outside the table that it was made for."""
         leaves = dict(zip(self.input_names, pytree.tree_leaves((args, kwargs)), strict=True))
         for bound in self.id_bounds:
-            ids = leaves[bound.input].flatten(1)[:, bound.column] if leaves[bound.input].dim() > 1 else leaves[bound.input]
+            given = leaves[bound.input]
+            ids = given.reshape(given.shape[0], -1)[:, bound.column]
             whole = ids.trunc() if ids.is_floating_point() else ids
             outside = (whole < bound.low) | (whole >= bound.high)
             if bool(outside.any()):

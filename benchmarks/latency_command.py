@@ -46,7 +46,7 @@ def latency(
     ] = RESULTS,
     force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
 ) -> None:
-    """Time a Criteo-shaped DeepFM on ONNX Runtime: dense and low-rank, packed and not, weight-SVD, and the authors' structure.
+    """Time a Criteo-shaped DeepFM on ONNX Runtime: dense and low-rank, packed and not, and the authors' structure.
 
     26 tables of width 16, 13 dense features, MLP 400-400-400. Everything is exported, checked against torch, and timed
     in interleaved rounds; the results are printed, and written as markdown and JSON. Exit code 2: a mistake in the

@@ -1,7 +1,7 @@
 """Assembles a tensor from feature columns with as few copies as there are pieces.
 
-A piece is a box of one source: a whole tensor, a range of one or two of its axes, or chosen rows of one axis. A box costs
-a ``slice`` per cut axis (or one ``index_select``) and several boxes one ``cat``; a ``reshape`` moves nothing.
+A piece is a box of one source: a whole tensor, a range of some of its axes, or chosen rows of one axis. A box costs a
+``slice`` per cut axis (or one ``index_select``) and several boxes one ``cat``; a ``reshape`` moves nothing.
 """
 
 from __future__ import annotations
@@ -106,9 +106,11 @@ class Assembler:
             if box is not None:
                 return [box]
         if len(runs) > MOST_RUNS and len(trailing) > 1:
-            box = _rows(source, math.prod(trailing), np.split(places, len(places) // trailing[-1])) if (
-                len(places) % trailing[-1] == 0
-            ) else None
+            box = (
+                _rows(source, math.prod(trailing), np.split(places, len(places) // trailing[-1]))
+                if (len(places) % trailing[-1] == 0)
+                else None
+            )
             if box is not None:
                 return [box]
         return [Box(source, (math.prod(trailing),), ((int(run[0]), int(run[-1]) + 1),)) for run in runs]
@@ -137,8 +139,7 @@ class Assembler:
         key = ("constant", tuple(tensor.reshape(-1).tolist()))
         if key not in self._made:
             device = value_of(like).device if isinstance(value_of(like), torch.Tensor) else None
-            self._made[key] = buffer(
-                self.module, "picked_rows", tensor.to(device=device), rule=self.rule)
+            self._made[key] = buffer(self.module, "picked_rows", tensor.to(device=device), rule=self.rule)
         return self._made[key]
 
     def _emit(self, target: Any, *args: Any, like: Node) -> Node:

@@ -111,7 +111,9 @@ def _collapse(module: GraphModule, columns: FeatureColumns, family: Family, orde
         with module.graph.inserting_before(demand.consumer):
             if demand.operand not in made:
                 made[demand.operand] = assembler.assemble(demand.columns, demand.operand)
-    returned = any(demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands)
+    returned = any(
+        demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
+    )
     if returned or not cost_of(columns, assembler.nodes).beats(cost_of(columns, family.moves)):
         for node in reversed(assembler.nodes):
             module.graph.erase_node(node)

@@ -43,9 +43,7 @@ _ROW = 2**40
 
 def batch_size(module: GraphModule) -> Any:
     """The length of the batch: the commonest symbolic axis 0 of the inputs, or else the commonest length; None."""
-    first_axes = [
-        shape[0] for node in module.graph.nodes if node.op == "placeholder" and (shape := shape_of(node))
-    ]
+    first_axes = [shape[0] for node in module.graph.nodes if node.op == "placeholder" and (shape := shape_of(node))]
     symbolic = [size for size in first_axes if not isinstance(size, int)]
     named = {str(size): size for size in symbolic or first_axes}
     counted = Counter(str(size) for size in symbolic or first_axes)
@@ -132,7 +130,9 @@ class FeatureColumns:
             if _is_size(leaf):
                 return self._size(value_of(leaf), rows)
             columns = self._columns[leaf]
-            return [_numbered(each, rows) for each in columns] if isinstance(columns, tuple) else _numbered(columns, rows)
+            return (
+                [_numbered(each, rows) for each in columns] if isinstance(columns, tuple) else _numbered(columns, rows)
+            )
 
         args, kwargs = pytree.tree_map(trial, (node.args, node.kwargs))
         try:

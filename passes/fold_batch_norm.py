@@ -35,9 +35,7 @@ class FoldBatchNorm(PassBase):
 
 def affine_of_batch_norm(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
     """``(g, h)`` [features] in float64, None where a statistic is no constant."""
-    weight, bias, mean, variance = (
-        None if each is None else constant_of(module, each) for each in node.args[1:5]
-    )
+    weight, bias, mean, variance = (None if each is None else constant_of(module, each) for each in node.args[1:5])
     if mean is None or variance is None or (node.args[1] is not None and weight is None):
         return None
     gain = torch.rsqrt(variance.double() + float(node.args[6]))
@@ -87,7 +85,9 @@ def _constants(module: GraphModule, linear: Node) -> tuple[Tensor | None, Tensor
     bias = None if given is None else constant_of(module, given)
     if weight is None or (given is not None and bias is None):
         return None, torch.zeros(())
-    return weight.double(), torch.zeros(weight.shape[0], device=weight.device).double() if bias is None else bias.double()
+    return weight.double(), torch.zeros(
+        weight.shape[0], device=weight.device
+    ).double() if bias is None else bias.double()
 
 
 def _linear(module: GraphModule, like: Node, weight: Tensor, bias: Tensor, source: Node | None = None) -> Node:

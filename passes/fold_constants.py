@@ -121,7 +121,9 @@ def _free_reshapes(module: GraphModule) -> bool:
             continue
         sizes = list(node.args[1])
         symbolic = [position for position, size in enumerate(sizes) if isinstance(size, Node)]
-        if len(symbolic) == 1 and all(isinstance(size, int) and size > 0 for size in sizes if not isinstance(size, Node)):
+        if len(symbolic) == 1 and all(
+            isinstance(size, int) and size > 0 for size in sizes if not isinstance(size, Node)
+        ):
             sizes[symbolic[0]] = -1
             node.args = (node.args[0], sizes)
             changed = True

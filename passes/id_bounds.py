@@ -1,7 +1,7 @@
 """What becomes of an id outside its table once the table is a part of a larger one.
 
-A lookup in a table of its own fails for an id beyond the table's end. In a packed table the same id reads the next table's
-rows, and neither torch nor ONNX Runtime can notice. The guard costs a few small operators on the ids per call:
+A lookup in a table of its own fails for an id beyond the table's end. In a packed table the same id reads the next
+table's rows, and neither torch nor ONNX Runtime can notice. The guard costs a few small operators on the ids per call:
 
     unchecked      nothing in the graph; whoever calls it must feed valid ids (``Program.run`` checks them)
     error          such an id is sent beyond the packed table's end, where the runtime fails as before
@@ -54,13 +54,14 @@ class IdBound:
 
 
 def guarded(
-    module: GraphModule, ids: Node, low: Sequence[int], high: Sequence[int], out_of_range: OutOfRange, like: Node
+    module: GraphModule, ids: Node, valid: Sequence[tuple[int, int]], out_of_range: OutOfRange, like: Node
 ) -> Node:
     """The ids int64 [batch, fields] behind a guard; valid are ``low <= id < high``, per field."""
     if out_of_range is OutOfRange.UNCHECKED:
         return ids
     graph, device = module.graph, value_of(like).device
     margin = int(out_of_range is OutOfRange.PADDING_ROW)
+    low, high = zip(*valid, strict=True)
     bounds = [
         buffer(module, f"packed_table.{name}", torch.tensor(values, device=device), rule=RULE)
         for name, values in (("low", [each - margin for each in low]), ("high", [each - 1 + margin for each in high]))
@@ -69,6 +70,6 @@ def guarded(
     inside = call(graph, aten.minimum.default, largest, bounds[1], rule=RULE, like=like)
     if out_of_range is not OutOfRange.ERROR:
         return inside
-    valid = call(graph, aten.eq.Tensor, ids, inside, rule=RULE, like=like)
+    kept = call(graph, aten.eq.Tensor, ids, inside, rule=RULE, like=like)
     beyond = buffer(module, "packed_table.beyond", torch.tensor(BEYOND, device=device), rule=RULE)
-    return call(graph, aten.where.self, valid, ids, beyond, rule=RULE, like=like)
+    return call(graph, aten.where.self, kept, ids, beyond, rule=RULE, like=like)

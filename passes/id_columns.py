@@ -43,7 +43,9 @@ def id_columns(module: GraphModule, columns: FeatureColumns, index: Node) -> tup
     return tuple(found)
 
 
-def _behind(module: GraphModule, columns: FeatureColumns, source: Node) -> tuple[IdColumn, ...] | None:
+def _behind(  # noqa: PLR0911 - one reason each
+    module: GraphModule, columns: FeatureColumns, source: Node
+) -> tuple[IdColumn, ...] | None:
     """The ids of what a cast or the addition of a constant is applied to."""
     if source.op != "call_function" or not source.args or not isinstance(source.args[0], Node):
         return None

@@ -1,17 +1,19 @@
 """Merges Linears: with each other, with constants and scales around them, and with the sum they are a term of.
 
-Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``  with ``linear(x, W^T)``,
-         ``W2 (W1 x + b1) + b2``                           with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
-         ``(W x + b) + c``                                 with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
-         ``s (W x + b)``                                   with ``(s W) x + s b``,
-         ``W1 x + b1``, ``W2 x + b2`` (narrow)             with slices of ``[W1; W2] x + [b1; b2]``,
-         ``u + W x``                                       with ``addmm(u, x, W^T)``, one product that starts from ``u``.
+Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
+                                      with ``linear(x, W^T)``,
+         ``W2 (W1 x + b1) + b2``      with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
+         ``(W x + b) + c``            with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
+         ``s (W x + b)``              with ``(s W) x + s b``,
+         ``W1 x + b1``, ``W2 x + b2`` with slices of ``[W1; W2] x + [b1; b2]`` where there are many and they are narrow,
+         ``u + W x``                  with ``addmm(u, x, W^T)``, one product that starts from ``u``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +80,9 @@ def _weight_and_bias(module: GraphModule, node: object) -> tuple[Tensor, Tensor 
     return weight, bias
 
 
-def _linear(module: GraphModule, like: Node, source: Node, weight: Tensor, bias: Tensor | None, name: str) -> Node:
+def _linear(  # noqa: PLR0917 - a Linear is its input and its constants
+    module: GraphModule, like: Node, source: Any, weight: Tensor, bias: Tensor | None, name: str
+) -> Node:
     new_weight = parameter(module, derived_name(name, "merged"), weight.contiguous(), rule=RULE)
     bias_name = derived_name(name, "merged", "bias")
     new_bias = None if bias is None else parameter(module, bias_name, bias.contiguous(), rule=RULE)
@@ -99,7 +103,13 @@ def _as_linear(module: GraphModule, node: Node) -> Node | None:
         return None
     weight = constant_of(module, weight_node)
     shape = shape_of(source)
-    if weight is None or weight.dim() != 2 or shape is None or len(shape) < 2 or constant_of(module, source) is not None:
+    if (
+        weight is None
+        or weight.dim() != 2
+        or shape is None
+        or len(shape) < 2
+        or constant_of(module, source) is not None
+    ):
         return None
     return _linear(module, node, source, weight.mT, None, str(weight_node.target))
 
@@ -261,6 +271,3 @@ def _same_shape(one: Node, other: Node) -> bool:
     if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
         return False
     return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
-
-
-

@@ -1,6 +1,7 @@
 """Merges sums over the same axis of one tensor's slices.
 
-Replaces ``sum(g[..., a:b], axis), sum(g[..., c:d], axis)`` with ``s[..., a:b], s[..., c:d]`` of one ``s = sum(g, axis)``.
+Replaces ``sum(g[..., a:b], axis), sum(g[..., c:d], axis)``
+with     ``s[..., a:b], s[..., c:d]`` of one ``s = sum(g, axis)``.
 
 So the linear term, whose weights stand beside the embedding in one row, is summed over the fields in the same sweep as
 the embedding.

@@ -1,11 +1,12 @@
 """Packs tables: one gather from one stacked table instead of a lookup per field.
 
-Replaces ``embedding(T_1, x_1), ..., embedding(T_k, x_k)`` with ``slices of embedding(T, cat(x_1, ..., x_k) + starts)``,
+Replaces ``embedding(T_1, x_1), ..., embedding(T_k, x_k)``
+with     ``slices of embedding(T, cat(x_1, ..., x_k) + starts)``,
 
 where ``T`` is ``T_1`` ... ``T_k`` below one another and ``starts`` their first rows. Tables that the same ids read
 (the linear term's beside the embedding's) stand side by side in one row. Slices, casts and constant offsets that every
 id had to itself are done once for all. Rows are copied bit by bit, so every valid id gives the same features. An id
-outside its table is no longer outside the packed one; :mod:`passes.id_bounds` keeps it from reading another table's rows.
+outside its table is no longer outside the packed one; :mod:`passes.id_bounds` can keep it from another table's rows.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class _Packing:
             ids = self._ids(order, first)
             gathered = call(graph, aten.embedding.default, table, ids, rule=RULE, like=first)
         places = {each: place for place, each in enumerate(order)}
-        self._replace(gathered, places, width)
+        self._replace(gathered, places)
         report = PackedTable(
             str(table.target), rows, width, tuple(_names(self.groups)), len(self.lookups),
             rows * width - sum(group.rows * group.width for group in self.groups), self._bounds(),
@@ -227,8 +228,8 @@ class _Packing:
             nodes.append(node)
         ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
         starts = offsets_of(self.groups, self.out_of_range)
-        limits = [self.groups[position].limit - column.offset for position, column in order]
-        ids = guarded(self.module, ids, [-column.offset for _, column in order], limits, self.out_of_range, like)
+        valid = [(-column.offset, self.groups[position].limit - column.offset) for position, column in order]
+        ids = guarded(self.module, ids, valid, self.out_of_range, like)
         offsets = torch.tensor([starts[position] + column.offset for position, column in order])
         if not bool(offsets.any()):
             return ids
@@ -236,7 +237,7 @@ class _Packing:
         constant = buffer(self.module, "packed_table.starts", offsets, rule=RULE)
         return call(graph, aten.add.Tensor, ids, constant, rule=RULE, like=like)
 
-    def _replace(self, gathered: Node, places: dict[tuple[int, IdColumn], int], width: int) -> None:
+    def _replace(self, gathered: Node, places: dict[tuple[int, IdColumn], int]) -> None:
         """Puts slices of the gather where the lookups were."""
         columns = FeatureColumns(self.module)
         base = columns.of(gathered)
@@ -318,4 +319,3 @@ def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr" and node.target == made.parameter:
             node.meta["val"] = fake_mode(module.graph).from_tensor(owner._parameters[leaf], static_shapes=True)
-

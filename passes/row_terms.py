@@ -1,18 +1,21 @@
 """Stores what one id adds to a logit as one number per row.
 
-A factorization machine's logit is ``b + sum_f l_f(x_f) + 1/2 |sum_f e_f(x_f)|^2 - 1/2 sum_f |e_f(x_f)|^2 + ...``. Two of its
-terms are sums over fields of something that a row knows by itself: the linear weight ``l_f`` and half the squared norm of
-the embedding (or of its code). Both, and the constant ``b``, become one number per row, computed once.
+A factorization machine's logit is ``b + sum_f l_f(x_f) + 1/2 |sum_f e_f(x_f)|^2 - 1/2 sum_f |e_f(x_f)|^2 + ...``. Two
+of its terms are sums over fields of something that a row knows by itself: the linear weight ``l_f`` and half the squared
+norm of the embedding (or of its code). Both, and the constant ``b``, become one number per row, computed once.
 
-Replaces ``sum_f l_f(x_f) + c sum_f |e_f(x_f)|^2 + b``  with ``sum_f t_f(x_f)``,  ``t_f = l_f + c |e_f|^2 (+ b in one field)``,
-         ``s sum(x^2)``, ``s W x`` and other terms      with products that start from the terms before them (``addmm``).
+Replaces ``sum_f l_f(x_f) + c sum_f |e_f(x_f)|^2 + b``  with ``sum_f t_f(x_f)``, ``t_f = l_f + c |e_f|^2`` (in one field
+                                                        ``+ b``),
+         ``s sum(x^2)``, ``s W x`` and other terms      with products that start from the terms before (``addmm``).
 
 Only where the linear term is there already, so that no table becomes wider.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.assemble import Assembler
+from passes.errors import GraphInvariantError
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_tools import aten, buffer, call, constant_of, derived_name, finish, parameter, shape_of, value_of
 from passes.serving_cost import cost_of
@@ -49,19 +53,17 @@ class RowTerms(PassBase):
 
 
 @dataclass
-class _RowTerm:
+class RowTerm:
     """What one id adds.
 
     Attributes:
         index: the ids.
-        width_one: (weight, table) whose rows are summed.
-        squared: (weight, table) whose rows' squares are summed.
         name: the name of the first summed table.
-        like: a lookup that it replaces.
+        summed: (weight, table) whose rows are summed.
+        squared: (weight, table) whose rows' squares are summed.
     """
 
     index: Node
-    like: Node
     name: str
     summed: list[tuple[float, Tensor]] = field(default_factory=list)
     squared: list[tuple[float, Tensor]] = field(default_factory=list)
@@ -73,7 +75,8 @@ class _RowTerm:
         rows = max(table.shape[0] for _, table in (*self.summed, *self.squared))
         result = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
         for start in range(0, rows, ROWS_PER_BLOCK):
-            block = torch.full((min(ROWS_PER_BLOCK, rows - start), 1), constant, dtype=torch.float64, device=first.device)
+            count = min(ROWS_PER_BLOCK, rows - start)
+            block = torch.full((count, 1), constant, dtype=torch.float64, device=first.device)
             for weight, table in self.summed:
                 part = table[start : start + ROWS_PER_BLOCK].double().sum(1, keepdim=True)
                 block[: part.shape[0]] += weight * part
@@ -89,116 +92,149 @@ def _rewrite(module: GraphModule, columns: FeatureColumns, root: Node, terms: Su
     rows = _row_terms(module, columns, terms)
     if len(terms.squares) + len(terms.columns) == 0 or any(abs(weight) == 0 for weight, _ in terms.others):
         return False
-    made: list[Node] = []
+    chain = _Chain(module, columns, root)
     with module.graph.inserting_before(root):
-        result = _emit(module, columns, root, terms, rows, made)
-    if result is None or (not rows and not cost_of(columns, made).beats(cost_of(columns, before))):
-        for node in reversed(made):
+        result = chain.run(terms, rows)
+    if result is None or (not rows and not cost_of(columns, chain.made).beats(cost_of(columns, before))):
+        for node in reversed(chain.made):
             module.graph.erase_node(node)
         return False
     root.replace_all_uses_with(result)
     return True
 
 
-def _row_terms(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) -> list[_RowTerm]:
+def _row_terms(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) -> list[RowTerm]:
     """Moves the columns and squares that are whole lookups of one id out of the terms."""
-    found: dict[Node, _RowTerm] = {}
+    found: dict[Node, RowTerm] = {}
     for position, (weight, wanted) in reversed(list(enumerate(terms.columns))):
         lookups = _whole_lookups(module, columns, wanted)
-        if lookups is None or any(constant_of(module, each.args[0]).shape[1] != 1 for each in lookups):
+        if lookups is None or any(lookup.table.shape[1] != 1 for lookup in lookups):
             continue
         for lookup in lookups:
-            index = lookup.args[1]
-            term = found.setdefault(index, _RowTerm(index, lookup, str(lookup.args[0].target)))
-            term.summed.append((weight, constant_of(module, lookup.args[0])))
+            term = found.setdefault(lookup.index, RowTerm(lookup.index, lookup.name))
+            term.summed.append((weight, lookup.table))
         del terms.columns[position]
     for position, (weight, wanted) in reversed(list(enumerate(terms.squares))):
         lookups = _whole_lookups(module, columns, wanted)
-        if lookups is None or not all(lookup.args[1] in found for lookup in lookups):
+        if lookups is None or not all(lookup.index in found for lookup in lookups):
             continue
         for lookup in lookups:
-            found[lookup.args[1]].squared.append((weight, constant_of(module, lookup.args[0])))
+            found[lookup.index].squared.append((weight, lookup.table))
         del terms.squares[position]
     return list(found.values())
 
 
-def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns) -> list[Node] | None:
+@dataclass(frozen=True)
+class _WholeLookup:
+    """All features of the row of one id: the table's name, the table, the ids."""
+
+    name: str
+    table: Tensor
+    index: Node
+
+
+def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns) -> list[_WholeLookup] | None:
     """The lookups of one id per row that the columns are, each whole and once."""
     which, places = columns.sources(wanted)
-    lookups: list[Node] = []
+    lookups: list[_WholeLookup] = []
     for number in dict.fromkeys(which.tolist()):
         node = columns.node(int(number))
         if node.op != "call_function" or node.target is not aten.embedding.default:
             return None
-        table = constant_of(module, node.args[0])
+        table_node, index = node.args[:2]
+        table = constant_of(module, table_node)
         mine = sorted(places[which == number].tolist())
         if table is None or columns.trailing(node) not in ((1, table.shape[1]), (table.shape[1],)):
             return None
-        if mine != list(range(table.shape[1])):
+        if mine != list(range(table.shape[1])) or not isinstance(table_node, Node) or not isinstance(index, Node):
             return None
-        lookups.append(node)
+        lookups.append(_WholeLookup(str(table_node.target), table, index))
     return lookups
 
 
-def _emit(
-    module: GraphModule, columns: FeatureColumns, root: Node, terms: SumOfTerms, rows: list[_RowTerm], made: list[Node]
-) -> Node | None:
-    """The sum as a chain; None where a term does not fit."""
-    graph, constant = module.graph, terms.constant
-    assembler = Assembler(module, columns, RULE)
+class _Chain:
+    """The sum, emitted term by term: every product starts from the terms before it.
 
-    def emit(target: object, *args: object) -> Node:
-        node = call(graph, target, *args, rule=RULE, like=root)  # type: ignore[arg-type]
-        made.append(node)
+    Attributes:
+        made: the nodes emitted.
+        total: the sum so far.
+    """
+
+    def __init__(self, module: GraphModule, columns: FeatureColumns, root: Node) -> None:
+        self.module, self.root = module, root
+        self.assembler = Assembler(module, columns, RULE)
+        self.made: list[Node] = []
+        self.total: Node | None = None
+
+    def run(self, terms: SumOfTerms, rows: Sequence[RowTerm]) -> Node | None:
+        """Emits all terms and returns the sum."""
+        constant = terms.constant
+        products = []
+        for weight, linear in terms.linears:
+            matrix, bias = _weight_and_bias(self.module, linear)
+            constant += weight * bias
+            name = derived_name(str(linear.args[1].target), "term")  # type: ignore[union-attr]
+            products.append((linear.args[0], name, (weight * matrix).mT.contiguous()))
+        if rows:
+            self._rows(rows, constant)
+            constant = 0.0
+        for weight, node in terms.others:
+            scaled = node if weight == 1.0 else self._emit(aten.mul.Tensor, node, weight)
+            self.total = scaled if self.total is None else self._emit(aten.add.Tensor, self.total, scaled)
+        for weight, wanted in terms.columns:
+            self._product(self._assembled(wanted), self._weights(len(wanted), weight))
+        for weight, wanted in terms.squares:
+            source = self._assembled(wanted)
+            self._product(self._emit(aten.mul.Tensor, source, source), self._weights(len(wanted), weight))
+        for source, name, matrix in products:
+            self._product(source, parameter(self.module, name, matrix, rule=RULE))
+        if constant and self.total is not None:
+            self.total = self._emit(aten.add.Tensor, self.total, constant)
+        return self.total
+
+    def _rows(self, rows: Sequence[RowTerm], constant: float) -> None:
+        """One lookup per id, summed over the ids; the constant stands in the rows of the first."""
+        pieces = []
+        for position, term in enumerate(rows):
+            trainable = any(table.requires_grad for _, table in term.summed)
+            values = term.table(0.0 if position else constant)
+            name = derived_name(term.name, "row_term")
+            table = parameter(self.module, name, values, rule=RULE, trainable=trainable)
+            piece = self._emit(aten.embedding.default, table, term.index)
+            if len(shape_of(piece) or ()) == 2:
+                piece = self._emit(aten.unsqueeze.default, piece, 1)
+            pieces.append(piece)
+        together = self._emit(aten.cat.default, pieces, 1) if len(pieces) > 1 else pieces[0]
+        self.total = self._emit(aten.sum.dim_IntList, together, [1])
+
+    def _assembled(self, wanted: Columns) -> Node:
+        known = len(self.assembler.nodes)
+        source = self.assembler.assemble(wanted, self.root)
+        self.made += self.assembler.nodes[known:]
+        return source
+
+    def _weights(self, count: int, weight: float) -> Node:
+        like = value_of(self.root)
+        return buffer(
+            self.module, "term_weights", torch.full((count, 1), weight, dtype=like.dtype, device=like.device), rule=RULE
+        )
+
+    def _product(self, source: Any, weights: Node) -> None:
+        if self.total is None:
+            self.total = self._emit(aten.mm.default, source, weights)
+        else:
+            self.total = self._emit(aten.addmm.default, self.total, source, weights)
+
+    def _emit(self, target: Callable[..., Any], *args: Any) -> Node:
+        node = call(self.module.graph, target, *args, rule=RULE, like=self.root)
+        self.made.append(node)
         return node
 
-    def weights(count: int, weight: float) -> Node:
-        value = torch.full((count, 1), weight, dtype=value_of(root).dtype, device=value_of(root).device)
-        return buffer(module, "term_weights", value, rule=RULE)
 
-    products = []
-    for weight, linear in terms.linears:
-        given = constant_of(module, linear.args[2]) if len(linear.args) > 2 and linear.args[2] is not None else None
-        constant += weight * (0.0 if given is None else float(given.detach()))
-        matrix = constant_of(module, linear.args[1])
-        if matrix is None:
-            return None
-        name = derived_name(str(linear.args[1].target), "term")
-        products.append((linear.args[0], name, (weight * matrix.detach()).mT.contiguous()))
-    total: Node | None = None
-    if rows:
-        pieces = []
-        for term in rows:
-            name = derived_name(term.name, "row_term")
-            trainable = any(table.requires_grad for _, table in term.summed)
-            table = parameter(module, name, term.table(constant), rule=RULE, trainable=trainable)
-            constant = 0.0
-            piece = call(graph, aten.embedding.default, table, term.index, rule=RULE, like=term.like)
-            made.append(piece)
-            if len(shape_of(piece) or ()) == 2:
-                piece = emit(aten.unsqueeze.default, piece, 1)
-            pieces.append(piece)
-        total = emit(aten.sum.dim_IntList, emit(aten.cat.default, pieces, 1) if len(pieces) > 1 else pieces[0], [1])
-    for weight, node in terms.others:
-        scaled = node if weight == 1.0 else emit(aten.mul.Tensor, node, weight)
-        total = scaled if total is None else emit(aten.add.Tensor, total, scaled)
-    for weight, wanted in (*terms.columns, *terms.squares):
-        square = any(wanted is each for _, each in terms.squares)
-        known = len(assembler.nodes)
-        source = assembler.assemble(wanted, root)
-        made.extend(assembler.nodes[known:])
-        if square:
-            source = emit(aten.mul.Tensor, source, source)
-        if total is None:
-            total = emit(aten.mm.default, source, weights(len(wanted), weight))
-        else:
-            total = emit(aten.addmm.default, total, source, weights(len(wanted), weight))
-    for source, name, matrix in products:
-        transposed = parameter(module, name, matrix, rule=RULE)
-        if total is None:
-            total = emit(aten.mm.default, source, transposed)
-        else:
-            total = emit(aten.addmm.default, total, source, transposed)
-    if constant and total is not None:
-        total = emit(aten.add.Tensor, total, constant)
-    return total
+def _weight_and_bias(module: GraphModule, linear: Node) -> tuple[Tensor, float]:
+    """Weight [1, inputs] and bias of a Linear with one output (:mod:`passes.sum_of_terms` found it to be one)."""
+    matrix = constant_of(module, linear.args[1])
+    bias = constant_of(module, linear.args[2]) if len(linear.args) > 2 else None
+    if matrix is None:
+        raise GraphInvariantError(f"the weight of '{linear.name}' is not a constant")
+    return matrix.detach(), 0.0 if bias is None else float(bias.detach())

@@ -43,8 +43,8 @@ def serve(
     clone = clone_graph_module(module)
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
-        UnrollBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(), tables, CollapseMoves(), MergeReductions(),
-        CollapseMoves(), FoldConstants(), Canonicalize(),
+        UnrollBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(),
+        tables, CollapseMoves(), MergeReductions(), CollapseMoves(), FoldConstants(), Canonicalize(),
     ):  # fmt: skip
         result = each(clone)
         if result is not None:

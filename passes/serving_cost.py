@@ -1,7 +1,7 @@
-"""What a graph costs to serve, as far as the packing rewrites change it: launches, copied bytes, copied pieces, products.
+"""What a graph costs to serve, as far as packing changes it: launches, copied bytes and pieces, products.
 
-A rewrite is kept where this estimate says it pays for a single row and for a large batch. The constants are those of one
-core under ONNX Runtime; what matters is their proportion.
+A rewrite is kept where this estimate says it pays for a single row and for a large batch. The constants are those of
+one core under ONNX Runtime; what matters is their proportion.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads a tree of additions of single features as one sum of terms.
 
-``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are taken apart,
-down to four kinds of terms: a weighted sum of columns, a weighted sum of squared columns, a Linear with one output, and
+``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are taken
+apart, down to four kinds of terms: a weighted sum of columns, a weighted sum of squared columns, a Linear with one output, and
 whatever else gives one feature. A logit is such a sum: bias, linear term, pairwise term, deep part.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -53,12 +54,8 @@ class _Reader:
         self.module, self.columns = module, columns
         self.result = SumOfTerms()
 
-    def total(self, node: object, weight: float, *, root: bool = False) -> None:
+    def total(self, node: Node, weight: float, *, root: bool = False) -> None:
         """Adds ``weight`` times the sum of all features of a node."""
-        if isinstance(node, (int, float)):
-            raise AssertionError("numbers are added where the number of features is known")
-        if not isinstance(node, Node):
-            raise AssertionError("a term is a node")
         if not root and len(node.users) > 1:
             self._leaf(node, weight)
             return
@@ -70,7 +67,7 @@ class _Reader:
         for part, factor in parts:
             self.total(part, factor)
 
-    def _parts(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
+    def _parts(self, node: Node, weight: float) -> list[tuple[Any, float]] | None:  # noqa: PLR0911 - one per operator
         """What the sum of a node's features is the sum of; constants are added on the way."""
         if node.op != "call_function" or node.kwargs:
             return None
@@ -212,6 +209,3 @@ def _same_shape(one: object, other: Node) -> bool:
     if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
         return False
     return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
-
-
-

@@ -7,6 +7,7 @@ bytes per row, another gather costs a call; groups of neighbouring widths are jo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -114,7 +115,7 @@ def _join_widths(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
     total = sum(group.rows * group.width for group in groups) * size
     allowance = max(FREE_PADDING_BYTES, MOST_PADDING * total)
     while len(classes) > 1:
-        costs = [_padding_bytes(low, high, size) for low, high in zip(classes, classes[1:], strict=False)]
+        costs = [_padding_bytes(low, high, size) for low, high in itertools.pairwise(classes)]
         order = sorted(range(len(costs)), key=lambda position: costs[position])
         position = next((each for each in order if costs[each] <= allowance and _pays(classes, each, size)), None)
         if position is None:
@@ -140,7 +141,7 @@ def _pays(classes: Sequence[Sequence[RowGroup]], position: int, size: int) -> bo
 
 
 def offsets_of(groups: Sequence[RowGroup], out_of_range: OutOfRange) -> Mapping[int, int]:
-    """First row of every group, by its position. With padding rows, one of zeros lies before, between and behind them."""
+    """First row of every group, by its position; padding rows lie before, between and behind the groups."""
     between = int(out_of_range is OutOfRange.PADDING_ROW)
     starts, start = {}, between
     for position, group in enumerate(groups):

@@ -2,7 +2,8 @@
 
 Replaces ``embedding_bag(T, reshape(x, [-1]), arange(0, n * batch, n))`` with ``sum(embedding(T, x), 1)``
 
-for ids ``x`` [batch, n] (and ``mean`` alike), so that no loop over bags is left for the exporter, and the table can be packed.
+for ids ``x`` [batch, n] (and ``mean`` alike), so that no loop over bags is left to the exporter and the table can be
+packed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ def _unroll(module: GraphModule, node: Node) -> bool:
     arguments = [*node.args, *[None] * 9][:9]
     table, indices, offsets, _, mode, _, weights, includes_last, padding = arguments
     padded = isinstance(padding, int) and padding >= 0
-    if constant_of(module, table) is None or mode not in (None, _SUM, _MEAN) or weights is not None or includes_last or padded:
+    if (
+        constant_of(module, table) is None
+        or mode not in (None, _SUM, _MEAN)
+        or weights is not None
+        or includes_last
+        or padded
+    ):
         return False
     used = [user for user in node.users if user.users]
     if not all(user.target is operator.getitem and user.args[1] == 0 for user in used):

@@ -61,7 +61,9 @@ def both(rows: int) -> tuple[Tensor, ...]:
     ],
 )  # fmt: skip
 def test_moves_collapse(function, inputs, left):
-    graph = rewritten(graph_of(Function(function), *inputs(3)), CollapseMoves(), FoldConstants(), Canonicalize(), inputs=inputs)
+    graph = rewritten(
+        graph_of(Function(function), *inputs(3)), CollapseMoves(), FoldConstants(), Canonicalize(), inputs=inputs
+    )
     assert {name: count for name, count in operators(graph).items() if name != "sym_size"} == left
 
 
@@ -70,7 +72,10 @@ def test_sums_over_fields_of_slices_become_one_sum():
         return (x[:, :, :3].sum(1) ** 2).sum(1, keepdim=True) + x[:, :, 3].sum(1, keepdim=True)
 
     graph = rewritten(graph_of(Function(function), *cube(3)), MergeReductions(), inputs=cube)
-    assert [tuple(node.meta["val"].shape)[1:] for node in graph.graph.nodes if "sum" in str(node.target)] == [(4,), (1,)]
+    assert [tuple(node.meta["val"].shape)[1:] for node in graph.graph.nodes if "sum" in str(node.target)] == [
+        (4,),
+        (1,),
+    ]
 
 
 def test_a_sum_of_only_some_fields_is_left_alone():

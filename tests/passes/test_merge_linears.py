@@ -30,6 +30,16 @@ class Layers(nn.Module):
         return self.function(self, x)
 
 
+def twice(model: Layers, x: Tensor) -> Tensor:
+    hidden = model.first(x)
+    return hidden * 2 + hidden.exp()
+
+
+def norm_before_two(model: Layers, x: Tensor) -> Tensor:
+    normal = model.norm(x.exp())
+    return model.first(normal).relu() + model.second(normal)
+
+
 def inputs(rows: int) -> tuple[Tensor, ...]:
     return (torch.randn(rows, WIDTH).double(),)
 
@@ -47,15 +57,15 @@ def inputs(rows: int) -> tuple[Tensor, ...]:
             lambda m, x: torch.tensordot(x, m.matrix, dims=([-1], [0])), {"linear": 1}, id="a tensordot by a constant"
         ),
         pytest.param(
-            lambda m, x: (x.exp().sum(1, keepdim=True) + m.one(x)) + m.bias, {"exp": 1, "sum": 1, "linear": 1, "add": 1},
-            id="a constant goes to a Linear within the sum",
+            lambda m, x: (x.exp().sum(1, keepdim=True) + m.one(x)) + m.bias,
+            {"exp": 1, "sum": 1, "linear": 1, "add": 1}, id="a constant goes to a Linear within the sum",
         ),
         pytest.param(
             lambda m, x: x.exp().sum(1, keepdim=True) + m.bare(x), {"exp": 1, "sum": 1, "addmm": 1},
             id="a product starts from the other term",
         ),
         pytest.param(
-            lambda m, x: (lambda y: y * 2 + y.exp())(m.first(x)), {"linear": 1, "mul": 1, "exp": 1, "add": 1},
+            twice, {"linear": 1, "mul": 1, "exp": 1, "add": 1},
             id="a Linear used twice is left alone",
         ),
     ],
@@ -71,7 +81,7 @@ def test_linears_are_merged(function, left):
         pytest.param(lambda m, x: m.norm(m.first(x)).relu(), {"linear": 1, "relu": 1}, id="after a Linear"),
         pytest.param(lambda m, x: m.second(m.norm(x.exp())), {"exp": 1, "linear": 1}, id="before a Linear"),
         pytest.param(
-            lambda m, x: (lambda y: m.first(y).relu() + m.second(y))(m.norm(x.exp())),
+            norm_before_two,
             {"exp": 1, "linear": 2, "relu": 1, "add": 1}, id="before two Linears",
         ),
         pytest.param(
@@ -120,7 +130,9 @@ class Factorization(nn.Module):
         vectors = torch.stack([table(ids[:, field]) for field, table in enumerate(self.tables)], 1)
         logit = 0.5 * (vectors.sum(1).square() - vectors.square().sum(1)).sum(1, keepdim=True)
         if self.linear_term:
-            logit = logit + torch.cat([table(ids[:, field]) for field, table in enumerate(self.weights)], 1).sum(1, True)
+            logit = logit + torch.cat([table(ids[:, field]) for field, table in enumerate(self.weights)], 1).sum(
+                1, True
+            )
         return torch.sigmoid(logit + self.deep(vectors.flatten(1)) + self.bias)
 
 

@@ -27,7 +27,9 @@ class Wide(nn.Module):
         ids = [x[:, field : field + 1].long() for field in range(len(SIZES))]
         features = torch.cat([table(each) for table, each in zip(self.tables, ids, strict=True)], dim=-1)
         linear = torch.cat([table(each) for table, each in zip(self.weights, ids, strict=True)], dim=-1).sum(-1)
-        return self.first(torch.cat([features.flatten(1), x[:, len(SIZES) :]], dim=1)).relu().sum(1, keepdim=True) + linear
+        return (
+            self.first(torch.cat([features.flatten(1), x[:, len(SIZES) :]], dim=1)).relu().sum(1, keepdim=True) + linear
+        )
 
 
 def wide_inputs(rows: int) -> tuple[Tensor, ...]:
@@ -52,7 +54,9 @@ def test_gathered_rows_are_the_tables_bit_by_bit():
     graph = graph_of(model, *wide_inputs(3))
     packed = rewritten(graph, PackTables(), inputs=wide_inputs)
     table = get_attribute(packed, "packed_table.weight")
-    rows = [torch.cat([one.weight, other.weight], dim=1) for one, other in zip(model.tables, model.weights, strict=True)]
+    rows = [
+        torch.cat([one.weight, other.weight], dim=1) for one, other in zip(model.tables, model.weights, strict=True)
+    ]
     assert torch.equal(table, torch.cat(rows))
 
 
