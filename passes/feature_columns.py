@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph_tools import aten, shape_of, value_of
+from passes.graph_tools import args_of, aten, shape_of, value_of
 
 MOVES = frozenset(
     {
@@ -129,12 +129,11 @@ class FeatureColumns:
                 return leaf
             if _is_size(leaf):
                 return self._size(value_of(leaf), rows)
-            columns = self._columns[leaf]
-            return (
-                [_numbered(each, rows) for each in columns] if isinstance(columns, tuple) else _numbered(columns, rows)
-            )
+            columns: Any = self._columns[leaf]
+            several = isinstance(columns, tuple)
+            return [_numbered(each, rows) for each in columns] if several else _numbered(columns, rows)
 
-        args, kwargs = pytree.tree_map(trial, (node.args, node.kwargs))
+        args, kwargs = pytree.tree_map(trial, (args_of(node), node.kwargs))
         try:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, TypeError, IndexError):
@@ -144,8 +143,9 @@ class FeatureColumns:
             return None if any(part is None for part in parts) else parts
         columns = _within_rows(result, rows)
         if node.target in _PERMUTATIONS and columns is not None:
-            before = self._columns[operands[0]].reshape(-1)
-            return columns if np.array_equal(before, columns.reshape(-1)) else None
+            before = self.of(operands[0])
+            kept = before is not None and np.array_equal(before.reshape(-1), columns.reshape(-1))
+            return columns if kept else None
         return columns
 
     def _size(self, size: Any, rows: int) -> int:

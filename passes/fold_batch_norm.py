@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from passes.graph_tools import aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
 
 RULE = "fold batch norm"
 _EVAL = aten._native_batch_norm_legit_no_training.default
@@ -35,10 +35,10 @@ class FoldBatchNorm(PassBase):
 
 def affine_of_batch_norm(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
     """``(g, h)`` [features] in float64, None where a statistic is no constant."""
-    weight, bias, mean, variance = (None if each is None else constant_of(module, each) for each in node.args[1:5])
-    if mean is None or variance is None or (node.args[1] is not None and weight is None):
+    weight, bias, mean, variance = (None if each is None else constant_of(module, each) for each in args_of(node)[1:5])
+    if mean is None or variance is None or (args_of(node)[1] is not None and weight is None):
         return None
-    gain = torch.rsqrt(variance.double() + float(node.args[6]))
+    gain = torch.rsqrt(variance.double() + float(args_of(node)[6]))
     if weight is not None:
         gain = gain * weight.double()
     shift = -gain * mean.double()
@@ -47,12 +47,12 @@ def affine_of_batch_norm(module: GraphModule, node: Node) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def _fold(module: GraphModule, node: Node) -> bool:
-    source, users = node.args[0], list(node.users)
-    plain = all(user.target is operator.getitem and (user.args[1] == 0 or not user.users) for user in users)
+    source, users = args_of(node)[0], list(node.users)
+    plain = all(user.target is operator.getitem and (args_of(user)[1] == 0 or not user.users) for user in users)
     if not plain or not isinstance(source, Node) or len(shape_of(source) or ()) != 2:
         return False
     affine = affine_of_batch_norm(module, node)
-    result = next((user for user in users if user.args[1] == 0), None)
+    result = next((user for user in users if args_of(user)[1] == 0), None)
     if affine is None or result is None:
         return False
     gain, shift = affine
@@ -64,7 +64,7 @@ def _fold(module: GraphModule, node: Node) -> bool:
             return True
     consumers = list(result.users)
     if not consumers or not all(
-        user.target is aten.linear.default and user.args[0] is result and user.args[1] is not result
+        user.target is aten.linear.default and args_of(user)[0] is result and args_of(user)[1] is not result
         and _constants(module, user)[0] is not None
         for user in consumers
     ):  # fmt: skip
@@ -80,8 +80,8 @@ def _fold(module: GraphModule, node: Node) -> bool:
 
 def _constants(module: GraphModule, linear: Node) -> tuple[Tensor | None, Tensor]:
     """Weight and bias of a Linear in float64 (a zero bias where it has none)."""
-    weight = constant_of(module, linear.args[1])
-    given = linear.args[2] if len(linear.args) > 2 else None
+    weight = constant_of(module, args_of(linear)[1])
+    given = args_of(linear)[2] if len(args_of(linear)) > 2 else None
     bias = None if given is None else constant_of(module, given)
     if weight is None or (given is not None and bias is None):
         return None, torch.zeros(())
@@ -92,13 +92,13 @@ def _constants(module: GraphModule, linear: Node) -> tuple[Tensor | None, Tensor
 
 def _linear(module: GraphModule, like: Node, weight: Tensor, bias: Tensor, source: Node | None = None) -> Node:
     """A Linear in the place of another, with other constants."""
-    old = constant_of(module, like.args[1])
+    old = constant_of(module, args_of(like)[1])
     if old is None:
         raise AssertionError("a Linear with a constant weight")
-    name = str(like.args[1].target)
+    name = str(args_of(like)[1].target)
     new_weight = parameter(module, derived_name(name, "normalized"), weight.to(old.dtype), rule=RULE)
     new_bias = parameter(module, derived_name(name, "normalized", "bias"), bias.to(old.dtype), rule=RULE)
     with module.graph.inserting_before(like):
         return call(
-            module.graph, aten.linear.default, source or like.args[0], new_weight, new_bias, rule=RULE, like=like
+            module.graph, aten.linear.default, source or args_of(like)[0], new_weight, new_bias, rule=RULE, like=like
         )

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from passes.graph_tools import aten, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_tools import args_of, aten, constant_of, derived_name, finish, parameter, shape_of, value_of
 
 RULE = "fold constants"
 
@@ -41,7 +41,7 @@ def _fold(module: GraphModule) -> bool:
             constants[node] = value
         elif _foldable(node, constants):
             args, kwargs = pytree.tree_map(
-                lambda leaf: constants[leaf] if isinstance(leaf, Node) else leaf, (node.args, node.kwargs)
+                lambda leaf: constants[leaf] if isinstance(leaf, Node) else leaf, (args_of(node), node.kwargs)
             )
             with torch.no_grad():
                 result = node.target(*args, **kwargs)
@@ -97,7 +97,7 @@ def _drop_zeros(module: GraphModule) -> bool:
     for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs:
             continue
-        left, right = node.args[:2]
+        left, right = args_of(node)[:2]
         for zero, other in ((left, right), (right, left)):
             if isinstance(zero, Node) and zero.target in _ZEROS and isinstance(other, Node) and _alike(node, other):
                 node.replace_all_uses_with(other)
@@ -119,12 +119,12 @@ def _free_reshapes(module: GraphModule) -> bool:
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target is not aten.reshape.default:
             continue
-        sizes = list(node.args[1])
+        sizes = list(args_of(node)[1])
         symbolic = [position for position, size in enumerate(sizes) if isinstance(size, Node)]
         if len(symbolic) == 1 and all(
             isinstance(size, int) and size > 0 for size in sizes if not isinstance(size, Node)
         ):
             sizes[symbolic[0]] = -1
-            node.args = (node.args[0], sizes)
+            node.args = (args_of(node)[0], sizes)
             changed = True
     return changed

@@ -72,6 +72,11 @@ def get_attribute(module: nn.Module, target: str) -> Any:
     return module
 
 
+def args_of(node: Node) -> tuple[Any, ...]:
+    """The node's positional arguments, of whatever type they are."""
+    return node.args
+
+
 def constant_of(module: GraphModule, node: Any) -> torch.Tensor | None:
     """The tensor behind a ``get_attr`` node, or None."""
     if isinstance(node, Node) and node.op == "get_attr":

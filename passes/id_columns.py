@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.feature_columns import FeatureColumns
-from passes.graph_tools import aten, constant_of, shape_of, value_of
+from passes.graph_tools import args_of, aten, constant_of, shape_of, value_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def _behind(  # noqa: PLR0911 - one reason each
     module: GraphModule, columns: FeatureColumns, source: Node
 ) -> tuple[IdColumn, ...] | None:
     """The ids of what a cast or the addition of a constant is applied to."""
-    if source.op != "call_function" or not source.args or not isinstance(source.args[0], Node):
+    if source.op != "call_function" or not args_of(source) or not isinstance(args_of(source)[0], Node):
         return None
-    before = source.args[0]
+    before = args_of(source)[0]
     if columns.of(before) is None or not isinstance(value_of(before), Tensor):
         return None
     if source.target is aten._to_copy.default and set(source.kwargs) <= {"dtype"}:
@@ -58,7 +58,7 @@ def _behind(  # noqa: PLR0911 - one reason each
         wanted = columns.of(before)
         return None if wanted is None else tuple(IdColumn(int(column)) for column in wanted.reshape(-1))
     if source.target is aten.add.Tensor and not source.kwargs and shape_of(before) == shape_of(source):
-        added = _constant(module, source.args[1])
+        added = _constant(module, args_of(source)[1])
         trailing = columns.trailing(source)
         inner = id_columns(module, columns, before)
         if added is None or trailing is None or inner is None or added.dim() > len(trailing):

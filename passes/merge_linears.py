@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from passes.graph_tools import aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
 from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US
 
 RULE = "merge linears"
@@ -72,10 +72,15 @@ def _weight_and_bias(module: GraphModule, node: object) -> tuple[Tensor, Tensor 
     """Constants of a Linear."""
     if not isinstance(node, Node) or node.op != "call_function" or node.target is not aten.linear.default:
         return None
-    weight = constant_of(module, node.args[1])
-    given = node.args[2] if len(node.args) > 2 else None
+    weight = constant_of(module, args_of(node)[1])
+    given = args_of(node)[2] if len(args_of(node)) > 2 else None
     bias = None if given is None else constant_of(module, given)
-    if weight is None or weight.dim() != 2 or (given is not None and bias is None) or node.args[0] is node.args[1]:
+    if (
+        weight is None
+        or weight.dim() != 2
+        or (given is not None and bias is None)
+        or args_of(node)[0] is args_of(node)[1]
+    ):
         return None
     return weight, bias
 
@@ -93,11 +98,11 @@ def _linear(  # noqa: PLR0917 - a Linear is its input and its constants
 
 def _as_linear(module: GraphModule, node: Node) -> Node | None:
     if node.target in (aten.matmul.default, aten.mm.default):
-        source, weight_node = node.args[:2]
-    elif node.target is aten.tensordot.default and len(node.args) == 4:
-        source, weight_node = node.args[:2]
+        source, weight_node = args_of(node)[:2]
+    elif node.target is aten.tensordot.default and len(args_of(node)) == 4:
+        source, weight_node = args_of(node)[:2]
         rank = len(shape_of(source) or ())
-        if [axis % rank for axis in node.args[2]] != [rank - 1] or list(node.args[3]) not in ([0], [-2]):
+        if [axis % rank for axis in args_of(node)[2]] != [rank - 1] or list(args_of(node)[3]) not in ([0], [-2]):
             return None
     else:
         return None
@@ -116,21 +121,21 @@ def _as_linear(module: GraphModule, node: Node) -> Node | None:
 
 def _scaled(module: GraphModule, node: Node) -> Node | None:
     """A Linear times a number."""
-    if node.target is not aten.mul.Tensor or not isinstance(node.args[1], (int, float)):
+    if node.target is not aten.mul.Tensor or not isinstance(args_of(node)[1], (int, float)):
         return None
-    inner = node.args[0]
+    inner = args_of(node)[0]
     constants = _weight_and_bias(module, inner)
     if constants is None or len(inner.users) != 1 or value_of(inner).dtype != value_of(node).dtype:
         return None
     weight, bias = constants
-    factor = node.args[1]
+    factor = args_of(node)[1]
     scaled = None if bias is None else bias * factor
-    return _linear(module, node, inner.args[0], weight * factor, scaled, str(inner.args[1].target))
+    return _linear(module, node, args_of(inner)[0], weight * factor, scaled, str(args_of(inner)[1].target))
 
 
 def _product(module: GraphModule, node: Node) -> Node | None:
     """A Linear of a Linear, where the product has no more entries than both."""
-    outer, inner_node = _weight_and_bias(module, node), node.args[0] if node.args else None
+    outer, inner_node = _weight_and_bias(module, node), args_of(node)[0] if args_of(node) else None
     inner = _weight_and_bias(module, inner_node)
     if outer is None or inner is None or not isinstance(inner_node, Node) or len(inner_node.users) != 1:
         return None
@@ -144,14 +149,14 @@ def _product(module: GraphModule, node: Node) -> Node | None:
     bias = None if bias1 is None else (weight2.double() @ bias1.double()).to(weight2.dtype)
     if bias2 is not None:
         bias = bias2 if bias is None else bias + bias2
-    return _linear(module, node, inner_node.args[0], weight, bias, str(node.args[1].target))
+    return _linear(module, node, args_of(inner_node)[0], weight, bias, str(args_of(node)[1].target))
 
 
 def _shifted(module: GraphModule, node: Node) -> Node | None:
     """A constant term of a sum, into the bias of a Linear among the sum's terms."""
     if node.target is not aten.add.Tensor or node.kwargs:
         return None
-    for constant_node, other in ((node.args[1], node.args[0]), (node.args[0], node.args[1])):
+    for constant_node, other in ((args_of(node)[1], args_of(node)[0]), (args_of(node)[0], args_of(node)[1])):
         constant = _row(module, constant_node)
         if constant is None or not isinstance(other, Node) or not _same_shape(node, other):
             continue
@@ -163,7 +168,12 @@ def _shifted(module: GraphModule, node: Node) -> Node | None:
             continue
         added = constant.to(weight.dtype).expand(weight.shape[0])
         made = _linear(
-            module, linear, linear.args[0], weight, added if bias is None else bias + added, str(linear.args[1].target)
+            module,
+            linear,
+            args_of(linear)[0],
+            weight,
+            added if bias is None else bias + added,
+            str(args_of(linear)[1].target),
         )
         alone = other is linear
         linear.replace_all_uses_with(made)
@@ -190,7 +200,7 @@ def _linear_term(module: GraphModule, node: Node, width: int) -> Node | None:
         return node if width in (1, constants[0].shape[0]) else None
     if node.target is not aten.add.Tensor or node.kwargs:
         return None
-    for operand in node.args[:2]:
+    for operand in args_of(node)[:2]:
         if isinstance(operand, Node) and _same_shape(operand, node):
             found = _linear_term(module, operand, width)
             if found is not None:
@@ -201,11 +211,11 @@ def _linear_term(module: GraphModule, node: Node, width: int) -> Node | None:
 def _side_by_side(module: GraphModule, node: Node) -> Node | None:
     """Narrow Linears of one input: the first of them makes the product, each takes its slice."""
     constants = _weight_and_bias(module, node)
-    if constants is None or not isinstance(node.args[0], Node):
+    if constants is None or not isinstance(args_of(node)[0], Node):
         return None
-    source = node.args[0]
+    source = args_of(node)[0]
     order = {each: position for position, each in enumerate(module.graph.nodes)}
-    alike = [user for user in source.users if user.args[0] is source and _weight_and_bias(module, user) is not None]
+    alike = [user for user in source.users if args_of(user)[0] is source and _weight_and_bias(module, user) is not None]
     alike.sort(key=lambda each: order[each])
     if len(alike) < 2 or alike[0] is not node or len(shape_of(node) or ()) != 2 or not _saves(module, alike):
         return None
@@ -217,8 +227,9 @@ def _side_by_side(module: GraphModule, node: Node) -> Node | None:
     bias = None
     if any(pair is not None and pair[1] is not None for pair in pairs):
         bias = torch.cat([weight.new_zeros(pair[0].shape[0]) if pair[1] is None else pair[1] for pair in pairs if pair])
-    whole = _linear(module, node, source, weight, bias, str(node.args[1].target))
-    start, mine = 0, node
+    whole = _linear(module, node, source, weight, bias, str(args_of(node)[1].target))
+    start = 0
+    mine: Node = node
     for each, part in zip(alike, weights, strict=True):
         end = start + part.shape[0]
         with module.graph.inserting_before(each):
@@ -252,17 +263,17 @@ def _accumulated(module: GraphModule, node: Node) -> Node | None:
     """A sum with a Linear that has no bias: the product starts from the other term."""
     if node.target is not aten.add.Tensor or node.kwargs or len(shape_of(node) or ()) != 2:
         return None
-    for linear, other in ((node.args[1], node.args[0]), (node.args[0], node.args[1])):
+    for linear, other in ((args_of(node)[1], args_of(node)[0]), (args_of(node)[0], args_of(node)[1])):
         constants = _weight_and_bias(module, linear)
         if constants is None or constants[1] is not None or len(linear.users) != 1 or not isinstance(other, Node):
             continue
         if constant_of(module, other) is not None or not (_same_shape(node, other) and _same_shape(node, linear)):
             continue
         weight = constants[0]
-        name = derived_name(str(linear.args[1].target), "transposed")
+        name = derived_name(str(args_of(linear)[1].target), "transposed")
         transposed = parameter(module, name, weight.mT.contiguous(), rule=RULE)
         with module.graph.inserting_before(node):
-            return call(module.graph, aten.addmm.default, other, linear.args[0], transposed, rule=RULE, like=node)
+            return call(module.graph, aten.addmm.default, other, args_of(linear)[0], transposed, rule=RULE, like=node)
     return None
 
 

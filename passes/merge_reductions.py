@@ -18,7 +18,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.assemble import Assembler
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import aten, call, finish, shape_of
+from passes.graph_tools import args_of, aten, call, finish, shape_of
 
 RULE = "merge reductions"
 
@@ -62,7 +62,7 @@ class MergeReductions(PassBase):
 def _sum_of(columns: FeatureColumns, node: Node) -> _Sum | None:
     if node.op != "call_function" or node.target is not aten.sum.dim_IntList or node.kwargs:
         return None
-    operand, axes = node.args[0], node.args[1]
+    operand, axes = args_of(node)[0], args_of(node)[1]
     wanted = columns.of(operand)
     if wanted is None or not isinstance(axes, (list, tuple)) or not columns.is_move(operand):
         return None

@@ -24,6 +24,7 @@ from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_tools import (
+    args_of,
     aten,
     buffer,
     call,
@@ -123,14 +124,14 @@ def find_lookups(module: GraphModule, columns: FeatureColumns) -> list[Lookup]:
     for node in module.graph.nodes:
         if node.target is not aten.embedding.default or node.op != "call_function":
             continue
-        table, index = constant_of(module, node.args[0]), node.args[1]
+        table, index = constant_of(module, args_of(node)[0]), args_of(node)[1]
         if table is None or table.dim() != 2 or not isinstance(index, Node) or columns.trailing(node) is None:
             continue
-        if any("renorm" in str(user.target) for user in node.args[0].users):
+        if any("renorm" in str(user.target) for user in args_of(node)[0].users):
             continue
         ids = id_columns(module, columns, index)
         if ids:
-            found.append(Lookup(node, str(node.args[0].target), table, ids))
+            found.append(Lookup(node, str(args_of(node)[0].target), table, ids))
     return found
 
 
@@ -315,7 +316,8 @@ def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
             column += table.shape[1]
     owner_name, _, leaf = made.parameter.rpartition(".")
     owner = module.get_submodule(owner_name)
-    owner._parameters[leaf] = nn.Parameter(packed, requires_grad=stand_in.requires_grad)
+    parameter_made = nn.Parameter(packed, requires_grad=stand_in.requires_grad)
+    owner._parameters[leaf] = parameter_made
     for node in module.graph.nodes:
         if node.op == "get_attr" and node.target == made.parameter:
-            node.meta["val"] = fake_mode(module.graph).from_tensor(owner._parameters[leaf], static_shapes=True)
+            node.meta["val"] = fake_mode(module.graph).from_tensor(parameter_made, static_shapes=True)

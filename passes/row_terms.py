@@ -1,8 +1,8 @@
 """Stores what one id adds to a logit as one number per row.
 
-A factorization machine's logit is ``b + sum_f l_f(x_f) + 1/2 |sum_f e_f(x_f)|^2 - 1/2 sum_f |e_f(x_f)|^2 + ...``. Two
-of its terms are sums over fields of something that a row knows by itself: the linear weight ``l_f`` and half the squared
-norm of the embedding (or of its code). Both, and the constant ``b``, become one number per row, computed once.
+A factorization machine's logit is ``b + sum_f l_f(x_f) + 1/2 |sum_f e_f(x_f)|^2 - 1/2 sum_f |e_f(x_f)|^2 + ...``.
+Two of its terms are sums over fields of something that a row knows by itself: the linear weight ``l_f`` and half the
+squared norm of the embedding (or of its code). Both, and the constant ``b``, become one number per row, computed once.
 
 Replaces ``sum_f l_f(x_f) + c sum_f |e_f(x_f)|^2 + b``  with ``sum_f t_f(x_f)``, ``t_f = l_f + c |e_f|^2`` (in one field
                                                         ``+ b``),
@@ -25,7 +25,18 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from passes.assemble import Assembler
 from passes.errors import GraphInvariantError
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import aten, buffer, call, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_tools import (
+    args_of,
+    aten,
+    buffer,
+    call,
+    constant_of,
+    derived_name,
+    finish,
+    parameter,
+    shape_of,
+    value_of,
+)
 from passes.serving_cost import cost_of
 from passes.sum_of_terms import SumOfTerms, read_sum
 
@@ -141,7 +152,7 @@ def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns
         node = columns.node(int(number))
         if node.op != "call_function" or node.target is not aten.embedding.default:
             return None
-        table_node, index = node.args[:2]
+        table_node, index = args_of(node)[:2]
         table = constant_of(module, table_node)
         mine = sorted(places[which == number].tolist())
         if table is None or columns.trailing(node) not in ((1, table.shape[1]), (table.shape[1],)):
@@ -173,8 +184,8 @@ class _Chain:
         for weight, linear in terms.linears:
             matrix, bias = _weight_and_bias(self.module, linear)
             constant += weight * bias
-            name = derived_name(str(linear.args[1].target), "term")  # type: ignore[union-attr]
-            products.append((linear.args[0], name, (weight * matrix).mT.contiguous()))
+            name = derived_name(str(args_of(linear)[1].target), "term")
+            products.append((args_of(linear)[0], name, (weight * matrix).mT.contiguous()))
         if rows:
             self._rows(rows, constant)
             constant = 0.0
@@ -233,8 +244,8 @@ class _Chain:
 
 def _weight_and_bias(module: GraphModule, linear: Node) -> tuple[Tensor, float]:
     """Weight [1, inputs] and bias of a Linear with one output (:mod:`passes.sum_of_terms` found it to be one)."""
-    matrix = constant_of(module, linear.args[1])
-    bias = constant_of(module, linear.args[2]) if len(linear.args) > 2 else None
+    matrix = constant_of(module, args_of(linear)[1])
+    bias = constant_of(module, args_of(linear)[2]) if len(args_of(linear)) > 2 else None
     if matrix is None:
         raise GraphInvariantError(f"the weight of '{linear.name}' is not a constant")
     return matrix.detach(), 0.0 if bias is None else float(bias.detach())

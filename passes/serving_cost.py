@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.feature_columns import FeatureColumns
-from passes.graph_tools import aten, shape_of, value_of
+from passes.graph_tools import args_of, aten, shape_of, value_of
 
 LAUNCH_US = 1.2
 """One operator."""
@@ -94,7 +94,7 @@ def _row_us(columns: FeatureColumns, node: Node) -> float:
     if node.target is aten.embedding.default:
         return copied + features / shape[-1] * 3 * PIECE_US
     if node.target is aten.index_select.default:
-        axis = int(node.args[1])
+        axis = int(args_of(node)[1])
         return copied + features / math.prod(shape[axis + 1 :]) * PIECE_US
     if node.target in (aten.slice.Tensor, aten.cat.default, aten.stack.default, aten.select.int):
         return copied + _pieces(columns, node) * PIECE_US
@@ -107,12 +107,12 @@ def _first(node: Node) -> Node:
 
 def _pieces(columns: FeatureColumns, node: Node) -> int:
     """Contiguous pieces per row that a cut or a concat copies."""
-    operands: Any = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node]
+    operands: Any = args_of(node)[0] if isinstance(args_of(node)[0], (list, tuple)) else [node]
     if len(operands) > 1:
         return len(operands)
     shape = shape_of(node) or ()
     source = shape_of(_first(node)) or ()
-    axis = int(node.args[1]) if len(node.args) > 1 and isinstance(node.args[1], int) else 0
+    axis = int(args_of(node)[1]) if len(args_of(node)) > 1 and isinstance(args_of(node)[1], int) else 0
     axis += len(source) if axis < 0 else 0
     if node.target is aten.select.int:
         return math.prod(size for size in source[1:axis] if isinstance(size, int))

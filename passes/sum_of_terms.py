@@ -1,8 +1,8 @@
 """Reads a tree of additions of single features as one sum of terms.
 
 ``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are taken
-apart, down to four kinds of terms: a weighted sum of columns, a weighted sum of squared columns, a Linear with one output, and
-whatever else gives one feature. A logit is such a sum: bias, linear term, pairwise term, deep part.
+apart, down to four kinds of terms: a weighted sum of columns, a weighted sum of squared columns, a Linear with one
+output, and whatever else gives one feature. A logit is such a sum: bias, linear term, pairwise term, deep part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import aten, constant_of, shape_of, value_of
+from passes.graph_tools import args_of, aten, constant_of, shape_of, value_of
 
 
 @dataclass
@@ -67,7 +67,7 @@ class _Reader:
         for part, factor in parts:
             self.total(part, factor)
 
-    def _parts(self, node: Node, weight: float) -> list[tuple[Any, float]] | None:  # noqa: PLR0911 - one per operator
+    def _parts(self, node: Node, weight: float) -> list[tuple[Any, float]] | None:  # noqa: PLR0911 - one each
         """What the sum of a node's features is the sum of; constants are added on the way."""
         if node.op != "call_function" or node.kwargs:
             return None
@@ -76,11 +76,11 @@ class _Reader:
             signs = (1.0, -1.0 if target is aten.sub.Tensor else 1.0)
             return self._terms(node, weight, signs)
         if target is aten.neg.default:
-            return [(node.args[0], -weight)]
+            return [(args_of(node)[0], -weight)]
         if target is aten.mul.Tensor:
             return self._scaled(node, weight)
         if target is aten.sum.dim_IntList:
-            source = node.args[0]
+            source = args_of(node)[0]
             return [(source, weight)] if self._sums_within_rows(node) else None
         if self.columns.is_move(node):
             return self._rearranged(node, weight)
@@ -106,7 +106,7 @@ class _Reader:
     def _terms(self, node: Node, weight: float, signs: tuple[float, float]) -> list[tuple[Node, float]] | None:
         parts: list[tuple[Node, float]] = []
         constant = 0.0
-        for operand, sign in zip(node.args[:2], signs, strict=True):
+        for operand, sign in zip(args_of(node)[:2], signs, strict=True):
             value = self._constant(operand, node)
             if value is not None:
                 constant += sign * value
@@ -118,7 +118,7 @@ class _Reader:
         return parts
 
     def _scaled(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
-        left, right = node.args[:2]
+        left, right = args_of(node)[:2]
         for one, other in ((left, right), (right, left)):
             if isinstance(other, Node) and isinstance(one, (int, float)):
                 return [(other, weight * float(one))]
@@ -127,9 +127,9 @@ class _Reader:
                 return [(other, weight * float(tensor))]
         return None
 
-    def _constant(self, operand: object, like: Node) -> float | None:
+    def _constant(self, operand: Any, like: Node) -> float | None:
         """The sum over all features of a constant term, which may broadcast."""
-        features = math.prod((shape_of(like) or ())[1:])
+        features: int = math.prod((shape_of(like) or ())[1:])
         if isinstance(operand, (int, float)):
             return float(operand) * features
         tensor = constant_of(self.module, operand)
@@ -137,12 +137,13 @@ class _Reader:
             return None
         shape = (1, *(shape_of(like) or ())[1:])
         try:
-            return float(tensor.detach().double().expand(shape).sum())
+            total: Tensor = tensor.detach().double().expand(shape).sum()
+            return float(total)
         except RuntimeError:
             return None
 
     def _sums_within_rows(self, node: Node) -> bool:
-        axes, source = node.args[1], node.args[0]
+        axes, source = args_of(node)[1], args_of(node)[0]
         rank = len(shape_of(source) or ())
         return (
             isinstance(axes, (list, tuple)) and len(axes) > 0 and 0 not in {axis % rank for axis in axes}
@@ -150,17 +151,17 @@ class _Reader:
         )  # fmt: skip
 
     def _leaf(self, node: Node, weight: float) -> None:
-        squared = _squared(node)
-        if squared is not None and len(node.users) == 1 and self.columns.of(squared) is not None:
+        columns, squared = self.columns.of(node), self.columns.of(_squared(node))
+        if squared is not None and len(node.users) == 1:
             self.result.inside.append(node)
-            self.result.squares.append((weight, self.columns.of(squared).reshape(-1)))
+            self.result.squares.append((weight, squared.reshape(-1)))
         elif _is_linear_of_one(self.module, node) and len(node.users) == 1:
             self.result.linears.append((weight, node))
-        elif self.columns.of(node) is not None and not (
+        elif columns is not None and not (
             _one_feature(self.columns, node) and not self.columns.is_move(node)
             and node.target is not aten.embedding.default
         ):  # fmt: skip
-            self.result.columns.append((weight, self.columns.of(node).reshape(-1)))
+            self.result.columns.append((weight, columns.reshape(-1)))
         else:
             self.result.others.append((weight, node))
 
@@ -176,21 +177,21 @@ def _between(columns: FeatureColumns, node: Node) -> list[Node]:
     return found
 
 
-def _squared(node: Node) -> Node | None:
+def _squared(node: Node) -> Any:
     if node.op != "call_function":
         return None
-    if node.target is aten.mul.Tensor and node.args[0] is node.args[1]:
-        return node.args[0]
-    if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
-        return node.args[0]
-    return node.args[0] if node.target is aten.square.default else None
+    if node.target is aten.mul.Tensor and args_of(node)[0] is args_of(node)[1]:
+        return args_of(node)[0]
+    if node.target is aten.pow.Tensor_Scalar and args_of(node)[1] == 2:
+        return args_of(node)[0]
+    return args_of(node)[0] if node.target is aten.square.default else None
 
 
 def _is_linear_of_one(module: GraphModule, node: Node) -> bool:
     if node.op != "call_function" or node.target is not aten.linear.default or len(shape_of(node) or ()) != 2:
         return False
-    weight = constant_of(module, node.args[1])
-    bias = node.args[2] if len(node.args) > 2 else None
+    weight = constant_of(module, args_of(node)[1])
+    bias = args_of(node)[2] if len(args_of(node)) > 2 else None
     return weight is not None and weight.shape[0] == 1 and (bias is None or constant_of(module, bias) is not None)
 
 
@@ -204,7 +205,7 @@ def _one_feature(columns: FeatureColumns, node: Node) -> bool:
     return trailing == (1,) and isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _same_shape(one: object, other: Node) -> bool:
+def _same_shape(one: Any, other: Node) -> bool:
     left, right = shape_of(one) if isinstance(one, Node) else None, shape_of(other)
     if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
         return False

@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from passes.graph_tools import aten, call, constant_of, finish, shape_of, value_of
+from passes.graph_tools import args_of, aten, call, constant_of, finish, shape_of, value_of
 
 RULE = "unroll bags"
 _BAGS = frozenset(
@@ -39,7 +39,7 @@ class UnrollBags(PassBase):
 
 
 def _unroll(module: GraphModule, node: Node) -> bool:
-    arguments = [*node.args, *[None] * 9][:9]
+    arguments = [*args_of(node), *[None] * 9][:9]
     table, indices, offsets, _, mode, _, weights, includes_last, padding = arguments
     padded = isinstance(padding, int) and padding >= 0
     if (
@@ -51,7 +51,7 @@ def _unroll(module: GraphModule, node: Node) -> bool:
     ):
         return False
     used = [user for user in node.users if user.users]
-    if not all(user.target is operator.getitem and user.args[1] == 0 for user in used):
+    if not all(user.target is operator.getitem and args_of(user)[1] == 0 for user in used):
         return False
     ids = _bags_of_one_length(indices, offsets)
     if ids is None:
@@ -69,13 +69,13 @@ def _bags_of_one_length(indices: object, offsets: object) -> Node | None:
     """Ids [batch, n] whose rows are the bags."""
     if not isinstance(indices, Node) or not isinstance(offsets, Node) or indices.target is not aten.reshape.default:
         return None
-    ids = indices.args[0]
+    ids: Node = args_of(indices)[0]
     shape = shape_of(ids)
     if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or len(shape_of(indices) or ()) != 1:
         return None
     if offsets.target is not aten.arange.start_step or value_of(offsets).dtype not in (torch.int64, torch.int32):
         return None
-    start, step = offsets.args[0], offsets.args[2] if len(offsets.args) > 2 else 1
+    start, step = args_of(offsets)[0], args_of(offsets)[2] if len(args_of(offsets)) > 2 else 1
     starts = shape_of(offsets)
     if start != 0 or step != shape[1] or starts is None or str(starts[0]) != str(shape[0]):
         return None

@@ -148,7 +148,7 @@ def test_squared_norms_and_the_bias_become_part_of_the_linear_terms_rows():
     names = [name for name, _ in graph.named_parameters() if "row_term" in name]
     assert len(names) == 3
     total = sum(parameter.numel() for name, parameter in graph.named_parameters() if "row_term" in name)
-    assert total == sum(table.num_embeddings for table in model.weights)
+    assert total == sum(weight.numel() for weight in model.weights.parameters())
 
 
 def test_without_a_linear_term_no_table_grows():

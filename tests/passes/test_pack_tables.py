@@ -23,6 +23,10 @@ class Wide(nn.Module):
         self.weights = nn.ModuleList(nn.Embedding(rows, 1) for rows in SIZES)
         self.first = nn.Linear(sum(widths) + DENSE, 8)
 
+    def weight(self, kind: str, field: int) -> Tensor:
+        """The table of a field: "tables" or "weights"."""
+        return self.get_parameter(f"{kind}.{field}.weight")
+
     def forward(self, x: Tensor) -> Tensor:
         ids = [x[:, field : field + 1].long() for field in range(len(SIZES))]
         features = torch.cat([table(each) for table, each in zip(self.tables, ids, strict=True)], dim=-1)
@@ -55,7 +59,7 @@ def test_gathered_rows_are_the_tables_bit_by_bit():
     packed = rewritten(graph, PackTables(), inputs=wide_inputs)
     table = get_attribute(packed, "packed_table.weight")
     rows = [
-        torch.cat([one.weight, other.weight], dim=1) for one, other in zip(model.tables, model.weights, strict=True)
+        torch.cat([model.weight("tables", field), model.weight("weights", field)], 1) for field in range(len(SIZES))
     ]
     assert torch.equal(table, torch.cat(rows))
 
@@ -92,6 +96,7 @@ class Shared(nn.Module):
         super().__init__()
         self.item = nn.Embedding(30, 4)
         self.other = nn.ModuleList(nn.Embedding(8, 4) for _ in range(4))
+        self.starts: Tensor
         self.register_buffer("starts", torch.tensor([0, 10, 20]))
 
     def forward(self, ids: Tensor, history: Tensor) -> Tensor:
@@ -130,12 +135,15 @@ def test_a_rewrite_that_would_not_pay_is_not_made():
 def test_freed_sources_are_views_of_the_packed_table_and_keep_their_values():
     model = Wide()
     graph = graph_of(model, *wide_inputs(3))
-    values = [table.weight.detach().clone() for table in model.tables]
-    packed = PackTables(free_sources=True)(graph).graph_module
+    sources = [model.weight("tables", field) for field in range(len(SIZES))]
+    values = [source.detach().clone() for source in sources]
+    done = PackTables(free_sources=True)(graph)
+    assert done is not None
+    packed = done.graph_module
     table = get_attribute(packed, "packed_table.weight")
-    for source, value in zip(model.tables, values, strict=True):
-        assert torch.equal(source.weight, value)
-        assert source.weight.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
+    for source, value in zip(sources, values, strict=True):
+        assert torch.equal(source, value)
+        assert source.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("choice", list(OutOfRange))
@@ -159,11 +167,12 @@ def test_an_id_outside_its_table_reads_what_was_asked_for_and_never_another_tabl
         run[OutOfRange.ERROR](spoilt)
     model = Wide()
     zeros = graph_of(model, *wide_inputs(3))
-    padded = PackTables(out_of_range=OutOfRange.PADDING_ROW)(zeros).graph_module
+    padded = PackTables(out_of_range=OutOfRange.PADDING_ROW)(zeros)
+    assert padded is not None
     with torch.no_grad():
-        model.tables[1].weight.zero_()
-        model.weights[1].weight.zero_()
-    torch.testing.assert_close(padded(spoilt)[2], model(nearest)[2])
+        model.weight("tables", 1).zero_()
+        model.weight("weights", 1).zero_()
+    torch.testing.assert_close(padded.graph_module(spoilt)[2], model(nearest)[2])
 
 
 def test_gradients_reach_the_packed_table_row_by_row():
