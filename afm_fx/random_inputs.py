@@ -160,7 +160,12 @@ def random_inputs(program: Program) -> RandomInputs:
             continue
         shape = leaf.shape[1:] if batched else leaf.shape
         part = slice(start, start + _count(shape))
-        lower, upper = tracer.lower[part].reshape(shape), tracer.upper[part].reshape(shape)
+        lower, upper = tracer.lower[part].clone(), tracer.upper[part].clone()
+        for bound in (each for each in program.id_bounds if each.input == name):
+            # A packed table holds more rows than the tables that the ids are meant for.
+            lower[bound.column] = bound.low
+            upper[bound.column] = min(bound.high - 1, upper[bound.column].item())
+        lower, upper = lower.reshape(shape), upper.reshape(shape)
         if bool((lower > upper).any()):
             raise BatchError(f"no id is valid for every table that input '{name}' is looked up in")
         whole = tracer.whole[part].reshape(shape)
