@@ -67,6 +67,8 @@ class Verdict:
         reason: one sentence.
         source: the user's source line, empty where the graph does not know it.
         path: node names from the site's own node to the consumer, both included.
+        cost_on_codes: multiply-adds for each row of the batch on codes, None where nothing was weighed.
+        cost_restored: multiply-adds for each row of the batch on restored features, None where nothing was weighed.
     """
 
     site: str
@@ -77,6 +79,8 @@ class Verdict:
     reason: str
     source: str
     path: tuple[str, ...]
+    cost_on_codes: int | None = None
+    cost_restored: int | None = None
 
 
 class SinkCodes(PassBase):
@@ -94,12 +98,14 @@ class SinkCodes(PassBase):
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
+        self.carried: dict[str, tuple[str, ...]] = {}
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, dry=self.dry)
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
+        self.carried = {node.name: _sites_of(value) for node, value in walk.values.items()}
         finish(graph_module)
         return PassResult(graph_module, bool(self.factors))
 
@@ -112,11 +118,13 @@ class Analysis:
         sites: all sites, refused ones included.
         verdicts: one per use of each site that is not refused.
         ledger: the parameter count as a function of the ranks.
+        carried: for every node whose result stays in codes, the sites in it.
     """
 
     sites: tuple[Site, ...]
     verdicts: tuple[Verdict, ...]
     ledger: ParameterLedger
+    carried: Mapping[str, tuple[str, ...]]
 
 
 def analyze(module: GraphModule, *, uncentred: Collection[str] = (), only: Collection[str] | None = None) -> Analysis:
@@ -140,7 +148,7 @@ def analyze(module: GraphModule, *, uncentred: Collection[str] = (), only: Colle
     untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
     kept = frozenset(node.name for node in clone.graph.nodes if node.op == "get_attr")
     records = (*sink.records, *_spared(module, sink.consumed, kept))
-    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept))
+    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept), sink.carried)
 
 
 def _spared(module: GraphModule, consumed: Mapping[str, frozenset[str]], kept: frozenset[str]) -> Iterator[Record]:
