@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
@@ -134,24 +134,31 @@ class SiteGroup:
     Attributes:
         kind: embedding or linear.
         sites: in graph order.
-        uses: each once.
+        uses: each once, with the names of the nodes that it stands for.
     """
 
     kind: SiteKind
     sites: tuple[Site, ...]
-    uses: tuple[Use, ...]
+    uses: Mapping[Use, tuple[str, ...]]
 
 
 def groups_of(chains: Sequence[Chain]) -> list[SiteGroup]:
     """The sites of some chains, those with the same uses together, in the order in which they first appear."""
     sites = {chain.site.name: chain.site for chain in chains}
-    uses: dict[str, dict[Use, None]] = {}
+    nodes: dict[str, dict[Use, dict[str, None]]] = {}
     for chain in chains:
-        uses.setdefault(chain.site.name, {})[_use(chain)] = None
-    groups: dict[tuple[SiteKind, tuple[Use, ...]], list[Site]] = {}
-    for name, own in uses.items():
-        groups.setdefault((sites[name].kind, tuple(own)), []).append(sites[name])
-    return [SiteGroup(kind, tuple(members), own) for (kind, own), members in groups.items()]
+        nodes.setdefault(chain.site.name, {}).setdefault(_use(chain), {})[chain.verdict.node] = None
+    alike: dict[tuple[SiteKind, tuple[Use, ...]], list[str]] = {}
+    for name, uses in nodes.items():
+        alike.setdefault((sites[name].kind, tuple(uses)), []).append(name)
+    return [
+        SiteGroup(
+            kind,
+            tuple(sites[name] for name in names),
+            {use: tuple(dict.fromkeys(node for name in names for node in nodes[name][use])) for use in uses},
+        )
+        for (kind, uses), names in alike.items()
+    ]
 
 
 def _use(chain: Chain) -> Use:

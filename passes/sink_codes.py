@@ -10,6 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -275,7 +276,14 @@ class _Walk:
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
                     Verdict(
-                        site, _FATES[type(outcome)], _operator(node), node.name, law, reason, source_line(node), path
+                        site,
+                        _FATES[type(outcome)],
+                        operator_name(node),
+                        node.name,
+                        law,
+                        reason,
+                        source_line(node),
+                        path,
                     )
                 )
 
@@ -298,8 +306,12 @@ def _sites_of(value: Any) -> tuple[str, ...]:
     return value.sites if isinstance(value, LowRankValue) else ()
 
 
-def _operator(node: Node) -> str:
-    return "output" if node.op == "output" else str(node.target).removesuffix(".default")
+def operator_name(node: Node) -> str:
+    """The operator of a node as reasons and pictures name it: ``aten.relu``, ``getitem``, ``output``."""
+    if node.op == "output":
+        return "output"
+    builtin = isinstance(node.target, types.BuiltinFunctionType)
+    return str(getattr(node.target, "__name__", node.target) if builtin else node.target).removesuffix(".default")
 
 
 def source_line(node: Node) -> str:
