@@ -9,7 +9,7 @@ from afm_fx.picture import Box, Role, short_operator
 from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
 
-_LONGEST_TITLE = 34
+_LONGEST_TITLE, _SHORTEST_PARENT = 38, 12
 _TITLE_ADVANCE, _NOTE_ADVANCE = 7.4, 6.4
 _TITLE_LINE, _NOTE_LINE, _PADDING_X, _PADDING_Y = 16.0, 15.0, 12.0, 6.0
 _NAMED = 12
@@ -18,27 +18,36 @@ _NAMED = 12
 def box_title(box: Box) -> str:
     """The name in a box."""
     if box.role is Role.RESTORE:
-        return "restore" if len(box.flow) == 1 else f"restore \u00d7 {len(box.flow)}"
+        return _counted("restore", len(box.flow))
     if box.sites:
-        names = [site.name for site in box.sites]
-        return _shortened(names[0]) if len(names) == 1 else _shortened(_range(names[0], names[-1]))
-    name = short_operator(box.flow[0].operator)
-    return _shortened(name if len(box.flow) == 1 else f"{name} \u00d7 {len(box.flow)}")
+        return _range(box.sites[0].name, box.sites[-1].name)
+    return _shortened(_counted(short_operator(box.flow[0].operator), len(box.flow)), _LONGEST_TITLE)
+
+
+def _counted(name: str, count: int) -> str:
+    return name if count == 1 else f"{name} \u00d7 {count}"
 
 
 def _range(first: str, last: str) -> str:
-    """Two names with what they begin with in common written once."""
-    parent = first.rpartition(".")[0]
-    tail = last.removeprefix(f"{parent}.") if parent else last
-    return f"{first} \u2026 {tail}"
+    """One name, or the first and the last of several, with what both begin with written once."""
+    if first == last:
+        return _shortened(first, _LONGEST_TITLE)
+    parts, others = first.split("."), last.split(".")
+    alike = 0
+    while alike < min(len(parts), len(others)) - 1 and parts[alike] == others[alike]:
+        alike += 1
+    parent = "".join(f"{part}." for part in parts[:alike])
+    ends = [_shortened(".".join(each[alike:]), _LONGEST_TITLE // 2) for each in (parts, others)]
+    tail = " \u2026 ".join(ends)
+    return _shortened(parent, max(_LONGEST_TITLE - len(tail), _SHORTEST_PARENT)) + tail
 
 
-def _shortened(text: str) -> str:
-    """The text with its middle left out where it is long."""
-    if len(text) <= _LONGEST_TITLE:
+def _shortened(text: str, most: int) -> str:
+    """The text with its middle left out where it is longer than ``most`` characters."""
+    if len(text) <= most:
         return text
-    half = (_LONGEST_TITLE - 1) // 2
-    return f"{text[:half]}\u2026{text[-half:]}"
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}\u2026{text[-end:]}"
 
 
 def box_notes(box: Box) -> Iterator[str]:
@@ -49,20 +58,23 @@ def box_notes(box: Box) -> Iterator[str]:
         return
     if box.sites:
         yield _sizes(box.sites)
+        if box.sites[0].refusal is not None and box.fate is not Fate.REFUSED:
+            yield "its own features: refused"
     if box.fate is not None and box.role is not Role.OUTPUT:
         yield "absorbs the decoder" if box.fate is Fate.ABSORBED else str(box.fate)
 
 
 def _sizes(sites: Sequence[Site]) -> str:
     """How many sites, and how large they are."""
-    first, *others = sites
-    if first.kind is SiteKind.LINEAR:
-        return f"{len(sites)} Linears, {site_size(first)}" if others else f"Linear, {site_size(first)}"
-    if not others:
-        return f"table, {site_size(first)}"
-    rows = sorted(site.rows for site in sites)
-    span = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
-    return f"{len(sites)} tables, {span} rows \u00d7 {first.width}"
+    thing = "table" if sites[0].kind is SiteKind.EMBEDDING else "Linear"
+    what = thing if len(sites) == 1 else f"{len(sites)} {thing}s"
+    rows, widths = _span([site.rows for site in sites]), _span([site.width for site in sites])
+    return f"{what}, {rows} rows \u00d7 {widths}" if thing == "table" else f"{what}, {rows} \u2192 {widths}"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def site_size(site: Site) -> str:

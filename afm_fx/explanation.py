@@ -63,7 +63,7 @@ class Explanation:
 
     def print(self) -> None:
         """Prints the table."""
-        print(self)  # noqa: T201 - printing is what it is for
+        print(self)
 
     def to_json(self) -> str:
         """Everything as a JSON document, see :mod:`afm_fx.explanation_json` for its schema."""

@@ -1,4 +1,4 @@
-"""An explanation as one HTML page: the picture of its flow beside every site and use. It loads nothing from anywhere."""
+"""An explanation as one HTML page that loads nothing: the picture of its flow beside every site and use."""
 
 from __future__ import annotations
 

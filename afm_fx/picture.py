@@ -3,7 +3,7 @@
 Operators that only move codes about are folded into the arrows, unless they join codes. Boxes that have equal contents,
 equal predecessors and equal successors are drawn as one (26 tables that go the same way are one box): the coarsest
 such partition, found by refining. Where that leaves too many boxes, everything on codes is folded as well; where even
-that does, boxes of equal contents are drawn as one wherever they are.
+that does, sites of one kind and operators of one kind with one verdict are drawn as one wherever they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ from passes.sites import Site, SiteKind
 
 MOST_BOXES = 120
 """A picture of more boxes is folded further."""
+
+
+_MERGED_ANYWHERE = (
+    "The graph is large: sites of one kind, and operators of one kind with one verdict, are drawn as one box."
+)
+
+_SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_norm": "layer_norm"}
+"""What users call the operators that torch has long names for."""
 
 
 class Role(StrEnum):
@@ -123,9 +131,8 @@ def picture_of(
         classes = _refine(drawn, contents, most_boxes)
         if classes is not None:
             return _picture(whole, drawn, classes, by_name, [_fold_note(whole, drawn)])
-    classes = dict(zip(drawn, _numbered(contents[name][:-1] for name in drawn), strict=True))
-    note = f"Boxes with the same contents and verdict are drawn as one wherever they are: {len(drawn):,} of them."
-    return _picture(whole, drawn, classes, by_name, [_fold_note(whole, drawn), note])
+    classes = dict(zip(drawn, _numbered(_kind(whole[name], by_name) for name in drawn), strict=True))
+    return _picture(whole, drawn, classes, by_name, [_fold_note(whole, drawn), _MERGED_ANYWHERE])
 
 
 def _with_restores(flow: Sequence[FlowNode]) -> dict[str, _Vertex]:
@@ -177,15 +184,24 @@ def _contract(
 
 
 def _contents(vertex: _Vertex, sites: Mapping[str, Site], group_of: Mapping[str, int]) -> tuple[object, ...]:
-    """What two vertices must have in common to share a box; the last entry is the place in the user's code."""
+    """What two vertices must have in common to share a box, but for their neighbours."""
     flow = vertex.flow
     if vertex.restores:
-        return (Role.RESTORE, "")
+        return (Role.RESTORE,)
     site = sites.get(flow.site or "")
     if site is None:
         return (_role(vertex, None), flow.operator, flow.fate, flow.reason, flow.source)
     width = (site.width,) if site.kind is SiteKind.EMBEDDING else (site.rows, site.width)
-    return (_role(vertex, site), group_of.get(site.name), width, flow.fate, flow.reason, "")
+    return (_role(vertex, site), group_of.get(site.name), width, flow.fate, flow.reason)
+
+
+def _kind(vertex: _Vertex, sites: Mapping[str, Site]) -> tuple[object, ...]:
+    """What two vertices must have in common to share a box in a picture that would be too large otherwise."""
+    site = sites.get(vertex.flow.site or "")
+    if vertex.restores:
+        return (Role.RESTORE,)
+    made = (site.refusal is None,) if site is not None else (vertex.flow.operator,)
+    return (_role(vertex, site), vertex.flow.fate, *made)
 
 
 def _role(vertex: _Vertex, site: Site | None) -> Role:
@@ -231,7 +247,7 @@ def _picture(
     drawn: Mapping[str, Sequence[tuple[str, Form, int]]],
     classes: Mapping[str, int],
     sites: Mapping[str, Site],
-    notes: Iterable[str],
+    notes: Sequence[str],
 ) -> Picture:
     members: dict[int, list[str]] = {}
     for name in drawn:
@@ -248,8 +264,9 @@ def _picture(
         _box(keys[names[0]], [whole[name] for name in names], sites, max(uses[name] for name in names))
         for names in members.values()
     )
-    merged = sum(len(box.flow) for box in boxes) - len(boxes)
-    note = f"{merged:,} that go the same way as another share its box." if merged else ""
+    note = f"Boxes that go the same way are drawn as one: {len(drawn):,} as {len(boxes):,}."
+    if len(drawn) == len(boxes) or _MERGED_ANYWHERE in notes:
+        note = ""
     return Picture(
         boxes,
         tuple(Arrow(*ends, between) for ends, between in arrows.items()),
@@ -280,4 +297,7 @@ def _fold_note(whole: Mapping[str, _Vertex], drawn: Mapping[str, object]) -> str
 
 def short_operator(operator: str) -> str:
     """``sum`` of ``aten.sum.dim_IntList``; operators of other libraries keep their whole name."""
-    return operator.removeprefix("aten.").partition(".")[0] if operator.startswith("aten.") else operator
+    if not operator.startswith("aten."):
+        return operator
+    name = operator.removeprefix("aten.").partition(".")[0]
+    return _SHORT.get(name, name.strip("_"))
