@@ -104,13 +104,15 @@ def box_facts(box: Box) -> Iterator[tuple[str, str]]:
         yield "features of", listed(carried)
         yield "shape", _shapes(box)
         return
-    if box.flow[0].reason:
-        yield "why", box.flow[0].reason
+    reasons = dict.fromkeys(node.reason for node in box.flow if node.reason)
+    if reasons:
+        yield "why", "; ".join(reasons)
     if not names:
         yield "operator", box.flow[0].operator
     yield "shape", _shapes(box)
-    if box.flow[0].source:
-        yield "at", box.flow[0].source
+    places = list(dict.fromkeys(node.source for node in box.flow if node.source))
+    if places:
+        yield "at", places[0] if len(places) == 1 else f"{places[0]} (and {len(places) - 1} more)"
 
 
 def _shapes(box: Box) -> str:

@@ -74,10 +74,17 @@ def explanation_page(explanation: Explanation, title: str) -> str:
         ],
         groups=[_group(group, picture) for group in groups],
         fates=[(str(fate), explanation.uses(fate), meaning) for fate, meaning in MEANINGS.items()],
-        folded=picture.folded,
+        folded=(*picture.folded, *_outside(explanation)),
         css_class=css_class,
     )
     return page
+
+
+def _outside(explanation: Explanation) -> list[str]:
+    """How many operators are not drawn because no features go through them."""
+    inside = sum(node.operator != "output" for node in explanation.flow)
+    outside = explanation.operators - inside
+    return [f"{outside:,} of the graph's operators have nothing to do with features of a site."] if outside else []
 
 
 def css_class(fate: Fate | str | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from afm_fx.chains import costs_of
 from passes.graph_tools import shape_of
 from passes.sink_codes import Analysis, Fate, operator_name, source_line
 
@@ -43,7 +44,7 @@ class FlowNode:
         source: the user's source line, empty where the graph does not know it.
         site: the site whose features it makes, None for other operators.
         fate: what becomes of the codes that reach it; None where none do, or where they are only moved.
-        reason: of the fate, one sentence.
+        reason: of the fate, one sentence, with both costs where they were weighed.
         carries: the sites whose codes its result is written in.
         inputs: where its operands come from.
     """
@@ -81,7 +82,7 @@ def flow_of(module: GraphModule, analysis: Analysis) -> tuple[FlowNode, ...]:
                     source=source_line(node),
                     site=site.name if site else None,
                     fate=verdict.fate if verdict else None,
-                    reason=verdict.reason if verdict else "",
+                    reason=f"{verdict.reason}{costs_of(verdict)}" if verdict else "",
                     carries=analysis.carried.get(node.name, ()),
                     inputs=edges,
                 )
