@@ -28,9 +28,9 @@ def test_boxes_lie_in_layers_and_do_not_overlap() -> None:
         assert any(apart), f"{one} overlaps {other}"
     for key, (x, y) in layout.centres.items():
         width, height = SIZES[key]
-        assert 0 <= x - width / 2
+        assert x - width / 2 >= 0
         assert x + width / 2 <= layout.width
-        assert 0 <= y - height / 2
+        assert y - height / 2 >= 0
         assert y + height / 2 <= layout.height
 
 
