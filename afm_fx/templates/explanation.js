@@ -129,7 +129,7 @@
       tip.hidden = false;
       const at = box.getBoundingClientRect(), size = tip.getBoundingClientRect();
       let x = at.right + 10, y = at.top;
-      if (x + size.width > innerWidth - 8) x = at.left - size.width - 10;
+      if (x + size.width > room().right) x = at.left - size.width - 10;
       if (x < 8) { x = Math.max(8, Math.min(at.left, innerWidth - size.width - 8)); y = at.bottom + 10; }
       tip.style.left = `${x}px`;
       tip.style.top = `${Math.max(8, Math.min(y, innerHeight - size.height - 8))}px`;
