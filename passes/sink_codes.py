@@ -10,6 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,8 +73,8 @@ class Verdict:
         reason: one sentence.
         source: the user's source line, empty where the graph does not know it.
         path: node names from the site's own node to the consumer, both included.
-        cost_on_codes: multiply-adds per row of the batch on codes, where there was a choice.
-        cost_restored: the same on restored features, decoding included.
+        cost_on_codes: multiply-adds for each row of the batch on codes, None where nothing was weighed.
+        cost_restored: multiply-adds for each row of the batch on restored features, None where nothing was weighed.
     """
 
     site: str
@@ -118,12 +119,16 @@ class SinkCodes(PassBase):
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
+        self.carried: dict[str, tuple[str, ...]] = {}
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry, ranks=self.ranks))
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
+        self.carried = {
+            node.name: _sites_of(value) for node, value in walk.values.items() if node not in walk.on_features
+        }
         finish(graph_module)
         return PassResult(graph_module, bool(self.factors))
 
@@ -136,11 +141,13 @@ class Analysis:
         sites: all sites, refused ones included.
         verdicts: one per use of each site that is not refused.
         ledger: the parameter count as a function of the ranks.
+        carried: for every node whose result stays in codes, the sites in it.
     """
 
     sites: tuple[Site, ...]
     verdicts: tuple[Verdict, ...]
     ledger: ParameterLedger
+    carried: Mapping[str, tuple[str, ...]]
 
 
 def analyze(
@@ -172,7 +179,7 @@ def analyze(
     untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
     kept = frozenset(node.name for node in clone.graph.nodes if node.op == "get_attr")
     records = (*sink.records, *_spared(module, sink.consumed, kept))
-    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept))
+    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept), sink.carried)
 
 
 def _spared(module: GraphModule, consumed: Mapping[str, frozenset[str]], kept: frozenset[str]) -> Iterator[Record]:
@@ -196,6 +203,7 @@ class _Walk:
         self.builder = builder
         self.values: dict[Node, Any] = {}
         self.verdicts: list[Verdict] = []
+        self.on_features: set[Node] = set()
         self._restored: dict[Node, Node] = {}
         self._deferred: dict[Node, Restored | None] = {}
         self._undecided: dict[Node, Quadratic] = {}
@@ -273,6 +281,7 @@ class _Walk:
 
     def _compute_from_features(self, node: Node) -> None:
         """Lets a node of a deferred value do what it did in the original."""
+        self.on_features.add(node)
         otherwise = self._deferred.pop(node, None)
         if otherwise is not None:
             self._judge(node, otherwise)
@@ -354,7 +363,7 @@ class _Walk:
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
                     Verdict(
-                        site=site, fate=finding.fate, operator=_operator(node), node=node.name, law=finding.law,
+                        site=site, fate=finding.fate, operator=operator_name(node), node=node.name, law=finding.law,
                         reason=finding.reason, source=source_line(node), path=path,
                         cost_on_codes=finding.cost_on_codes, cost_restored=finding.cost_restored,
                     )
@@ -379,8 +388,12 @@ def _sites_of(value: Any) -> tuple[str, ...]:
     return value.sites if isinstance(value, (LowRankValue, View, Product)) else ()
 
 
-def _operator(node: Node) -> str:
-    return "output" if node.op == "output" else str(node.target).removesuffix(".default")
+def operator_name(node: Node) -> str:
+    """The operator of a node as reasons and pictures name it: ``aten.relu``, ``getitem``, ``output``."""
+    if node.op == "output":
+        return "output"
+    builtin = isinstance(node.target, types.BuiltinFunctionType)
+    return str(getattr(node.target, "__name__", node.target) if builtin else node.target).removesuffix(".default")
 
 
 def source_line(node: Node) -> str:

@@ -1,4 +1,4 @@
-"""Products of features on codes: every form equals the model with its tables' rows projected, and says what it costs."""
+"""Products on codes: every form equals the model with its tables' rows projected, and says what it costs."""
 
 from __future__ import annotations
 
