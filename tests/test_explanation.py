@@ -27,7 +27,8 @@ class Mixed(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         features = self.table(ids)
         total = features.sum(-1, keepdim=True) * 0.5
-        return self.linear(features * 2.0) + (features * features).sum(-1, keepdim=True) + total + self.bias(ids)
+        scaled, squared = self.linear(features * 2.0), (features * features).sum(-1, keepdim=True)
+        return scaled + squared + features.tanh().sum(-1, keepdim=True) + total + self.bias(ids)
 
 
 def mixed() -> Explanation:
