@@ -227,16 +227,21 @@ def input_extent(value: LowRankValue) -> Extent:
     """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
     fixed, seen = 0, set[int]()
     terms: list[Term] = []
+    units: dict[tuple[str, int], frozenset[str]] = {}
     for block in value.blocks:
-        repeated = set(block.columns) <= seen
-        terms += block.decoder.extent_terms(repeated=repeated)
+        decoder = block.decoder
+        held = {block.columns[place]: sites for place, sites in decoder.unit_columns}
+        own = set(block.columns) - set(held)
+        repeated = own <= seen
+        terms += decoder.extent_terms(repeated=repeated)
         if not repeated:
-            fixed += len(block.columns) - len(block.decoder.terms)
-        seen |= set(block.columns)
-    units: dict[int, frozenset[str]] = {}
-    for block in value.blocks:
+            fixed += decoder.plain_columns
+        seen |= own
+        needed = [(("column", column), sites) for column, sites in held.items()]
         if block.unit is not None:
-            units[block.unit] = units.get(block.unit, frozenset()) | block.decoder.sites
+            needed.append((("unit", block.unit), decoder.sites or frozenset(value.sites)))
+        for unit, sites in needed:
+            units[unit] = units.get(unit, frozenset()) | sites
     return Extent(fixed, tuple(terms), tuple(units.values()))
 
 
