@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
+from passes.common_form import units_as_columns
 from passes.decoder import Decoder
 from passes.factor import Factor
 from passes.graph_tools import aten, constant_of, value_of
@@ -78,7 +79,10 @@ def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine)
 
 
 def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
-    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node."""
+    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node but for units."""
+    crowded = [row for row in split_rows(value.blocks, value.trailing[-1]) or [] if len(row) > 1]
+    if any(block.unit is not None for row in crowded for block in row):
+        value = units_as_columns(builder, node, value, rule=RULE)
     rows = split_rows(value.blocks, value.trailing[-1])
     if rows is None:
         return Restored(CUT)
@@ -86,8 +90,6 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Aff
     bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
     blocks = []
     for row in rows:
-        if len({block.unit for block in row if block.unit is not None}) > 1:
-            return Restored("offsets of its features are gated by different values")
         whole, first = None, 0
         columns: tuple[int, ...] = ()
         for block in row:

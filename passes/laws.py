@@ -23,7 +23,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from passes import absorb, gates, moves, sums
+from passes import absorb, gates, masks, moves, shapes, sums
 from passes.graph_tools import aten
 from passes.outcomes import Law, Rule
 
@@ -111,6 +111,10 @@ _MOVES: dict[Any, Rule] = {
     aten.chunk.default: moves.split,
     aten.unbind.int: moves.split,
     operator.getitem: moves.get_item,
+    aten.zeros_like.default: shapes.filled_like,
+    aten.ones_like.default: shapes.filled_like,
+    aten.full_like.default: shapes.filled_like,
+    aten.sym_size.int: shapes.size,
 }
 
 _LINEAR: dict[Any, Rule] = {
@@ -130,6 +134,11 @@ _LINEAR: dict[Any, Rule] = {
 _GATES: dict[Any, Rule] = {
     aten.mul.Tensor: gates.multiply,
     aten.div.Tensor: gates.divide,
+    aten.where.self: masks.where,
+    aten.where.ScalarOther: masks.where,
+    aten.where.ScalarSelf: masks.where,
+    aten.masked_fill.Scalar: masks.masked_fill,
+    aten.masked_fill.Tensor: masks.masked_fill,
 }
 
 _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {

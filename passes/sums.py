@@ -20,6 +20,7 @@ from torch.fx import Node
 from passes import absorb
 from passes.absorb import Affine
 from passes.code_builder import CodeBuilder, width_of
+from passes.common_form import spread, units_as_columns
 from passes.gates import gated, scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
@@ -30,7 +31,6 @@ RULE = "sum"
 MIXED = "it adds dense features to features that are written in a code"
 SHAPES = "it repeats the features along other axes while it adds them"
 STRADDLE = "it adds features whose codes do not line up"
-GATED = "it adds features whose offsets are gated by different values"
 SUMMED = "a sum of the features of a code is a Linear of ones, taken into its weight"
 
 
@@ -57,11 +57,14 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
     left = values.get(one) if isinstance(one, Node) else None
     right = values.get(other) if isinstance(other, Node) else None
     if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        if not (keeps_shape(node, left) and keeps_shape(node, right)):
+        codes = [left.code, right.code]
+        spreads = [spread(builder, node, each, codes, rule=RULE) for each in (left, right)]
+        if spreads[0] is None or spreads[1] is None:
             return Restored(SHAPES)
+        left, right = spreads[0], spreads[1]
         if factor != 1:
             right = scaled(builder, node, right, factor)
-        return _added(builder, node, left, right)
+        return added(builder, node, left, right)
     if isinstance(left, LowRankValue):
         return _shifted(builder, node, left, other, factor)
     if isinstance(right, LowRankValue):
@@ -93,7 +96,8 @@ def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: An
     return Carried(value.with_blocks(blocks, value.trailing))
 
 
-def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+def added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+    """The sum of two values of one shape, the node's."""
     if len(left.lead) != len(right.lead):
         lead = min(len(left.lead), len(right.lead))
         pulled = [builder.pull(each, len(each.lead) - lead, rule=RULE, like=node) for each in (left, right)]
@@ -106,7 +110,8 @@ def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankV
     if all(one.decoder.key == other.decoder.key for one, other in pairs) and _same_layout(left, right, pairs):
         return _with_codes_added(builder, node, left, right, pairs)
     if any(one.unit is not None or other.unit is not None for one, other in pairs):
-        return Restored(GATED)
+        folded = [units_as_columns(builder, node, each, rule=RULE) for each in (left, right)]
+        return added(builder, node, *folded)
     code = builder.beside([left.code, right.code], rule=RULE, like=node)
     width = width_of(left.code)
     blocks = [
@@ -128,18 +133,21 @@ def _with_codes_added(
     pairs: Sequence[tuple[Block, Block]],
 ) -> Outcome:
     """One addition of the codes; constant and gated offsets add up block by block."""
-    blocks, sums = [], dict[tuple[int | None, int | None], int]()
+    blocks, sums, folded = [], dict[tuple[int | None, int | None], int](), dict[int, int]()
+    width = width_of(left.code)
     for one, other in pairs:
-        first, second = one.decoder, other.decoder
-        both = first.gated is not None and second.gated is not None
-        if both and first.gated_key != second.gated_key:
-            return Restored(GATED)
+        first, second, columns, own = one.decoder, other.decoder, one.columns, one.unit
+        if own is not None and other.unit is not None and first.gated_key != second.gated_key:
+            columns = (*columns, width + folded.setdefault(own, len(folded)))
+            first, own = first.gated_as_column(first.sites or frozenset(left.sites)), None
         decoder = first.plus_offsets(second)
         unit = None
         if decoder.gated is not None:
-            unit = sums.setdefault((one.unit, other.unit), len(sums))
-        blocks.append(Block(one.columns, decoder, unit))
+            unit = sums.setdefault((own, other.unit), len(sums))
+        blocks.append(Block(columns, decoder, unit))
     code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
+    if folded and left.units is not None:
+        code = builder.beside([code, builder.pick(left.units, list(folded), rule=RULE, like=node)], rule=RULE, like=node)
     units = _summed_units(builder, node, (left, right), list(sums)) if sums else None
     return Carried(replace(left, code=code, units=units, blocks=tuple(blocks)))
 
@@ -243,6 +251,7 @@ def _over_features(
     """A sum over feature axes: over fields, the codes side by side; within the codes, a Linear of ones."""
     if reduction.results == 1 or list(reduction.axes) != list(range(len(reduction.axes))):
         return _totals(builder, node, value, reduction)
+    value = units_as_columns(builder, node, value, rule=RULE)
     rows = split_rows(value.blocks, reduction.results)
     if rows is None:
         return Restored(STRADDLE)
@@ -251,8 +260,6 @@ def _over_features(
         pairs = align(total, row)
         if pairs is None:
             return Restored(STRADDLE)
-        if any(one.unit is not None or other.unit is not None for one, other in pairs):
-            return Restored(GATED)
         total = [Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs]
     result = value.with_blocks(total, reduction.shape)
     return scaled(builder, node, result, reduction.share) if reduction.mean else result

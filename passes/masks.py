@@ -1,0 +1,210 @@
+"""GATE: masks that choose between features and something else.
+
+Replaces ``where(m, y, 0)`` with ``A where(m, z, 0) + o where(m, 1, 0)``; ``where(m, y, c)`` with the same plus
+``c (1 - m)``, a column of the code of its own; ``where(m, y, y')`` with ``where(m, y, 0) + where(m, 0, y')``, or with one
+choice between two codes where both have the same decoder. ``masked_fill(y, m, c)`` is ``where(m, c, y)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.fx import Node
+
+from passes.code_builder import CodeBuilder, width_of
+from passes.common_form import spread, units_as_columns
+from passes.gates import (
+    VARIES,
+    columns_of,
+    cut_at_changes,
+    flat_gate,
+    gated,
+    in_dtype,
+    per_feature,
+    per_lead,
+    with_lead,
+)
+from passes.graph_tools import aten, constant_of, value_of
+from passes.low_rank_value import Block, LowRankValue
+from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, static
+from passes.outcomes import Carried, Law, Outcome, Restored, Values
+from passes.sums import added
+from passes.uniform import narrowed
+
+RULE = "mask"
+DENSE = "it chooses between features that are written in a code and dense ones"
+INFINITE = "it writes an infinite number over features, which a sum of a code and constants cannot hold"
+BY_FEATURES = "its mask is computed from the features themselves"
+
+_FILLED: dict[Any, float] = {
+    aten.zeros_like.default: 0.0, aten.zeros.default: 0.0, aten.ones_like.default: 1.0, aten.ones.default: 1.0,
+}  # fmt: skip
+
+_COPIES = frozenset(
+    {
+        aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default, aten.reshape.default,
+        aten.expand.default, aten.unsqueeze.default, aten.lift_fresh_copy.default, aten.select.int, aten.slice.Tensor,
+        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int,
+    }
+)  # fmt: skip
+
+
+def where(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``where`` of a mask and two tensors or numbers."""
+    mask, kept, other = node.args
+    return _choice(builder, node, values, mask, kept, other)
+
+
+def masked_fill(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``masked_fill``: ``where`` with the filling where the mask is set."""
+    source, mask, filling = node.args
+    return _choice(builder, node, values, mask, filling, source)
+
+
+def _choice(
+    builder: CodeBuilder, node: Node, values: Values, mask: Any, on_true: Any, on_false: Any
+) -> Outcome:
+    if not isinstance(mask, Node) or mask in values:
+        return Restored(BY_FEATURES, Law.NONLINEAR)
+    known = [value for side in (on_true, on_false) if isinstance(value := _value(values, side), LowRankValue)]
+    sources, sides = [mask, *(value.code for value in known)], []
+    for side in (on_true, on_false):
+        value = _value(values, side)
+        ready = spread(builder, node, value, sources, rule=RULE) if isinstance(value, LowRankValue) else side
+        if ready is None:
+            return Restored(UNKNOWN_SIZES)
+        sides.append(ready)
+    one, other = sides
+    if isinstance(one, LowRankValue) and isinstance(other, LowRankValue):
+        together = _of_one_decoder(builder, node, mask, one, other)
+        if together is not None:
+            return Carried(together)
+    outcomes = []
+    for side, keep in ((one, mask), (other, None)):
+        if isinstance(side, LowRankValue):
+            keep = keep or builder.emit(aten.logical_not.default, mask, rule=RULE, like=node)
+            outcome = gated(builder, node, side, keep, masking=True)
+            if not isinstance(outcome, Carried):
+                return outcome
+            outcomes.append(outcome.value)
+    if len(outcomes) == 2:
+        return added(builder, node, *outcomes)  # type: ignore[arg-type]
+    if not outcomes or not isinstance(outcomes[0], LowRankValue):
+        return Restored(OTHER_DTYPE)
+    filling, in_place = (other, False) if isinstance(one, LowRankValue) else (one, True)
+    return _filled(builder, node, outcomes[0], mask, filling, in_place=in_place)
+
+
+def _value(values: Values, side: Any) -> Any:
+    return values.get(side) if isinstance(side, Node) else None
+
+
+def _of_one_decoder(
+    builder: CodeBuilder, node: Node, mask: Node, one: LowRankValue, other: LowRankValue
+) -> LowRankValue | None:
+    """One choice between two codes with the same decoder; None where they differ or the mask is per field."""
+    alike = [block for block in one.blocks] if len(one.blocks) == len(other.blocks) else []
+    same = alike and all(
+        left.decodes_like(right) and left.columns == right.columns and left.unit is None and right.unit is None
+        for left, right in zip(one.blocks, other.blocks, strict=True)
+    )
+    mask = narrowed(builder, node, mask, len(one.trailing), rule=RULE)
+    tail = tuple(value_of(mask).shape)[-len(one.trailing) :]
+    if not same or len(one.lead) != len(other.lead) or width_of(one.code) != width_of(other.code):
+        return None
+    if any(str(size) != "1" for size in tail):
+        return None
+    column = per_lead(builder, node, one, mask)
+    return replace(one, code=builder.emit(aten.where.self, column, one.code, other.code, rule=RULE, like=node))
+
+
+def _filled(
+    builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, filling: Any, *, in_place: bool
+) -> Outcome:
+    """Adds a constant where the mask is set (``in_place``), or where it is not."""
+    vector = _constant_filling(builder, value, filling)
+    if vector is None:
+        return Restored(DENSE)
+    if not _is_finite(builder, filling):
+        return Restored(INFINITE)
+    if _number(filling) == 0.0:
+        return Carried(value)
+    mask = narrowed(builder, node, mask, len(value.trailing), rule=RULE)
+    axes = min(len(value.trailing), len(value_of(mask).shape))
+    tail = tuple(value_of(mask).shape)[-axes:] if axes else ()
+    if not static(tail):
+        return Restored(VARIES, Law.INTERACTION)
+    placed = mask if in_place else builder.emit(aten.logical_not.default, mask, rule=RULE, like=node)
+    return _plus_gated(builder, node, value, in_dtype(builder, node, placed, value), tail, vector, filling)
+
+
+def _plus_gated(
+    builder: CodeBuilder,
+    node: Node,
+    value: LowRankValue,
+    scale: Node,
+    tail: tuple[int, ...],
+    vector: Tensor,
+    key: Any,
+) -> Outcome:
+    """``y + c u`` for a constant c along the features and a dense u that is one number per code."""
+    which = per_feature(value, (1,) * (len(value.trailing) - len(tail)) + tail)
+    blocks = cut_at_changes(value.blocks, which)
+    if blocks is None:
+        return Restored(VARIES, Law.INTERACTION)
+    value = units_as_columns(builder, node, replace(value, blocks=tuple(blocks)), rule=RULE)
+    numbers = sorted(set(which.tolist()))
+    flat = flat_gate(builder, node, scale, len(tail)) if tail else scale
+    units = with_lead(builder, node, value, columns_of(builder, node, flat, numbers) if tail else flat)
+    filled, first = list[Block](), 0
+    for block in value.blocks:
+        piece = vector[first : first + block.width]
+        decoder = block.decoder.with_gated(piece, ("fill", key, first, block.width))
+        filled.append(replace(block, decoder=decoder, unit=numbers.index(int(which[first]))))
+        first += block.width
+    if isinstance(key, Node):
+        builder.consume(key, value)
+    return Carried(replace(value, blocks=tuple(filled), units=units))
+
+
+def _constant_filling(builder: CodeBuilder, value: LowRankValue, filling: Any) -> Tensor | None:
+    """A number or a constant along the features as [features] in float64; None for anything else."""
+    number = _number(filling)
+    tensor = builder.constant(filling) if number is None else torch.tensor(number, dtype=torch.float64)
+    axes = len(value.trailing)
+    if tensor is None or any(size != 1 for size in tensor.shape[: max(tensor.dim() - axes, 0)]):
+        return None
+    tensor = tensor.reshape(tensor.shape[max(tensor.dim() - axes, 0) :]).to("cpu", torch.float64)
+    return torch.broadcast_to(tensor, value.trailing).reshape(-1)
+
+
+def _number(filling: Any) -> float | None:
+    """The number that fills, where it is one number and known from the graph alone."""
+    if isinstance(filling, (int, float)):
+        return float(filling)
+    while isinstance(filling, Node) and filling.target in _COPIES:
+        filling = filling.args[0]
+    if not isinstance(filling, Node):
+        return None
+    if filling.target in (aten.full.default, aten.full_like.default):
+        return float(filling.args[1]) if isinstance(filling.args[1], (int, float)) else None
+    return _FILLED.get(filling.target)
+
+
+def _is_finite(builder: CodeBuilder, filling: Any) -> bool:
+    """Whether a filling is known to be finite; in a dry run, too, the data of constants is looked at."""
+    number = _number(filling)
+    if number is not None:
+        return math.isfinite(number)
+    while isinstance(filling, Node) and filling.target in _COPIES:
+        filling = filling.args[0]
+    tensor = constant_of(builder.module, filling)
+    if tensor is None:
+        return False
+    with unset_fake_temporarily():
+        return isinstance(tensor, FakeTensor) or bool(torch.isfinite(tensor).all())
