@@ -7,7 +7,8 @@ one weight is applied to several fields whose decoders differ, every field gets 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Affine:
         bias_origin: the same for the bias.
         key: tells apart the maps of one graph.
         is_new: whether the original has no such parameter (a sum, say).
+        as_it_is: whether the weight is the origin's own tensor, not transposed or cut.
     """
 
     weight: Tensor
@@ -49,6 +51,7 @@ class Affine:
     bias_origin: Node | None
     key: tuple[object, ...]
     is_new: bool = False
+    as_it_is: bool = True
 
 
 def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -75,21 +78,26 @@ def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine)
     ready = builder.push(value, rule=RULE, like=node)
     if ready is not None:
         return Absorbed(linear_on(builder, node, ready, affine), ABSORBED)
-    return per_field(builder, node, value, affine)
+    return per_field(builder, node, value, [affine])
 
 
-def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
-    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node but for units."""
+def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Sequence[Affine]) -> Outcome:
+    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node but for units.
+
+    Args:
+        maps: one for all rows, or one per row.
+    """
     crowded = [row for row in split_rows(value.blocks, value.trailing[-1]) or [] if len(row) > 1]
     if any(block.unit is not None for row in crowded for block in row):
         value = units_as_columns(builder, node, value, rule=RULE)
     rows = split_rows(value.blocks, value.trailing[-1])
     if rows is None:
         return Restored(CUT)
-    weight = affine.weight.to("cpu", torch.float64)
-    bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
     blocks = []
-    for row in rows:
+    for place, row in enumerate(rows):
+        affine = maps[place % len(maps)]
+        weight = affine.weight.to("cpu", torch.float64)
+        bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
         whole, first = None, 0
         columns: tuple[int, ...] = ()
         for block in row:
@@ -101,13 +109,15 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Aff
             return Restored(CUT)
         if bias is not None:
             whole = whole.shifted(bias, affine.key)
+        whole = replace(whole, among=whole.among | frozenset(value.sites))
         unit = next((block.unit for block in row if block.unit is not None), None)
         blocks.append(Block(columns, whole, unit))
-    for constant in (affine.origin, affine.bias_origin):
+    for constant in (maps[0].origin, maps[0].bias_origin):
         if constant is not None:
             builder.consume(constant, value)
-    builder.records.append(_weight_of_dense_rows(value, affine, rows))
-    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(weight.shape[0]))))
+    for place, affine in enumerate(maps):
+        builder.records.append(_weight_of_dense_rows(value, affine, rows[place :: len(maps)]))
+    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(maps[0].weight.shape[0]))))
 
 
 def _weight_of_dense_rows(value: LowRankValue, affine: Affine, rows: list[tuple[Block, ...]]) -> Record:
@@ -174,7 +184,7 @@ def linear_on(
 def _new_weight(
     builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
 ) -> tuple[Node, Node | None]:
-    if factored is None and affine.origin is not None and _unchanged(value):
+    if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
         return affine.origin, affine.bias_origin
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)

@@ -36,6 +36,7 @@ class Decoder:
         shifted_by_constant: whether the features have a constant part also where no site is factored.
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
         unit_columns: the columns of ``A`` that decode units, each with the sites whose factors they come from.
+        among: the sites of all codes that were mapped together with this one, if any were.
         is_diagonal: whether ``A`` is square and diagonal: every feature is its own code times a number.
     """
 
@@ -51,6 +52,7 @@ class Decoder:
     shifted_by_constant: bool = False
     parts: tuple[Decoder, ...] = ()
     unit_columns: tuple[tuple[int, frozenset[str]], ...] = ()
+    among: frozenset[str] = frozenset()
     is_diagonal: bool = False
 
     @property
@@ -77,7 +79,11 @@ class Decoder:
         """What the decoder's code adds to the length of what takes it in."""
         first = [(site, width, frozenset[str]()) for site, width in self.terms[:1]]
         more = [(site, width, self.sites) for site, width in self.terms[1:]]
-        return tuple(Term(site, width, repeated, beside) for site, width, beside in first + more)
+        features = [self.width - self.plain_columns, *(0 for _ in more)]
+        return tuple(
+            Term(site, width, repeated, beside, self.among, left)
+            for (site, width, beside), left in zip(first + more, features, strict=False)
+        )
 
     @property
     def sites(self) -> frozenset[str]:

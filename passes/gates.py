@@ -53,10 +53,19 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor, rule=RULE, like=node))
 
 
-def gated(builder: CodeBuilder, node: Node, value: Any, gate: Any, *, masking: bool = False) -> Outcome:
+def gated(
+    builder: CodeBuilder,
+    node: Node,
+    value: Any,
+    gate: Any,
+    *,
+    masking: bool = False,
+    shape: Sequence[Any] | None = None,
+) -> Outcome:
     """A low-rank value times a gate or a number.
 
     Args:
+        shape: the product's shape, if it is not the node's.
         masking: the gate is a mask of booleans, and what it does not keep becomes 0, whatever it was.
     """
     if not isinstance(value, LowRankValue) or value_of(node).dtype != value_of(value.code).dtype:
@@ -65,13 +74,11 @@ def gated(builder: CodeBuilder, node: Node, value: Any, gate: Any, *, masking: b
         return Carried(scaled(builder, node, value, float(gate)))
     if not isinstance(gate, Node):
         return Restored(PRODUCT, Law.INTERACTION)
-    return _by_tensor(builder, node, value, gate, masking=masking)
+    ready = _spread(builder, node, value, tuple(value_of(node).shape) if shape is None else shape)
+    return Restored(UNKNOWN_SIZES) if ready is None else _by_tensor(builder, node, ready, gate, masking=masking)
 
 
-def _by_tensor(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
-    ready = _spread(builder, node, value)
-    if ready is None:
-        return Restored(UNKNOWN_SIZES)
+def _by_tensor(builder: CodeBuilder, node: Node, ready: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
     gate = narrowed(builder, node, gate, len(ready.trailing), rule=RULE)
     shape = tuple(value_of(gate).shape)
     tail = (1,) * (len(ready.trailing) - len(shape)) + shape[max(len(shape) - len(ready.trailing), 0) :]
@@ -87,9 +94,8 @@ def _by_tensor(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node
     return _by_field(builder, node, ready, gate, tail, masking=masking)
 
 
-def _spread(builder: CodeBuilder, node: Node, value: LowRankValue) -> LowRankValue | None:
+def _spread(builder: CodeBuilder, node: Node, value: LowRankValue, shape: Sequence[Any]) -> LowRankValue | None:
     """The value with its feature axes as the result has them; a product repeats leading axes by itself."""
-    shape = tuple(value_of(node).shape)
     if not equal_sizes(shape[-len(value.trailing) :], value.trailing) and equal_sizes(shape[-1:], value.trailing[-1:]):
         pushed = builder.push(value, rule=RULE, like=node)
         if pushed is not None:

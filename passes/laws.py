@@ -23,7 +23,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from passes import absorb, gates, masks, moves, shapes, sums
+from passes import absorb, attention, contractions, gates, masks, moves, normalization, shapes, sums
 from passes.graph_tools import aten
 from passes.outcomes import Law, Rule
 
@@ -44,7 +44,6 @@ class Entry:
 
 
 BENDS = "it changes every feature by a curve, which a code does not follow"
-SCALES = "it scales every feature by a number of its own, which is done on the features themselves"
 NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
 MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
@@ -119,9 +118,6 @@ _MOVES: dict[Any, Rule] = {
 
 _LINEAR: dict[Any, Rule] = {
     aten.linear.default: absorb.linear,
-    aten.matmul.default: sums.matrix_product,
-    aten.mm.default: sums.matrix_product,
-    aten.tensordot.default: sums.contraction,
     aten.add.Tensor: sums.add,
     aten.sub.Tensor: sums.subtract,
     aten.rsub.Scalar: sums.subtract_from,
@@ -129,6 +125,9 @@ _LINEAR: dict[Any, Rule] = {
     aten.sum.default: sums.reduce_sum,
     aten.mean.dim: sums.reduce_mean,
     aten.mean.default: sums.reduce_mean,
+    **normalization.LAWS,
+    **contractions.LAWS,
+    **attention.LAWS,
 }
 
 _GATES: dict[Any, Rule] = {
@@ -152,10 +151,8 @@ _NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
         aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default,
         aten.native_layer_norm.default, aten.max.dim, aten.amax.default,
     ),
-    (Law.LINEAR, SCALES): (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default),
     (Law.INTERACTION, MULTIPLIES): (
-        aten.bmm.default, aten.einsum.default, aten.conv1d.default, aten.conv2d.default,
-        aten.scaled_dot_product_attention.default,
+        aten.conv1d.default, aten.conv2d.default,
     ),
 }  # fmt: skip
 

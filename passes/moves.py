@@ -357,7 +357,7 @@ def get_item(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """An element of a tuple of values."""
     source, index = node.args
     parts = values.get(source) if isinstance(source, Node) else None
-    if not isinstance(parts, tuple) or not isinstance(index, int):
+    if not isinstance(parts, tuple) or not isinstance(index, int) or index >= len(parts):
         return Restored(UNKNOWN_SIZES)
     return Carried(parts[index])
 

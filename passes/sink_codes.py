@@ -166,6 +166,7 @@ class _Walk:
         self.verdicts: list[Verdict] = []
         self._restored: dict[Node, Node] = {}
         self._tables: dict[str, Node] = {}
+        self._superseded: set[Node] = set()
         self._sites = self._factored_sites()
 
     def _factored_sites(self) -> dict[str, Site]:
@@ -190,6 +191,13 @@ class _Walk:
             for node in originals:
                 with self.module.graph.inserting_before(node):
                     self._visit(node)
+        self._erase_superseded(originals)
+
+    def _erase_superseded(self, originals: list[Node]) -> None:
+        """Erases what is done on codes now; dead code elimination keeps operators that may be random (attention)."""
+        for node in reversed(originals):
+            if node in self._superseded and not node.users:
+                self.module.graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
         site = self._sites.get(node.name)
@@ -202,6 +210,8 @@ class _Walk:
             return
         entry = law_of(node)
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+        if not isinstance(outcome, Restored):
+            self._superseded.add(node)
         if isinstance(outcome, Carried):
             self.values[node] = outcome.value
             if entry.law is not Law.MOVE:

@@ -21,11 +21,11 @@ from passes import absorb
 from passes.absorb import Affine
 from passes.code_builder import CodeBuilder, width_of
 from passes.common_form import spread, units_as_columns
-from passes.gates import gated, scaled
+from passes.gates import scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
 from passes.moves import argument, keeps_shape, single, static
-from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
+from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
 
 RULE = "sum"
 MIXED = "it adds dense features to features that are written in a code"
@@ -49,7 +49,7 @@ def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = single(node, values)
     if value is None or float(argument(node, 2, 1)) != 1:
         return Restored(MIXED)
-    return _shifted(builder, node, scaled(builder, node, value, -1.0), node.args[1], 1.0)
+    return shifted(builder, node, scaled(builder, node, value, -1.0), node.args[1], 1.0)
 
 
 def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
@@ -66,13 +66,13 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
             right = scaled(builder, node, right, factor)
         return added(builder, node, left, right)
     if isinstance(left, LowRankValue):
-        return _shifted(builder, node, left, other, factor)
+        return shifted(builder, node, left, other, factor)
     if isinstance(right, LowRankValue):
-        return _shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
+        return shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
     return Restored(MIXED)
 
 
-def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
+def shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
     """Adds a constant along the features to the offsets."""
     if not keeps_shape(node, value):
         return Restored(SHAPES)
@@ -245,6 +245,13 @@ class _Reduction:
         return 1.0 / math.prod(self.trailing[axis] for axis in self.axes) if self.mean else 1.0
 
 
+def over_fields(
+    builder: CodeBuilder, node: Node, value: LowRankValue, axes: Sequence[int]
+) -> LowRankValue | Restored | Absorbed:
+    """The sum over some of the feature axes."""
+    return _over_features(builder, node, value, _Reduction(tuple(axes), value.trailing, keep=False, mean=False))
+
+
 def _over_features(
     builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _Reduction
 ) -> LowRankValue | Restored | Absorbed:
@@ -275,63 +282,3 @@ def _totals(builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _R
     affine = Affine(ones, None, None, None, ("totals", reduction), is_new=True)
     result = absorb.linear_on(builder, node, flat, affine)
     return Absorbed(builder.view(result, value.lead, node, *reduction.shape, rule=RULE), SUMMED)
-
-
-def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``matmul``, ``mm`` of a low-rank value and a constant matrix, or of a column vector and one number."""
-    one, other = node.args[0], node.args[1]
-    value = values.get(one) if isinstance(one, Node) else None
-    if not isinstance(value, LowRankValue) or other in values:
-        return Restored(
-            "it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION
-        )
-    matrix = builder.constant(other)
-    if matrix is not None and matrix.dim() == 2:
-        return _by_matrix(builder, node, value, matrix.mT, other)
-    shape = tuple(value_of(other).shape) if isinstance(other, Node) else ()
-    if value.trailing[-1:] == (1,) and shape[-2:] == (1, 1):
-        return gated(builder, node, value, other)
-    return Restored("it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION)
-
-
-def _by_matrix(builder: CodeBuilder, node: Node, value: LowRankValue, weight: Tensor, origin: Any) -> Outcome:
-    """``W y`` along the last feature axis for a constant weight [k, n]."""
-    source = origin if isinstance(origin, Node) and origin.op == "get_attr" else None
-    affine = Affine(weight, None, source, None, ("matrix", origin))
-    outcome = absorb.apply(builder, node, value, affine)
-    if isinstance(outcome, Carried) and source is None:
-        builder.consume(origin, value)
-    return outcome
-
-
-def contraction(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``tensordot`` of a low-rank value and a constant over one feature axis."""
-    value = single(node, values)
-    constant = builder.constant(node.args[1])
-    own, theirs = node.args[2], node.args[3]
-    if value is None or constant is None or len(own) != 1 or len(theirs) != 1:  # type: ignore[arg-type]
-        return Restored("it contracts features with features", Law.INTERACTION)
-    inner = int(own[0]) % len(value.shape) - len(value.lead)  # type: ignore[index, arg-type]
-    ones = [size for axis, size in enumerate(value.trailing) if axis != inner]
-    if inner < 0 or (inner != len(value.trailing) - 1 and any(size != 1 for size in ones)):
-        return Restored("it contracts an axis that is not the features'")
-    axis = int(theirs[0]) % constant.dim()  # type: ignore[index, arg-type]
-    weight = constant.movedim(axis, -1)
-    rest = tuple(weight.shape[:-1])
-    matrix = weight.reshape(-1, weight.shape[-1])
-    if inner == len(value.trailing) - 1:
-        outcome = _by_matrix(builder, node, value, matrix, node.args[1])
-        return _as_shape(builder, node, outcome, rest)
-    flat = replace(value, trailing=(value.features,))
-    outcome = _by_matrix(builder, node, flat, matrix, node.args[1])
-    return _as_shape(builder, node, outcome, (*ones, *rest))
-
-
-def _as_shape(builder: CodeBuilder, node: Node, outcome: Outcome, tail: tuple[int, ...]) -> Outcome:
-    """The outcome of a map to [.., k] seen as [.., *tail]."""
-    if isinstance(outcome, Absorbed):
-        shape = tuple(value_of(outcome.node).shape)[:-1]
-        return Absorbed(builder.view(outcome.node, shape, node, *tail, rule=RULE), outcome.reason)
-    if isinstance(outcome, Carried) and isinstance(outcome.value, LowRankValue):
-        return Carried(replace(outcome.value, trailing=(*outcome.value.trailing[:-1], *tail)))
-    return outcome

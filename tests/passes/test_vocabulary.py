@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import afm_fx
 from passes.graph_tools import PROVENANCE, clone_graph_module
 from passes.sink_codes import Fate, SinkCodes, analyze
 from tests.passes.test_sink_codes import (
@@ -27,6 +28,26 @@ Function = Callable[[Looked], Tensor]
 def keep(x: Looked, fields: int = 3) -> Tensor:
     """A mask [batch, fields]."""
     return x.dense[:, :fields] > 0
+
+
+def weights(x: Looked) -> Tensor:
+    """Attention weights [batch, 3, 3]."""
+    return (x.dense[:, :, None] * x.dense[:, None]).softmax(-1)
+
+
+def per_field(x: Looked) -> Tensor:
+    """A constant [FIELDS, WIDTH, 2]."""
+    rows = x.narrow.weight.flatten()
+    return torch.cat([rows, rows[: FIELDS * WIDTH * 2 - rows.numel()]]).reshape(FIELDS, WIDTH, 2)
+
+
+def normalized(features: Tensor, x: Looked, *, affine: bool = True) -> Tensor:
+    """Batch norm in eval mode with constants made of the case's weights."""
+    channels = features.shape[1]
+    rows = x.narrow.weight.flatten().repeat(2)[:channels]
+    scale, shift = (rows + 1.5, rows.flip(0)) if affine else (None, None)
+    still = rows.detach()
+    return nn.functional.batch_norm(features, still * 0.5, still.abs() + 0.1, scale, shift)
 
 
 ON_CODES: dict[str, tuple[Function, int, str]] = {
@@ -143,11 +164,117 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         WIDTH,
         "gate",
     ),
+    "attention weights on a sequence": (
+        lambda x: x.linear(torch.bmm(x.dense.softmax(1)[:, None], x.stacked[:, :3]).squeeze(1)),
+        WIDTH,
+        "linear",
+    ),
+    "attention weights of several queries": (
+        lambda x: x.linear((weights(x) @ x.stacked[:, :3]).flatten(1)),
+        3 * WIDTH,
+        "linear",
+    ),
+    "attention weights on a gated sequence": (
+        lambda x: x.linear((weights(x) @ (x.stacked[:, :3] * x.dense[:, :1, None] + 1.0)).flatten(1)),
+        3 * WIDTH,
+        "linear",
+    ),
+    "einsum of weights and a sequence": (
+        lambda x: x.linear(torch.einsum("bk,bke->be", x.dense, x.stacked[:, :3])),
+        WIDTH,
+        "linear",
+    ),
+    "einsum of weights and stacked fields": (
+        lambda x: x.linear(torch.einsum("bke,bk->be", torch.stack(x.own[:3], 1), x.dense)),
+        WIDTH,
+        "linear",
+    ),
+    "attention weights on stacked fields": (
+        lambda x: x.linear(torch.bmm(x.dense[:, None], torch.stack(x.own[:3], 1)).squeeze(1)),
+        WIDTH,
+        "linear",
+    ),
+    "constant that mixes positions": (
+        lambda x: x.linear(torch.matmul(x.narrow.weight[:, :FIELDS], x.stacked).flatten(1)),
+        5 * WIDTH,
+        "linear",
+    ),
+    "einsum with one constant for every field": (
+        lambda x: x.linear(torch.einsum("bfe,he->bfh", torch.stack(x.own, 1), x.narrow.weight).flatten(1)),
+        5 * FIELDS,
+        "linear",
+    ),
+    "einsum with a constant per field": (
+        lambda x: x.linear(torch.einsum("bfe,feh->bfh", torch.stack(x.own, 1), per_field(x)).flatten(1)),
+        2 * FIELDS,
+        "linear",
+    ),
+    "einsum with a constant per position": (
+        lambda x: x.linear(torch.einsum("bte,teh->bth", x.stacked, per_field(x)).flatten(1)),
+        2 * FIELDS,
+        "linear",
+    ),
+    "baddbmm of weights and a sequence": (
+        lambda x: x.linear(
+            torch.baddbmm(x.narrow.weight[:1], x.dense[:, None], x.stacked[:, :3], beta=0.5, alpha=2.0).squeeze(1)
+        ),
+        WIDTH,
+        "linear",
+    ),
+    "attention with low-rank values": (
+        lambda x: x.linear(
+            nn.functional.scaled_dot_product_attention(weights(x), weights(x) + 1, x.stacked[:, :3]).flatten(1)
+        ),
+        3 * WIDTH,
+        "linear",
+    ),
+    "attention with a mask that hides everything": (
+        lambda x: x.linear(
+            nn.functional.scaled_dot_product_attention(
+                weights(x), weights(x) + 1, x.stacked[:, :3], attn_mask=keep(x)[:, :1, None].expand(-1, 3, 3)
+            ).flatten(1)
+        ),
+        3 * WIDTH,
+        "linear",
+    ),
+    "batch norm of one table": (lambda x: x.linear(normalized(x.own[0], x)), WIDTH, "linear"),
+    "batch norm of a concat with dense features": (
+        lambda x: x.linear(normalized(torch.cat([x.own[0], x.dense, x.own[1]], 1), x)),
+        2 * WIDTH + 3,
+        "linear",
+    ),
+    "batch norm of fields": (lambda x: x.linear(normalized(torch.stack(x.own, 1), x).flatten(1)), ALL, "linear"),
+    "batch norm of one table's fields": (lambda x: x.linear(normalized(x.stacked, x).flatten(1)), ALL, "linear"),
+    "batch norm without scale of a gate": (
+        lambda x: x.linear(normalized(x.own[0] * x.dense[:, :1], x, affine=False)),
+        WIDTH,
+        "linear",
+    ),
     "quotient by an expanded count": (
         lambda x: x.linear(x.own[0] / (x.dense[:, :1].abs() + 1).expand(-1, WIDTH)),
         WIDTH,
         "gate",
     ),
+}
+
+ABSORBED: dict[str, tuple[Function, int]] = {
+    "einsum with a constant": (lambda x: torch.einsum("be,he->bh", x.own[0], x.narrow.weight), 1),
+    "einsum with a constant, heads apart": (
+        lambda x: torch.einsum("bte,hde->bhtd", x.stacked, x.narrow.weight[:4].reshape(2, 2, WIDTH)),
+        1,
+    ),
+    "einsum over fields and features": (
+        lambda x: torch.einsum("bfe,feh->bh", torch.stack(x.own, 1), per_field(x)),
+        1,
+    ),
+    "einsum over positions and features": (lambda x: torch.einsum("bfe,feh->hb", x.stacked, per_field(x)), 1),
+    "addmm with a constant": (lambda x: torch.addmm(x.narrow.weight[:, 0], x.own[0], x.narrow.weight.T, alpha=2.0), 1),
+    "baddbmm with an expanded constant": (
+        lambda x: torch.baddbmm(x.dense[:, :1, None], x.stacked, x.narrow.weight.T.expand(x.dense.shape[0], -1, -1)),
+        1,
+    ),
+    "bmm of one constant": (lambda x: torch.matmul(x.stacked, x.narrow.weight.T[None]), 1),
+    "product of a vector": (lambda x: torch.matmul(x.own[0], x.narrow.weight[0]), 1),
 }
 
 RESTORED: dict[str, tuple[Function, int, str]] = {
@@ -158,10 +285,31 @@ RESTORED: dict[str, tuple[Function, int, str]] = {
         1,
         "gate",
     ),
+    "einsum of two tables": (lambda x: torch.einsum("be,be->b", x.own[0], x.own[1]), 1, "interaction"),
+    "einsum of three tensors": (
+        lambda x: torch.einsum("be,e,e->b", x.own[0], x.narrow.weight[0], x.narrow.weight[1]),
+        1,
+        "linear",
+    ),
+    "features that meet dense features": (
+        lambda x: torch.einsum("be,be->b", x.own[0], x.dense.repeat(1, 2)),
+        1,
+        "interaction",
+    ),
+    "constant that mixes fields": (
+        lambda x: torch.matmul(x.narrow.weight[:, :FIELDS], torch.stack(x.own, 1)),
+        1,
+        "linear",
+    ),
+    "attention whose query is low-rank": (
+        lambda x: nn.functional.scaled_dot_product_attention(x.stacked, x.stacked, x.stacked),
+        1,
+        "interaction",
+    ),
     "where with dense features": (lambda x: torch.where(keep(x, 1), x.own[0], x.dense.repeat(1, 2)), 1, "gate"),
 }
 
-CASES = ON_CODES | RESTORED
+CASES = ON_CODES | ABSORBED | RESTORED
 
 
 @pytest.mark.parametrize("name", ON_CODES)
@@ -172,6 +320,15 @@ def test_kept_on_codes_until_a_linear_takes_them_in(name: str) -> None:
     assert_equal(program, low_rank)
     assert {verdict.fate for verdict in sink.verdicts} == {Fate.ON_CODES, Fate.ABSORBED}, sink.verdicts
     assert law in {verdict.law for verdict in sink.verdicts if verdict.fate is Fate.ON_CODES}
+    assert "restore" not in {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
+
+
+@pytest.mark.parametrize("name", ABSORBED)
+def test_absorbed_without_any_restore(name: str) -> None:
+    program = build(*ABSORBED[name])
+    sink, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ABSORBED}
     assert "restore" not in {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
 
 
@@ -214,3 +371,47 @@ def test_what_was_kept_on_codes_is_restored_exactly(name: str) -> None:
     sink, low_rank = rewritten(program)
     assert_equal(program, low_rank)
     assert {verdict.fate for verdict in sink.verdicts} >= {Fate.ON_CODES, Fate.RESTORED}
+
+
+class Normalized(nn.Module):
+    """Tables and dense features, normalized, through two Linears of which the first is normalized too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.second = nn.Embedding(9, 6), nn.Linear(9, 8), nn.Linear(8, 3)
+        self.before, self.after = nn.BatchNorm1d(9), nn.BatchNorm1d(8)
+        for norm in (self.before, self.after):
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+
+    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
+        features = self.before(torch.cat([self.table(ids), dense], 1))
+        return self.second(self.after(self.first(features)).relu())
+
+
+def test_batch_norms_around_a_linear_vanish_into_decoders() -> None:
+    batch = torch.randint(0, 9, (5,)), torch.randn(5, 3)
+    program = afm_fx.capture(Normalized().eval(), batch).to(torch.float64)
+    clone = clone_graph_module(program.graph_module)
+    factors = orthonormal_factors(clone, ("embedding", "linear"))
+    sink = SinkCodes(factors)
+    sink(clone)
+    ids, dense = torch.randint(0, 9, (7,)), torch.randn(7, 3).double()
+    torch.testing.assert_close(clone(ids, dense), program.run((ids, dense)), rtol=1e-10, atol=1e-10)
+    assert not [node for node in clone.graph.nodes if "batch_norm" in str(node.target)]
+    assert not [name for name, _ in clone.named_parameters() if name.startswith(("before", "after"))]
+    analysis = analyze(program.graph_module)
+    assert analysis.verdicts == sink.verdicts
+    ranks = {name: factor.rank for name, factor in factors.items()}
+    assert analysis.ledger.total(ranks) == sum(parameter.numel() for parameter in clone.parameters())
+    assert analysis.ledger.total({}) == program.parameter_count()
+
+
+def test_a_batch_norm_of_dense_features_is_restored_as_a_product_with_a_vector() -> None:
+    program = build(lambda x: normalized(torch.cat([x.own[0], x.dense], 1), x).relu(), 1)
+    _, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    sizes = {name: parameter.numel() for name, parameter in low_rank.graph_module.named_parameters()}
+    assert [numel for name, numel in sizes.items() if name.endswith("scale")] == [3]
+    assert max(numel for name, numel in sizes.items() if "decoder" in name) == WIDTH * WIDTH

@@ -1,0 +1,56 @@
+"""LINEAR: attention, whose values are averaged with weights that do not depend on them.
+
+Replaces ``softmax(q k^T) (A z + o)`` with ``A (softmax(q k^T) z) + o (softmax(q k^T) 1)``: the values stay codes, and a
+column of ones beside them collects the sum of the weights (0 for a query that may look at nothing).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.fx import Node
+
+from passes.code_builder import CodeBuilder
+from passes.common_form import units_as_columns
+from passes.gates import PRODUCT
+from passes.graph_tools import aten, value_of
+from passes.low_rank_value import LowRankValue
+from passes.outcomes import Carried, Law, Outcome, Restored, Values
+
+RULE = "attention"
+EVERY_POSITION = "its values have a different decoder at every position"
+DROPOUT = "it drops attention weights at random"
+
+
+def attend(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``scaled_dot_product_attention(q, k, v, mask, dropout, causal)`` whose value alone is low-rank."""
+    query, key, source = node.args[:3]
+    value = values.get(source) if isinstance(source, Node) else None
+    if query in values or key in values or not isinstance(value, LowRankValue):
+        return Restored(PRODUCT, Law.INTERACTION)
+    if len(node.args) > 4 and node.args[4] != 0:
+        return Restored(DROPOUT, Law.NONLINEAR)
+    pushed = builder.push(value, rule=RULE, like=node)
+    if pushed is None:
+        return Restored(EVERY_POSITION)
+    pushed = units_as_columns(builder, node, pushed, rule=RULE)
+    code, blocks, units = pushed.code, list(pushed.blocks), None
+    shifts = any(block.decoder.offset is not None for block in blocks)
+    if shifts:
+        first = builder.pick(code, [0], rule=RULE, like=node)
+        ones = builder.emit(aten.ones_like.default, first, rule=RULE, like=node)
+        code = builder.beside([code, ones], rule=RULE, like=node)
+    mixed = builder.emit(node.target, query, key, code, *node.args[3:], rule=RULE, like=node, **node.kwargs)  # type: ignore[arg-type]
+    if shifts:
+        width = int(value_of(mixed).shape[-1])
+        units = builder.pick(mixed, [width - 1], rule=RULE, like=node)
+        mixed = builder.pick(mixed, range(width - 1), rule=RULE, like=node)
+        blocks = [
+            block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=0)
+            for block in blocks
+        ]
+    lead = tuple(value_of(mixed).shape)[:-1]
+    return Carried(LowRankValue(mixed, lead, pushed.trailing, tuple(blocks), units))
+
+
+LAWS = {aten.scaled_dot_product_attention.default: attend}
