@@ -198,7 +198,9 @@ def _by_constant(
     key = ("contraction", origin, labels)
     leaf = _parameter_behind(builder, origin)
     if counts[0] == 1:
-        outcome = absorb.apply(builder, node, ready, Affine(weights[0], None, leaf, None, key, leaf is None, as_it_is=False))
+        outcome = absorb.apply(
+            builder, node, ready, Affine(weights[0], None, leaf, None, key, leaf is None, as_it_is=False)
+        )
     else:
         maps = [Affine(weights[row // counts[1]], None, leaf, None, (key, row // counts[1])) for row in range(rows)]
         outcome = absorb.per_field(builder, node, ready, maps)

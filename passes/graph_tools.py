@@ -65,6 +65,15 @@ def shape_of(node: Node) -> tuple[Any, ...] | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
+def is_random(node: Node) -> bool:
+    """Whether two evaluations of a node may differ. Attention that drops nothing is not random although it is so tagged."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return True
+    return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0)) != 0
+
+
 def get_attribute(module: nn.Module, target: str) -> Any:
     """The tensor at a dotted name."""
     for part in target.split("."):

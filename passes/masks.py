@@ -66,9 +66,7 @@ def masked_fill(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return _choice(builder, node, values, mask, filling, source)
 
 
-def _choice(
-    builder: CodeBuilder, node: Node, values: Values, mask: Any, on_true: Any, on_false: Any
-) -> Outcome:
+def _choice(builder: CodeBuilder, node: Node, values: Values, mask: Any, on_true: Any, on_false: Any) -> Outcome:
     if not isinstance(mask, Node) or mask in values:
         return Restored(BY_FEATURES, Law.NONLINEAR)
     known = [value for side in (on_true, on_false) if isinstance(value := _value(values, side), LowRankValue)]

@@ -205,6 +205,7 @@ class _Walk:
             factor = self.factors[site.name]
             produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
             self.values[node] = produce(node, site, factor)
+            self._superseded.add(node)
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
             return

@@ -147,7 +147,9 @@ def _with_codes_added(
         blocks.append(Block(columns, decoder, unit))
     code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
     if folded and left.units is not None:
-        code = builder.beside([code, builder.pick(left.units, list(folded), rule=RULE, like=node)], rule=RULE, like=node)
+        code = builder.beside(
+            [code, builder.pick(left.units, list(folded), rule=RULE, like=node)], rule=RULE, like=node
+        )
     units = _summed_units(builder, node, (left, right), list(sums)) if sums else None
     return Carried(replace(left, code=code, units=units, blocks=tuple(blocks)))
 

@@ -105,10 +105,7 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         "gate",
     ),
     "gate per field of gated residuals": (
-        lambda x: x.linear(
-            (torch.stack(x.own[:3], 1) * x.dense[:, :, None] + 0.5).flatten(1)
-            * x.dense[:, :1]
-        ),
+        lambda x: x.linear((torch.stack(x.own[:3], 1) * x.dense[:, :, None] + 0.5).flatten(1) * x.dense[:, :1]),
         3 * WIDTH,
         "gate",
     ),
@@ -153,9 +150,7 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         "gate",
     ),
     "gate per field of a repeated field": (
-        lambda x: x.linear(
-            (torch.stack([x.own[0], x.own[0], x.own[1]], 1) * x.dense[:, :, None]).flatten(1)
-        ),
+        lambda x: x.linear((torch.stack([x.own[0], x.own[0], x.own[1]], 1) * x.dense[:, :, None]).flatten(1)),
         3 * WIDTH,
         "gate",
     ),
