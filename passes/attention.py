@@ -6,14 +6,12 @@ column of ones beside them collects the sum of the weights (0 for a query that m
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder
-from passes.common_form import units_as_columns
+from passes.common_form import through_lead
 from passes.gates import PRODUCT
-from passes.graph_tools import aten, value_of
+from passes.graph_tools import aten
 from passes.low_rank_value import LowRankValue
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 
@@ -33,24 +31,11 @@ def attend(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     pushed = builder.push(value, rule=RULE, like=node)
     if pushed is None:
         return Restored(EVERY_POSITION)
-    pushed = units_as_columns(builder, node, pushed, rule=RULE)
-    code, blocks, units = pushed.code, list(pushed.blocks), None
-    shifts = any(block.decoder.offset is not None for block in blocks)
-    if shifts:
-        first = builder.pick(code, [0], rule=RULE, like=node)
-        ones = builder.emit(aten.ones_like.default, first, rule=RULE, like=node)
-        code = builder.beside([code, ones], rule=RULE, like=node)
-    mixed = builder.emit(node.target, query, key, code, *node.args[3:], rule=RULE, like=node, **node.kwargs)  # type: ignore[arg-type]
-    if shifts:
-        width = int(value_of(mixed).shape[-1])
-        units = builder.pick(mixed, [width - 1], rule=RULE, like=node)
-        mixed = builder.pick(mixed, range(width - 1), rule=RULE, like=node)
-        blocks = [
-            block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=0)
-            for block in blocks
-        ]
-    lead = tuple(value_of(mixed).shape)[:-1]
-    return Carried(LowRankValue(mixed, lead, pushed.trailing, tuple(blocks), units))
+
+    def averaged(code: Node) -> Node:
+        return builder.emit(node.target, query, key, code, *node.args[3:], rule=RULE, like=node, **node.kwargs)  # type: ignore[arg-type]
+
+    return Carried(through_lead(builder, node, pushed, averaged, rule=RULE))
 
 
 LAWS = {aten.scaled_dot_product_attention.default: attend}

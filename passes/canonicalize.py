@@ -189,9 +189,9 @@ def _identity(module: GraphModule, node: Node) -> Any:
         return ("get_attr", id(get_attribute(module, str(node.target))))
     if node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
-    if isinstance(node.target, torch._ops.OpOverload):
-        if is_random(node) or node.target._schema.is_mutable or node.target in _UNINITIALIZED:
-            return None
+    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if mutable or is_random(node) or node.target in _UNINITIALIZED:
+        return None
     return (node.target, _freeze(node.args), _freeze(node.kwargs))
 
 

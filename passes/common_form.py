@@ -27,10 +27,10 @@ def units_as_columns(
     value: LowRankValue,
     *,
     rule: str,
-    only: Callable[[Block], bool] = lambda block: True,
+    only: Callable[[Block], bool] | None = None,
 ) -> LowRankValue:
     """Replaces ``A z + g u`` with ``[A, g] [z; u]`` in the blocks that ``only`` picks; they then have no unit."""
-    chosen = [block.unit is not None and only(block) for block in value.blocks]
+    chosen = [block.unit is not None and (only is None or only(block)) for block in value.blocks]
     if value.units is None or not any(chosen):
         return value
     code = builder.beside([value.code, value.units], rule=rule, like=node)
@@ -44,6 +44,32 @@ def units_as_columns(
             blocks.append(block)
     units = value.units if any(block.unit is not None for block in blocks) else None
     return replace(value, code=code, blocks=tuple(blocks), units=units)
+
+
+def through_lead(
+    builder: CodeBuilder, node: Node, value: LowRankValue, change: Callable[[Node], Node], *, rule: str
+) -> LowRankValue:
+    """Applies a linear operator that works on the leading axes alone and on every feature alike.
+
+    Replaces ``L(A z + o + g u)`` with ``A L(z) + o L(1) + g L(u)``: code, units and a column of ones go through it at once.
+    """
+    if any(block.unit is not None and block.decoder.offset is not None for block in value.blocks):
+        value = units_as_columns(builder, node, value, rule=rule)
+    parts = [value.code, *([] if value.units is None else [value.units])]
+    columns, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
+    shifts = any(block.decoder.offset is not None for block in value.blocks)
+    if shifts:
+        first = builder.pick(value.code, [0], rule=rule, like=node)
+        parts.append(builder.emit(aten.ones_like.default, first, rule=rule, like=node))
+    changed = change(builder.beside(parts, rule=rule, like=node))
+    code = builder.pick(changed, range(columns), rule=rule, like=node)
+    last = columns + units + shifts
+    kept = builder.pick(changed, range(columns, last), rule=rule, like=node) if last > columns else None
+    blocks = [
+        block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=units)
+        for block in value.blocks
+    ]
+    return LowRankValue(code, tuple(value_of(code).shape)[:-1], value.trailing, tuple(blocks), kept)
 
 
 def separated(builder: CodeBuilder, node: Node, value: LowRankValue, *, rule: str) -> LowRankValue:

@@ -1,16 +1,17 @@
-"""LINEAR: products of features with something else, written as a sum over labelled axes (``einsum``, ``bmm``, ``mm`` ..).
+"""LINEAR: products of features with something else, written as sums over labelled axes (``einsum``, ``bmm``, ``mm``).
 
 With ``y = A z + o`` along the feature axis e, two cases stay linear:
 
 *   the other operand is a constant that is contracted along e: replaces ``sum_e w_he y_e`` with ``(w A) z + w o``,
     an absorbed Linear, or a decoder per field where the decoders or the constants differ from field to field;
 *   the other operand, constant or not, does not have the axis e: replaces ``sum_k w_qk y_k`` with
-    ``A (sum_k w_qk z_k) + o (sum_k w_qk)``. The code is contracted, with a column of ones for the offset beside it. This
-    is what attention does to its values.
+    ``A (sum_k w_qk z_k) + o (sum_k w_qk)``. The code is contracted, with a column of ones for the offset beside it.
+    This is what attention does to its values.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import string
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from torch.fx import Node
 
 from passes import absorb, sums
 from passes.absorb import Affine
-from passes.code_builder import CodeBuilder, width_of
-from passes.common_form import units_as_columns
+from passes.code_builder import CodeBuilder
+from passes.common_form import through_lead
 from passes.gates import PRODUCT, gated, scaled
 from passes.graph_tools import aten, shape_of, value_of
 from passes.low_rank_value import LowRankValue
@@ -60,7 +61,7 @@ def einsum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         return Restored(MANY if isinstance(operands, (list, tuple)) and len(operands) > 2 else REPEATS)
     inputs, out = equation.split("->")
     one, other = inputs.split(",")
-    return _between(builder, node, values, operands[0], operands[1], (one, other, out))
+    return _between(builder, node, values, (operands[0], operands[1]), (one, other, out))
 
 
 def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -79,7 +80,7 @@ def tensordot(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     for first, second in zip(own, theirs, strict=True):  # type: ignore[arg-type]
         right[int(second)] = left[int(first)]
     out = [each for each in left + right if (each in left) != (each in right)]
-    return _between(builder, node, values, one, other, ("".join(left), "".join(right), "".join(out)))
+    return _between(builder, node, values, (one, other), ("".join(left), "".join(right), "".join(out)))
 
 
 def product_plus(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -118,12 +119,13 @@ def _matrix_product(builder: CodeBuilder, node: Node, values: Values, one: Any, 
     rows, columns = "i" if left > 1 else "", "k" if right > 1 else ""
     first = batch[len(batch) - max(left - 2, 0) :] + rows + "j"
     second = batch[len(batch) - max(right - 2, 0) :] + "j" + columns
-    return _between(builder, node, values, one, other, (first, second, batch + rows + columns))
+    return _between(builder, node, values, (one, other), (first, second, batch + rows + columns))
 
 
 def _between(
-    builder: CodeBuilder, node: Node, values: Values, one: Any, other: Any, labels: tuple[str, str, str]
+    builder: CodeBuilder, node: Node, values: Values, operands: tuple[Any, Any], labels: tuple[str, str, str]
 ) -> Outcome:
+    one, other = operands
     left, right = (values.get(each) if isinstance(each, Node) else None for each in (one, other))
     if isinstance(left, LowRankValue) == isinstance(right, LowRankValue):
         return Restored(PRODUCT, Law.INTERACTION)
@@ -139,22 +141,22 @@ def _product(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node,
         return Restored(OTHER_DTYPE)
     if not labels.are_simple:
         return Restored(REPEATS)
-    feature = labels.own[-1]
-    if feature in labels.other:
-        origin = _unexpanded(other)
-        constant = builder.constant(origin)
-        shape = tuple(value_of(other).shape)
-        if constant is None:
-            if value.trailing[-1:] == (1,) and all(str(size) == "1" for size in shape[-2:]) and len(shape) > 1:
-                return gated(builder, node, value, other)
-            return Restored(PRODUCT, Law.INTERACTION)
-        squeezed = _without_batch(constant, labels)
-        if squeezed is None or feature in labels.out:
-            return Restored(PRODUCT, Law.INTERACTION)
-        return _by_constant(builder, node, value, origin, *squeezed)
-    if labels.out[-1] != feature:
+    if labels.own[-1] in labels.other:
+        return _along_features(builder, node, value, other, labels)
+    if labels.out[-1] != labels.own[-1]:
         return Restored(ORDER)
     return _by_weights(builder, node, value, other, labels)
+
+
+def _along_features(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
+    """The other operand has the feature axis: it must be a constant that is summed along it, or one number."""
+    origin, shape = _unexpanded(other), tuple(value_of(other).shape)
+    constant = builder.constant(origin)
+    if constant is not None and labels.own[-1] not in labels.out:
+        return _by_constant(builder, node, value, origin, labels)
+    if value.trailing[-1:] == (1,) and len(shape) > 1 and all(str(size) == "1" for size in shape[-2:]):
+        return gated(builder, node, value, other)
+    return Restored(PRODUCT, Law.INTERACTION)
 
 
 def _unexpanded(other: Node) -> Node:
@@ -164,7 +166,7 @@ def _unexpanded(other: Node) -> Node:
     return other
 
 
-def _without_batch(constant: Tensor, labels: Labels) -> tuple[Tensor, Labels] | None:
+def _without_batch(constant: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
     """The constant without leading axes of size 1 (a batch it does not have) and the labels of the others."""
     other = labels.other[len(labels.other) - constant.dim() :]
     while constant.dim() > 1 and constant.shape[0] == 1 and other[0] in labels.own and other[0] in labels.out:
@@ -172,10 +174,12 @@ def _without_batch(constant: Tensor, labels: Labels) -> tuple[Tensor, Labels] | 
     return constant, replace(labels, other=other)
 
 
-def _by_constant(
-    builder: CodeBuilder, node: Node, value: LowRankValue, origin: Node, constant: Tensor, labels: Labels
-) -> Outcome:
+def _by_constant(builder: CodeBuilder, node: Node, value: LowRankValue, origin: Node, labels: Labels) -> Outcome:
     """A constant contracted along the features, and along other feature axes if it has them."""
+    constant = builder.constant(origin)
+    if constant is None:
+        return Restored(PRODUCT, Law.INTERACTION)
+    constant, labels = _without_batch(constant, labels)
     involved = [axis for axis, label in enumerate(labels.own) if label in labels.other]
     whole = builder.pull(value, max(len(value.lead) - involved[0], 0), rule=RULE, like=node)
     if whole is None:
@@ -206,8 +210,10 @@ def _by_constant(
         outcome = absorb.per_field(builder, node, ready, maps)
     if not isinstance(outcome, Restored) and leaf is None:
         builder.consume(origin, value)
-    made = (*batch, *free, *results)
-    return _in_order(builder, node, outcome, lead, made, tuple(int(sizes[label]) for label in made), labels.out)
+    made = {label: int(sizes[label]) for label in (*batch, *free, *results)}
+    return _in_order(
+        builder, node, outcome, [[*lead, *made].index(label) for label in labels.out], tuple(made.values())
+    )
 
 
 def _parameter_behind(builder: CodeBuilder, origin: Node) -> Node | None:
@@ -218,23 +224,21 @@ def _parameter_behind(builder: CodeBuilder, origin: Node) -> Node | None:
     return origin if origin.op == "get_attr" and value_of(origin).numel() == count else None
 
 
-def _in_order(
-    builder: CodeBuilder, node: Node, outcome: Outcome, lead: str, made: Sequence[str], tail: tuple[int, ...], out: str
-) -> Outcome:
-    """The outcome, whose axes are ``lead`` and ``made``, with the axes of ``out``."""
-    order = [[*lead, *made].index(label) for label in out]
+def _in_order(builder: CodeBuilder, node: Node, outcome: Outcome, order: list[int], tail: tuple[int, ...]) -> Outcome:
+    """The outcome, whose last axes are ``tail``, with its axes in another order."""
+    lead = len(order) - len(tail)
     if isinstance(outcome, Absorbed):
-        sizes = tuple(value_of(outcome.node).shape)[: len(lead)]
+        sizes = tuple(value_of(outcome.node).shape)[:lead]
         result = builder.view(outcome.node, sizes, node, *tail, rule=RULE)
         if order != list(range(len(order))):
             result = builder.emit(aten.permute.default, result, order, rule=RULE, like=node)
         return Absorbed(result, outcome.reason)
     if isinstance(outcome, Restored) or not isinstance(outcome.value, LowRankValue):
         return outcome
-    if order[: len(lead)] != list(range(len(lead))):
+    if order[:lead] != list(range(lead)):
         return Restored(MIXED_AXES)
     value = replace(outcome.value, trailing=tail)
-    inner = [axis - len(lead) for axis in order[len(lead) :]]
+    inner = [axis - lead for axis in order[lead:]]
     moved = on_features(value, lambda positions: positions.transpose(inner))
     return moved if isinstance(moved, Restored) else Carried(moved)
 
@@ -244,28 +248,12 @@ def _by_weights(builder: CodeBuilder, node: Node, value: LowRankValue, other: No
     pushed = builder.push(value, rule=RULE, like=node)
     if pushed is None:
         return _one_row(builder, node, value, other, labels)
-    if any(block.unit is not None and block.decoder.offset is not None for block in pushed.blocks):
-        pushed = units_as_columns(builder, node, pushed, rule=RULE)
-    parts = [pushed.code, *([] if pushed.units is None else [pushed.units])]
-    columns, units = width_of(pushed.code), 0 if pushed.units is None else width_of(pushed.units)
-    shifts = any(block.decoder.offset is not None for block in pushed.blocks)
-    if shifts:
-        first = builder.pick(pushed.code, [0], rule=RULE, like=node)
-        parts.append(builder.emit(aten.ones_like.default, first, rule=RULE, like=node))
-    joined = builder.beside(parts, rule=RULE, like=node)
     equation = f"{labels.own},{labels.other}->{labels.out}"
-    mixed = _mixed(builder, node, joined, other, equation)
-    code = builder.pick(mixed, range(columns), rule=RULE, like=node)
-    total = units + shifts
-    kept = builder.pick(mixed, range(columns, columns + total), rule=RULE, like=node) if total else None
-    blocks = [
-        block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=units)
-        for block in pushed.blocks
-    ]
-    return Carried(LowRankValue(code, tuple(value_of(code).shape)[:-1], pushed.trailing, tuple(blocks), kept))
+    change = functools.partial(_mixed, builder, node, other, equation)
+    return Carried(through_lead(builder, node, pushed, change, rule=RULE))
 
 
-def _mixed(builder: CodeBuilder, node: Node, code: Node, other: Node, equation: str) -> Node:
+def _mixed(builder: CodeBuilder, node: Node, other: Node, equation: str, code: Node) -> Node:
     """The node's own operator on the code; of ``a @ b + c`` the product alone."""
     if node.target is aten.einsum.default or node.target is aten.tensordot.default:
         return builder.emit(aten.einsum.default, equation, [code, other], rule=RULE, like=node)

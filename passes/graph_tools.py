@@ -66,12 +66,13 @@ def shape_of(node: Node) -> tuple[Any, ...] | None:
 
 
 def is_random(node: Node) -> bool:
-    """Whether two evaluations of a node may differ. Attention that drops nothing is not random although it is so tagged."""
+    """Whether two evaluations of a node may differ (attention that drops nothing is tagged as random, but is not)."""
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     if node.target is not aten.scaled_dot_product_attention.default:
         return True
-    return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0)) != 0
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0)
+    return not isinstance(dropout, (int, float)) or dropout != 0
 
 
 def get_attribute(module: nn.Module, target: str) -> Any:

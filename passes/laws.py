@@ -23,8 +23,21 @@ from typing import Any
 
 from torch.fx import Node
 
-from passes import absorb, attention, contractions, gates, masks, moves, normalization, shapes, sums
+from passes import (
+    absorb,
+    affine_steps,
+    attention,
+    contractions,
+    gates,
+    masks,
+    moves,
+    normalization,
+    rearrangements,
+    shapes,
+    sums,
+)
 from passes.graph_tools import aten
+from passes.need_features import BENDS, MULTIPLIES, NEED_FEATURES
 from passes.outcomes import Law, Rule
 
 
@@ -43,9 +56,6 @@ class Entry:
     reason: str = ""
 
 
-BENDS = "it changes every feature by a curve, which a code does not follow"
-NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
-MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
@@ -114,6 +124,9 @@ _MOVES: dict[Any, Rule] = {
     aten.ones_like.default: shapes.filled_like,
     aten.full_like.default: shapes.filled_like,
     aten.sym_size.int: shapes.size,
+    aten._to_copy.default: moves.same,
+    aten.lift_fresh_copy.default: moves.same,
+    **rearrangements.LAWS,
 }
 
 _LINEAR: dict[Any, Rule] = {
@@ -128,6 +141,7 @@ _LINEAR: dict[Any, Rule] = {
     **normalization.LAWS,
     **contractions.LAWS,
     **attention.LAWS,
+    **affine_steps.LAWS,
 }
 
 _GATES: dict[Any, Rule] = {
@@ -140,28 +154,12 @@ _GATES: dict[Any, Rule] = {
     aten.masked_fill.Tensor: masks.masked_fill,
 }
 
-_NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
-    (Law.NONLINEAR, BENDS): (
-        aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
-        aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.exp.default, aten.log.default,
-        aten.abs.default, aten.clamp.default, aten.pow.Tensor_Scalar, aten.sqrt.default, aten.softplus.default,
-        aten.reciprocal.default, aten.hardtanh.default, aten.square.default, aten.rsqrt.default,
-    ),
-    (Law.NONLINEAR, NORMALIZES): (
-        aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default,
-        aten.native_layer_norm.default, aten.max.dim, aten.amax.default,
-    ),
-    (Law.INTERACTION, MULTIPLIES): (
-        aten.conv1d.default, aten.conv2d.default,
-    ),
-}  # fmt: skip
-
 for _target, _rule in _MOVES.items():
     register(_target, Law.MOVE, _rule)
 for _target, _rule in _LINEAR.items():
     register(_target, Law.LINEAR, _rule)
 for _target, _rule in _GATES.items():
     register(_target, Law.GATE, _rule)
-for (_law, _reason), _targets in _NEED_FEATURES.items():
+for (_law, _reason), _targets in NEED_FEATURES.items():
     for _target in _targets:
         _TABLE[_target] = Entry(_law, None, _reason)

@@ -1,8 +1,8 @@
 """GATE: masks that choose between features and something else.
 
 Replaces ``where(m, y, 0)`` with ``A where(m, z, 0) + o where(m, 1, 0)``; ``where(m, y, c)`` with the same plus
-``c (1 - m)``, a column of the code of its own; ``where(m, y, y')`` with ``where(m, y, 0) + where(m, 0, y')``, or with one
-choice between two codes where both have the same decoder. ``masked_fill(y, m, c)`` is ``where(m, c, y)``.
+``c (1 - m)``; ``where(m, y, y')`` with ``where(m, y, 0) + where(m, 0, y')``, or with one choice between two codes where
+both have the same decoder. ``masked_fill(y, m, c)`` is ``where(m, c, y)``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
@@ -29,10 +29,11 @@ from passes.gates import (
     per_lead,
     with_lead,
 )
-from passes.graph_tools import aten, constant_of, value_of
+from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
+from passes.rearrangements import COPIES, known_numbers
 from passes.sums import added
 from passes.uniform import narrowed
 
@@ -44,14 +45,6 @@ BY_FEATURES = "its mask is computed from the features themselves"
 _FILLED: dict[Any, float] = {
     aten.zeros_like.default: 0.0, aten.zeros.default: 0.0, aten.ones_like.default: 1.0, aten.ones.default: 1.0,
 }  # fmt: skip
-
-_COPIES = frozenset(
-    {
-        aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default, aten.reshape.default,
-        aten.expand.default, aten.unsqueeze.default, aten.lift_fresh_copy.default, aten.select.int, aten.slice.Tensor,
-        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int,
-    }
-)  # fmt: skip
 
 
 def where(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -83,9 +76,9 @@ def _choice(builder: CodeBuilder, node: Node, values: Values, mask: Any, on_true
         if together is not None:
             return Carried(together)
     outcomes = []
-    for side, keep in ((one, mask), (other, None)):
+    for side, opposite in ((one, False), (other, True)):
         if isinstance(side, LowRankValue):
-            keep = keep or builder.emit(aten.logical_not.default, mask, rule=RULE, like=node)
+            keep = _opposite(builder, node, mask) if opposite else mask
             outcome = gated(builder, node, side, keep, masking=True)
             if not isinstance(outcome, Carried):
                 return outcome
@@ -98,6 +91,10 @@ def _choice(builder: CodeBuilder, node: Node, values: Values, mask: Any, on_true
     return _filled(builder, node, outcomes[0], mask, filling, in_place=in_place)
 
 
+def _opposite(builder: CodeBuilder, node: Node, mask: Node) -> Node:
+    return builder.emit(aten.logical_not.default, mask, rule=RULE, like=node)
+
+
 def _value(values: Values, side: Any) -> Any:
     return values.get(side) if isinstance(side, Node) else None
 
@@ -106,7 +103,7 @@ def _of_one_decoder(
     builder: CodeBuilder, node: Node, mask: Node, one: LowRankValue, other: LowRankValue
 ) -> LowRankValue | None:
     """One choice between two codes with the same decoder; None where they differ or the mask is per field."""
-    alike = [block for block in one.blocks] if len(one.blocks) == len(other.blocks) else []
+    alike = list(one.blocks) if len(one.blocks) == len(other.blocks) else []
     same = alike and all(
         left.decodes_like(right) and left.columns == right.columns and left.unit is None and right.unit is None
         for left, right in zip(one.blocks, other.blocks, strict=True)
@@ -137,7 +134,7 @@ def _filled(
     tail = tuple(value_of(mask).shape)[-axes:] if axes else ()
     if not static(tail):
         return Restored(VARIES, Law.INTERACTION)
-    placed = mask if in_place else builder.emit(aten.logical_not.default, mask, rule=RULE, like=node)
+    placed = mask if in_place else _opposite(builder, node, mask)
     return _plus_gated(builder, node, value, in_dtype(builder, node, placed, value), tail, vector, filling)
 
 
@@ -185,7 +182,7 @@ def _number(filling: Any) -> float | None:
     """The number that fills, where it is one number and known from the graph alone."""
     if isinstance(filling, (int, float)):
         return float(filling)
-    while isinstance(filling, Node) and filling.target in _COPIES:
+    while isinstance(filling, Node) and filling.target in COPIES:
         filling = filling.args[0]
     if not isinstance(filling, Node):
         return None
@@ -199,10 +196,10 @@ def _is_finite(builder: CodeBuilder, filling: Any) -> bool:
     number = _number(filling)
     if number is not None:
         return math.isfinite(number)
-    while isinstance(filling, Node) and filling.target in _COPIES:
+    while isinstance(filling, Node) and filling.target in COPIES:
         filling = filling.args[0]
-    tensor = constant_of(builder.module, filling)
+    tensor = known_numbers(builder, filling)
     if tensor is None:
         return False
     with unset_fake_temporarily():
-        return isinstance(tensor, FakeTensor) or bool(torch.isfinite(tensor).all())
+        return bool(torch.isfinite(tensor).all())

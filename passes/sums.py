@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from passes import absorb
 from passes.absorb import Affine
 from passes.code_builder import CodeBuilder, width_of
-from passes.common_form import spread, units_as_columns
+from passes.common_form import spread, through_lead, units_as_columns
 from passes.gates import scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
@@ -57,19 +56,21 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
     left = values.get(one) if isinstance(one, Node) else None
     right = values.get(other) if isinstance(other, Node) else None
     if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        codes = [left.code, right.code]
-        spreads = [spread(builder, node, each, codes, rule=RULE) for each in (left, right)]
-        if spreads[0] is None or spreads[1] is None:
-            return Restored(SHAPES)
-        left, right = spreads[0], spreads[1]
-        if factor != 1:
-            right = scaled(builder, node, right, factor)
-        return added(builder, node, left, right)
+        return total(builder, node, left, right if factor == 1 else scaled(builder, node, right, factor))
     if isinstance(left, LowRankValue):
         return shifted(builder, node, left, other, factor)
     if isinstance(right, LowRankValue):
         return shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
     return Restored(MIXED)
+
+
+def total(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+    """The sum of two values that broadcast to the node's shape."""
+    codes = [left.code, right.code]
+    spreads = [spread(builder, node, each, codes, rule=RULE) for each in (left, right)]
+    if spreads[0] is None or spreads[1] is None:
+        return Restored(SHAPES)
+    return added(builder, node, spreads[0], spreads[1])
 
 
 def shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
@@ -204,10 +205,14 @@ def _over_lead(
     """A sum over leading axes: of the code; a constant offset is added as often."""
     sizes = [value.lead[axis] for axis in axes]
     constant = any(block.decoder.offset is not None for block in value.blocks)
-    if constant and not mean and not static(sizes):
-        return Restored("it adds features up as often as is only known when the model runs")
     target = aten.mean.dim if mean else aten.sum.dim_IntList
-    summed = builder.on_lead(value, lambda code: builder.emit(target, code, axes, keep, rule=RULE, like=node))
+
+    def change(code: Node) -> Node:
+        return builder.emit(target, code, axes, keep, rule=RULE, like=node)
+
+    if constant and not mean and not static(sizes):
+        return through_lead(builder, node, value, change, rule=RULE)
+    summed = builder.on_lead(value, change)
     if not constant or mean:
         return summed
     times = float(math.prod(sizes))

@@ -232,6 +232,26 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         3 * WIDTH,
         "linear",
     ),
+    "negative": (lambda x: x.linear(-x.own[0]), WIDTH, "linear"),
+    "lerp of two tables": (lambda x: x.linear(torch.lerp(x.own[0], x.own[1], 0.3)), WIDTH, "linear"),
+    "addcmul with a gate": (
+        lambda x: x.linear(torch.addcmul(x.own[0], x.own[1], x.dense[:, :1], value=0.5)),
+        WIDTH,
+        "linear",
+    ),
+    "addcdiv with a count": (
+        lambda x: x.linear(torch.addcdiv(x.own[0], x.own[0], x.dense[:, :1].abs() + 1, value=0.5)),
+        WIDTH,
+        "linear",
+    ),
+    "cumulative sum of positions": (lambda x: x.linear(x.stacked.cumsum(1).flatten(1)), ALL, "linear"),
+    "cumulative sum of a gated sequence": (
+        lambda x: x.linear(((x.stacked * x.dense[:, :1, None] + 1.0) * x.dense[:, 1:2, None]).cumsum(1).flatten(1)),
+        ALL,
+        "linear",
+    ),
+    "residuals of three": (lambda x: x.linear(x.own[0] + x.own[1] + x.own[2] * 2.0), WIDTH, "linear"),
+    "sum over the batch": (lambda x: x.linear(x.stacked.sum(0)), WIDTH, "linear"),
     "batch norm of one table": (lambda x: x.linear(normalized(x.own[0], x)), WIDTH, "linear"),
     "batch norm of a concat with dense features": (
         lambda x: x.linear(normalized(torch.cat([x.own[0], x.dense, x.own[1]], 1), x)),
@@ -253,6 +273,35 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
 }
 
 ABSORBED: dict[str, tuple[Function, int]] = {
+    "flip of fields": (lambda x: x.linear(torch.stack(x.own, 1).flip(1).flatten(1)), ALL),
+    "flip of positions": (lambda x: x.linear(x.stacked.flip(1, 0).flatten(1)), ALL),
+    "roll of fields": (lambda x: x.linear(torch.stack(x.own, 1).roll(1, 1).flatten(1)), ALL),
+    "roll of positions": (lambda x: x.linear(x.stacked.roll(1, 1).flatten(1)), ALL),
+    "index_select of fields": (
+        lambda x: x.linear(torch.stack(x.own, 1).index_select(1, torch.tensor([2, 0])).flatten(1)),
+        2 * WIDTH,
+    ),
+    "index of positions": (lambda x: x.linear(x.stacked[:, [3, 1]].flatten(1)), 2 * WIDTH),
+    "index of fields, one twice": (lambda x: x.linear(torch.stack(x.own, 1)[:, [3, 1, 3]].flatten(1)), 3 * WIDTH),
+    "repeat_interleave of fields": (
+        lambda x: x.linear(torch.stack(x.own[:2], 1).repeat_interleave(2, 1).flatten(1)),
+        ALL,
+    ),
+    "repeat_interleave of rows": (lambda x: x.linear(x.own[0].repeat_interleave(2, 0)), WIDTH),
+    "tile": (lambda x: x.linear(x.stacked.tile(2, 1).flatten(1)), 2 * ALL),
+    "expand_as of one row": (lambda x: x.narrow(x.stacked[:, :1].expand_as(x.stacked)), 1),
+    "one row repeated beside a sequence": (
+        lambda x: x.linear(torch.cat([x.rows[0].expand(-1, FIELDS, -1), x.stacked], -1).flatten(1)),
+        2 * ALL,
+    ),
+    "movedim, swapaxes, narrow, tensor_split": (
+        lambda x: x.linear(
+            torch.cat([*x.stacked.movedim(0, 1).swapaxes(0, 1).narrow(1, 1, 3).tensor_split(2, 1)], 1).flatten(1)
+        ),
+        3 * WIDTH,
+    ),
+    "unflatten": (lambda x: x.linear(torch.cat(x.own, 1).unflatten(1, (FIELDS, WIDTH))[:, 1]), WIDTH),
+    "the same number format": (lambda x: x.linear(x.own[0].to(x.dense.dtype)), WIDTH),
     "einsum with a constant": (lambda x: torch.einsum("be,he->bh", x.own[0], x.narrow.weight), 1),
     "einsum with a constant, heads apart": (
         lambda x: torch.einsum("bte,hde->bhtd", x.stacked, x.narrow.weight[:4].reshape(2, 2, WIDTH)),
@@ -273,6 +322,23 @@ ABSORBED: dict[str, tuple[Function, int]] = {
 }
 
 RESTORED: dict[str, tuple[Function, int, str]] = {
+    "layer norm": (lambda x: nn.functional.layer_norm(x.own[0], (WIDTH,)), 1, "nonlinear"),
+    "group norm": (lambda x: nn.functional.group_norm(x.stacked, 2), 1, "nonlinear"),
+    "standard deviation": (lambda x: x.own[0].std(1), 1, "nonlinear"),
+    "largest": (lambda x: x.stacked.max(1)[0], 1, "nonlinear"),
+    "max pool": (lambda x: nn.functional.max_pool1d(x.stacked, 2), 1, "nonlinear"),
+    "softplus": (lambda x: nn.functional.softplus(x.own[0]), 1, "nonlinear"),
+    "comparison": (lambda x: (x.own[0] > 0.5).float(), 1, "nonlinear"),
+    "cumulative sum of features": (lambda x: x.own[0].cumsum(1), 1, "linear"),
+    "product over fields": (lambda x: x.stacked.prod(1), 1, "interaction"),
+    "average pool": (lambda x: nn.functional.avg_pool1d(x.stacked, 2), 1, "linear"),
+    "fields picked by data": (
+        lambda x: torch.stack(x.own, 1)[:, x.dense[0].long().abs().clamp(max=1)],
+        1,
+        "move",
+    ),
+    "roll of everything": (lambda x: x.own[0].roll(1), 1, "move"),
+    "windows": (lambda x: x.stacked.unfold(1, 2, 1), 1, "move"),
     "mask along the features": (lambda x: x.own[0].masked_fill(x.dense.repeat(1, 2) > 0, 0.0), 1, "interaction"),
     "masked_fill with infinity": (lambda x: x.own[0].masked_fill(keep(x, 1), -torch.inf), 1, "gate"),
     "where with an infinite constant": (
@@ -376,9 +442,9 @@ class Normalized(nn.Module):
         self.table, self.first, self.second = nn.Embedding(9, 6), nn.Linear(9, 8), nn.Linear(8, 3)
         self.before, self.after = nn.BatchNorm1d(9), nn.BatchNorm1d(8)
         for norm in (self.before, self.after):
-            for tensor in (norm.weight, norm.bias, norm.running_mean):
-                nn.init.normal_(tensor)
-            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+            for tensor in norm.state_dict().values():
+                if tensor.is_floating_point():
+                    nn.init.uniform_(tensor, 0.5, 2.0)
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         features = self.before(torch.cat([self.table(ids), dense], 1))
