@@ -1,7 +1,7 @@
 """LINEAR: small operators that are scalings and sums of features under one name.
 
-Replaces ``-y`` with ``A (-z) - o``, ``lerp(y, y', w)`` with ``(1 - w) y + w y'``, ``addcmul(y, a, b)`` with ``y + v a b`` and
-a cumulative sum along a leading axis with the cumulative sum of the code and of the offset's 1.
+Replaces ``-y`` with ``A (-z) - o``, ``lerp(y, y', w)`` with ``(1 - w) y + w y'``, ``addcmul(y, a, b)`` with
+``y + v a b``, and a cumulative sum along a leading axis with that of the code and of the offset's 1.
 """
 
 from __future__ import annotations

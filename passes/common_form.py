@@ -51,7 +51,8 @@ def through_lead(
 ) -> LowRankValue:
     """Applies a linear operator that works on the leading axes alone and on every feature alike.
 
-    Replaces ``L(A z + o + g u)`` with ``A L(z) + o L(1) + g L(u)``: code, units and a column of ones go through it at once.
+    Replaces ``L(A z + o + g u)`` with ``A L(z) + o L(1) + g L(u)``: code, units and a column of ones go through it at
+    once.
     """
     if any(block.unit is not None and block.decoder.offset is not None for block in value.blocks):
         value = units_as_columns(builder, node, value, rule=rule)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import math
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -8,7 +8,7 @@ both have the same decoder. ``masked_fill(y, m, c)`` is ``where(m, c, y)``.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from passes.gates import (
 )
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, static
+from passes.moves import UNKNOWN_SIZES, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 from passes.rearrangements import COPIES, known_numbers
 from passes.sums import added
@@ -47,48 +47,64 @@ _FILLED: dict[Any, float] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """``on_true`` where the mask is set, ``on_false`` where it is not: low-rank values, numbers or nodes."""
+
+    mask: Node
+    on_true: Any
+    on_false: Any
+
+
 def where(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``where`` of a mask and two tensors or numbers."""
     mask, kept, other = node.args
-    return _choice(builder, node, values, mask, kept, other)
+    return _chosen(builder, node, values, (mask, kept, other))
 
 
 def masked_fill(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``masked_fill``: ``where`` with the filling where the mask is set."""
     source, mask, filling = node.args
-    return _choice(builder, node, values, mask, filling, source)
+    return _chosen(builder, node, values, (mask, filling, source))
 
 
-def _choice(builder: CodeBuilder, node: Node, values: Values, mask: Any, on_true: Any, on_false: Any) -> Outcome:
+def _chosen(builder: CodeBuilder, node: Node, values: Values, arguments: tuple[Any, Any, Any]) -> Outcome:
+    mask, *sides = arguments
     if not isinstance(mask, Node) or mask in values:
         return Restored(BY_FEATURES, Law.NONLINEAR)
-    known = [value for side in (on_true, on_false) if isinstance(value := _value(values, side), LowRankValue)]
-    sources, sides = [mask, *(value.code for value in known)], []
-    for side in (on_true, on_false):
+    known = [value for side in sides if isinstance(value := _value(values, side), LowRankValue)]
+    sources, ready = [mask, *(value.code for value in known)], list[Any]()
+    for side in sides:
         value = _value(values, side)
-        ready = spread(builder, node, value, sources, rule=RULE) if isinstance(value, LowRankValue) else side
-        if ready is None:
-            return Restored(UNKNOWN_SIZES)
-        sides.append(ready)
-    one, other = sides
-    if isinstance(one, LowRankValue) and isinstance(other, LowRankValue):
-        together = _of_one_decoder(builder, node, mask, one, other)
-        if together is not None:
-            return Carried(together)
-    outcomes = []
-    for side, opposite in ((one, False), (other, True)):
-        if isinstance(side, LowRankValue):
-            keep = _opposite(builder, node, mask) if opposite else mask
-            outcome = gated(builder, node, side, keep, masking=True)
-            if not isinstance(outcome, Carried):
-                return outcome
-            outcomes.append(outcome.value)
-    if len(outcomes) == 2:
-        return added(builder, node, *outcomes)  # type: ignore[arg-type]
-    if not outcomes or not isinstance(outcomes[0], LowRankValue):
-        return Restored(OTHER_DTYPE)
-    filling, in_place = (other, False) if isinstance(one, LowRankValue) else (one, True)
-    return _filled(builder, node, outcomes[0], mask, filling, in_place=in_place)
+        ready.append(spread(builder, node, value, sources, rule=RULE) if isinstance(value, LowRankValue) else side)
+    if ready[0] is None or ready[1] is None:
+        return Restored(UNKNOWN_SIZES)
+    choice = _Choice(mask, ready[0], ready[1])
+    return _of_two(builder, node, choice) if len(known) == 2 else _of_one(builder, node, choice)
+
+
+def _of_two(builder: CodeBuilder, node: Node, choice: _Choice) -> Outcome:
+    """A choice between two low-rank values."""
+    together = _of_one_decoder(builder, node, choice.mask, choice.on_true, choice.on_false)
+    if together is not None:
+        return Carried(together)
+    one = gated(builder, node, choice.on_true, choice.mask, masking=True)
+    other = gated(builder, node, choice.on_false, _opposite(builder, node, choice.mask), masking=True)
+    if not isinstance(one, Carried) or not isinstance(other, Carried):
+        return other if isinstance(one, Carried) else one
+    return added(builder, node, one.value, other.value)  # type: ignore[arg-type]
+
+
+def _of_one(builder: CodeBuilder, node: Node, choice: _Choice) -> Outcome:
+    """A choice between a low-rank value and something else, which must be a constant along the features."""
+    opposite = _opposite(builder, node, choice.mask)
+    first = isinstance(choice.on_true, LowRankValue)
+    value, filling = (choice.on_true, choice.on_false) if first else (choice.on_false, choice.on_true)
+    kept, filled = (choice.mask, opposite) if first else (opposite, choice.mask)
+    outcome = gated(builder, node, value, kept, masking=True)
+    if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
+        return outcome
+    return _filled(builder, node, outcome.value, filled, filling)
 
 
 def _opposite(builder: CodeBuilder, node: Node, mask: Node) -> Node:
@@ -118,10 +134,8 @@ def _of_one_decoder(
     return replace(one, code=builder.emit(aten.where.self, column, one.code, other.code, rule=RULE, like=node))
 
 
-def _filled(
-    builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, filling: Any, *, in_place: bool
-) -> Outcome:
-    """Adds a constant where the mask is set (``in_place``), or where it is not."""
+def _filled(builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, filling: Any) -> Outcome:
+    """Adds a constant along the features where the mask is set: ``y + c u`` with the mask as units."""
     vector = _constant_filling(builder, value, filling)
     if vector is None:
         return Restored(DENSE)
@@ -130,41 +144,28 @@ def _filled(
     if _number(filling) == 0.0:
         return Carried(value)
     mask = narrowed(builder, node, mask, len(value.trailing), rule=RULE)
-    axes = min(len(value.trailing), len(value_of(mask).shape))
-    tail = tuple(value_of(mask).shape)[-axes:] if axes else ()
+    shape = tuple(value_of(mask).shape)
+    tail = shape[max(len(shape) - len(value.trailing), 0) :]
     if not static(tail):
         return Restored(VARIES, Law.INTERACTION)
-    placed = mask if in_place else _opposite(builder, node, mask)
-    return _plus_gated(builder, node, value, in_dtype(builder, node, placed, value), tail, vector, filling)
-
-
-def _plus_gated(
-    builder: CodeBuilder,
-    node: Node,
-    value: LowRankValue,
-    scale: Node,
-    tail: tuple[int, ...],
-    vector: Tensor,
-    key: Any,
-) -> Outcome:
-    """``y + c u`` for a constant c along the features and a dense u that is one number per code."""
     which = per_feature(value, (1,) * (len(value.trailing) - len(tail)) + tail)
     blocks = cut_at_changes(value.blocks, which)
     if blocks is None:
         return Restored(VARIES, Law.INTERACTION)
     value = units_as_columns(builder, node, replace(value, blocks=tuple(blocks)), rule=RULE)
     numbers = sorted(set(which.tolist()))
-    flat = flat_gate(builder, node, scale, len(tail)) if tail else scale
-    units = with_lead(builder, node, value, columns_of(builder, node, flat, numbers) if tail else flat)
+    flat = in_dtype(builder, node, mask, value)
+    if tail:
+        flat = columns_of(builder, node, flat_gate(builder, node, flat, len(tail)), numbers)
     filled, first = list[Block](), 0
     for block in value.blocks:
-        piece = vector[first : first + block.width]
-        decoder = block.decoder.with_gated(piece, ("fill", key, first, block.width))
+        key = ("fill", filling, first, block.width)
+        decoder = block.decoder.with_gated(vector[first : first + block.width], key)
         filled.append(replace(block, decoder=decoder, unit=numbers.index(int(which[first]))))
         first += block.width
-    if isinstance(key, Node):
-        builder.consume(key, value)
-    return Carried(replace(value, blocks=tuple(filled), units=units))
+    if isinstance(filling, Node):
+        builder.consume(filling, value)
+    return Carried(replace(value, blocks=tuple(filled), units=with_lead(builder, node, value, flat)))
 
 
 def _constant_filling(builder: CodeBuilder, value: LowRankValue, filling: Any) -> Tensor | None:

@@ -64,7 +64,7 @@ def flip(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     leading = [axis for axis in axes if axis < len(value.lead)]
     inner = [axis - len(value.lead) for axis in axes if axis >= len(value.lead)]
     if inner:
-        moved = on_features(value, lambda positions: np.flip(positions, inner))
+        moved = on_features(value, lambda positions: np.flip(positions, tuple(inner)))
         if isinstance(moved, Restored):
             return moved
         value = moved
