@@ -140,7 +140,9 @@ def _product(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node,
         return Restored(OTHER_DTYPE)
     if not labels.are_simple:
         return Restored(REPEATS)
-    if labels.own[-1] in labels.other:
+    wide = [label for label, size in zip(reversed(labels.own), reversed(value.trailing), strict=False) if size != 1]
+    feature = wide[0] if wide else labels.own[-1]
+    if feature in labels.other:
         return _along_features(builder, node, value, other, labels)
     if labels.out[-1] != labels.own[-1]:
         return Restored(ORDER)
@@ -151,7 +153,8 @@ def _along_features(builder: CodeBuilder, node: Node, value: LowRankValue, other
     """The other operand has the feature axis: it must be a constant that is summed along it, or one number."""
     origin, shape = _unexpanded(other), tuple(value_of(other).shape)
     constant = builder.constant(origin)
-    if constant is not None and labels.own[-1] not in labels.out:
+    contracted = [label for label in labels.other if label in labels.own and label not in labels.out]
+    if constant is not None and contracted:
         return _by_constant(builder, node, value, origin, labels)
     if value.trailing[-1:] == (1,) and len(shape) > 1 and all(str(size) == "1" for size in shape[-2:]):
         return gated(builder, node, value, other)

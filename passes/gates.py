@@ -27,6 +27,9 @@ from passes.uniform import narrowed
 
 RULE = "gate"
 PRODUCT = "it multiplies features with features, and a product of two codes is not a code"
+REPEATS = (
+    "it repeats the features and scales every copy by constants of its own, which would lengthen the weights after it"
+)
 VARIES = "it scales the features of one code by different numbers"
 
 
@@ -75,7 +78,12 @@ def gated(
     if not isinstance(gate, Node):
         return Restored(PRODUCT, Law.INTERACTION)
     ready = _spread(builder, node, value, tuple(value_of(node).shape) if shape is None else shape)
-    return Restored(UNKNOWN_SIZES) if ready is None else _by_tensor(builder, node, ready, gate, masking=masking)
+    if ready is None:
+        return Restored(UNKNOWN_SIZES)
+    vector = builder.constant(gate)
+    if vector is not None and ready.features > value.features and vector.numel() > 1 and not masking:
+        return Restored(REPEATS)
+    return _by_tensor(builder, node, ready, gate, masking=masking)
 
 
 def _by_tensor(builder: CodeBuilder, node: Node, ready: LowRankValue, gate: Node, *, masking: bool) -> Outcome:

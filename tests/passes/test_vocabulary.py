@@ -307,6 +307,10 @@ ABSORBED: dict[str, tuple[Function, int]] = {
         lambda x: torch.einsum("bte,hde->bhtd", x.stacked, x.narrow.weight[:4].reshape(2, 2, WIDTH)),
         1,
     ),
+    "contraction of columns": (
+        lambda x: torch.tensordot(x.own[0].unsqueeze(2), x.narrow.weight[0][:, None], ([1], [0])),
+        1,
+    ),
     "einsum over fields and features": (
         lambda x: torch.einsum("bfe,feh->bh", torch.stack(x.own, 1), per_field(x)),
         1,
@@ -322,6 +326,11 @@ ABSORBED: dict[str, tuple[Function, int]] = {
 }
 
 RESTORED: dict[str, tuple[Function, int, str]] = {
+    "constants for copies of the features": (
+        lambda x: torch.stack(x.own, 1)[:, None] * x.narrow.weight[:2, None],
+        1,
+        "gate",
+    ),
     "layer norm": (lambda x: nn.functional.layer_norm(x.own[0], (WIDTH,)), 1, "nonlinear"),
     "group norm": (lambda x: nn.functional.group_norm(x.stacked, 2), 1, "nonlinear"),
     "standard deviation": (lambda x: x.own[0].std(1), 1, "nonlinear"),
