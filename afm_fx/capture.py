@@ -28,7 +28,7 @@ from afm_fx.inputs import Inputs, batch_flags, copy_tree, dynamic_shapes_for, no
 from afm_fx.program import Program
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
-from passes.graph_tools import aten, get_attribute
+from passes.graph_tools import aten, get_attribute, is_random
 from passes.id_precision import coarse_ids
 from passes.state_writes import erase_state_writes
 
@@ -255,7 +255,7 @@ def _state_warnings(written: list[str]) -> list[str]:
 
 def _randomness_warnings(module: GraphModule) -> list[str]:
     for node in module.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        if is_random(node):
             return [f"the model is random even in eval mode (node '{node.name}', {node.target}): no two runs agree"]
     return []
 

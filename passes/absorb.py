@@ -7,13 +7,15 @@ one weight is applied to several fields whose decoders differ, every field gets 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
+from passes.common_form import units_as_columns
 from passes.decoder import Decoder
 from passes.factor import Factor
 from passes.graph_tools import aten, constant_of, value_of
@@ -40,6 +42,7 @@ class Affine:
         bias_origin: the same for the bias.
         key: tells apart the maps of one graph.
         is_new: whether the original has no such parameter (a sum, say).
+        as_it_is: whether the weight is the origin's own tensor, not transposed or cut.
     """
 
     weight: Tensor
@@ -48,6 +51,7 @@ class Affine:
     bias_origin: Node | None
     key: tuple[object, ...]
     is_new: bool = False
+    as_it_is: bool = True
 
 
 def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -74,20 +78,26 @@ def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine)
     ready = builder.push(value, rule=RULE, like=node)
     if ready is not None:
         return Absorbed(linear_on(builder, node, ready, affine), ABSORBED)
-    return per_field(builder, node, value, affine)
+    return per_field(builder, node, value, [affine])
 
 
-def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
-    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node."""
+def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Sequence[Affine]) -> Outcome:
+    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node but for units.
+
+    Args:
+        maps: one for all rows, or one per row.
+    """
+    crowded = [row for row in split_rows(value.blocks, value.trailing[-1]) or [] if len(row) > 1]
+    if any(block.unit is not None for row in crowded for block in row):
+        value = units_as_columns(builder, node, value, rule=RULE)
     rows = split_rows(value.blocks, value.trailing[-1])
     if rows is None:
         return Restored(CUT)
-    weight = affine.weight.to("cpu", torch.float64)
-    bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
     blocks = []
-    for row in rows:
-        if len({block.unit for block in row if block.unit is not None}) > 1:
-            return Restored("offsets of its features are gated by different values")
+    for place, row in enumerate(rows):
+        affine = maps[place % len(maps)]
+        weight = affine.weight.to("cpu", torch.float64)
+        bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
         whole, first = None, 0
         columns: tuple[int, ...] = ()
         for block in row:
@@ -99,13 +109,15 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Aff
             return Restored(CUT)
         if bias is not None:
             whole = whole.shifted(bias, affine.key)
+        whole = replace(whole, among=whole.among | frozenset(value.sites))
         unit = next((block.unit for block in row if block.unit is not None), None)
         blocks.append(Block(columns, whole, unit))
-    for constant in (affine.origin, affine.bias_origin):
+    for constant in (maps[0].origin, maps[0].bias_origin):
         if constant is not None:
             builder.consume(constant, value)
-    builder.records.append(_weight_of_dense_rows(value, affine, rows))
-    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(weight.shape[0]))))
+    for place, affine in enumerate(maps):
+        builder.records.append(_weight_of_dense_rows(value, affine, rows[place :: len(maps)]))
+    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(maps[0].weight.shape[0]))))
 
 
 def _weight_of_dense_rows(value: LowRankValue, affine: Affine, rows: list[tuple[Block, ...]]) -> Record:
@@ -173,7 +185,7 @@ def linear_on(
 def _new_weight(
     builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
 ) -> tuple[Node, Node | None]:
-    if factored is None and affine.origin is not None and _unchanged(value):
+    if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
         return affine.origin, affine.bias_origin
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
@@ -228,16 +240,21 @@ def input_extent(value: LowRankValue) -> Extent:
     """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
     fixed, seen = 0, set[int]()
     terms: list[Term] = []
+    units: dict[tuple[str, int], frozenset[str]] = {}
     for block in value.blocks:
-        repeated = set(block.columns) <= seen
-        terms += block.decoder.extent_terms(repeated=repeated)
+        decoder = block.decoder
+        held = {block.columns[place]: sites for place, sites in decoder.unit_columns}
+        own = set(block.columns) - set(held)
+        repeated = own <= seen
+        terms += decoder.extent_terms(repeated=repeated)
         if not repeated:
-            fixed += len(block.columns) - len(block.decoder.terms)
-        seen |= set(block.columns)
-    units: dict[int, frozenset[str]] = {}
-    for block in value.blocks:
+            fixed += decoder.plain_columns
+        seen |= own
+        needed = [(("column", column), sites) for column, sites in held.items()]
         if block.unit is not None:
-            units[block.unit] = units.get(block.unit, frozenset()) | block.decoder.sites
+            needed.append((("unit", block.unit), decoder.sites or frozenset(value.sites)))
+        for unit, sites in needed:
+            units[unit] = units.get(unit, frozenset()) | sites
     return Extent(fixed, tuple(terms), tuple(units.values()))
 
 

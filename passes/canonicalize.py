@@ -23,7 +23,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.errors import GraphInvariantError
-from passes.graph_tools import aten, compute_value, finish, get_attribute, shape_of, value_of
+from passes.graph_tools import aten, compute_value, finish, get_attribute, is_random, shape_of, value_of
 
 _ASSERTIONS = frozenset(
     {
@@ -189,10 +189,9 @@ def _identity(module: GraphModule, node: Node) -> Any:
         return ("get_attr", id(get_attribute(module, str(node.target))))
     if node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
-    if isinstance(node.target, torch._ops.OpOverload):
-        random = torch.Tag.nondeterministic_seeded in node.target.tags
-        if random or node.target._schema.is_mutable or node.target in _UNINITIALIZED:
-            return None
+    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if mutable or is_random(node) or node.target in _UNINITIALIZED:
+        return None
     return (node.target, _freeze(node.args), _freeze(node.kwargs))
 
 

@@ -65,6 +65,16 @@ def shape_of(node: Node) -> tuple[Any, ...] | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
+def is_random(node: Node) -> bool:
+    """Whether two evaluations of a node may differ (attention that drops nothing is tagged as random, but is not)."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return True
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0)
+    return not isinstance(dropout, (int, float)) or dropout != 0
+
+
 def get_attribute(module: nn.Module, target: str) -> Any:
     """The tensor at a dotted name."""
     for part in target.split("."):

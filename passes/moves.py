@@ -219,11 +219,16 @@ def repeat(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     times = node.args[1]
     if value is None or not isinstance(times, (list, tuple)):
         return Restored(UNKNOWN_SIZES)
+    return repeated(builder, node, value, times)
+
+
+def repeated(builder: CodeBuilder, node: Node, value: LowRankValue, times: Sequence[Any]) -> Outcome:
+    """The value tiled, with a count for each of its axes and for new ones in front."""
     count = len(times) - len(value.trailing)
     lead_times, feature_times = list(times[:count]), times[count:]
     if count < len(value.lead) or any(isinstance(time, Node) for time in feature_times):
         return Restored(UNKNOWN_SIZES)
-    moved = on_features(value, lambda positions: np.tile(positions, feature_times))  # type: ignore[arg-type]
+    moved = on_features(value, lambda positions: np.tile(positions, feature_times))
     if isinstance(moved, Restored) or (count == len(value.lead) and all(time == 1 for time in lead_times)):
         return carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.repeat.default, [*lead_times, 1]))
@@ -379,7 +384,7 @@ def get_item(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """An element of a tuple of values."""
     source, index = node.args
     parts = values.get(source) if isinstance(source, Node) else None
-    if not isinstance(parts, tuple) or not isinstance(index, int):
+    if not isinstance(parts, tuple) or not isinstance(index, int) or index >= len(parts):
         return Restored(UNKNOWN_SIZES)
     return Carried(parts[index])
 

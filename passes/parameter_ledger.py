@@ -26,18 +26,25 @@ class Term:
             site is factored.
         beside: the sites of all codes that were summed to these features, where this is not the first of them: where
             none is factored there is one sum and no second code.
+        among: the sites of all codes that went through one map together: where none is factored the map is applied to
+            the features themselves, which leaves ``features`` of them.
+        features: see ``among``.
     """
 
     site: str
     width: int
     repeated: bool = False
     beside: frozenset[str] = frozenset()
+    among: frozenset[str] = frozenset()
+    features: int = 0
 
     def at(self, ranks: Ranks) -> int:
         """The length under an assignment of ranks."""
         rank = ranks.get(self.site)
         if rank is not None:
             return 0 if self.repeated else rank
+        if self.among and not any_factored(self.among, ranks):
+            return self.features
         return self.width if not self.beside or any_factored(self.beside, ranks) else 0
 
 

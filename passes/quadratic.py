@@ -21,13 +21,12 @@ from passes.field_scores import FieldScores, with_rows
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue
 from passes.moves import argument, equal_sizes, on_features, static
+from passes.need_features import BENDS, MULTIPLIES
 from passes.outcomes import Deferred, Law, Outcome, Restored, Undecided, Values
 from passes.scores import LikeScores, is_ordinary, matrix_letters, side_of, with_one_feature_axis
 from passes.whole_product import WholeProduct
 
-PRODUCT = "it multiplies features with features, and a product of two codes is not a code"
-BENDS = "it changes every feature by a curve, which a code does not follow"
-NEEDS_PRODUCTS = Restored(PRODUCT, Law.INTERACTION)
+NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
 
 
 def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:

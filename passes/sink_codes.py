@@ -208,6 +208,7 @@ class _Walk:
         self._deferred: dict[Node, Restored | None] = {}
         self._undecided: dict[Node, Quadratic] = {}
         self._tables: dict[str, Node] = {}
+        self._superseded: set[Node] = set()
         self._sites = self._factored_sites()
 
     def _factored_sites(self) -> dict[str, Site]:
@@ -233,8 +234,15 @@ class _Walk:
                 with self.module.graph.inserting_before(node):
                     self._visit(node)
             self._decide()
+        self._erase_superseded(originals)
         order = {node.name: place for place, node in enumerate(originals)}
         self.verdicts.sort(key=lambda verdict: order[verdict.node])
+
+    def _erase_superseded(self, originals: list[Node]) -> None:
+        """Erases what is done on codes now; dead code elimination keeps operators that may be random (attention)."""
+        for node in reversed(originals):
+            if node in self._superseded and not node.users:
+                self.module.graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
         site = self._sites.get(node.name)
@@ -242,11 +250,14 @@ class _Walk:
             factor = self.factors[site.name]
             produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
             self.values[node] = produce(node, site, factor)
+            self._superseded.add(node)
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
             return
         entry = law_of(node, self.values)
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+        if isinstance(outcome, (Carried, Absorbed)):
+            self._superseded.add(node)
         match outcome:
             case Carried():
                 self.values[node] = outcome.value
