@@ -141,6 +141,10 @@ def _product(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node,
         return Restored(OTHER_DTYPE)
     if not labels.are_simple:
         return Restored(REPEATS)
+    shape = tuple(value_of(other).shape)
+    column = value.trailing[-1] == 1 and labels.own[-1] in labels.other
+    if column and len(shape) > 1 and all(str(size) == "1" for size in shape[-2:]):
+        return gated(builder, node, value, other)
     wide = [label for label, size in zip(reversed(labels.own), reversed(value.trailing), strict=False) if size != 1]
     feature = wide[0] if wide else labels.own[-1]
     if feature in labels.other:
@@ -151,14 +155,12 @@ def _product(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node,
 
 
 def _along_features(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
-    """The other operand has the feature axis: it must be a constant that is summed along it, or one number."""
-    origin, shape = _unexpanded(other), tuple(value_of(other).shape)
+    """The other operand has the feature axis: it must be a constant, summed along it."""
+    origin = _unexpanded(other)
     constant = builder.constant(origin)
     contracted = [label for label in labels.other if label in labels.own and label not in labels.out]
     if constant is not None and contracted:
         return _by_constant(builder, node, value, origin, labels)
-    if value.trailing[-1:] == (1,) and len(shape) > 1 and all(str(size) == "1" for size in shape[-2:]):
-        return gated(builder, node, value, other)
     return Restored(MULTIPLIES, Law.INTERACTION)
 
 

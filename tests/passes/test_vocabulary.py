@@ -174,6 +174,11 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         3 * WIDTH,
         "linear",
     ),
+    "column times one number": (
+        lambda x: x.linear(torch.matmul(x.own[0].unsqueeze(2), x.dense[:, :1, None]).squeeze(2)),
+        WIDTH,
+        "linear",
+    ),
     "einsum of weights and a sequence": (
         lambda x: x.linear(torch.einsum("bk,bke->be", x.dense, x.stacked[:, :3])),
         WIDTH,
