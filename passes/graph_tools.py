@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -157,9 +157,14 @@ def finish(module: GraphModule) -> GraphModule:
 
 
 def drop_unused_state(module: GraphModule) -> None:
-    """Deletes parameters, buffers and empty submodules that no ``get_attr`` node names."""
+    """Deletes parameters, buffers and empty submodules that no ``get_attr`` node names.
+
+    What belongs to a submodule that is named itself, as the graphs of branches and loops are, is all kept.
+    """
     used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
     for prefix, owner in list(module.named_modules()):
+        if _is_inside(prefix, used):
+            continue
         for store in (owner._parameters, owner._buffers):
             for leaf in list(store):
                 if (f"{prefix}.{leaf}" if prefix else leaf) not in used:
@@ -167,12 +172,20 @@ def drop_unused_state(module: GraphModule) -> None:
     _drop_empty_children(module, "", used)
 
 
+def _is_inside(prefix: str, used: Iterable[str]) -> bool:
+    """Whether a submodule, or one that holds it, is among the names."""
+    parts = prefix.split(".")
+    return any(".".join(parts[: end + 1]) in used for end in range(len(parts)))
+
+
 def _drop_empty_children(owner: nn.Module, prefix: str, used: Iterable[str]) -> None:
     for name, child in list(owner.named_children()):
         path = f"{prefix}.{name}" if prefix else name
+        if path in used:
+            continue
         _drop_empty_children(child, path, used)
         empty = not (child._parameters or child._buffers or child._modules)
-        if path not in used and empty and not _holds_constant(owner, name, used, path):
+        if empty and not _holds_constant(owner, name, used, path):
             delattr(owner, name)
 
 
@@ -187,21 +200,36 @@ def convert_dtype(module: GraphModule, dtype: torch.dtype) -> GraphModule:
         tensor.dtype for tensor in itertools.chain(clone.parameters(), clone.buffers()) if tensor.is_floating_point()
     }
     clone = _copy(clone).to(dtype)
-    for node in clone.graph.nodes:
+    _convert_graph(clone, old, dtype)
+    return clone
+
+
+def _convert_graph(module: GraphModule, old: Collection[torch.dtype], dtype: torch.dtype) -> None:
+    """Converts dtype arguments and values of a graph whose state is converted, and of the graphs that it runs."""
+
+    def converted(leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype):
+            return dtype if leaf in old else leaf
+        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype in old else leaf
+
+    for node in module.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = pytree.tree_map(
-                lambda leaf: dtype if isinstance(leaf, torch.dtype) and leaf in old else leaf, (node.args, node.kwargs)
+                lambda leaf: converted(leaf) if isinstance(leaf, torch.dtype) else leaf, (node.args, node.kwargs)
             )
-    for node in clone.graph.nodes:
+    for node in module.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 node.meta["val"] = value.to(dtype)
         elif node.op == "get_attr":
-            value = get_attribute(clone, str(node.target))
-            if isinstance(value, torch.Tensor) and node.meta.get("val") is not None:
+            value = get_attribute(module, str(node.target))
+            if isinstance(value, GraphModule):
+                _convert_graph(value, old, dtype)
+            elif isinstance(value, torch.Tensor) and node.meta.get("val") is not None:
                 node.meta["val"] = node.meta["val"].to(value.dtype)
+        elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+            node.meta["val"] = pytree.tree_map(converted, node.meta.get("val"))
         elif node.op == "call_function":
             node.meta["val"] = compute_value(node)
-    clone.recompile()
-    return clone
+    module.recompile()

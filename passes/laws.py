@@ -26,6 +26,7 @@ from torch.fx import Node
 from passes import absorb, gates, moves, sums
 from passes.graph_tools import aten
 from passes.outcomes import Law, Rule
+from passes.subgraphs import runs_subgraphs
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ SCALES = "it scales every feature by a number of its own, which is done on the f
 NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
 MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
+SUBGRAPH = Entry(Law.UNKNOWN, None, "it is a branch or a loop, and what runs inside takes the features themselves")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
 _TABLE: dict[Any, Entry] = {}
@@ -75,6 +77,8 @@ def law_of(node: Node) -> Entry:
     """The law of a node's operator."""
     if node.op == "output":
         return OUTPUT
+    if runs_subgraphs(node):
+        return SUBGRAPH
     return _TABLE.get(node.target, UNKNOWN)
 
 

@@ -10,6 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,7 @@ from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
 from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
+from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored
 from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
@@ -180,7 +182,7 @@ class _Walk:
             if site.width != factor.width:
                 raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
             if factor.offset is not None and not site.centred:
-                raise TableIndexError(f"site '{name}' has a padding row that must stay zero, its factor has an offset")
+                raise TableIndexError(f"site '{name}' has features that must stay zero or are summed, its factor has an offset")
             by_node.update(dict.fromkeys(site.nodes, site))
         return by_node
 
@@ -214,16 +216,16 @@ class _Walk:
             self._restore_operands(node)
 
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
+        lookup = _lookup_of(node)
         if site.name not in self._tables:
-            table = self.builder.constant(node.args[0])
+            table = self.builder.constant(lookup.node.args[0])
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
             record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
             name = f"{site.name}.codes.weight"
             codes = factor.encode_table(table)
             self._tables[site.name] = self.builder.new_parameter(name, codes, table, record, rule=LOOKUP)
-        arguments = node.args[1:]
-        code = self.builder.emit(aten.embedding.default, self._tables[site.name], *arguments, rule=LOOKUP, like=node)
+        code = looked_up(self.builder, lookup, self._tables[site.name], rule=LOOKUP)
         block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
         return LowRankValue(code, tuple(value_of(node).shape)[:-1], (site.width,), (block,))
 
@@ -282,6 +284,16 @@ class _Walk:
                 break
             current = next((up for up in current.all_input_nodes if site in _sites_of(self.values.get(up))), None)
         return tuple(reversed(path))
+
+
+def _lookup_of(features: Node) -> Lookup:
+    """The lookup whose features a node holds."""
+    reader = features.args[0] if features.target is operator.getitem else features
+    table = reader.args[0] if isinstance(reader, Node) else None
+    lookup = lookup_of(reader, table) if isinstance(reader, Node) and isinstance(table, Node) else None
+    if lookup is None:
+        raise TableIndexError(f"'{features.name}' looks no rows of a table up")
+    return lookup
 
 
 def _sites_of(value: Any) -> tuple[str, ...]:
