@@ -87,6 +87,11 @@ class CodeBuilder:
         self.records.append(record)
         return parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
 
+    def variant(self, origin: str, constants: Hashable) -> int:
+        """Numbers the different constants that a parameter of the original is folded with: 0 for the first."""
+        known = self.shared.setdefault(("variants", origin), {})
+        return int(known.setdefault(constants, len(known)))
+
     def sizes(self, code: Node, lead: Sequence[Any], like: Node, *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""
         symbolic = [axis for axis, size in enumerate(lead) if not isinstance(size, int)]
