@@ -203,9 +203,7 @@ def _new_weight(
         new = affine.bias_origin is None
         origin = f"new bias of {origin}" if new else str(affine.bias_origin)
         variant = builder.variant(origin, (pieces, offsets))
-        record = Record(
-            rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant
-        )
+        record = Record(rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant)
         builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
     return builder.shared[matrix_key], builder.shared[bias_key]
 

@@ -182,7 +182,9 @@ class _Walk:
             if site.width != factor.width:
                 raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
             if factor.offset is not None and not site.centred:
-                raise TableIndexError(f"site '{name}' has features that must stay zero or are summed, its factor has an offset")
+                raise TableIndexError(
+                    f"site '{name}' has features that must stay zero or are summed, its factor has an offset"
+                )
             by_node.update(dict.fromkeys(site.nodes, site))
         return by_node
 

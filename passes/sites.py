@@ -91,7 +91,8 @@ def _site_of(module: GraphModule, weights: list[Node], order: Mapping[str, int])
         rows=int(tensor.shape[0] if is_table else tensor.shape[1]),
         centred=not any(lookup.keeps_zero for lookup in lookups),
         nodes=tuple(node.name for node in producers),
-        refusal=_refusal(tensor, kind, [user for user, _ in users if user not in readers]) or next(iter(refusals), None),
+        refusal=_refusal(tensor, kind, [user for user, _ in users if user not in readers])
+        or next(iter(refusals), None),
     )
 
 
@@ -123,7 +124,9 @@ def _refusal(tensor: Tensor, kind: SiteKind, others: list[Node]) -> str | None:
         if _renormalizes(other):
             return "the table has max_norm, which rescales its rows while the model runs"
         if runs_subgraphs(other):
-            return f"the {thing} is used inside {other.target} ('{other.name}'), and branches and loops stay as they are"
+            return (
+                f"the {thing} is used inside {other.target} ('{other.name}'), and branches and loops stay as they are"
+            )
         return f"the {thing} is also used by {other.target} ('{other.name}'), which needs it as it is"
     if not isinstance(tensor, nn.Parameter):
         return f"the {thing} is a buffer, not a parameter"
@@ -135,4 +138,3 @@ def _refusal(tensor: Tensor, kind: SiteKind, others: list[Node]) -> str | None:
 def is_linear_of(node: Node, weight: Node) -> bool:
     """Whether a node is a Linear with this weight (and uses it for nothing else)."""
     return node.target is aten.linear.default and node.args[1] is weight and list(node.args).count(weight) == 1
-
