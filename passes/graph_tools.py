@@ -218,18 +218,14 @@ def _convert_graph(module: GraphModule, old: Collection[torch.dtype], dtype: tor
                 lambda leaf: converted(leaf) if isinstance(leaf, torch.dtype) else leaf, (node.args, node.kwargs)
             )
     for node in module.graph.nodes:
-        if node.op == "placeholder":
-            value = node.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                node.meta["val"] = value.to(dtype)
-        elif node.op == "get_attr":
-            value = get_attribute(module, str(node.target))
-            if isinstance(value, GraphModule):
-                _convert_graph(value, old, dtype)
-            elif isinstance(value, torch.Tensor) and node.meta.get("val") is not None:
-                node.meta["val"] = node.meta["val"].to(value.dtype)
-        elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
-            node.meta["val"] = pytree.tree_map(converted, node.meta.get("val"))
+        value, known = get_attribute(module, str(node.target)) if node.op == "get_attr" else None, node.meta.get("val")
+        if isinstance(value, GraphModule):
+            _convert_graph(value, old, dtype)
+        elif isinstance(value, torch.Tensor) and known is not None:
+            node.meta["val"] = known.to(value.dtype)
+        elif node.op == "placeholder" and isinstance(known, torch.Tensor) and known.is_floating_point():
+            node.meta["val"] = known.to(dtype)
         elif node.op == "call_function":
-            node.meta["val"] = compute_value(node)
+            inner = isinstance(node.target, torch._ops.HigherOrderOperator)
+            node.meta["val"] = pytree.tree_map(converted, known) if inner else compute_value(node)
     module.recompile()

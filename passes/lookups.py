@@ -2,18 +2,20 @@
 
 | the model writes | the graph holds |
 |---|---|
-| ``nn.Embedding``, ``index_select``, ``gather``, ``one_hot(ids) @ T`` | ``embedding(T, ids)`` (:mod:`passes.row_lookups` makes it so) |
+| ``nn.Embedding``, ``index_select``, ``gather``, ``one_hot(ids) @ T`` | ``embedding(T, ids)`` |
 | ``T[ids]``, ``take_along_dim`` | ``index(T, [ids])``, which counts negative ids from the end |
 | ``nn.EmbeddingBag`` | ``embedding_bag(T, ids, offsets, ...)[0]`` |
 
-A bag is linear in its rows, ``sum_i w_i A z_i = A sum_i w_i z_i``, so each of them is done on codes by the same operator
-with the codes in the table's place. An offset is added to a row once: it survives a mean of at least one row, but not a
-sum, nor a bag that may be empty and is then zero.
+(:mod:`passes.row_lookups` brings the first two rows to these forms.) A bag is linear in its rows,
+``sum_i w_i A z_i = A sum_i w_i z_i``, so each lookup is done on codes by the same operator with the codes in the
+table's place. An offset is added to a row once: it survives a mean of at least one row, but not a sum, nor a bag that
+may be empty and is then zero.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -135,7 +137,7 @@ def bag_padding(node: Node) -> int | None:
 
 def pooling_of(node: Node) -> Pooling:
     """What a bag makes of its rows."""
-    return list(Pooling)[bag_arguments(node)["mode"]]
+    return list(Pooling)[int(bag_arguments(node)["mode"])]
 
 
 def _bag(node: Node) -> Lookup:
@@ -162,7 +164,8 @@ def _padding_row(node: Node) -> int | None:
 
 def _row_index(node: Node) -> Node | None:
     """The ids of ``T[ids]`` where that takes whole rows."""
-    index, *rest = node.args[1]  # type: ignore[misc]
+    indices: Sequence[Any] = node.args[1]  # type: ignore[assignment]
+    index, *rest = indices
     if not isinstance(index, Node) or any(each is not None for each in rest):
         return None
     return None if value_of(index).dtype in _MASKS else index

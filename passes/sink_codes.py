@@ -25,7 +25,7 @@ from passes import absorb
 from passes.code_builder import CodeBuilder
 from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
+from passes.graph_tools import clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
@@ -35,6 +35,8 @@ from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
+_GENERATED = "<eval_with_key>"
+"""File name in stack traces of code that torch.fx wrote."""
 _TORCH = torch.__file__.removesuffix("__init__.py")
 
 ON_CODES = {
@@ -314,7 +316,7 @@ def source_line(node: Node) -> str:
     Lines of torch itself stand in only where the trace holds no other.
     """
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    places = [position for position, line in enumerate(lines) if line.startswith("File ")]
+    places = [at for at, line in enumerate(lines) if line.startswith("File ") and _GENERATED not in line]
     if not places:
         return ""
     place = next((each for each in reversed(places) if not _in_torch(lines[each])), places[-1])

@@ -82,6 +82,7 @@ def _site_of(module: GraphModule, weights: list[Node], order: Mapping[str, int])
     kind = SiteKind.EMBEDDING if is_table else SiteKind.LINEAR
     producers.sort(key=lambda node: order[node.name])
     readers = [lookup.node for lookup in lookups] or linears
+    others = [user for user, _ in users if user not in readers]
     refusals = [lookup.refusal for lookup in lookups if lookup.refusal is not None]
     return Site(
         name=site_name(str(weights[0].target)),
@@ -91,8 +92,7 @@ def _site_of(module: GraphModule, weights: list[Node], order: Mapping[str, int])
         rows=int(tensor.shape[0] if is_table else tensor.shape[1]),
         centred=not any(lookup.keeps_zero for lookup in lookups),
         nodes=tuple(node.name for node in producers),
-        refusal=_refusal(tensor, kind, [user for user, _ in users if user not in readers])
-        or next(iter(refusals), None),
+        refusal=_refusal(tensor, kind, others) or next(iter(refusals), None),
     )
 
 

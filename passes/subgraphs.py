@@ -1,7 +1,7 @@
 """Branches and loops: nodes that run graphs of their own (``cond``, ``while_loop``, ``scan``, ``map``).
 
-Such a node takes its graphs as ``get_attr`` nodes and passes them its other operands. Every one of these operators hands
-what its graphs only read (weights among it) over last, so operands and placeholders are matched from the end.
+Such a node takes its graphs as ``get_attr`` nodes and passes them its other operands. Every one of these operators
+hands what its graphs only read (weights among it) over last, so operands and placeholders are matched from the end.
 """
 
 from __future__ import annotations

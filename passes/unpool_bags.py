@@ -1,11 +1,11 @@
 """Bags of a known length as lookups and sums.
 
 Replaces ``embedding_bag(T, reshape(ids, [-1]), arange(0, B L, L), sum)`` with ``sum(embedding(T, ids), 1)`` for ids
-``[B, L]``; ``mean`` with the sum over ``1 / L``; weights per id with the weighted sum; a padding id with a mask of zeros
-(and a mean over what is left, at least 1).
+``[B, L]``, and ``mean`` with the mean; weights per id make it a weighted sum; a padding id is masked by zeros (and a
+mean is taken over what is left, at least one).
 
-Both are the same sum, in another order: equal up to rounding. Runtimes without bags get two operators instead of a loop over
-the rows, and compute in the table's own number format.
+Both are the same sum, in another order: equal up to rounding. Runtimes without bags get two operators instead of a
+loop over the rows, and compute in the table's own number format.
 """
 
 from __future__ import annotations
