@@ -119,7 +119,7 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
 
     The node is placed at the graph's start so that it is available everywhere.
     """
-    name = _unique_attribute(module, name)
+    name = _unique_attribute(module, _path_of_modules(module, name))
     owner: nn.Module = module
     *parents, leaf = name.split(".")
     for part in parents:
@@ -135,6 +135,20 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
     node.meta["val"] = mode.from_tensor(get_attribute(module, name), static_shapes=True)
     stamp(node, rule)
     return node
+
+
+def _path_of_modules(module: nn.Module, name: str) -> str:
+    """The name, with a part that is a tensor (or anything but a module) joined to the next: ``table_codes.weight``."""
+    owner: Any = module
+    parts, path = name.split("."), list[str]()
+    while len(parts) > 1:
+        held = getattr(owner, parts[0], None)
+        if held is None or isinstance(held, nn.Module):
+            path.append(parts.pop(0))
+            owner = held
+        else:
+            parts[:2] = [f"{parts[0]}_{parts[1]}"]
+    return ".".join([*path, *parts])
 
 
 def _unique_attribute(module: nn.Module, name: str) -> str:
