@@ -212,8 +212,12 @@ def _graph_module(exported: ExportedProgram) -> GraphModule:
     names: dict[int, str] = {}
     for name, tensor in exported.state_dict.items():
         names.setdefault(id(tensor), name)
-    with _quiet():
-        module = exported.run_decompositions({}).module()
+    try:
+        with _quiet():
+            module = exported.run_decompositions({}).module()
+    except Exception as error:  # torch raises many unrelated types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"torch.export cannot make the exported graph functional: {reason[0]}") from error
     if not isinstance(module, GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a GraphModule")
     module._forward_pre_hooks.clear()

@@ -53,6 +53,11 @@ class Affine:
     is_new: bool = False
     as_it_is: bool = True
 
+    @property
+    def weight_key(self) -> tuple[object, ...]:
+        """Tells apart the weights of one graph: maps that differ in the bias alone share theirs."""
+        return tuple(part for part in self.key if part is not self.bias_origin)
+
 
 def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``linear(x, W, b)`` of a low-rank ``x``."""
@@ -175,18 +180,22 @@ def linear_on(
     code = ready.code
     if ready.units is not None:
         code = builder.beside([code, ready.units], rule=RULE, like=node)
-    pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.offset_key) for block in ready.blocks)
-    key = ("linear", affine.key, factored is not None, pieces)
-    if key not in builder.shared:
-        builder.shared[key] = _new_weight(builder, node, ready, affine, factored)
-    return builder.emit(aten.linear.default, code, *builder.shared[key], rule=RULE, like=node)
+    weight = _new_weight(builder, node, ready, affine, factored)
+    return builder.emit(aten.linear.default, code, *weight, rule=RULE, like=node)
 
 
 def _new_weight(
     builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
 ) -> tuple[Node, Node | None]:
+    """Weight and bias on codes, each made once for all uses whose constants are the same."""
     if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
         return affine.origin, affine.bias_origin
+    pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.gated_key) for block in value.blocks)
+    offsets = tuple(block.decoder.offset_key for block in value.blocks)
+    matrix_key = ("linear", affine.weight_key, factored is not None, pieces)
+    bias_key = ("bias", affine.key, factored is not None, pieces, offsets)
+    if bias_key in builder.shared:
+        return builder.shared[matrix_key], builder.shared[bias_key]
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
     new_weight, new_bias = absorbed_weight(value, affine.weight, affine.bias)
@@ -197,16 +206,19 @@ def _new_weight(
         needs |= {site} if factor.offset is not None else set()
     like = value_of(value.code)
     name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
-    made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
-    record = Record(rows, inputs, made_for, origin=origin, inputs=inputs)
-    matrix = builder.new_parameter(f"{name}.weight", new_weight, like, record, rule=RULE)
-    if new_bias is None:
-        return matrix, None
-    if affine.bias_origin is not None:
-        record = Record(rows, Extent(1), origin=str(affine.bias_origin), inputs=inputs)
-    else:
-        record = Record(rows, Extent(1), needs, origin=f"new bias of {origin}", inputs=inputs)
-    return matrix, builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
+    if matrix_key not in builder.shared:
+        made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
+        variant = builder.variant(origin, pieces)
+        record = Record(rows, inputs, made_for, origin=origin, inputs=inputs, variant=variant)
+        builder.shared[matrix_key] = builder.new_parameter(f"{name}.weight", new_weight, like, record, rule=RULE)
+    builder.shared[bias_key] = None
+    if new_bias is not None:
+        new = affine.bias_origin is None
+        origin = f"new bias of {origin}" if new else str(affine.bias_origin)
+        variant = builder.variant(origin, (pieces, offsets))
+        record = Record(rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant)
+        builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
+    return builder.shared[matrix_key], builder.shared[bias_key]
 
 
 def _unchanged(value: LowRankValue) -> bool:

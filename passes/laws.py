@@ -44,6 +44,7 @@ from passes.deferred import Product, View
 from passes.graph_tools import aten
 from passes.need_features import BENDS, MULTIPLIES, NEED_FEATURES
 from passes.outcomes import Law, Rule, Values
+from passes.subgraphs import runs_subgraphs
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Entry:
 
 
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
+SUBGRAPH = Entry(Law.UNKNOWN, None, "it is a branch or a loop, and what runs inside takes the features themselves")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
 _NO_VALUES: Values = MappingProxyType({})
@@ -96,6 +98,8 @@ def law_of(node: Node, values: Values = _NO_VALUES) -> Entry:
     """
     if node.op == "output":
         return OUTPUT
+    if runs_subgraphs(node):
+        return SUBGRAPH
     entry = _TABLE.get(node.target, UNKNOWN)
     operands = [values[each] for each in _operands(node) if each in values]
     if any(isinstance(value, Product) for value in operands):

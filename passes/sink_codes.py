@@ -10,6 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from passes.code_builder import CodeBuilder
 from passes.deferred import Product, View
 from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
+from passes.graph_tools import clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
+from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.outcomes import Absorbed, Carried, Deferred, Law, Restored, Undecided
 from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
@@ -36,6 +38,8 @@ from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
+_GENERATED = "<eval_with_key>"
+"""File name in stack traces of code that torch.fx wrote."""
 _TORCH = torch.__file__.removesuffix("__init__.py")
 
 ON_CODES = {
@@ -223,7 +227,9 @@ class _Walk:
             if site.width != factor.width:
                 raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
             if factor.offset is not None and not site.centred:
-                raise TableIndexError(f"site '{name}' has a padding row that must stay zero, its factor has an offset")
+                raise TableIndexError(
+                    f"site '{name}' has features that must stay zero or are summed, its factor has an offset"
+                )
             by_node.update(dict.fromkeys(site.nodes, site))
         return by_node
 
@@ -299,16 +305,16 @@ class _Walk:
         self._restore_operands(node)
 
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
+        lookup = _lookup_of(node)
         if site.name not in self._tables:
-            table = self.builder.constant(node.args[0])
+            table = self.builder.constant(lookup.node.args[0])
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
             record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
             name = f"{site.name}.codes.weight"
             codes = factor.encode_table(table)
             self._tables[site.name] = self.builder.new_parameter(name, codes, table, record, rule=LOOKUP)
-        arguments = node.args[1:]
-        code = self.builder.emit(aten.embedding.default, self._tables[site.name], *arguments, rule=LOOKUP, like=node)
+        code = looked_up(self.builder, lookup, self._tables[site.name], rule=LOOKUP)
         block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
         return LowRankValue(code, tuple(value_of(node).shape)[:-1], (site.width,), (block,))
 
@@ -393,6 +399,16 @@ class _Walk:
         return tuple(reversed(path))
 
 
+def _lookup_of(features: Node) -> Lookup:
+    """The lookup whose features a node holds."""
+    reader = features.args[0] if features.target is operator.getitem else features
+    table = reader.args[0] if isinstance(reader, Node) else None
+    lookup = lookup_of(reader, table) if isinstance(reader, Node) and isinstance(table, Node) else None
+    if lookup is None:
+        raise TableIndexError(f"'{features.name}' looks no rows of a table up")
+    return lookup
+
+
 def _sites_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(dict.fromkeys(site for part in value for site in part.sites))
@@ -413,7 +429,7 @@ def source_line(node: Node) -> str:
     Lines of torch itself stand in only where the trace holds no other.
     """
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    places = [position for position, line in enumerate(lines) if line.startswith("File ")]
+    places = [at for at, line in enumerate(lines) if line.startswith("File ") and _GENERATED not in line]
     if not places:
         return ""
     place = next((each for each in reversed(places) if not _in_torch(lines[each])), places[-1])
