@@ -7,6 +7,7 @@ from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
+from afm_fx.explanation import Explanation, explain
 from afm_fx.moments import Moments
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.packing import PackReport, pack
@@ -27,6 +28,7 @@ __all__ = [
     "Compressed",
     "CompressionReport",
     "Energy",
+    "Explanation",
     "ExportReport",
     "Fixed",
     "FullRank",
@@ -43,6 +45,7 @@ __all__ = [
     "capture",
     "chains_table",
     "compress",
+    "explain",
     "export_onnx",
     "find_chains",
     "laws",

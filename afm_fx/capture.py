@@ -28,7 +28,7 @@ from afm_fx.inputs import Inputs, batch_flags, copy_tree, dynamic_shapes_for, no
 from afm_fx.program import Program
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
-from passes.graph_tools import aten, get_attribute
+from passes.graph_tools import aten, get_attribute, is_random
 from passes.id_precision import coarse_ids
 from passes.state_writes import erase_state_writes
 
@@ -212,8 +212,12 @@ def _graph_module(exported: ExportedProgram) -> GraphModule:
     names: dict[int, str] = {}
     for name, tensor in exported.state_dict.items():
         names.setdefault(id(tensor), name)
-    with _quiet():
-        module = exported.run_decompositions({}).module()
+    try:
+        with _quiet():
+            module = exported.run_decompositions({}).module()
+    except Exception as error:  # torch raises many unrelated types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"torch.export cannot make the exported graph functional: {reason[0]}") from error
     if not isinstance(module, GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a GraphModule")
     module._forward_pre_hooks.clear()
@@ -255,7 +259,7 @@ def _state_warnings(written: list[str]) -> list[str]:
 
 def _randomness_warnings(module: GraphModule) -> list[str]:
     for node in module.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        if is_random(node):
             return [f"the model is random even in eval mode (node '{node.name}', {node.target}): no two runs agree"]
     return []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
@@ -11,7 +11,7 @@ from afm_fx.program import Program
 from afm_fx.tables import render_sections
 from passes.graph_tools import aten
 from passes.outcomes import Law
-from passes.sink_codes import Fate, Verdict, analyze
+from passes.sink_codes import Analysis, Fate, Verdict, analyze
 from passes.sites import Site, SiteKind
 
 LINEAR_CHAIN = "linear -> activation -> linear"
@@ -44,19 +44,23 @@ class Chain:
 
 def find_chains(program: Program) -> list[Chain]:
     """Every use of every site, with its path and verdict. Needs no data and changes nothing."""
-    module = program.graph_module
-    analysis = analyze(module)
+    return chains_of(program.graph_module, analyze(program.graph_module))
+
+
+def chains_of(module: GraphModule, analysis: Analysis) -> list[Chain]:
+    """The chains of an analysis of this module, those of one site together, sites in graph order."""
     sites = {site.name: site for site in analysis.sites}
-    chains = [_chain(module, sites[verdict.site], verdict) for verdict in analysis.verdicts]
+    nodes = {node.name: node for node in module.graph.nodes}
+    chains = [_chain(nodes[verdict.node], sites[verdict.site], verdict) for verdict in analysis.verdicts]
     chains += [_refused(site) for site in analysis.sites if site.refusal is not None]
     order = {site.name: position for position, site in enumerate(analysis.sites)}
     return sorted(chains, key=lambda chain: order[chain.site.name])
 
 
-def _chain(module: GraphModule, site: Site, verdict: Verdict) -> Chain:
+def _chain(consumer: Node, site: Site, verdict: Verdict) -> Chain:
     path = verdict.path
     if site.kind is SiteKind.LINEAR and verdict.law is Law.NONLINEAR:
-        beyond = _next_linear(module, path[-1])
+        beyond = _next_linear(consumer)
         if beyond:
             return Chain(LINEAR_CHAIN, site, (*path, *beyond), verdict)
     end = "linear" if verdict.operator == "aten.linear" else str(verdict.law)
@@ -68,9 +72,9 @@ def _refused(site: Site) -> Chain:
     return Chain(f"{site.kind}", site, site.nodes[:1], verdict)
 
 
-def _next_linear(module: GraphModule, activation: str) -> tuple[str, ...]:
+def _next_linear(activation: Node) -> tuple[str, ...]:
     """The nodes from after an activation to the next Linear, empty where another operator comes first."""
-    node: Node | None = next(node for node in module.graph.nodes if node.name == activation)
+    node: Node | None = activation
     path: list[str] = []
     while node is not None:
         node = next((user for user in node.users if user.target in _BETWEEN_LINEARS or _is_linear(user)), None)
@@ -96,28 +100,80 @@ def chains_table(chains: Sequence[Chain], *, width: int | None = None) -> str:
         chains: what :func:`find_chains` found.
         width: columns to draw for; those of the terminal, or 120, where left out.
     """
-    uses: dict[str, dict[_Use, None]] = {}
-    kinds = {chain.site.name: chain.site.kind for chain in chains}
+    sections = [
+        (
+            f"{listed([site.name for site in group.sites])}, {group.kind}",
+            [(str(use.fate), use.operator, use.place, use.reason) for use in group.uses],
+        )
+        for group in groups_of(chains)
+    ]
+    return render_sections(sections, width=width)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a reader is told about one use; sites with the same ones are told about together.
+
+    Attributes:
+        fate: the verdict.
+        operator: the operator that takes the features, and what follows in a chain of Linears.
+        place: ``file:line``, empty where the graph does not know it.
+        reason: one sentence, with both costs where they were weighed.
+    """
+
+    fate: Fate
+    operator: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """Sites of one kind with the same uses.
+
+    Attributes:
+        kind: embedding or linear.
+        sites: in graph order.
+        uses: each once, with the names of the nodes that it stands for.
+    """
+
+    kind: SiteKind
+    sites: tuple[Site, ...]
+    uses: Mapping[Use, tuple[str, ...]]
+
+
+def groups_of(chains: Sequence[Chain]) -> list[SiteGroup]:
+    """The sites of some chains, those with the same uses together, in the order in which they first appear."""
+    sites = {chain.site.name: chain.site for chain in chains}
+    nodes: dict[str, dict[Use, dict[str, None]]] = {}
     for chain in chains:
-        uses.setdefault(chain.site.name, {})[_use(chain)] = None
-    groups: dict[tuple[SiteKind, tuple[_Use, ...]], list[str]] = {}
-    for name, lines in uses.items():
-        groups.setdefault((kinds[name], tuple(lines)), []).append(name)
-    return render_sections(
-        [(f"{_listed(names)}, {kind}", lines) for (kind, lines), names in groups.items()], width=width
-    )
+        nodes.setdefault(chain.site.name, {}).setdefault(_use(chain), {})[chain.verdict.node] = None
+    alike: dict[tuple[SiteKind, tuple[Use, ...]], list[str]] = {}
+    for name, uses in nodes.items():
+        alike.setdefault((sites[name].kind, tuple(uses)), []).append(name)
+    return [
+        SiteGroup(
+            kind,
+            tuple(sites[name] for name in names),
+            {use: tuple(dict.fromkeys(node for name in names for node in nodes[name][use])) for use in uses},
+        )
+        for (kind, uses), names in alike.items()
+    ]
 
 
-_Use = tuple[str, str, str, str]
-"""Verdict, operator, source and reason."""
-
-
-def _use(chain: Chain) -> _Use:
+def _use(chain: Chain) -> Use:
     verdict = chain.verdict
     operator = verdict.operator
     if chain.kind == LINEAR_CHAIN:
         operator = f"{operator} -> linear"
-    return str(verdict.fate), operator, _place(verdict.source), verdict.reason
+    return Use(verdict.fate, operator, _place(verdict.source), f"{verdict.reason}{costs_of(verdict)}")
+
+
+def costs_of(verdict: Verdict) -> str:
+    """Both costs in words, to follow a reason; empty where they were not weighed."""
+    if verdict.cost_on_codes is None or verdict.cost_restored is None:
+        return ""
+    return f" ({verdict.cost_on_codes:,} multiply-adds a row on codes, {verdict.cost_restored:,} restored)"
 
 
 def _place(source: str) -> str:
@@ -125,6 +181,6 @@ def _place(source: str) -> str:
     return ":".join(source.split(":")[:2])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names in short: the first and last of many, and how many."""
     return ", ".join(names) if len(names) < 3 else f"{names[0]} .. {names[-1]} ({len(names)})"

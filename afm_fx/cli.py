@@ -19,14 +19,14 @@ from afm_fx import __version__
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
-from afm_fx.chains import chains_table, find_chains
 from afm_fx.compress_job import OUTPUTS, CompressJob, run_compress_job
 from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
 from afm_fx.errors import AfmFxError, UserError
+from afm_fx.explanation import explain as explain_program
 from afm_fx.onnx_inputs import inputs_from_file, onnx_input_examples, random_onnx_inputs
-from afm_fx.output_directory import refuse_existing, staged_outputs
+from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.synthetic import ClickGenerator
 from afm_fx.user_model import build_model
@@ -101,15 +101,40 @@ def demo(
 
 
 @app.command()
-def explain(model: ModelArgument, checkpoint: CheckpointOption = None, debug: DebugOption = False) -> None:
-    """Show every chain of a model that can be made low-rank, with a verdict and its reason per use.
+def explain(
+    model: ModelArgument,
+    checkpoint: CheckpointOption = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the explanation here as well.", show_default=False)
+    ] = None,
+    html_out: Annotated[
+        Path | None,
+        typer.Option("--html", help="Draw it into this page (needs the extra report).", show_default=False),
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show every place of a model that can be made low-rank, with a verdict and its reason per use.
 
-    Needs no data and writes nothing.
+    Needs no data and changes nothing.
+
+    Example: afm-fx explain shop.models:ctr --checkpoint ctr.pt --html explanation.html
     """
     with _reported_errors(debug):
+        for path in (json_out, html_out):
+            if path is not None:
+                refuse_existing_file(path, force=force)
         program = capture(*build_model(model, checkpoint))
+        explanation = explain_program(program)
         typer.echo(f"{model}: {program.parameter_count():,} parameters, captured by {program.front_door}")
-        typer.echo(chains_table(find_chains(program)))
+        typer.echo(explanation.table())
+        if json_out is not None:
+            explanation.save_json(json_out, force=force)
+        if html_out is not None:
+            explanation.to_html(html_out, title=model, force=force)
+        written = [str(path) for path in (json_out, html_out) if path is not None]
+        if written:
+            typer.echo(f"\nWritten: {', '.join(written)}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ Slow and thorough: it runs node by node, and only after something failed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.fx import Interpreter, Node
 from afm_fx.batches import Batch, flat_inputs
 from afm_fx.errors import AfmFxError, BatchError, CalibrationError
 from afm_fx.program import Program
-from passes.graph_tools import aten
+from passes.graph_tools import aten, shape_of
+from passes.lookups import BAGS, ids_of
 from passes.sink_codes import source_line
 from passes.sites import site_name
 
@@ -37,8 +39,10 @@ class _Watch(Interpreter):
         self._check_finite = check_finite
 
     def run_node(self, n: Node) -> Any:
-        if n.target is aten.embedding.default:
-            table, ids = (self.env[argument] for argument in n.args[:2])  # type: ignore[index]
+        ids = ids_of(n) if n.op == "call_function" else None
+        table = n.args[0] if n.args else None
+        is_table = isinstance(table, Node) and (table.op == "get_attr" or n.target is not aten.index.Tensor)
+        if ids is not None and isinstance(table, Node) and is_table:
             self._check_ids(n, table, ids)
         result = super().run_node(n)
         if self._check_finite and isinstance(result, Tensor) and result.is_floating_point():
@@ -47,16 +51,21 @@ class _Watch(Interpreter):
                 raise _FoundError(CalibrationError(self._non_finite(n, result, bad)))
         return result
 
-    def _check_ids(self, node: Node, table: Tensor, ids: Tensor) -> None:
-        outside = (ids < 0) | (ids >= table.shape[0])
+    def _check_ids(self, node: Node, table: Node, source: Node) -> None:
+        ids, rows = self.env[source], self.env[table].shape[0]
+        lowest = -rows if node.target is aten.index.Tensor else 0
+        if ids.dtype == torch.bool:
+            return
+        outside = (ids < lowest) | (ids >= rows)
         if not outside.any():
             return
         position = outside.nonzero()[0].tolist()
-        name = site_name(str(node.args[0].target)) if isinstance(node.args[0], Node) else node.name
+        row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
         raise _FoundError(
             BatchError(
-                f"batch {self._batch.number}, row {position[0]}: id {int(ids[tuple(position)])} of {_field(node)} "
-                f"is outside table '{name}' with {table.shape[0]:,} rows (ids 0 to {table.shape[0] - 1:,})"
+                f"batch {self._batch.number}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
+                f"is outside table '{_table_name(table)}' with {rows:,} rows "
+                f"(ids {lowest:,} to {rows - 1:,})"
             )
         )
 
@@ -71,10 +80,24 @@ class _Watch(Interpreter):
         )
 
 
-def _field(node: Node) -> str:
+def _table_name(table: Node) -> str:
+    """The table's name, that of the table behind renormalized rows too."""
+    source = table.args[0] if table.target is aten.embedding_renorm.default else table
+    return site_name(str(source.target)) if isinstance(source, Node) and source.op == "get_attr" else table.name
+
+
+def _ids_per_row(flat: Node) -> int:
+    """How many of a bag's ids belong to one row of the input that they were flattened from."""
+    source = flat.args[0] if flat.target is aten.reshape.default else None
+    shape = shape_of(source) if isinstance(source, Node) else None
+    inner = [size for size in (shape or ())[1:] if isinstance(size, int)]
+    return max(math.prod(inner), 1)
+
+
+def _field(node: Node, ids: Node) -> str:
     """The input that an id came from: its name, with the column where it was sliced from a matrix."""
     column = ""
-    current: Any = node.args[1]
+    current: Any = ids
     while isinstance(current, Node) and current.op != "placeholder":
         if current.target is aten.slice.Tensor and len(current.args) > 2 and current.args[1] != 0 and not column:
             column = f", column {current.args[2]}"
@@ -95,9 +118,12 @@ def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> Af
 
 def explain_failed_inputs(
     program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
-) -> AfmFxError:
-    """The typed error for one batch of inputs on which the program raised."""
-    return explain_failed_batch(program, Batch(0, 0, args, kwargs), error)
+) -> AfmFxError | None:
+    """The typed error for one batch of inputs on which the program raised, None where the inputs are not to blame."""
+    batch = Batch(0, 0, args, kwargs)
+    if isinstance(error, IndexError):
+        return explain_failed_batch(program, batch, error)
+    return _watch(program, batch, check_finite=False)
 
 
 def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]]) -> AfmFxError:

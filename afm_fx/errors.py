@@ -44,6 +44,10 @@ class OutputExistsError(UserError):
     """An output path exists already and overwriting was not asked for."""
 
 
+class MissingPackageError(UserError):
+    """Something was asked for that needs a package of an extra; the message says what to install."""
+
+
 class BenchmarkError(UserError):
     """A benchmark was asked for something impossible (no contender, a missing file, a batch size below 1)."""
 

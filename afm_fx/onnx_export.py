@@ -30,6 +30,8 @@ from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call
 from afm_fx.tables import render_table
+from passes.graph_tools import clone_graph_module
+from passes.unpool_bags import UnpoolBags
 
 EXTERNAL_DATA_BYTES = 1_500_000_000
 """Weights beyond this go into a second file: one protobuf message holds less than 2 GB, graph included."""
@@ -171,9 +173,9 @@ def _translate(program: Program) -> ir.Model:
     inputs, outputs = _input_names(program), _output_names(program)
     try:
         with _quiet():
-            exported = torch.export.export(
-                program.graph_module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes()
-            )
+            module = clone_graph_module(program.graph_module)
+            UnpoolBags()(module)  # the exporter would loop over the bags, and in float32 whatever the table's format
+            exported = torch.export.export(module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes())
             onnx_program = torch.onnx.export(
                 exported, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
             )

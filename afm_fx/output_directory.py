@@ -66,6 +66,20 @@ def staging_directory(target: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Writes a text file whole or not at all.
+
+    Raises:
+        OutputExistsError: the path is a directory, or exists and ``force`` is not set.
+        UserError: nothing can be written there.
+    """
+    refuse_existing_file(path, force=force)
+    with staging_directory(path) as staging:
+        staged = staging / path.name
+        staged.write_text(text, encoding="utf-8")
+        staged.replace(path)
+
+
 @contextlib.contextmanager
 def staged_outputs(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     """Yields an empty directory; what is in it at the end moves to ``directory``, replacing the files called ``names``.

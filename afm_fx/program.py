@@ -73,10 +73,13 @@ class Program:
         try:
             with torch.no_grad():
                 return self(*args, **kwargs)
-        except IndexError as error:
+        except (IndexError, RuntimeError) as error:
             from afm_fx.diagnosis import explain_failed_inputs  # noqa: PLC0415 - it runs programs itself
 
-            raise explain_failed_inputs(self, args, kwargs, error) from error
+            explained = explain_failed_inputs(self, args, kwargs, error)
+            if explained is None:
+                raise
+            raise explained from error
 
     def bind(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Turns a batch into positional and keyword inputs, checking keys, shapes and dtypes.

@@ -21,6 +21,8 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
 from afm_fx.program import Program
+from passes.graph_tools import shape_of
+from passes.lookups import BAGS
 
 aten = torch.ops.aten
 
@@ -46,15 +48,6 @@ _KEEPS: frozenset[Any] = frozenset(
 )  # fmt: skip
 """Operators that leave a valid id as it is."""
 
-_TABLE_LOOKUPS: frozenset[Any] = frozenset(
-    {
-        aten.embedding.default,
-        aten.embedding_bag.default,
-        aten.embedding_bag.padding_idx,
-        aten._embedding_bag.default,
-        aten._embedding_bag_forward_only.default,
-    }
-)
 _COMPARISONS: frozenset[Any] = frozenset({aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor})
 _UNBOUNDED = float("inf")
 
@@ -70,6 +63,7 @@ class InputRange:
         lower: smallest valid whole number of each column, float64 ``[*columns]``; -inf where unbounded.
         upper: largest valid whole number of each column, float64 ``[*columns]``; inf where unbounded.
         whole: bool ``[*columns]``: the column carries whole numbers (integer dtype, or cast to one in the graph).
+        starts: whether these are the positions at which bags begin: they ascend along axis 0, from 0.
     """
 
     name: str
@@ -78,6 +72,7 @@ class InputRange:
     lower: Tensor
     upper: Tensor
     whole: Tensor
+    starts: bool = False
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draws ``rows`` rows (or one tensor of the example's shape, where there is no batch axis)."""
@@ -95,7 +90,8 @@ class InputRange:
         if bounded.any():
             ids = torch.floor(self.lower + uniform * (self.upper - self.lower + 1)).clamp(self.lower, self.upper)
             drawn = torch.where(bounded, _exact(ids.nan_to_num(), self.upper, example.dtype), drawn)
-        return (drawn if self.batched else drawn[0]).to(self.example.device)
+        drawn = (drawn if self.batched else drawn[0]).to(self.example.device)
+        return _ascending(drawn) if self.starts else drawn
 
     def _dense(self, example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Standard normal values; a column of zeros and ones stays one, a non-negative column stays non-negative."""
@@ -169,7 +165,8 @@ def random_inputs(program: Program) -> RandomInputs:
         if bool((lower > upper).any()):
             raise BatchError(f"no id is valid for every table that input '{name}' is looked up in")
         whole = tracer.whole[part].reshape(shape)
-        ranges.append(InputRange(name, leaf, batched, lower, upper, whole))
+        starts = bool(tracer.starts_bags[part].any())
+        ranges.append(InputRange(name, leaf, batched, lower, upper, whole, starts))
     return RandomInputs(tuple(ranges), program)
 
 
@@ -214,6 +211,8 @@ class _OriginTracer(Interpreter):
         self.starts: list[int] = []
         self._placeholders: dict[Node, _Origin | None] = {}
         total = 0
+        sizes = [leaf.shape[0] for leaf, batched in zip(leaves, program.batched, strict=True) if batched]
+        self._rows = max(sizes, default=1)
         for node, leaf, batched in zip(program.placeholders(), leaves, program.batched, strict=True):
             self.starts.append(total)
             if not isinstance(leaf, Tensor):
@@ -228,6 +227,7 @@ class _OriginTracer(Interpreter):
         self.upper = torch.full((total,), _UNBOUNDED, dtype=torch.float64)
         self.longest = torch.full((total,), _UNBOUNDED, dtype=torch.float64)
         self.whole = torch.zeros(total, dtype=torch.bool)
+        self.starts_bags = torch.zeros(total, dtype=torch.bool)
         for start, leaf, batched in zip(self.starts, leaves, program.batched, strict=True):
             if isinstance(leaf, Tensor) and not leaf.is_floating_point():
                 self.whole[start : start + _count(leaf.shape[1:] if batched else leaf.shape)] = True
@@ -310,8 +310,14 @@ class _OriginTracer(Interpreter):
 
     def _bound(self, node: Node, args: Any) -> None:
         """Narrows the range of every column that the node uses as a position."""
-        if node.target in _TABLE_LOOKUPS:
+        if node.target is aten.embedding.default:
             self._limit(node.args[1], 0, args[0].shape[0] - 1)
+        elif node.target in BAGS:
+            self._limit(node.args[1], 0, args[0].shape[0] - 1)
+            self._limit(node.args[2], 0, self._fewest_ids(node.args[1], args[1]))
+            origin = self._origin(node.args[2])
+            if isinstance(origin, _Origin):
+                self.starts_bags[origin.known()[0]] = True
         elif node.target in (aten.index_select.default, aten.gather.default):
             self._limit(node.args[2], 0, args[0].shape[args[1]] - 1)
         elif node.target is aten.index.Tensor:
@@ -325,6 +331,12 @@ class _OriginTracer(Interpreter):
                 if isinstance(origin, _Origin) and whole and self._is_constant(node.args[other]):
                     columns, shifts = origin.known()
                     self.longest.scatter_reduce_(0, columns, float(constant.max()) + 1 - shifts, "amin")
+
+    def _fewest_ids(self, ids: Any, example: Tensor) -> int:
+        """How many ids there are at least, whatever the batch size: those of one row, where they grow with it."""
+        shape = shape_of(ids) if isinstance(ids, Node) else None
+        count = int(example.shape[0])
+        return count if shape is None or isinstance(shape[0], int) else count // self._rows
 
     def _limit(self, argument: Any, lowest: int, highest: int) -> None:
         origin = self._origin(argument)
@@ -342,6 +354,13 @@ class _OriginTracer(Interpreter):
 
     def _mark_whole(self, origin: _Origin) -> None:
         self.whole[origin.known()[0]] = True
+
+
+def _ascending(starts: Tensor) -> Tensor:
+    """The same positions in order, the first one 0."""
+    ordered = starts.sort(dim=0).values
+    ordered[:1] = 0
+    return ordered
 
 
 def _unknown(value: Tensor) -> _Origin:

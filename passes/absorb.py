@@ -7,13 +7,15 @@ one weight is applied to several fields whose decoders differ, every field gets 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
+from passes.common_form import units_as_columns
 from passes.decoder import Decoder
 from passes.factor import Factor
 from passes.graph_tools import aten, constant_of, value_of
@@ -40,6 +42,7 @@ class Affine:
         bias_origin: the same for the bias.
         key: tells apart the maps of one graph.
         is_new: whether the original has no such parameter (a sum, say).
+        as_it_is: whether the weight is the origin's own tensor, not transposed or cut.
     """
 
     weight: Tensor
@@ -48,6 +51,12 @@ class Affine:
     bias_origin: Node | None
     key: tuple[object, ...]
     is_new: bool = False
+    as_it_is: bool = True
+
+    @property
+    def weight_key(self) -> tuple[object, ...]:
+        """Tells apart the weights of one graph: maps that differ in the bias alone share theirs."""
+        return tuple(part for part in self.key if part is not self.bias_origin)
 
 
 def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -74,20 +83,26 @@ def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine)
     ready = builder.push(value, rule=RULE, like=node)
     if ready is not None:
         return Absorbed(linear_on(builder, node, ready, affine), ABSORBED)
-    return per_field(builder, node, value, affine)
+    return per_field(builder, node, value, [affine])
 
 
-def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
-    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node."""
+def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Sequence[Affine]) -> Outcome:
+    """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node but for units.
+
+    Args:
+        maps: one for all rows, or one per row.
+    """
+    crowded = [row for row in split_rows(value.blocks, value.trailing[-1]) or [] if len(row) > 1]
+    if any(block.unit is not None for row in crowded for block in row):
+        value = units_as_columns(builder, node, value, rule=RULE)
     rows = split_rows(value.blocks, value.trailing[-1])
     if rows is None:
         return Restored(CUT)
-    weight = affine.weight.to("cpu", torch.float64)
-    bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
     blocks = []
-    for row in rows:
-        if len({block.unit for block in row if block.unit is not None}) > 1:
-            return Restored("offsets of its features are gated by different values")
+    for place, row in enumerate(rows):
+        affine = maps[place % len(maps)]
+        weight = affine.weight.to("cpu", torch.float64)
+        bias = None if affine.bias is None else affine.bias.to("cpu", torch.float64)
         whole, first = None, 0
         columns: tuple[int, ...] = ()
         for block in row:
@@ -99,13 +114,15 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Aff
             return Restored(CUT)
         if bias is not None:
             whole = whole.shifted(bias, affine.key)
+        whole = replace(whole, among=whole.among | frozenset(value.sites))
         unit = next((block.unit for block in row if block.unit is not None), None)
         blocks.append(Block(columns, whole, unit))
-    for constant in (affine.origin, affine.bias_origin):
+    for constant in (maps[0].origin, maps[0].bias_origin):
         if constant is not None:
             builder.consume(constant, value)
-    builder.records.append(_weight_of_dense_rows(value, affine, rows))
-    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(weight.shape[0]))))
+    for place, affine in enumerate(maps):
+        builder.records.append(_weight_of_dense_rows(value, affine, rows[place :: len(maps)]))
+    return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(maps[0].weight.shape[0]))))
 
 
 def _weight_of_dense_rows(value: LowRankValue, affine: Affine, rows: list[tuple[Block, ...]]) -> Record:
@@ -163,18 +180,22 @@ def linear_on(
     code = ready.code
     if ready.units is not None:
         code = builder.beside([code, ready.units], rule=RULE, like=node)
-    pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.offset_key) for block in ready.blocks)
-    key = ("linear", affine.key, factored is not None, pieces)
-    if key not in builder.shared:
-        builder.shared[key] = _new_weight(builder, node, ready, affine, factored)
-    return builder.emit(aten.linear.default, code, *builder.shared[key], rule=RULE, like=node)
+    weight = _new_weight(builder, node, ready, affine, factored)
+    return builder.emit(aten.linear.default, code, *weight, rule=RULE, like=node)
 
 
 def _new_weight(
     builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
 ) -> tuple[Node, Node | None]:
-    if factored is None and affine.origin is not None and _unchanged(value):
+    """Weight and bias on codes, each made once for all uses whose constants are the same."""
+    if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
         return affine.origin, affine.bias_origin
+    pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.gated_key) for block in value.blocks)
+    offsets = tuple(block.decoder.offset_key for block in value.blocks)
+    matrix_key = ("linear", affine.weight_key, factored is not None, pieces)
+    bias_key = ("bias", affine.key, factored is not None, pieces, offsets)
+    if bias_key in builder.shared:
+        return builder.shared[matrix_key], builder.shared[bias_key]
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
     new_weight, new_bias = absorbed_weight(value, affine.weight, affine.bias)
@@ -185,16 +206,19 @@ def _new_weight(
         needs |= {site} if factor.offset is not None else set()
     like = value_of(value.code)
     name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
-    made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
-    record = Record(rows, inputs, made_for, origin=origin, inputs=inputs)
-    matrix = builder.new_parameter(f"{name}.weight", new_weight, like, record, rule=RULE)
-    if new_bias is None:
-        return matrix, None
-    if affine.bias_origin is not None:
-        record = Record(rows, Extent(1), origin=str(affine.bias_origin), inputs=inputs)
-    else:
-        record = Record(rows, Extent(1), needs, origin=f"new bias of {origin}", inputs=inputs)
-    return matrix, builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
+    if matrix_key not in builder.shared:
+        made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
+        variant = builder.variant(origin, pieces)
+        record = Record(rows, inputs, made_for, origin=origin, inputs=inputs, variant=variant)
+        builder.shared[matrix_key] = builder.new_parameter(f"{name}.weight", new_weight, like, record, rule=RULE)
+    builder.shared[bias_key] = None
+    if new_bias is not None:
+        new = affine.bias_origin is None
+        origin = f"new bias of {origin}" if new else str(affine.bias_origin)
+        variant = builder.variant(origin, (pieces, offsets))
+        record = Record(rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant)
+        builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
+    return builder.shared[matrix_key], builder.shared[bias_key]
 
 
 def _unchanged(value: LowRankValue) -> bool:
@@ -228,16 +252,21 @@ def input_extent(value: LowRankValue) -> Extent:
     """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
     fixed, seen = 0, set[int]()
     terms: list[Term] = []
+    units: dict[tuple[str, int], frozenset[str]] = {}
     for block in value.blocks:
-        repeated = set(block.columns) <= seen
-        terms += block.decoder.extent_terms(repeated=repeated)
+        decoder = block.decoder
+        held = {block.columns[place]: sites for place, sites in decoder.unit_columns}
+        own = set(block.columns) - set(held)
+        repeated = own <= seen
+        terms += decoder.extent_terms(repeated=repeated)
         if not repeated:
-            fixed += len(block.columns) - len(block.decoder.terms)
-        seen |= set(block.columns)
-    units: dict[int, frozenset[str]] = {}
-    for block in value.blocks:
+            fixed += decoder.plain_columns
+        seen |= own
+        needed = [(("column", column), sites) for column, sites in held.items()]
         if block.unit is not None:
-            units[block.unit] = units.get(block.unit, frozenset()) | block.decoder.sites
+            needed.append((("unit", block.unit), decoder.sites or frozenset(value.sites)))
+        for unit, sites in needed:
+            units[unit] = units.get(unit, frozenset()) | sites
     return Extent(fixed, tuple(terms), tuple(units.values()))
 
 

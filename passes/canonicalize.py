@@ -5,6 +5,7 @@ Replaces
     ``view(x, s)``, ``_unsafe_view(x, s)``          with ``reshape(x, s)``, which asks nothing of the memory layout,
     ``slice(x, d, 0, size)``, ``clone(x)``,
     ``dropout`` in eval, ``cat([x])``, ``x.to(same)``  with ``x``,
+    ``index_select(T, 0, ids)`` and its like        with ``embedding(T, ids)`` (:mod:`passes.row_lookups`),
     a second ``f(a, b)``                            with the first (every operator here is functional),
     a second name of one tied tensor                with the first.
 
@@ -23,7 +24,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.errors import GraphInvariantError
-from passes.graph_tools import aten, compute_value, finish, get_attribute, shape_of, value_of
+from passes.graph_tools import aten, compute_value, finish, get_attribute, is_random, shape_of, value_of
+from passes.row_lookups import unify_row_lookups
 
 _ASSERTIONS = frozenset(
     {
@@ -63,6 +65,7 @@ class Canonicalize(PassBase):
         changed = _erase_assertions(graph_module)
         changed |= _free_from_layout(graph_module)
         changed |= _erase_no_ops(graph_module)
+        changed |= unify_row_lookups(graph_module)
         changed |= _merge_equal_nodes(graph_module)
         finish(graph_module)
         return PassResult(graph_module, changed)
@@ -189,10 +192,9 @@ def _identity(module: GraphModule, node: Node) -> Any:
         return ("get_attr", id(get_attribute(module, str(node.target))))
     if node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
-    if isinstance(node.target, torch._ops.OpOverload):
-        random = torch.Tag.nondeterministic_seeded in node.target.tags
-        if random or node.target._schema.is_mutable or node.target in _UNINITIALIZED:
-            return None
+    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if mutable or is_random(node) or node.target in _UNINITIALIZED:
+        return None
     return (node.target, _freeze(node.args), _freeze(node.kwargs))
 
 

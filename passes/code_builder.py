@@ -108,6 +108,11 @@ class CodeBuilder:
         node: Node = self.shared[key]
         return node
 
+    def variant(self, origin: str, constants: Hashable) -> int:
+        """Numbers the different constants that a parameter of the original is folded with: 0 for the first."""
+        known = self.shared.setdefault(("variants", origin), {})
+        return int(known.setdefault(constants, len(known)))
+
     def sizes(self, code: Node, lead: Sequence[Any], like: Node, *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""
         symbolic = [axis for axis, size in enumerate(lead) if not isinstance(size, int)]

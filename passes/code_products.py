@@ -33,7 +33,7 @@ def is_orthogonal(left: Block, right: Block) -> bool:
 
 def is_possible(block: Block) -> bool:
     """Whether inner products of a block can be taken on its code: a dense feature has no constant of its own."""
-    return not block.decoder.is_identity or block.decoder.is_plain
+    return not block.decoder.is_elementwise or block.decoder.is_plain
 
 
 @dataclass(frozen=True)

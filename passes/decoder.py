@@ -37,6 +37,9 @@ class Decoder:
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
         orthogonal: whether the columns of ``A`` are orthonormal and ``o`` and ``g`` orthogonal to them, so that inner
             products of features are those of codes: ``|A z + o|^2 = |z|^2 + |o|^2``.
+        unit_columns: the columns of ``A`` that decode units, each with the sites whose factors they come from.
+        among: the sites of all codes that were mapped together with this one, if any were.
+        is_diagonal: whether ``A`` is square and diagonal: every feature is its own code times a number.
     """
 
     width: int
@@ -51,11 +54,24 @@ class Decoder:
     shifted_by_constant: bool = False
     parts: tuple[Decoder, ...] = ()
     orthogonal: bool = False
+    unit_columns: tuple[tuple[int, frozenset[str]], ...] = ()
+    among: frozenset[str] = frozenset()
+    is_diagonal: bool = False
 
     @property
     def is_identity(self) -> bool:
         """Whether the features are their own code."""
         return self.matrix is None
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether every feature has one code column of its own."""
+        return self.is_identity or self.is_diagonal
+
+    @property
+    def plain_columns(self) -> int:
+        """How many code columns are plain features (in a dry run, where a term has rank 1)."""
+        return self.rank - len(self.terms) - len(self.unit_columns)
 
     @property
     def is_plain(self) -> bool:
@@ -66,7 +82,11 @@ class Decoder:
         """What the decoder's code adds to the length of what takes it in."""
         first = [(site, width, frozenset[str]()) for site, width in self.terms[:1]]
         more = [(site, width, self.sites) for site, width in self.terms[1:]]
-        return tuple(Term(site, width, repeated, beside) for site, width, beside in first + more)
+        features = [self.width - self.plain_columns, *(0 for _ in more)]
+        return tuple(
+            Term(site, width, repeated, beside, self.among, left)
+            for (site, width, beside), left in zip(first + more, features, strict=False)
+        )
 
     @property
     def sites(self) -> frozenset[str]:
@@ -92,6 +112,18 @@ class Decoder:
         if self.matrix is None:
             kept = replace(identity(len(index)), offset_key=offset_key, offset=offset, gated=gated)
             return replace(kept, gated_key=_rows_or_none(self.gated_key, index), orthogonal=self.orthogonal)
+        if self.is_diagonal:
+            return replace(
+                self,
+                width=len(index),
+                rank=len(index),
+                key=_rows_key(self.key, tuple(index)),
+                offset_key=offset_key,
+                gated_key=_rows_or_none(self.gated_key, index),
+                matrix=self.matrix[index][:, index],
+                offset=offset,
+                gated=gated,
+            )
         return replace(
             self,
             width=len(index),
@@ -171,6 +203,42 @@ class Decoder:
             gated=None if self.gated is None else weight @ self.gated,
             parts=(),
             orthogonal=False,
+            is_diagonal=False,
+        )
+
+    def scaled_by(self, vector: Tensor, key: Hashable) -> Decoder:
+        """``v * y`` for a constant v [width]."""
+        return replace(
+            self.mapped(torch.diag(vector), key),
+            matrix=torch.diag(vector) if self.matrix is None else vector.unsqueeze(1) * self.matrix,
+            is_diagonal=self.is_elementwise,
+        )
+
+    def with_gated(self, vector: Tensor, key: Hashable) -> Decoder:
+        """``y + v u`` for a constant v [width] and a unit u (where there is no gated offset yet)."""
+        offset_key = ("gated", self.offset_key, key)
+        return replace(self, gated=vector, gated_key=key, offset_key=offset_key, parts=(), orthogonal=False)
+
+    def gated_as_column(self, sites: frozenset[str]) -> Decoder:
+        """``[A, g] [z; u] + o``: the gated offset as one more column of the matrix.
+
+        Args:
+            sites: the sites whose factors make the column needed.
+        """
+        if self.gated is None:
+            return self
+        return replace(
+            self,
+            rank=self.rank + 1,
+            key=("column", self.key, self.gated_key),
+            offset_key=None if self.offset is None else ("without gated", self.offset_key),
+            gated_key=None,
+            matrix=torch.cat([self.full_matrix(), self.gated.unsqueeze(1)], dim=1),
+            gated=None,
+            parts=(),
+            unit_columns=(*self.unit_columns, (self.rank, sites)),
+            orthogonal=False,
+            is_diagonal=False,
         )
 
     def beside(self, other: Decoder) -> Decoder:
@@ -188,6 +256,11 @@ class Decoder:
             terms=(*self.terms, *other.terms),
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
             orthogonal=False,
+            unit_columns=(
+                *self.unit_columns,
+                *((column + self.rank, sites) for column, sites in other.unit_columns),
+            ),
+            is_diagonal=False,
         )
 
 

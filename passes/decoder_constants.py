@@ -131,4 +131,4 @@ def _is_assembled(decoder: Decoder) -> bool:
 
 def decoder_extent(decoder: Decoder) -> Extent:
     """The code width of one decoder (in a dry run, where every factored term has rank 1)."""
-    return Extent(decoder.rank - len(decoder.terms), decoder.extent_terms())
+    return Extent(decoder.plain_columns, decoder.extent_terms(), tuple(sites for _, sites in decoder.unit_columns))

@@ -29,12 +29,12 @@ class View:
     Attributes:
         value: the value.
         axes: for each axis of the view, the value's axis.
-        source: the node that has the value.
+        sources: the nodes whose features it is made of, with their values.
     """
 
     value: LowRankValue
     axes: tuple[int, ...]
-    source: Node
+    sources: tuple[tuple[Node, LowRankValue], ...]
 
     @property
     def sites(self) -> tuple[str, ...]:

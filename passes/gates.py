@@ -18,22 +18,27 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
+from passes.common_form import separated, spread_features, units_as_columns
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import OTHER_DTYPE, Positions, equal_sizes, keeps_shape, static
+from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, Positions, equal_sizes, static
+from passes.need_features import MULTIPLIES
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
+from passes.uniform import narrowed
 
 RULE = "gate"
-PRODUCT = "it multiplies features with features, and a product of two codes is not a code"
+
+REPEATS = (
+    "it repeats the features and scales every copy by constants of its own, which would lengthen the weights after it"
+)
 VARIES = "it scales the features of one code by different numbers"
-TWICE = "its offset is gated already and has a constant part as well"
 
 
 def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``mul`` of a low-rank value by a gate, a constant or a number."""
     one, other = node.args[0], node.args[1]
     if isinstance(one, Node) and isinstance(other, Node) and one in values and other in values:
-        return Restored(PRODUCT, Law.INTERACTION)
+        return Restored(MULTIPLIES, Law.INTERACTION)
     source, gate = (one, other) if isinstance(one, Node) and one in values else (other, one)
     value = values.get(source) if isinstance(source, Node) else None
     return gated(builder, node, value, gate)
@@ -47,38 +52,74 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         return Restored("it divides by features, which a code does not follow", Law.INTERACTION)
     if not isinstance(divisor, Node):
         return gated(builder, node, value, 1.0 / divisor)  # type: ignore[operator]
-    divisor = _in_dtype(builder, node, divisor, value)
+    divisor = narrowed(builder, node, divisor, len(value.trailing), rule=RULE)
+    divisor = in_dtype(builder, node, divisor, value)
     return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor, rule=RULE, like=node))
 
 
-def gated(builder: CodeBuilder, node: Node, value: Any, gate: Any) -> Outcome:
-    """A low-rank value times a gate or a number."""
+def gated(
+    builder: CodeBuilder,
+    node: Node,
+    value: Any,
+    gate: Any,
+    *,
+    masking: bool = False,
+    shape: Sequence[Any] | None = None,
+) -> Outcome:
+    """A low-rank value times a gate or a number.
+
+    Args:
+        shape: the product's shape, if it is not the node's.
+        masking: the gate is a mask of booleans, and what it does not keep becomes 0, whatever it was.
+    """
     if not isinstance(value, LowRankValue) or value_of(node).dtype != value_of(value.code).dtype:
         return Restored(OTHER_DTYPE)
     if isinstance(gate, (int, float)):
         return Carried(scaled(builder, node, value, float(gate)))
     if not isinstance(gate, Node):
-        return Restored(PRODUCT, Law.INTERACTION)
-    return _by_tensor(builder, node, value, gate)
+        return Restored(MULTIPLIES, Law.INTERACTION)
+    ready = _spread(builder, node, value, tuple(value_of(node).shape) if shape is None else shape)
+    if ready is None:
+        return Restored(UNKNOWN_SIZES)
+    vector = builder.constant(gate)
+    if vector is not None and ready.features > value.features and vector.numel() > 1 and not masking:
+        return Restored(REPEATS)
+    return _by_tensor(builder, node, ready, gate, masking=masking)
 
 
-def _by_tensor(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Outcome:
+def _by_tensor(builder: CodeBuilder, node: Node, ready: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
+    gate = narrowed(builder, node, gate, len(ready.trailing), rule=RULE)
     shape = tuple(value_of(gate).shape)
-    if not keeps_shape(node, value):
-        return Restored("it repeats the features along other axes while it scales them")
-    tail = (1,) * (len(value.trailing) - len(shape)) + shape[max(len(shape) - len(value.trailing), 0) :]
+    tail = (1,) * (len(ready.trailing) - len(shape)) + shape[max(len(shape) - len(ready.trailing), 0) :]
     if not static(tail):
         return Restored(VARIES, Law.INTERACTION)
     constant = builder.constant(gate)
-    gate = _in_dtype(builder, node, gate, value)
+    if not masking:
+        gate = in_dtype(builder, node, gate, ready)
     if all(size == 1 for size in tail):
-        return _by_one(builder, node, value, gate)
-    if constant is not None and constant.numel() == int(np.prod(tail)):
-        return _by_vector(builder, value, gate, constant.reshape(tail))
-    return _by_field(builder, node, value, gate, tail)
+        return _by_one(builder, node, ready, gate, masking=masking)
+    if constant is not None and constant.numel() == int(np.prod(tail)) and not masking:
+        return by_vector(builder, ready, gate, constant.reshape(tail))
+    return _by_field(builder, node, ready, gate, tail, masking=masking)
 
 
-def _in_dtype(builder: CodeBuilder, node: Node, gate: Node, value: LowRankValue) -> Node:
+def _spread(builder: CodeBuilder, node: Node, value: LowRankValue, shape: Sequence[Any]) -> LowRankValue | None:
+    """The value with its feature axes as the result has them; a product repeats leading axes by itself."""
+    if not equal_sizes(shape[-len(value.trailing) :], value.trailing) and equal_sizes(shape[-1:], value.trailing[-1:]):
+        pushed = builder.push(value, rule=RULE, like=node)
+        if pushed is not None:
+            return pushed
+    return spread_features(builder, node, value, shape, rule=RULE)
+
+
+def _times(builder: CodeBuilder, node: Node, code: Node, column: Node, *, masking: bool) -> Node:
+    """A code or units times a gate; a mask selects, so that 0 comes of anything."""
+    if masking:
+        return builder.emit(aten.where.ScalarOther, column, code, 0.0, rule=RULE, like=node)
+    return builder.emit(aten.mul.Tensor, code, column, rule=RULE, like=node)
+
+
+def in_dtype(builder: CodeBuilder, node: Node, gate: Node, value: LowRankValue) -> Node:
     """The gate in the code's number format: masks and counts are no floating numbers."""
     dtype = value_of(value.code).dtype
     if value_of(gate).dtype == dtype:
@@ -93,27 +134,27 @@ def scaled(builder: CodeBuilder, node: Node, value: LowRankValue, number: float)
     return replace(value, code=code, blocks=tuple(blocks))
 
 
-def _by_one(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Outcome:
+def _by_one(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
     """One number per position of the leading axes."""
-    if any(block.decoder.offset is not None and block.unit is not None for block in value.blocks):
-        return Restored(TWICE)
-    column = _per_lead(builder, node, value, gate)
-    code = builder.emit(aten.mul.Tensor, value.code, column, rule=RULE, like=node)
+    value = units_as_columns(builder, node, value, rule=RULE, only=lambda block: block.decoder.offset is not None)
+    column = per_lead(builder, node, value, gate)
+    code = _times(builder, node, value.code, column, masking=masking)
+    value = replace(value, code=code, lead=tuple(value_of(code).shape)[:-1])
     units, fresh = value.units, None
     if units is not None:
-        units = builder.emit(aten.mul.Tensor, units, column, rule=RULE, like=node)
+        units = _times(builder, node, units, column, masking=masking)
     if any(block.decoder.offset is not None for block in value.blocks):
-        column = _with_lead(builder, node, value, column)
+        column = with_lead(builder, node, value, in_dtype(builder, node, column, value))
         fresh = 0 if units is None else width_of(units)
         units = column if units is None else builder.beside([units, column], rule=RULE, like=node)
     blocks = [
         block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=fresh)
         for block in value.blocks
     ]
-    return Carried(replace(value, code=code, units=units, blocks=tuple(blocks)))
+    return Carried(replace(value, units=units, blocks=tuple(blocks)))
 
 
-def _per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Node:
+def per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Node:
     """The gate [.., 1 ..] with one feature axis of size 1, broadcastable against the code."""
     shape = tuple(value_of(gate).shape)
     spare = len(value.trailing) - 1
@@ -124,71 +165,106 @@ def _per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node)
     return builder.view(gate, kept, node, 1, rule=RULE)
 
 
-def _by_vector(builder: CodeBuilder, value: LowRankValue, gate: Node, vector: Tensor) -> Outcome:
-    """A constant along the features: decoder rows times the vector, a dense feature becomes a decoder of its own."""
+def by_vector(builder: CodeBuilder, value: LowRankValue, origin: Node, vector: Tensor) -> Outcome:
+    """A constant along the features, decoder rows times the vector.
+
+    Args:
+        origin: the node of the constant.
+        vector: its value, broadcastable to the value's feature axes.
+    """
     spread = torch.broadcast_to(vector, value.trailing).reshape(-1).to("cpu", torch.float64)
     blocks, first = [], 0
     for block in value.blocks:
         piece = spread[first : first + block.width]
-        blocks.append(replace(block, decoder=block.decoder.mapped(torch.diag(piece), (gate, first, block.width))))
+        blocks.append(replace(block, decoder=block.decoder.scaled_by(piece, (origin, first, block.width))))
         first += block.width
-    builder.consume(gate, value)
+    builder.consume(origin, value)
     return Carried(value.with_blocks(blocks, value.trailing))
 
 
-def _by_field(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, tail: tuple[int, ...]) -> Outcome:
+def _by_field(
+    builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, tail: tuple[int, ...], *, masking: bool
+) -> Outcome:
     """One number per field: constant along the features of every code."""
-    count = int(np.prod(tail))
-    which: Positions = np.broadcast_to(np.arange(count).reshape(tail), value.trailing).reshape(-1)
-    if _share_columns(value):
-        return Restored("it scales features that share code columns by different numbers")
+    which = per_feature(value, tail)
+    blocks = cut_at_changes(value.blocks, which)
+    if blocks is None:
+        return Restored(VARIES, Law.INTERACTION)
+    both = any(block.decoder.offset is not None and block.unit is not None for block in blocks)
+    shifted = {block.unit is None for block in blocks if block.decoder.offset is not None or block.unit is not None}
+    value = replace(value, blocks=tuple(blocks))
+    if both or len(shifted) > 1:
+        value = units_as_columns(builder, node, value, rule=RULE)
+    value = separated(builder, node, value, rule=RULE)
     chosen = np.zeros(width_of(value.code), dtype=np.int64)
     blocks, first = list[Block](), 0
-    picked: list[int] = []
-    old_units: list[int | None] = []
+    picked: list[tuple[int, int | None]] = []
     for block in value.blocks:
         gates = which[first : first + block.width]
         first += block.width
-        if not block.decoder.is_identity and len(set(gates.tolist())) > 1:
-            return Restored(VARIES, Law.INTERACTION)
-        if block.decoder.offset is not None and block.unit is not None:
-            return Restored(TWICE)
-        identity = block.decoder.is_identity
-        chosen[list(block.columns)] = gates if identity else gates[0]
+        chosen[list(block.columns)] = gates if block.decoder.is_elementwise else gates[0]
         decoder, unit = block.decoder, None
         if decoder.offset is not None or block.unit is not None:
-            if len(set(gates.tolist())) > 1:
-                return Restored(VARIES, Law.INTERACTION)
             unit = len(picked)
-            picked.append(int(gates[0]))
-            old_units.append(block.unit)
+            picked.append((int(gates[0]), block.unit))
             decoder = decoder.gated_offset()
         blocks.append(replace(block, decoder=decoder, unit=unit))
-    flat = builder.view(gate, tuple(value_of(gate).shape)[: -len(tail)], node, count, rule=RULE)
-    code = builder.emit(
-        aten.mul.Tensor, value.code, _chosen(builder, node, flat, chosen.tolist()), rule=RULE, like=node
-    )
-    if len({unit is None for unit in old_units}) > 1:
-        return Restored(TWICE)
-    units = _field_units(builder, node, value, flat, list(zip(picked, old_units, strict=True)))
-    return Carried(replace(value, code=code, units=units, blocks=tuple(blocks)))
+    flat = flat_gate(builder, node, gate, len(tail))
+    columns = columns_of(builder, node, flat, chosen.tolist())
+    code = _times(builder, node, value.code, columns, masking=masking)
+    value = replace(value, code=code, lead=tuple(value_of(code).shape)[:-1])
+    units = _field_units(builder, node, value, flat, picked, masking=masking)
+    return Carried(replace(value, units=units, blocks=tuple(blocks)))
+
+
+def per_feature(value: LowRankValue, tail: tuple[int, ...]) -> Positions:
+    """For every feature, which of the numbers of a gate of shape [.., *tail] is its own."""
+    return np.broadcast_to(np.arange(int(np.prod(tail))).reshape(tail), value.trailing).reshape(-1)
+
+
+def cut_at_changes(blocks: Sequence[Block], which: Positions) -> list[Block] | None:
+    """The blocks, elementwise ones cut where ``which`` changes; None where it changes within a code."""
+    pieces, first = list[Block](), 0
+    for block in blocks:
+        own = which[first : first + block.width]
+        first += block.width
+        cuts = [0, *(np.flatnonzero(np.diff(own)) + 1).tolist(), block.width]
+        if len(cuts) > 2 and not block.decoder.is_elementwise:
+            return None
+        if len(cuts) > 2 and not block.decoder.is_plain:
+            pieces += [block.take(range(start, end)) for start, end in itertools.pairwise(cuts)]
+        else:
+            pieces.append(block)
+    return pieces
+
+
+def flat_gate(builder: CodeBuilder, node: Node, gate: Node, axes: int) -> Node:
+    """A gate with its last axes as one."""
+    shape = tuple(value_of(gate).shape)
+    return builder.view(gate, shape[:-axes], node, int(np.prod(shape[-axes:])), rule=RULE)
 
 
 def _field_units(
-    builder: CodeBuilder, node: Node, value: LowRankValue, flat: Node, wanted: Sequence[tuple[int, int | None]]
+    builder: CodeBuilder,
+    node: Node,
+    value: LowRankValue,
+    flat: Node,
+    wanted: Sequence[tuple[int, int | None]],
+    *,
+    masking: bool,
 ) -> Node | None:
     """The units of a gate per field: for each, the gate's column times the unit that was there before, if any."""
     if not wanted:
         return None
-    units = _with_lead(builder, node, value, _chosen(builder, node, flat, [column for column, _ in wanted]))
+    columns = columns_of(builder, node, flat, [column for column, _ in wanted])
     before = [unit for _, unit in wanted if unit is not None]
     if value.units is None or not before:
-        return units
+        return with_lead(builder, node, value, in_dtype(builder, node, columns, value))
     old = builder.pick(value.units, before, rule=RULE, like=node)
-    return builder.emit(aten.mul.Tensor, units, old, rule=RULE, like=node)
+    return _times(builder, node, old, columns, masking=masking)
 
 
-def _with_lead(builder: CodeBuilder, node: Node, value: LowRankValue, units: Node) -> Node:
+def with_lead(builder: CodeBuilder, node: Node, value: LowRankValue, units: Node) -> Node:
     """Units with exactly the value's leading axes."""
     if equal_sizes(tuple(value_of(units).shape)[:-1], value.lead):
         return units
@@ -197,7 +273,7 @@ def _with_lead(builder: CodeBuilder, node: Node, value: LowRankValue, units: Nod
     return builder.emit(aten.add.Tensor, units, shaped, rule=RULE, like=node)
 
 
-def _chosen(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -> Node:
+def columns_of(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -> Node:
     """Columns of a gate, repeated: runs of one column by expansion, ascending runs by slices."""
     axis = len(value_of(flat).shape) - 1
     if index == list(range(width_of(flat))):
@@ -216,9 +292,3 @@ def _chosen(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -> N
             column = builder.emit(aten.expand.default, column, sizes, rule=RULE, like=node)
         parts.append(column)
     return builder.beside(parts, rule=RULE, like=node)
-
-
-def _share_columns(value: LowRankValue) -> bool:
-    """Whether two blocks read one column."""
-    columns = [column for block in value.blocks for column in block.columns]
-    return len(columns) != len(set(columns))

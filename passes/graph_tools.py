@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -63,6 +63,16 @@ def shape_of(node: Node) -> tuple[Any, ...] | None:
     """The node's shape (ints and symbols), None where it is not one tensor."""
     value = value_of(node)
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def is_random(node: Node) -> bool:
+    """Whether two evaluations of a node may differ (attention that drops nothing is tagged as random, but is not)."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return True
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0)
+    return not isinstance(dropout, (int, float)) or dropout != 0
 
 
 def get_attribute(module: nn.Module, target: str) -> Any:
@@ -138,7 +148,7 @@ def buffer(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str) -
 
 def _place_for(module: GraphModule, name: str) -> tuple[nn.Module, str, str]:
     """The submodule that a dotted name (made unique) belongs to, the name, and its last part."""
-    name = _unique_attribute(module, name)
+    name = _unique_attribute(module, _path_of_modules(module, name))
     owner: nn.Module = module
     *parents, leaf = name.split(".")
     for part in parents:
@@ -165,6 +175,20 @@ def derived_name(name: str, word: str, leaf: str = "weight") -> str:
     return f"{stem.removesuffix(f'.{word}')}.{word}.{leaf}"
 
 
+def _path_of_modules(module: nn.Module, name: str) -> str:
+    """The name, with a part that is a tensor (or anything but a module) joined to the next: ``table_codes.weight``."""
+    owner: Any = module
+    parts, path = name.split("."), list[str]()
+    while len(parts) > 1:
+        held = getattr(owner, parts[0], None)
+        if held is None or isinstance(held, nn.Module):
+            path.append(parts.pop(0))
+            owner = held
+        else:
+            parts[:2] = [f"{parts[0]}_{parts[1]}"]
+    return ".".join([*path, *parts])
+
+
 def _unique_attribute(module: nn.Module, name: str) -> str:
     for suffix in itertools.count():
         candidate = name if suffix == 0 else f"{name}_{suffix}"
@@ -185,9 +209,14 @@ def finish(module: GraphModule) -> GraphModule:
 
 
 def drop_unused_state(module: GraphModule) -> None:
-    """Deletes parameters, buffers and empty submodules that no ``get_attr`` node names."""
+    """Deletes parameters, buffers and empty submodules that no ``get_attr`` node names.
+
+    What belongs to a submodule that is named itself, as the graphs of branches and loops are, is all kept.
+    """
     used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
     for prefix, owner in list(module.named_modules()):
+        if _is_inside(prefix, used):
+            continue
         for store in (owner._parameters, owner._buffers):
             for leaf in list(store):
                 if (f"{prefix}.{leaf}" if prefix else leaf) not in used:
@@ -195,12 +224,20 @@ def drop_unused_state(module: GraphModule) -> None:
     _drop_empty_children(module, "", used)
 
 
+def _is_inside(prefix: str, used: Iterable[str]) -> bool:
+    """Whether a submodule, or one that holds it, is among the names."""
+    parts = prefix.split(".")
+    return any(".".join(parts[: end + 1]) in used for end in range(len(parts)))
+
+
 def _drop_empty_children(owner: nn.Module, prefix: str, used: Iterable[str]) -> None:
     for name, child in list(owner.named_children()):
         path = f"{prefix}.{name}" if prefix else name
+        if path in used:
+            continue
         _drop_empty_children(child, path, used)
         empty = not (child._parameters or child._buffers or child._modules)
-        if path not in used and empty and not _holds_constant(owner, name, used, path):
+        if empty and not _holds_constant(owner, name, used, path):
             delattr(owner, name)
 
 
@@ -215,21 +252,32 @@ def convert_dtype(module: GraphModule, dtype: torch.dtype) -> GraphModule:
         tensor.dtype for tensor in itertools.chain(clone.parameters(), clone.buffers()) if tensor.is_floating_point()
     }
     clone = _copy(clone).to(dtype)
-    for node in clone.graph.nodes:
+    _convert_graph(clone, old, dtype)
+    return clone
+
+
+def _convert_graph(module: GraphModule, old: Collection[torch.dtype], dtype: torch.dtype) -> None:
+    """Converts dtype arguments and values of a graph whose state is converted, and of the graphs that it runs."""
+
+    def converted(leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype):
+            return dtype if leaf in old else leaf
+        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype in old else leaf
+
+    for node in module.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = pytree.tree_map(
-                lambda leaf: dtype if isinstance(leaf, torch.dtype) and leaf in old else leaf, (node.args, node.kwargs)
+                lambda leaf: converted(leaf) if isinstance(leaf, torch.dtype) else leaf, (node.args, node.kwargs)
             )
-    for node in clone.graph.nodes:
-        if node.op == "placeholder":
-            value = node.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                node.meta["val"] = value.to(dtype)
-        elif node.op == "get_attr":
-            value = get_attribute(clone, str(node.target))
-            if isinstance(value, torch.Tensor) and node.meta.get("val") is not None:
-                node.meta["val"] = node.meta["val"].to(value.dtype)
+    for node in module.graph.nodes:
+        value, known = get_attribute(module, str(node.target)) if node.op == "get_attr" else None, node.meta.get("val")
+        if isinstance(value, GraphModule):
+            _convert_graph(value, old, dtype)
+        elif isinstance(value, torch.Tensor) and known is not None:
+            node.meta["val"] = known.to(value.dtype)
+        elif node.op == "placeholder" and isinstance(known, torch.Tensor) and known.is_floating_point():
+            node.meta["val"] = known.to(dtype)
         elif node.op == "call_function":
-            node.meta["val"] = compute_value(node)
-    clone.recompile()
-    return clone
+            inner = isinstance(node.target, torch._ops.HigherOrderOperator)
+            node.meta["val"] = pytree.tree_map(converted, known) if inner else compute_value(node)
+    module.recompile()

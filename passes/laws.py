@@ -26,10 +26,25 @@ from typing import Any
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from passes import absorb, gates, moves, quadratic, sums
+from passes import (
+    absorb,
+    affine_steps,
+    attention,
+    contractions,
+    gates,
+    masks,
+    moves,
+    normalization,
+    quadratic,
+    rearrangements,
+    shapes,
+    sums,
+)
 from passes.deferred import Product, View
 from passes.graph_tools import aten
+from passes.need_features import BENDS, MULTIPLIES, NEED_FEATURES
 from passes.outcomes import Law, Rule, Values
+from passes.subgraphs import runs_subgraphs
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,8 @@ class Entry:
     reason: str = ""
 
 
-BENDS = "it changes every feature by a curve, which a code does not follow"
-SCALES = "it scales every feature by a number of its own, which is done on the features themselves"
-NORMALIZES = "it sets every feature against the others (a mean, a maximum, a sum of exponentials)"
-MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
 UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothing is assumed about it")
+SUBGRAPH = Entry(Law.UNKNOWN, None, "it is a branch or a loop, and what runs inside takes the features themselves")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
 _NO_VALUES: Values = MappingProxyType({})
@@ -86,6 +98,8 @@ def law_of(node: Node, values: Values = _NO_VALUES) -> Entry:
     """
     if node.op == "output":
         return OUTPUT
+    if runs_subgraphs(node):
+        return SUBGRAPH
     entry = _TABLE.get(node.target, UNKNOWN)
     operands = [values[each] for each in _operands(node) if each in values]
     if any(isinstance(value, Product) for value in operands):
@@ -133,13 +147,17 @@ _MOVES: dict[Any, Rule] = {
     aten.chunk.default: moves.split,
     aten.unbind.int: moves.split,
     operator.getitem: moves.get_item,
+    aten.zeros_like.default: shapes.filled_like,
+    aten.ones_like.default: shapes.filled_like,
+    aten.full_like.default: shapes.filled_like,
+    aten.sym_size.int: shapes.size,
+    aten._to_copy.default: moves.same,
+    aten.lift_fresh_copy.default: moves.same,
+    **rearrangements.LAWS,
 }
 
 _LINEAR: dict[Any, Rule] = {
     aten.linear.default: absorb.linear,
-    aten.matmul.default: sums.matrix_product,
-    aten.mm.default: sums.matrix_product,
-    aten.tensordot.default: sums.contraction,
     aten.add.Tensor: sums.add,
     aten.sub.Tensor: sums.subtract,
     aten.rsub.Scalar: sums.subtract_from,
@@ -147,11 +165,20 @@ _LINEAR: dict[Any, Rule] = {
     aten.sum.default: sums.reduce_sum,
     aten.mean.dim: sums.reduce_mean,
     aten.mean.default: sums.reduce_mean,
+    **normalization.LAWS,
+    **contractions.LAWS,
+    **attention.LAWS,
+    **affine_steps.LAWS,
 }
 
 _GATES: dict[Any, Rule] = {
     aten.mul.Tensor: gates.multiply,
     aten.div.Tensor: gates.divide,
+    aten.where.self: masks.where,
+    aten.where.ScalarOther: masks.where,
+    aten.where.ScalarSelf: masks.where,
+    aten.masked_fill.Scalar: masks.masked_fill,
+    aten.masked_fill.Tensor: masks.masked_fill,
 }
 
 _OF_TWO: dict[Any, Entry] = {
@@ -199,24 +226,6 @@ _OF_VIEWS: dict[Any, Entry] = {
 }  # fmt: skip
 """Laws of operators for values whose feature axes are not the last ones."""
 
-_NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
-    (Law.NONLINEAR, BENDS): (
-        aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
-        aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.exp.default, aten.log.default,
-        aten.abs.default, aten.clamp.default, aten.sqrt.default, aten.softplus.default,
-        aten.reciprocal.default, aten.hardtanh.default, aten.rsqrt.default,
-    ),
-    (Law.NONLINEAR, NORMALIZES): (
-        aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default,
-        aten.native_layer_norm.default, aten.max.dim, aten.amax.default,
-    ),
-    (Law.LINEAR, SCALES): (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default),
-    (Law.INTERACTION, MULTIPLIES): (
-        aten.bmm.default, aten.einsum.default, aten.conv1d.default, aten.conv2d.default,
-        aten.scaled_dot_product_attention.default,
-    ),
-}  # fmt: skip
-
 for _target, _rule in _MOVES.items():
     _TABLE[_target] = Entry(Law.MOVE, _rule)
 for _target, _rule in _LINEAR.items():
@@ -225,6 +234,6 @@ for _target, _rule in _GATES.items():
     _TABLE[_target] = Entry(Law.GATE, _rule)
 for _target, _rule in _SQUARES.items():
     _TABLE[_target] = Entry(Law.QUADRATIC, _rule)
-for (_law, _reason), _targets in _NEED_FEATURES.items():
+for (_law, _reason), _targets in NEED_FEATURES.items():
     for _target in _targets:
         _TABLE[_target] = Entry(_law, None, _reason)

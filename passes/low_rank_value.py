@@ -47,8 +47,8 @@ class Block:
         return self.decoder.same_constants(other.decoder) and (self.unit is None) == (other.unit is None)
 
     def take(self, rows: Sequence[int]) -> Block:
-        """The block of some of its features; of an identity block, their columns alone."""
-        columns = tuple(self.columns[row] for row in rows) if self.decoder.is_identity else self.columns
+        """The block of some of its features; where each has a column of its own, those columns alone."""
+        columns = tuple(self.columns[row] for row in rows) if self.decoder.is_elementwise else self.columns
         return replace(self, columns=columns, decoder=self.decoder.take(rows))
 
     def moved(self, columns: int, units: int) -> Block:
@@ -120,7 +120,7 @@ def move_blocks(blocks: Sequence[Block], positions: np.ndarray[Any, Any]) -> tup
             continue
         which = int(owner[run[0]])
         rows = tuple(int(row) for row in local[run])
-        if not blocks[which].decoder.is_identity and kept_rows.setdefault(which, rows) != rows:
+        if not blocks[which].decoder.is_elementwise and kept_rows.setdefault(which, rows) != rows:
             return None
         result.append(blocks[which].take(rows))
     return tuple(result)
@@ -145,7 +145,7 @@ def split_rows(blocks: Sequence[Block], row: int) -> list[tuple[Block, ...]] | N
     for block in blocks:
         rest = block
         while filled + rest.width > row:
-            if not rest.decoder.is_identity:
+            if not rest.decoder.is_elementwise:
                 return None
             piece = row - filled
             if piece:
@@ -172,7 +172,7 @@ def align(one: Sequence[Block], other: Sequence[Block]) -> list[tuple[Block, Blo
         width = min(first.width, second.width)
         for longer, stack in ((first, left), (second, right)):
             if longer.width > width:
-                if not longer.decoder.is_identity:
+                if not longer.decoder.is_elementwise:
                     return None
                 stack.append(longer.take(range(width, longer.width)))
         pairs.append((first.take(range(width)), second.take(range(width))))

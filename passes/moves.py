@@ -166,12 +166,13 @@ def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     pulled = max((lead - axis for axis in range(lead) if axes.index(axis) >= lead or axes[axis] >= lead), default=0)
     whole = builder.pull(value, pulled, rule=RULE, like=node)
     lead -= pulled
+    seen = View(value, tuple(axes), ((node.args[0], value),))  # type: ignore[arg-type]
     if whole is None or any(axis >= lead for axis in axes[:lead]):
-        return Deferred(View(value, tuple(axes), node.args[0]), Restored(MIXED_AXES))  # type: ignore[arg-type]
+        return Deferred(seen, Restored(MIXED_AXES))
     order = [axis - lead for axis in axes[lead:]]
     moved = on_features(whole, lambda positions: positions.transpose(order))
     if isinstance(moved, Restored):
-        return Deferred(View(value, tuple(axes), node.args[0]), moved)  # type: ignore[arg-type]
+        return Deferred(seen, moved)
     if axes[:lead] == list(range(lead)):
         return Carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.permute.default, [*axes[:lead], lead]))
@@ -218,11 +219,16 @@ def repeat(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     times = node.args[1]
     if value is None or not isinstance(times, (list, tuple)):
         return Restored(UNKNOWN_SIZES)
+    return repeated(builder, node, value, times)
+
+
+def repeated(builder: CodeBuilder, node: Node, value: LowRankValue, times: Sequence[Any]) -> Outcome:
+    """The value tiled, with a count for each of its axes and for new ones in front."""
     count = len(times) - len(value.trailing)
     lead_times, feature_times = list(times[:count]), times[count:]
     if count < len(value.lead) or any(isinstance(time, Node) for time in feature_times):
         return Restored(UNKNOWN_SIZES)
-    moved = on_features(value, lambda positions: np.tile(positions, feature_times))  # type: ignore[arg-type]
+    moved = on_features(value, lambda positions: np.tile(positions, feature_times))
     if isinstance(moved, Restored) or (count == len(value.lead) and all(time == 1 for time in lead_times)):
         return carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.repeat.default, [*lead_times, 1]))
@@ -237,8 +243,17 @@ def concatenate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 def stack(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``stack``: ``cat`` along a new axis."""
     operands: Sequence[Node] = node.args[0]  # type: ignore[assignment]
-    axis = argument(node, 1, 0) % len(value_of(node).shape)
-    return _joined(builder, node, operands, axis, values, new_axis=True)
+    axis, rank = argument(node, 1, 0) % len(value_of(node).shape), len(value_of(node).shape)
+    known = [value for operand in operands if isinstance(value := values.get(operand), LowRankValue)]
+    lead = min(len(value.lead) for value in known)
+    if axis >= lead:
+        return _joined(builder, node, operands, axis, values, new_axis=True)
+    joined = _joined(builder, node, operands, lead, values, new_axis=True)
+    if not isinstance(joined, Carried) or not isinstance(joined.value, LowRankValue) or len(known) < len(operands):
+        return Restored(MIXED_AXES)
+    order = [each for each in range(rank) if each != lead]
+    axes = (*order[:axis], lead, *order[axis:])
+    return Deferred(View(joined.value, axes, tuple(zip(operands, known, strict=True))), Restored(MIXED_AXES))
 
 
 def _joined(
@@ -369,7 +384,7 @@ def get_item(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """An element of a tuple of values."""
     source, index = node.args
     parts = values.get(source) if isinstance(source, Node) else None
-    if not isinstance(parts, tuple) or not isinstance(index, int):
+    if not isinstance(parts, tuple) or not isinstance(index, int) or index >= len(parts):
         return Restored(UNKNOWN_SIZES)
     return Carried(parts[index])
 

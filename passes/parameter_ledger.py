@@ -26,18 +26,25 @@ class Term:
             site is factored.
         beside: the sites of all codes that were summed to these features, where this is not the first of them: where
             none is factored there is one sum and no second code.
+        among: the sites of all codes that went through one map together: where none is factored the map is applied to
+            the features themselves, which leaves ``features`` of them.
+        features: see ``among``.
     """
 
     site: str
     width: int
     repeated: bool = False
     beside: frozenset[str] = frozenset()
+    among: frozenset[str] = frozenset()
+    features: int = 0
 
     def at(self, ranks: Ranks) -> int:
         """The length under an assignment of ranks."""
         rank = ranks.get(self.site)
         if rank is not None:
             return 0 if self.repeated else rank
+        if self.among and not any_factored(self.among, ranks):
+            return self.features
         return self.width if not self.beside or any_factored(self.beside, ranks) else 0
 
 
@@ -78,6 +85,8 @@ class Record:
         origin: the parameter that it replaces, None for a new one. A shared weight that takes in different codes at
             different places becomes several parameters; where none of those codes is factored they are one.
         inputs: the codes that the parameter takes in.
+        variant: which of the decoders' constants it takes in. Codes of equal lengths may be decoded by different ones;
+            where none of the codes is factored there are none.
     """
 
     rows: Extent
@@ -87,6 +96,7 @@ class Record:
     leaves: frozenset[str] = frozenset()
     origin: str | None = None
     inputs: Extent = Extent()
+    variant: int = 0
 
     def count(self, ranks: Ranks) -> int:
         """The number of scalars under an assignment of ranks."""
@@ -116,8 +126,9 @@ class ParameterLedger:
         total, seen = self.untouched, set()
         for record in self.records:
             if record.origin is not None:
-                key = (record.origin, record.inputs.factored(ranks))
-                if key in seen or (record.origin in self.kept and not key[1]):
+                factored = record.inputs.factored(ranks)
+                key = (record.origin, factored, record.variant if factored else 0)
+                if key in seen or (record.origin in self.kept and not factored):
                     continue
                 seen.add(key)
             total += record.count(ranks)

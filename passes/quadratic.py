@@ -21,13 +21,12 @@ from passes.field_scores import FieldScores, with_rows
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue
 from passes.moves import argument, equal_sizes, on_features, static
+from passes.need_features import BENDS, MULTIPLIES
 from passes.outcomes import Deferred, Law, Outcome, Restored, Undecided, Values
 from passes.scores import LikeScores, is_ordinary, matrix_letters, side_of, with_one_feature_axis
 from passes.whole_product import WholeProduct
 
-PRODUCT = "it multiplies features with features, and a product of two codes is not a code"
-BENDS = "it changes every feature by a curve, which a code does not follow"
-NEEDS_PRODUCTS = Restored(PRODUCT, Law.INTERACTION)
+NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
 
 
 def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -112,9 +111,10 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
         return NEEDS_PRODUCTS
     rank, given = len(product.shape), argument(node, 1, None)
     axes = {axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))}
-    lead = len(product.lead)
-    if min(axes) < lead:
+    product = _pulled(builder, node, product, len(product.lead) - min(axes))
+    if product is None:
         return NEEDS_PRODUCTS
+    lead = len(product.lead)
     keep = bool(argument(node, 2, node.kwargs.get("keepdim", False)))
     shape = product.trailing
     ones = tuple(1 if axis + lead in axes else size for axis, size in enumerate(shape))
@@ -122,6 +122,22 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
     kept = ones if keep else tuple(size for axis, size in enumerate(shape) if axis + lead not in axes)
     summed = product.relabelled(targets, kept)
     return settled(builder, node, summed.scaled(summed.count / product.count) if mean else summed)
+
+
+def _pulled(builder: CodeBuilder, node: Node, product: Product, axes: int) -> Product | None:
+    """The product with its last leading axes among the feature axes; None where a side lacks them."""
+    if axes <= 0:
+        return product
+    sizes, terms = product.lead[-axes:], []
+    for term in product.terms:
+        if not all(equal_sizes(side.lead[-axes:], sizes) for side in (term.left, term.right)):
+            return None
+        left, right = (builder.pull(side, axes, rule=RULE, like=node) for side in (term.left, term.right))
+        if left is None or right is None:
+            return None
+        turns = np.arange(int(np.prod(sizes)))[:, None] * product.count
+        terms.append(replace(term, left=left, right=right, results=(turns + term.results).reshape(-1)))
+    return Product(tuple(terms), product.lead[:-axes], (*sizes, *product.trailing))
 
 
 def scale(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -147,7 +163,11 @@ def _added(builder: CodeBuilder, node: Node, values: Values, factor: float) -> O
     one, other = (values.get(operand) if isinstance(operand, Node) else None for operand in node.args[:2])
     if not isinstance(one, Product) or not isinstance(other, Product):
         return NEEDS_PRODUCTS
-    if not equal_sizes(one.shape, other.shape) or one.trailing != other.trailing:
+    if not equal_sizes(one.shape, other.shape):
+        return NEEDS_PRODUCTS
+    lead = min(len(one.lead), len(other.lead))
+    one, other = (_pulled(builder, node, each, len(each.lead) - lead) for each in (one, other))
+    if one is None or other is None:
         return NEEDS_PRODUCTS
     return settled(builder, node, replace(one, terms=(*one.terms, *other.scaled(factor).terms)))
 

@@ -66,7 +66,7 @@ class _Restore:
         features = sum(block.width for block in run)
         decoders = [block.decoder for block in run]
         first = decoders[0]
-        if len(run) == 1 or all(decoder.is_identity for decoder in decoders):
+        if len(run) == 1 or first.is_elementwise:
             decoded = self._decode_one(code, first, run)
         else:
             rows = self._view(code, len(run), first.rank)
@@ -81,8 +81,12 @@ class _Restore:
         return self._plus_gated(decoded, run)
 
     def _decode_one(self, code: Node, decoder: Decoder, run: Sequence[Block]) -> Node:
-        if not decoder.is_identity:
+        if not decoder.is_elementwise:
             return self._emit(aten.linear.default, code, self.constants.matrix(decoder), self.constants.offset(decoder))
+        if any(block.decoder.is_diagonal for block in run):
+            scales = torch.cat([torch.diagonal(block.decoder.full_matrix()) for block in run])
+            scale = self.constants.parameter(("scales", *(block.decoder.key for block in run)), scales, "scale")
+            code = self._emit(aten.mul.Tensor, code, scale)
         offsets = [block.decoder.offset for block in run]
         if all(offset is None for offset in offsets):
             return code
@@ -124,7 +128,7 @@ def _or_zeros(vector: Tensor | None, width: int) -> Tensor:
 
 
 def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Maximal runs of identity blocks, and of factored blocks of equal width and rank, with or without a unit."""
+    """Maximal runs of elementwise blocks, and of factored blocks of equal width and rank, with or without a unit."""
     run: list[Block] = []
     for block in blocks:
         if run and _kind(block) != _kind(run[0]):
@@ -137,5 +141,5 @@ def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 def _kind(block: Block) -> tuple[object, ...]:
     decoder = block.decoder
-    sizes = (0, 0) if decoder.is_identity else (decoder.width, decoder.rank)
-    return decoder.is_identity, sizes, block.unit is None
+    sizes = (0, 0) if decoder.is_elementwise else (decoder.width, decoder.rank)
+    return decoder.is_elementwise, sizes, block.unit is None

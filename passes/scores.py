@@ -32,12 +32,12 @@ class Side:
     """One operand of a contraction.
 
     Attributes:
-        source: the node whose features have to be decoded for it.
+        sources: the nodes whose features have to be decoded for it, with their values.
         value: its value, the contracted feature axis last.
         labels: a letter for each axis of the value.
     """
 
-    source: Node
+    sources: tuple[tuple[Node, LowRankValue], ...]
     value: LowRankValue
     labels: str
 
@@ -62,10 +62,10 @@ Sides = tuple[Side, Side]
 def side_of(operand: Any, value: object, letters: str) -> Side | None:
     """An operand with a letter for each of its axes; None where it is not low-rank."""
     if isinstance(value, LowRankValue):
-        return Side(operand, value, letters)
+        return Side(((operand, value),), value, letters)
     if isinstance(value, View):
         order = [value.axes.index(axis) for axis in range(len(value.axes))]
-        return Side(value.source, value.value, "".join(letters[place] for place in order))
+        return Side(value.sources, value.value, "".join(letters[place] for place in order))
     return None
 
 
@@ -102,7 +102,7 @@ def score_count(sides: Sides, output: str) -> int:
 
 def score_alternative(builder: CodeBuilder, node: Node, sides: Sides, output: str, on_codes: int) -> Alternative:
     """The choice between scores on codes, at a cost, and on features."""
-    decoding = {side.source: decoding_cost(builder, side.value) for side in sides}
+    decoding = {node: decoding_cost(builder, value) for side in sides for node, value in side.sources}
     return Alternative(node, on_codes, score_count(sides, output) * sides[0].value.trailing[-1], decoding)
 
 

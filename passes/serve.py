@@ -20,7 +20,7 @@ from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
 from passes.pack_tables import PackedTable, PackTables
 from passes.row_terms import RowTerms
-from passes.unroll_bags import UnrollBags
+from passes.unpool_bags import UnpoolBags
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def serve(
     clone = clone_graph_module(module)
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
-        UnrollBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(),
+        UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(),
         tables, CollapseMoves(), MergeReductions(), CollapseMoves(), FoldConstants(), Canonicalize(),
     ):  # fmt: skip
         result = each(clone)

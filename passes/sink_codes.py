@@ -10,6 +10,8 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import operator
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,8 +28,9 @@ from passes.code_builder import CodeBuilder
 from passes.deferred import Product, View
 from passes.errors import TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
+from passes.graph_tools import clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
+from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.outcomes import Absorbed, Carried, Deferred, Law, Restored, Undecided
 from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
@@ -35,6 +38,8 @@ from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 
 LOOKUP = "encode table"
+_GENERATED = "<eval_with_key>"
+"""File name in stack traces of code that torch.fx wrote."""
 _TORCH = torch.__file__.removesuffix("__init__.py")
 
 ON_CODES = {
@@ -72,8 +77,8 @@ class Verdict:
         reason: one sentence.
         source: the user's source line, empty where the graph does not know it.
         path: node names from the site's own node to the consumer, both included.
-        cost_on_codes: multiply-adds per row of the batch on codes, where there was a choice.
-        cost_restored: the same on restored features, decoding included.
+        cost_on_codes: multiply-adds for each row of the batch on codes, None where nothing was weighed.
+        cost_restored: multiply-adds for each row of the batch on restored features, None where nothing was weighed.
     """
 
     site: str
@@ -118,12 +123,16 @@ class SinkCodes(PassBase):
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
+        self.carried: dict[str, tuple[str, ...]] = {}
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry, ranks=self.ranks))
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
+        self.carried = {
+            node.name: _sites_of(value) for node, value in walk.values.items() if node not in walk.on_features
+        }
         finish(graph_module)
         return PassResult(graph_module, bool(self.factors))
 
@@ -136,11 +145,13 @@ class Analysis:
         sites: all sites, refused ones included.
         verdicts: one per use of each site that is not refused.
         ledger: the parameter count as a function of the ranks.
+        carried: for every node whose result stays in codes, the sites in it.
     """
 
     sites: tuple[Site, ...]
     verdicts: tuple[Verdict, ...]
     ledger: ParameterLedger
+    carried: Mapping[str, tuple[str, ...]]
 
 
 def analyze(
@@ -172,7 +183,7 @@ def analyze(
     untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
     kept = frozenset(node.name for node in clone.graph.nodes if node.op == "get_attr")
     records = (*sink.records, *_spared(module, sink.consumed, kept))
-    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept))
+    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept), sink.carried)
 
 
 def _spared(module: GraphModule, consumed: Mapping[str, frozenset[str]], kept: frozenset[str]) -> Iterator[Record]:
@@ -196,10 +207,12 @@ class _Walk:
         self.builder = builder
         self.values: dict[Node, Any] = {}
         self.verdicts: list[Verdict] = []
+        self.on_features: set[Node] = set()
         self._restored: dict[Node, Node] = {}
         self._deferred: dict[Node, Restored | None] = {}
         self._undecided: dict[Node, Quadratic] = {}
         self._tables: dict[str, Node] = {}
+        self._superseded: set[Node] = set()
         self._sites = self._factored_sites()
 
     def _factored_sites(self) -> dict[str, Site]:
@@ -214,7 +227,9 @@ class _Walk:
             if site.width != factor.width:
                 raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
             if factor.offset is not None and not site.centred:
-                raise TableIndexError(f"site '{name}' has a padding row that must stay zero, its factor has an offset")
+                raise TableIndexError(
+                    f"site '{name}' has features that must stay zero or are summed, its factor has an offset"
+                )
             by_node.update(dict.fromkeys(site.nodes, site))
         return by_node
 
@@ -225,8 +240,15 @@ class _Walk:
                 with self.module.graph.inserting_before(node):
                     self._visit(node)
             self._decide()
+        self._erase_superseded(originals)
         order = {node.name: place for place, node in enumerate(originals)}
         self.verdicts.sort(key=lambda verdict: order[verdict.node])
+
+    def _erase_superseded(self, originals: list[Node]) -> None:
+        """Erases what is done on codes now; dead code elimination keeps operators that may be random (attention)."""
+        for node in reversed(originals):
+            if node in self._superseded and not node.users:
+                self.module.graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
         site = self._sites.get(node.name)
@@ -234,11 +256,14 @@ class _Walk:
             factor = self.factors[site.name]
             produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
             self.values[node] = produce(node, site, factor)
+            self._superseded.add(node)
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
             return
         entry = law_of(node, self.values)
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+        if isinstance(outcome, (Carried, Absorbed)):
+            self._superseded.add(node)
         match outcome:
             case Carried():
                 self.values[node] = outcome.value
@@ -273,22 +298,23 @@ class _Walk:
 
     def _compute_from_features(self, node: Node) -> None:
         """Lets a node of a deferred value do what it did in the original."""
+        self.on_features.add(node)
         otherwise = self._deferred.pop(node, None)
         if otherwise is not None:
             self._judge(node, otherwise)
         self._restore_operands(node)
 
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
+        lookup = _lookup_of(node)
         if site.name not in self._tables:
-            table = self.builder.constant(node.args[0])
+            table = self.builder.constant(lookup.node.args[0])
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
             record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
             name = f"{site.name}.codes.weight"
             codes = factor.encode_table(table)
             self._tables[site.name] = self.builder.new_parameter(name, codes, table, record, rule=LOOKUP)
-        arguments = node.args[1:]
-        code = self.builder.emit(aten.embedding.default, self._tables[site.name], *arguments, rule=LOOKUP, like=node)
+        code = looked_up(self.builder, lookup, self._tables[site.name], rule=LOOKUP)
         block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
         return LowRankValue(code, tuple(value_of(node).shape)[:-1], (site.width,), (block,))
 
@@ -354,7 +380,7 @@ class _Walk:
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
                     Verdict(
-                        site=site, fate=finding.fate, operator=_operator(node), node=node.name, law=finding.law,
+                        site=site, fate=finding.fate, operator=operator_name(node), node=node.name, law=finding.law,
                         reason=finding.reason, source=source_line(node), path=path,
                         cost_on_codes=finding.cost_on_codes, cost_restored=finding.cost_restored,
                     )
@@ -373,14 +399,28 @@ class _Walk:
         return tuple(reversed(path))
 
 
+def _lookup_of(features: Node) -> Lookup:
+    """The lookup whose features a node holds."""
+    reader = features.args[0] if features.target is operator.getitem else features
+    table = reader.args[0] if isinstance(reader, Node) else None
+    lookup = lookup_of(reader, table) if isinstance(reader, Node) and isinstance(table, Node) else None
+    if lookup is None:
+        raise TableIndexError(f"'{features.name}' looks no rows of a table up")
+    return lookup
+
+
 def _sites_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(dict.fromkeys(site for part in value for site in part.sites))
     return value.sites if isinstance(value, (LowRankValue, View, Product)) else ()
 
 
-def _operator(node: Node) -> str:
-    return "output" if node.op == "output" else str(node.target).removesuffix(".default")
+def operator_name(node: Node) -> str:
+    """The operator of a node as reasons and pictures name it: ``aten.relu``, ``getitem``, ``output``."""
+    if node.op == "output":
+        return "output"
+    builtin = isinstance(node.target, types.BuiltinFunctionType)
+    return str(getattr(node.target, "__name__", node.target) if builtin else node.target).removesuffix(".default")
 
 
 def source_line(node: Node) -> str:
@@ -389,7 +429,7 @@ def source_line(node: Node) -> str:
     Lines of torch itself stand in only where the trace holds no other.
     """
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    places = [position for position, line in enumerate(lines) if line.startswith("File ")]
+    places = [at for at, line in enumerate(lines) if line.startswith("File ") and _GENERATED not in line]
     if not places:
         return ""
     place = next((each for each in reversed(places) if not _in_torch(lines[each])), places[-1])

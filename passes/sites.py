@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from passes.graph_tools import aten, constant_of
+from passes.lookups import Lookup, lookup_of
+from passes.subgraphs import readers_inside, runs_subgraphs
 
 
 class SiteKind(StrEnum):
@@ -29,7 +31,8 @@ class Site:
         kind: embedding table or Linear.
         width: number n of features.
         rows: rows V of the table, or the number of inputs of the Linear.
-        centred: whether a code may carry an offset (not where a padding row has to stay zero).
+        centred: whether a code may carry an offset (not where a padding row or an empty bag has to stay zero, nor
+            where rows are summed).
         nodes: names of the nodes that produce the features.
         refusal: why the site is left as it is, None where it may be factored.
     """
@@ -68,32 +71,62 @@ def _weights(module: GraphModule) -> Iterator[list[Node]]:
 
 def _site_of(module: GraphModule, weights: list[Node], order: Mapping[str, int]) -> Site | None:
     users = [(user, weight) for weight in weights for user in weight.users]
-    lookups = [user for user, weight in users if is_lookup_of(user, weight)]
+    lookups = [lookup for user, weight in users for lookup in _lookups(user, weight)]
     linears = [user for user, weight in users if is_linear_of(user, weight)]
-    producers = lookups or linears
+    inside = {user: kind for user, weight in users if (kind := _kind_inside(module, user, weight)) is not None}
     tensor = constant_of(module, weights[0])
+    producers = [lookup.features for lookup in lookups] or linears or list(inside)
     if not producers or tensor is None:
         return None
-    kind = SiteKind.EMBEDDING if lookups else SiteKind.LINEAR
+    is_table = bool(lookups) or (not linears and SiteKind.EMBEDDING in inside.values())
+    kind = SiteKind.EMBEDDING if is_table else SiteKind.LINEAR
     producers.sort(key=lambda node: order[node.name])
-    others = [user for user, _ in users if user not in producers]
+    readers = [lookup.node for lookup in lookups] or linears
+    others = [user for user, _ in users if user not in readers]
+    refusals = [lookup.refusal for lookup in lookups if lookup.refusal is not None]
     return Site(
         name=site_name(str(weights[0].target)),
         parameter=str(weights[0].target),
         kind=kind,
-        width=int(tensor.shape[1] if lookups else tensor.shape[0]),
-        rows=int(tensor.shape[0] if lookups else tensor.shape[1]),
-        centred=not any(keeps_padding_row(lookup) for lookup in lookups),
+        width=int(tensor.shape[1] if is_table else tensor.shape[0]),
+        rows=int(tensor.shape[0] if is_table else tensor.shape[1]),
+        centred=not any(lookup.keeps_zero for lookup in lookups),
         nodes=tuple(node.name for node in producers),
-        refusal=_refusal(tensor, kind, others),
+        refusal=_refusal(tensor, kind, others) or next(iter(refusals), None),
     )
+
+
+def _lookups(user: Node, weight: Node) -> Iterator[Lookup]:
+    """The lookups that a user of a table does, those in its renormalized rows included."""
+    if _renormalizes(user):
+        yield from (lookup for reader in user.users if (lookup := lookup_of(reader, user)) is not None)
+    elif (lookup := lookup_of(user, weight)) is not None:
+        yield lookup
+
+
+def _renormalizes(node: Node) -> bool:
+    return node.target is aten.embedding_renorm.default
+
+
+def _kind_inside(module: GraphModule, user: Node, weight: Node) -> SiteKind | None:
+    """What the graphs that a node runs do with a weight: a lookup, a Linear, or neither."""
+    if not runs_subgraphs(user):
+        return None
+    readers = list(readers_inside(module, user, weight))
+    if any(lookup_of(reader, known) is not None for reader, known in readers):
+        return SiteKind.EMBEDDING
+    return SiteKind.LINEAR if any(is_linear_of(reader, known) for reader, known in readers) else None
 
 
 def _refusal(tensor: Tensor, kind: SiteKind, others: list[Node]) -> str | None:
     thing = "table" if kind is SiteKind.EMBEDDING else "weight"
     for other in others:
-        if "embedding_renorm" in str(other.target):
+        if _renormalizes(other):
             return "the table has max_norm, which rescales its rows while the model runs"
+        if runs_subgraphs(other):
+            return (
+                f"the {thing} is used inside {other.target} ('{other.name}'), and branches and loops stay as they are"
+            )
         return f"the {thing} is also used by {other.target} ('{other.name}'), which needs it as it is"
     if not isinstance(tensor, nn.Parameter):
         return f"the {thing} is a buffer, not a parameter"
@@ -102,16 +135,6 @@ def _refusal(tensor: Tensor, kind: SiteKind, others: list[Node]) -> str | None:
     return None
 
 
-def is_lookup_of(node: Node, weight: Node) -> bool:
-    """Whether a node looks rows of this weight up."""
-    return node.target is aten.embedding.default and node.args[0] is weight and node.args[1] is not weight
-
-
 def is_linear_of(node: Node, weight: Node) -> bool:
     """Whether a node is a Linear with this weight (and uses it for nothing else)."""
     return node.target is aten.linear.default and node.args[1] is weight and list(node.args).count(weight) == 1
-
-
-def keeps_padding_row(lookup: Node) -> bool:
-    """Whether a lookup has a padding row, whose features must stay zero."""
-    return len(lookup.args) > 2 and isinstance(lookup.args[2], int) and lookup.args[2] >= 0

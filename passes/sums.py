@@ -14,23 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from passes import absorb
 from passes.absorb import Affine
 from passes.code_builder import CodeBuilder, width_of
-from passes.gates import gated, scaled
+from passes.common_form import spread, through_lead, units_as_columns
+from passes.gates import scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
 from passes.moves import argument, keeps_shape, single, static
-from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
+from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
 
 RULE = "sum"
 MIXED = "it adds dense features to features that are written in a code"
 SHAPES = "it repeats the features along other axes while it adds them"
 STRADDLE = "it adds features whose codes do not line up"
-GATED = "it adds features whose offsets are gated by different values"
 SUMMED = "a sum of the features of a code is a Linear of ones, taken into its weight"
 
 
@@ -49,7 +48,7 @@ def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = single(node, values)
     if value is None or float(argument(node, 2, 1)) != 1:
         return Restored(MIXED)
-    return _shifted(builder, node, scaled(builder, node, value, -1.0), node.args[1], 1.0)
+    return shifted(builder, node, scaled(builder, node, value, -1.0), node.args[1], 1.0)
 
 
 def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
@@ -57,19 +56,24 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
     left = values.get(one) if isinstance(one, Node) else None
     right = values.get(other) if isinstance(other, Node) else None
     if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        if not (keeps_shape(node, left) and keeps_shape(node, right)):
-            return Restored(SHAPES)
-        if factor != 1:
-            right = scaled(builder, node, right, factor)
-        return _added(builder, node, left, right)
+        return total(builder, node, left, right if factor == 1 else scaled(builder, node, right, factor))
     if isinstance(left, LowRankValue):
-        return _shifted(builder, node, left, other, factor)
+        return shifted(builder, node, left, other, factor)
     if isinstance(right, LowRankValue):
-        return _shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
+        return shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
     return Restored(MIXED)
 
 
-def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
+def total(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+    """The sum of two values that broadcast to the node's shape."""
+    codes = [left.code, right.code]
+    spreads = [spread(builder, node, each, codes, rule=RULE) for each in (left, right)]
+    if spreads[0] is None or spreads[1] is None:
+        return Restored(SHAPES)
+    return added(builder, node, spreads[0], spreads[1])
+
+
+def shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
     """Adds a constant along the features to the offsets."""
     if not keeps_shape(node, value):
         return Restored(SHAPES)
@@ -93,7 +97,8 @@ def _shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: An
     return Carried(value.with_blocks(blocks, value.trailing))
 
 
-def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+def added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
+    """The sum of two values of one shape, the node's."""
     if len(left.lead) != len(right.lead):
         lead = min(len(left.lead), len(right.lead))
         pulled = [builder.pull(each, len(each.lead) - lead, rule=RULE, like=node) for each in (left, right)]
@@ -106,7 +111,8 @@ def _added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankV
     if all(one.decoder.key == other.decoder.key for one, other in pairs) and _same_layout(left, right, pairs):
         return _with_codes_added(builder, node, left, right, pairs)
     if any(one.unit is not None or other.unit is not None for one, other in pairs):
-        return Restored(GATED)
+        folded = [units_as_columns(builder, node, each, rule=RULE) for each in (left, right)]
+        return added(builder, node, *folded)
     code = builder.beside([left.code, right.code], rule=RULE, like=node)
     width = width_of(left.code)
     blocks = [
@@ -128,18 +134,23 @@ def _with_codes_added(
     pairs: Sequence[tuple[Block, Block]],
 ) -> Outcome:
     """One addition of the codes; constant and gated offsets add up block by block."""
-    blocks, sums = [], dict[tuple[int | None, int | None], int]()
+    blocks, sums, folded = [], dict[tuple[int | None, int | None], int](), dict[int, int]()
+    width = width_of(left.code)
     for one, other in pairs:
-        first, second = one.decoder, other.decoder
-        both = first.gated is not None and second.gated is not None
-        if both and first.gated_key != second.gated_key:
-            return Restored(GATED)
+        first, second, columns, own = one.decoder, other.decoder, one.columns, one.unit
+        if own is not None and other.unit is not None and first.gated_key != second.gated_key:
+            columns = (*columns, width + folded.setdefault(own, len(folded)))
+            first, own = first.gated_as_column(first.sites or frozenset(left.sites)), None
         decoder = first.plus_offsets(second)
         unit = None
         if decoder.gated is not None:
-            unit = sums.setdefault((one.unit, other.unit), len(sums))
-        blocks.append(Block(one.columns, decoder, unit))
+            unit = sums.setdefault((own, other.unit), len(sums))
+        blocks.append(Block(columns, decoder, unit))
     code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
+    if folded and left.units is not None:
+        code = builder.beside(
+            [code, builder.pick(left.units, list(folded), rule=RULE, like=node)], rule=RULE, like=node
+        )
     units = _summed_units(builder, node, (left, right), list(sums)) if sums else None
     return Carried(replace(left, code=code, units=units, blocks=tuple(blocks)))
 
@@ -194,10 +205,14 @@ def _over_lead(
     """A sum over leading axes: of the code; a constant offset is added as often."""
     sizes = [value.lead[axis] for axis in axes]
     constant = any(block.decoder.offset is not None for block in value.blocks)
-    if constant and not mean and not static(sizes):
-        return Restored("it adds features up as often as is only known when the model runs")
     target = aten.mean.dim if mean else aten.sum.dim_IntList
-    summed = builder.on_lead(value, lambda code: builder.emit(target, code, axes, keep, rule=RULE, like=node))
+
+    def change(code: Node) -> Node:
+        return builder.emit(target, code, axes, keep, rule=RULE, like=node)
+
+    if constant and not mean and not static(sizes):
+        return through_lead(builder, node, value, change, rule=RULE)
+    summed = builder.on_lead(value, change)
     if not constant or mean:
         return summed
     times = float(math.prod(sizes))
@@ -237,12 +252,20 @@ class _Reduction:
         return 1.0 / math.prod(self.trailing[axis] for axis in self.axes) if self.mean else 1.0
 
 
+def over_fields(
+    builder: CodeBuilder, node: Node, value: LowRankValue, axes: Sequence[int]
+) -> LowRankValue | Restored | Absorbed:
+    """The sum over some of the feature axes."""
+    return _over_features(builder, node, value, _Reduction(tuple(axes), value.trailing, keep=False, mean=False))
+
+
 def _over_features(
     builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _Reduction
 ) -> LowRankValue | Restored | Absorbed:
     """A sum over feature axes: over fields, the codes side by side; within the codes, a Linear of ones."""
     if reduction.results == 1 or list(reduction.axes) != list(range(len(reduction.axes))):
         return _totals(builder, node, value, reduction)
+    value = units_as_columns(builder, node, value, rule=RULE)
     rows = split_rows(value.blocks, reduction.results)
     if rows is None:
         return Restored(STRADDLE)
@@ -251,8 +274,6 @@ def _over_features(
         pairs = align(total, row)
         if pairs is None:
             return Restored(STRADDLE)
-        if any(one.unit is not None or other.unit is not None for one, other in pairs):
-            return Restored(GATED)
         total = [Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs]
     result = value.with_blocks(total, reduction.shape)
     return scaled(builder, node, result, reduction.share) if reduction.mean else result
@@ -268,63 +289,3 @@ def _totals(builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _R
     affine = Affine(ones, None, None, None, ("totals", reduction), is_new=True)
     result = absorb.linear_on(builder, node, flat, affine)
     return Absorbed(builder.view(result, value.lead, node, *reduction.shape, rule=RULE), SUMMED)
-
-
-def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``matmul``, ``mm`` of a low-rank value and a constant matrix, or of a column vector and one number."""
-    one, other = node.args[0], node.args[1]
-    value = values.get(one) if isinstance(one, Node) else None
-    if not isinstance(value, LowRankValue) or other in values:
-        return Restored(
-            "it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION
-        )
-    matrix = builder.constant(other)
-    if matrix is not None and matrix.dim() == 2:
-        return _by_matrix(builder, node, value, matrix.mT, other)
-    shape = tuple(value_of(other).shape) if isinstance(other, Node) else ()
-    if value.trailing[-1:] == (1,) and shape[-2:] == (1, 1):
-        return gated(builder, node, value, other)
-    return Restored("it multiplies features with features, and a product of two codes is not a code", Law.INTERACTION)
-
-
-def _by_matrix(builder: CodeBuilder, node: Node, value: LowRankValue, weight: Tensor, origin: Any) -> Outcome:
-    """``W y`` along the last feature axis for a constant weight [k, n]."""
-    source = origin if isinstance(origin, Node) and origin.op == "get_attr" else None
-    affine = Affine(weight, None, source, None, ("matrix", origin))
-    outcome = absorb.apply(builder, node, value, affine)
-    if isinstance(outcome, Carried) and source is None:
-        builder.consume(origin, value)
-    return outcome
-
-
-def contraction(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``tensordot`` of a low-rank value and a constant over one feature axis."""
-    value = single(node, values)
-    constant = builder.constant(node.args[1])
-    own, theirs = node.args[2], node.args[3]
-    if value is None or constant is None or len(own) != 1 or len(theirs) != 1:  # type: ignore[arg-type]
-        return Restored("it contracts features with features", Law.INTERACTION)
-    inner = int(own[0]) % len(value.shape) - len(value.lead)  # type: ignore[index, arg-type]
-    ones = [size for axis, size in enumerate(value.trailing) if axis != inner]
-    if inner < 0 or (inner != len(value.trailing) - 1 and any(size != 1 for size in ones)):
-        return Restored("it contracts an axis that is not the features'")
-    axis = int(theirs[0]) % constant.dim()  # type: ignore[index, arg-type]
-    weight = constant.movedim(axis, -1)
-    rest = tuple(weight.shape[:-1])
-    matrix = weight.reshape(-1, weight.shape[-1])
-    if inner == len(value.trailing) - 1:
-        outcome = _by_matrix(builder, node, value, matrix, node.args[1])
-        return _as_shape(builder, node, outcome, rest)
-    flat = replace(value, trailing=(value.features,))
-    outcome = _by_matrix(builder, node, flat, matrix, node.args[1])
-    return _as_shape(builder, node, outcome, (*ones, *rest))
-
-
-def _as_shape(builder: CodeBuilder, node: Node, outcome: Outcome, tail: tuple[int, ...]) -> Outcome:
-    """The outcome of a map to [.., k] seen as [.., *tail]."""
-    if isinstance(outcome, Absorbed):
-        shape = tuple(value_of(outcome.node).shape)[:-1]
-        return Absorbed(builder.view(outcome.node, shape, node, *tail, rule=RULE), outcome.reason)
-    if isinstance(outcome, Carried) and isinstance(outcome.value, LowRankValue):
-        return Carried(replace(outcome.value, trailing=(*outcome.value.trailing[:-1], *tail)))
-    return outcome

@@ -26,7 +26,8 @@ def test_one_table_has_a_verdict_per_use() -> None:
 
         def forward(self, ids: Tensor) -> Tensor:
             features = self.table(ids)
-            return self.linear(features) + (features * features).sum(-1, keepdim=True)
+            products = (features * features).sum(-1, keepdim=True)
+            return self.linear(features) + products + features.relu()[:, :1]
 
     chains = [
         chain
@@ -35,7 +36,8 @@ def test_one_table_has_a_verdict_per_use() -> None:
     ]
     assert {(chain.kind, str(chain.verdict.fate)) for chain in chains} == {
         ("embedding -> linear", "absorbed"),
-        ("embedding -> interaction", "restored"),
+        ("embedding -> quadratic", "on codes"),
+        ("embedding -> nonlinear", "restored"),
     }
 
 

@@ -179,6 +179,47 @@ def test_explain_names_every_site_and_its_verdict(shop):
         assert word in result.stdout
 
 
+def test_explain_writes_json_and_page(shop, tmp_path):
+    pytest.importorskip("pygraphviz")
+    result = run("explain", f"{shop}:clicks", "--json", "explained.json", "--html", "explained.html")
+    assert result.exit_code == 0, result.output
+    explanation = afm_fx.Explanation.from_json((tmp_path / "explained.json").read_text())
+    assert explanation.table() in result.stdout
+    assert f"<h1>{shop}:clicks</h1>" in (tmp_path / "explained.html").read_text()
+    assert "Written: explained.json, explained.html" in result.stdout
+
+
+def test_explain_loads_the_checkpoint(shop, tmp_path):
+    torch.save({"item.weight": torch.zeros(60, 8)}, tmp_path / "weights.pt")
+    result = run("explain", f"{shop}:clicks", "--checkpoint", "weights.pt")
+    assert result.exit_code == 2
+    assert "is of another model" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_explain_refuses_an_existing_file_before_the_model_is_even_looked_for(shop, tmp_path, option):
+    (tmp_path / "mine").write_text("mine")
+    result = run("explain", "no.such:model", option, "mine")
+    assert result.exit_code == 2
+    assert "'mine' exists already" in result.stderr
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_explain_replaces_an_existing_file_by_force(shop, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    result = run("explain", f"{shop}:clicks", "--json", "mine", "--force")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "mine").read_text())["format"] == "afm_fx.explanation"
+
+
+def test_explain_names_the_extra_that_draws(shop, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    result = run("explain", f"{shop}:clicks", "--html", "explained.html")
+    assert result.exit_code == 2
+    assert "pip install 'afm-fx[report]'" in result.stderr
+    assert not (tmp_path / "explained.html").exists()
+
+
 def test_explain_tells_why_a_model_cannot_be_captured(shop):
     result = run("explain", f"{shop}:decides_on_values")
     assert result.exit_code == 2

@@ -14,7 +14,9 @@ FILES = {"io", "json", "os", "pathlib", "pickle", "shutil", "tempfile"}
 PASSES_MAY_IMPORT = {"numpy", "torch", "passes"} | (sys.stdlib_module_names - FILES)
 """Graph passes know graphs and tensors: no data, no ONNX, no files."""
 
-OPTIONAL = {"deepctr_torch", "onnxruntime", "pandas", "pyarrow", "requests", "scipy", "sklearn"}
+OPTIONAL = {
+    "deepctr_torch", "jinja2", "onnxruntime", "pandas", "pyarrow", "pygraphviz", "requests", "scipy", "sklearn"
+}  # fmt: skip
 """Distributions of an extra: importing ``afm_fx`` must not need them."""
 
 

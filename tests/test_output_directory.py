@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afm_fx.errors import OutputExistsError, UserError
-from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs, staging_directory
+from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs, staging_directory, write_text
 
 
 def test_files_move_into_place_at_the_end(tmp_path):
@@ -80,3 +80,15 @@ def test_parents_made_for_a_target_vanish_with_the_failure_but_not_the_ones_that
 def test_a_file_may_not_take_the_place_of_a_directory(tmp_path):
     with pytest.raises(OutputExistsError, match="is a directory"):
         refuse_existing_file(tmp_path, force=True)
+
+
+def test_a_text_is_written_whole_and_replaced_only_by_force(tmp_path):
+    path = tmp_path / "deeper" / "text"
+    write_text(path, "h\u00e9", force=False)
+    assert path.read_text(encoding="utf-8") == "h\u00e9"
+    with pytest.raises(OutputExistsError):
+        write_text(path, "other", force=False)
+    assert path.read_text(encoding="utf-8") == "h\u00e9"
+    write_text(path, "other", force=True)
+    assert [file.name for file in path.parent.iterdir()] == ["text"]
+    assert path.read_text() == "other"

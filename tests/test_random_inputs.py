@@ -178,3 +178,38 @@ def test_a_fixed_batch_size_refuses_another() -> None:
     program = capture(FloatMatrixModel(), torch.zeros(4, 4), dynamic_batch=False)
     with pytest.raises(BatchError, match="5 rows"):
         random_inputs(program).draw(5)
+
+
+def test_where_bags_begin_ascends_from_zero_and_stays_inside_the_ids() -> None:
+    class Ragged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.linear = nn.EmbeddingBag(6, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor, starts: Tensor, dense: Tensor) -> Tensor:
+            return self.linear(self.bag(ids, starts)) + dense
+
+    example = torch.zeros(20, dtype=torch.int64), torch.arange(0, 20, 4), torch.zeros(5, 2)
+    program = capture(Ragged().eval(), example)
+    (ids, starts, _), _ = random_inputs(program).draw(9)
+    assert ids.max() < 6
+    assert starts.shape == (9,)
+    assert starts[0] == 0
+    assert bool((starts.diff() >= 0).all())
+    assert 0 < starts[-1] <= 20
+    assert program(ids, starts, torch.zeros(9, 2)).shape == (9, 2)
+
+
+def test_where_bags_begin_fits_the_fewest_ids_where_those_are_the_batch() -> None:
+    class Ragged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(6, 4)
+
+        def forward(self, ids: Tensor, starts: Tensor) -> Tensor:
+            return self.bag(ids, starts)
+
+    program = capture(Ragged().eval(), (torch.zeros(20, dtype=torch.int64), torch.arange(0, 20, 4)))
+    for rows in (1, 30):
+        (ids, starts), _ = random_inputs(program).draw(rows)
+        assert program(ids, starts).shape == (5, 4)

@@ -47,6 +47,7 @@ def test_the_script_in_examples_is_the_readmes_python() -> None:
 
 def test_the_commands_run_one_after_the_other(trained: Path) -> None:
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("pygraphviz")
     commands = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     assert [shlex.split(command)[:2] for command in commands] == [
         ["afm-fx", name] for name in ("explain", "compress", "bench")
@@ -58,6 +59,7 @@ def test_the_commands_run_one_after_the_other(trained: Path) -> None:
     assert {each.name for each in (trained / "compressed").iterdir()} == {
         "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json",
     }  # fmt: skip
+    assert "tables.0 \u2026 5" in (trained / "explanation.html").read_text(encoding="utf-8")
 
 
 def test_every_link_into_the_tree_leads_to_a_file() -> None:

@@ -82,6 +82,15 @@ def test_a_new_parameter_is_registered_under_its_own_name_before_all_nodes(modul
     assert module.get_parameter("tower.first.codes.weight").requires_grad
 
 
+def test_a_new_parameter_beneath_a_tensor_gets_a_name_of_its_own(module):
+    module.register_parameter("table", nn.Parameter(torch.ones(2)))
+    names = ["table.codes.weight", "tower.first.weight.codes.weight"]
+    made = [graph_tools.parameter(module, name, torch.zeros(3), rule="test rule").target for name in names]
+    assert made == ["table_codes.weight", "tower.first.weight_codes.weight"]
+    assert all(module.get_parameter(name).shape == (3,) for name in made)
+    assert torch.equal(module.get_parameter("table"), torch.ones(2))
+
+
 def test_constant_of_reads_state_and_nothing_else(module):
     linear = node_of(module, aten.linear.default)
     assert graph_tools.constant_of(module, linear.args[1]) is module.get_parameter("tower.first.weight")

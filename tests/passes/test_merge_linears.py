@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.merge_linears import MergeLinears, StartProducts
 from passes.row_terms import RowTerms
-from passes.unroll_bags import UnrollBags
 from tests.passes.serving import graph_of, operators, rewritten
 from tests.zoo.entry import randomize
 
@@ -155,32 +154,3 @@ def test_without_a_linear_term_no_table_grows():
     graph = rewritten(graph_of(Factorization(linear_term=False), *ids(3)), RowTerms(), inputs=ids)
     assert operators(graph)["embedding"] == 3
     assert not [name for name, _ in graph.named_parameters() if "row_term" in name]
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_bags_of_one_length_become_a_lookup_and_a_reduction(mode):
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bag = nn.EmbeddingBag(9, 4, mode=mode)
-
-        def forward(self, bags: Tensor) -> Tensor:
-            return self.bag(bags).relu()
-
-    draw = lambda rows: (torch.randint(0, 9, (rows, 5)),)  # noqa: E731
-    graph = rewritten(graph_of(Bag(), *draw(3)), UnrollBags(), inputs=draw)
-    assert operators(graph) == {"embedding": 1, mode: 1, "relu": 1}
-
-
-def test_weighted_and_largest_bags_stay():
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bag = nn.EmbeddingBag(9, 4, mode="max")
-
-        def forward(self, bags: Tensor) -> Tensor:
-            return self.bag(bags).relu()
-
-    draw = lambda rows: (torch.randint(0, 9, (rows, 5)),)  # noqa: E731
-    graph = rewritten(graph_of(Bag(), *draw(3)), UnrollBags(), inputs=draw)
-    assert operators(graph)["embedding_bag"] == 1

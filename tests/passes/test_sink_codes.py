@@ -235,7 +235,7 @@ RESTORED: dict[str, tuple[Callable[[Looked], Tensor], int, str]] = {
     "a quotient of features": (lambda x: x.dense[:, :1] / x.own[0], 1, "interaction"),
     "outer product": (lambda x: torch.matmul(x.own[0].unsqueeze(2), x.own[1].unsqueeze(1)), 1, "interaction"),
     "features in front of fields": (lambda x: x.stacked.transpose(1, 2).contiguous(), 1, "move"),
-    "an operator without a law": (lambda x: torch.special.erf(x.own[0]), 1, "unknown"),
+    "an operator without a law": (lambda x: torch.special.bessel_j0(x.own[0]), 1, "unknown"),
     "one feature": (lambda x: x.own[0][:, 2], 1, "move"),
     "softmax": (lambda x: x.stacked.softmax(1), 1, "nonlinear"),
     "the output itself": (lambda x: torch.cat(x.own, 1), 1, "output"),

@@ -238,6 +238,63 @@ def bag_inputs(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return items, _ids(rows, VOCABULARIES["city"], generator, 4)
 
 
+class MultiHotDLRM(nn.Module):
+    """DLRM: bags of several ids per field, a bottom MLP of the dense features, all dot products, a top MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        modes = {"user": "sum", "item": "mean", "city": "sum"}
+        self.bags = nn.ModuleDict(
+            {name: nn.EmbeddingBag(VOCABULARIES[name], WIDTH, mode=mode) for name, mode in modes.items()}
+        )
+        self.bottom = _mlp(DENSE, 16, WIDTH)
+        vectors = len(modes) + 1
+        self.pairs: torch.Tensor
+        self.register_buffer("pairs", torch.triu_indices(vectors, vectors, offset=1))
+        self.top = _mlp(WIDTH + self.pairs.shape[1], 32, 1)
+
+    def forward(self, dense: torch.Tensor, ids: dict[str, torch.Tensor], city_weights: torch.Tensor) -> torch.Tensor:
+        low = self.bottom(dense)
+        pooled = [
+            bag(ids[name], per_sample_weights=city_weights if name == "city" else None)
+            for name, bag in self.bags.items()
+        ]
+        vectors = torch.stack([low, *pooled], dim=1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+        return torch.sigmoid(self.top(torch.cat([low, products], dim=1)))
+
+
+def multi_hot_inputs(rows: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    generator = _generator(rows, seed)
+    lengths = {"user": 1, "item": 4, "city": 3}
+    ids = {name: _ids(rows, VOCABULARIES[name], generator, length) for name, length in lengths.items()}
+    return torch.randn(rows, DENSE, generator=generator), ids, torch.rand(rows, lengths["city"], generator=generator)
+
+
+class HandMadeLookups(nn.Module):
+    """Tables kept as plain parameters and read by index, by ``index_select`` and by ``gather``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.city, self.hour = (
+            nn.Parameter(torch.randn(VOCABULARIES[name], WIDTH)) for name in ("item", "city", "hour")
+        )
+        self.mlp = _mlp(3 * WIDTH + DENSE, 32, 1)
+
+    def forward(self, item: torch.Tensor, city: torch.Tensor, hour: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        rows = [
+            self.item[item],
+            torch.index_select(self.city, 0, city),
+            torch.gather(self.hour, 0, hour.unsqueeze(1).expand(-1, WIDTH)),
+        ]
+        return self.mlp(torch.cat([*rows, dense], dim=1))
+
+
+def hand_made_inputs(rows: int, seed: int) -> tuple[torch.Tensor, ...]:
+    features = feature_dict(rows, seed)
+    return tuple(features[name] for name in ("item", "city", "hour", "dense"))
+
+
 class FactorizationMachine(nn.Module):
     """FM by (sum)^2 - sum(^2) over one stacked table beside an MLP over the same lookups."""
 
@@ -271,6 +328,8 @@ def plain_entries() -> list[ZooEntry]:
         (DictOutputModel, item_then_dense),
         (LinearTower, dense_rows),
         (BagModel, bag_inputs),
+        (MultiHotDLRM, multi_hot_inputs),
+        (HandMadeLookups, hand_made_inputs),
         (FactorizationMachine, ids_and_dense),
     ]
     return [ZooEntry(model.__name__, model, inputs) for model, inputs in models]

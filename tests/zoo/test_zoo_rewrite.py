@@ -21,7 +21,6 @@ CALIBRATION_SEEDS = (10, 11, 12, 13)
 FRESH_SEED = 5
 BUDGET = 0.3
 UNREACHABLE = {
-    "BagModel": "most parameters are in an embedding bag's table",
     "DCN-matrix": "the cross layers' square matrices are no sites",
     "DCNMix": "the cross layers' matrices are no sites",
     "MLR": "nothing but tables one feature wide",
@@ -154,6 +153,12 @@ def statistics_sites(name: str) -> tuple[afm_fx.SitePlan, ...]:
         ("MixedWidthModel", "tables.1", {"absorbed", "restored"}),
         ("FactorizationMachine", "table", {"absorbed", "on codes", "restored"}),
         ("LinearTower", "first", {"restored"}),
+        ("BagModel", "bag", {"absorbed"}),
+        ("MultiHotDLRM", "bags.item", {"restored"}),
+        ("MultiHotDLRM", "bags.city", {"restored"}),
+        ("HandMadeLookups", "item", {"absorbed"}),
+        ("HandMadeLookups", "city", {"absorbed"}),
+        ("HandMadeLookups", "hour", {"absorbed"}),
     ],
 )
 def test_tables_are_absorbed_by_the_first_linear_and_restored_before_what_is_no_linear(

@@ -1,0 +1,129 @@
+"""Explains a model: every site, every use of it, what the pass would do there, and why. Needs no data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from afm_fx.capture import capture
+from afm_fx.chains import Chain, chains_of, chains_table
+from afm_fx.explanation_html import explanation_page
+from afm_fx.explanation_json import explanation_from_json, explanation_to_json
+from afm_fx.flow import FlowNode, flow_of
+from afm_fx.inputs import Inputs
+from afm_fx.output_directory import refuse_existing_file, write_text
+from afm_fx.program import Program
+from passes.sink_codes import Fate, analyze
+from passes.sites import Site
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the pass would do with a model, and why.
+
+    Attributes:
+        parameters: scalar parameters of the model.
+        operators: operators of the captured graph.
+        front_door: how the model was captured.
+        warnings: what a user should know about the model.
+        sites: the tables and Linears whose features may be factored, and those that are refused, in graph order.
+        chains: one entry per use of each site; a refused site has one entry that says why.
+        flow: the operators that features flow through, in graph order.
+    """
+
+    parameters: int
+    operators: int
+    front_door: str
+    warnings: tuple[str, ...]
+    sites: tuple[Site, ...]
+    chains: tuple[Chain, ...]
+    flow: tuple[FlowNode, ...]
+
+    def uses(self, fate: Fate | str) -> int:
+        """How many uses have this fate; each refused site counts once."""
+        return sum(chain.verdict.fate is Fate(fate) for chain in self.chains)
+
+    def table(self, *, width: int | None = None) -> str:
+        """The explanation as text: sites with the same uses share a heading, with one line per use below.
+
+        Args:
+            width: columns to draw for; those of the terminal, or 120, where left out.
+        """
+        if not self.sites:
+            return "The model has no embedding table and no Linear whose features could be factored."
+        return chains_table(self.chains, width=width)
+
+    def __str__(self) -> str:
+        """The table."""
+        return self.table()
+
+    def print(self) -> None:
+        """Prints the table."""
+        print(self)
+
+    def to_json(self) -> str:
+        """Everything as a JSON document, see :mod:`afm_fx.explanation_json` for its schema."""
+        return explanation_to_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> Explanation:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            FileFormatError: the text is damaged, or of another kind or version.
+        """
+        return explanation_from_json(text)
+
+    def save_json(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Writes :meth:`to_json` to a file.
+
+        Raises:
+            OutputExistsError: the path exists and ``force`` is not set.
+            UserError: nothing can be written there.
+        """
+        write_text(Path(path), self.to_json() + "\n", force=force)
+
+    def to_html(self, path: str | os.PathLike[str], *, title: str = "Explanation", force: bool = False) -> None:
+        """Writes one HTML file that needs nothing else: a picture of the flow of features, and every site and use.
+
+        Graphviz lays the picture out; it comes with pygraphviz, in the extra ``report``.
+
+        Args:
+            path: file to write.
+            title: heading of the page.
+            force: replace a file that exists.
+
+        Raises:
+            OutputExistsError: the path exists and ``force`` is not set.
+            UserError: nothing can be written there.
+            MissingPackageError: the extra ``report`` is not installed.
+        """
+        refuse_existing_file(Path(path), force=force)
+        write_text(Path(path), explanation_page(self, title), force=force)
+
+
+def explain(model: nn.Module | ExportedProgram | Program, example_inputs: Inputs | None = None) -> Explanation:
+    """Explains what the pass would do with every use of every site. Changes nothing and needs no data.
+
+    Args:
+        model: a module, an exported program or a captured program; it is left as it is.
+        example_inputs: one batch of at least 2 rows to capture with, of any values; needed for a module only.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    analysis = analyze(program.graph_module)
+    return Explanation(
+        parameters=program.parameter_count(),
+        operators=sum(node.op == "call_function" for node in program.graph_module.graph.nodes),
+        front_door=program.front_door,
+        warnings=program.warnings,
+        sites=analysis.sites,
+        chains=tuple(chains_of(program.graph_module, analysis)),
+        flow=flow_of(program.graph_module, analysis),
+    )

@@ -1,0 +1,93 @@
+"""The JSON of an explanation: its schema as documented, a faithful round trip, damage that is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+import afm_fx
+from afm_fx.chains import chains_table
+from afm_fx.errors import FileFormatError
+from afm_fx.explanation import Explanation
+from afm_fx.flow import FlowNode
+from passes.sink_codes import Verdict
+from passes.sites import Site
+from tests.graphs import Tower, tower_batch
+
+
+@pytest.fixture(scope="module")
+def explanation() -> Explanation:
+    return afm_fx.explain(Tower(), tower_batch(4))
+
+
+def names(dataclass: Any) -> set[str]:
+    return {field.name for field in fields(dataclass)}
+
+
+def test_the_document_has_the_documented_keys(explanation: Explanation) -> None:
+    document = json.loads(explanation.to_json())
+    assert (document["format"], document["version"]) == ("afm_fx.explanation", 1)
+    assert set(document) == {
+        "format", "version", "parameters", "operators", "front_door", "warnings", "sites", "flow",
+    }  # fmt: skip
+    for site in document["sites"]:
+        assert set(site) == names(Site) | {"uses"}
+        for use in site["uses"]:
+            assert set(use) == {"kind", "path", "verdict"}
+            assert set(use["verdict"]) == names(Verdict) - {"site"}
+    assert all(set(node) == names(FlowNode) for node in document["flow"])
+    assert document["sites"][0]["uses"][0]["verdict"]["fate"] == "absorbed"
+
+
+def test_an_explanation_comes_back_as_it_was(explanation: Explanation) -> None:
+    again = Explanation.from_json(explanation.to_json())
+    assert again == explanation
+    assert again.table() == explanation.table()
+    assert again.to_json() == explanation.to_json()
+
+
+def test_two_explanations_of_one_model_are_the_same_text(explanation: Explanation) -> None:
+    assert afm_fx.explain(Tower(), tower_batch(4)).to_json() == explanation.to_json()
+
+
+def test_unknown_keys_are_ignored(explanation: Explanation) -> None:
+    document = json.loads(explanation.to_json())
+    document["later"] = document["sites"][0]["later"] = document["flow"][0]["later"] = 1
+    assert Explanation.from_json(json.dumps(document)) == explanation
+
+
+def test_weighed_costs_are_kept_and_shown(explanation: Explanation) -> None:
+    first, *others = explanation.chains
+    weighed = replace(first, verdict=replace(first.verdict, cost_on_codes=1_234, cost_restored=56_789))
+    costly = replace(explanation, chains=(weighed, *others))
+    verdict = Explanation.from_json(costly.to_json()).chains[0].verdict
+    assert (verdict.cost_on_codes, verdict.cost_restored) == (1_234, 56_789)
+    text = " ".join(costly.table(width=160).split())
+    assert "(1,234 multiply-adds a row on codes, 56,789 restored)" in text
+    assert "multiply-adds" not in chains_table(others)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda document: document.pop("format"), "not an explanation"),
+        (lambda document: document.update(version=2), "version 2; 1 is read here"),
+        (lambda document: document.pop("flow"), "damaged"),
+        (lambda document: document["sites"][0].update(kind="cupboard"), "damaged"),
+        (lambda document: document["sites"][0]["uses"][0]["verdict"].pop("reason"), "damaged"),
+        (lambda document: document.update(flow=3), "damaged"),
+    ],
+)
+def test_damage_is_named(explanation: Explanation, damage: Any, says: str) -> None:
+    document = json.loads(explanation.to_json())
+    damage(document)
+    with pytest.raises(FileFormatError, match=says):
+        Explanation.from_json(json.dumps(document))
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(FileFormatError, match="not an explanation"):
+        Explanation.from_json("{")

@@ -1,0 +1,110 @@
+"""The picture: equal ways share a box, moves lie in arrows, large graphs stay readable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import afm_fx
+from afm_fx.chains import groups_of
+from afm_fx.picture import Box, Form, Picture, Role, picture_of, short_operator
+from tests.graphs import ROWS, Tower, tower_batch
+
+
+def picture(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], **options: int) -> Picture:
+    explanation = afm_fx.explain(model, inputs)
+    return picture_of(explanation.flow, explanation.sites, groups_of(explanation.chains), **options)
+
+
+def with_site(drawn: Picture, site: str) -> Box:
+    (box,) = [box for box in drawn.boxes if site in [each.name for each in box.sites]]
+    return box
+
+
+class Fields(nn.Module):
+    """Four tables of one width: two are multiplied, all are concatenated into an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(ROWS, 6) for _ in range(4))
+        self.first, self.last = nn.Linear(24, 8), nn.Linear(8, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = [table(ids[:, field]) for field, table in enumerate(self.tables)]
+        deep = self.last(torch.relu(self.first(torch.cat(rows, 1))))
+        return deep + (rows[0] * rows[1]).sum(1, keepdim=True)
+
+
+def test_tables_that_go_the_same_way_share_a_box() -> None:
+    drawn = picture(Fields(), torch.zeros(3, 4, dtype=torch.int64))
+    tables = [sorted(site.name for site in box.sites) for box in drawn.boxes if box.role is Role.TABLE]
+    assert tables == [["tables.0", "tables.1"], ["tables.2", "tables.3"]]
+    assert any("drawn as one" in sentence for sentence in drawn.folded)
+
+
+def test_a_restore_stands_between_codes_and_what_needs_features() -> None:
+    drawn = picture(Fields(), torch.zeros(3, 4, dtype=torch.int64))
+    product = next(box for box in drawn.boxes if box.flow[0].operator == "aten.mul.Tensor")
+    (arrow,) = [arrow for arrow in drawn.arrows if arrow.target == product.key]
+    restore = next(box for box in drawn.boxes if box.key == arrow.source)
+    assert (restore.role, arrow.form, len(restore.flow), restore.uses) == (Role.RESTORE, Form.FEATURES, 2, 1)
+    (before,) = [arrow for arrow in drawn.arrows if arrow.target == restore.key]
+    assert before.form is Form.CODES
+    assert before.source == with_site(drawn, "tables.0").key
+
+
+def test_one_restore_serves_all_that_need_it() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(ROWS, 6)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            features = self.table(ids)
+            return torch.tanh(features) + torch.sigmoid(features)
+
+    drawn = picture(Twice(), torch.zeros(3, dtype=torch.int64))
+    (restore,) = [box for box in drawn.boxes if box.role is Role.RESTORE]
+    assert restore.uses == 2
+
+
+def test_tables_of_different_widths_are_different_boxes() -> None:
+    drawn = picture(Tower(), tower_batch(4))
+    assert [len(box.sites) for box in drawn.boxes if box.role is Role.TABLE] == [1, 1, 1]
+
+
+def test_moves_lie_in_arrows_and_are_told() -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = nn.Embedding(ROWS, 6), nn.Linear(6, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.linear(self.table(ids).unsqueeze(1).flatten(1))
+
+    drawn = picture(Moved(), torch.zeros(3, dtype=torch.int64))
+    ends = [(arrow.source, arrow.target) for arrow in drawn.arrows if arrow.form is Form.CODES]
+    assert (with_site(drawn, "table").key, with_site(drawn, "linear").key) in ends
+    (note,) = [sentence for sentence in drawn.folded if "lie in the arrows" in sentence]
+    assert "unsqueeze 1" in note
+
+
+def test_every_site_is_in_exactly_one_kind_of_box_however_few_are_allowed() -> None:
+    inputs = torch.zeros(3, 4, dtype=torch.int64)
+    names = {site.name for site in afm_fx.explain(Fields(), inputs).sites}
+    sizes = []
+    for most in (120, 9, 3):
+        drawn = picture(Fields(), inputs, most_boxes=most)
+        shown = [site.name for box in drawn.boxes for site in box.sites]
+        assert sorted(shown) == sorted(names)
+        keys = {box.key for box in drawn.boxes}
+        assert all({arrow.source, arrow.target} <= keys for arrow in drawn.arrows)
+        sizes.append(len(drawn.boxes))
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert any("The graph is large" in sentence for sentence in drawn.folded)
+
+
+def test_operators_are_called_what_users_call_them() -> None:
+    assert short_operator("aten.sum.dim_IntList") == "sum"
+    assert short_operator("aten._native_batch_norm_legit_no_training") == "batch_norm"
+    assert short_operator("shop.hash.default") == "shop.hash.default"
