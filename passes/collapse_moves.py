@@ -11,7 +11,7 @@ replaced or, where that would not be cheaper to serve, all left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
@@ -23,6 +23,8 @@ from passes.graph_tools import finish
 from passes.serving_cost import cost_of
 
 RULE = "collapse moves"
+MOST_PIECES = 2
+"""Pieces per tensor that the moves take, beyond which nothing is assembled on trial."""
 
 
 class CollapseMoves(PassBase):
@@ -38,7 +40,7 @@ class CollapseMoves(PassBase):
         return PassResult(graph_module, changed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demand:
     """A moved tensor that an operator takes.
 
@@ -53,7 +55,7 @@ class Demand:
     columns: Columns
 
 
-@dataclass
+@dataclass(eq=False)
 class Family:
     """Demands whose moves share nodes.
 
@@ -67,18 +69,28 @@ class Family:
 
 
 def _families(module: GraphModule, columns: FeatureColumns) -> list[Family]:
-    families: list[Family] = []
-    owner: dict[Node, Family] = {}
-    for demand in _demands(module, columns):
-        cone = _cone(demand.operand, columns)
-        family = Family([demand], cone)
-        for other in {id(owner[node]): owner[node] for node in cone if node in owner}.values():
-            family.demands[:0] = other.demands
-            family.moves |= other.moves
-            families.remove(other)
-        families.append(family)
-        owner.update(dict.fromkeys(family.moves, family))
-    return families
+    """Demands by the moves that they share, directly or through others."""
+    leader: dict[Node, Node] = {}
+
+    def lead(node: Node) -> Node:
+        while leader[node] is not node:
+            leader[node] = leader[leader[node]]
+            node = leader[node]
+        return node
+
+    demands = list(_demands(module, columns))
+    for demand in demands:
+        cone = _cone(demand.operand, columns, leader)
+        for node in cone:
+            leader.setdefault(node, node)
+        for node in cone:
+            leader[lead(node)] = lead(demand.operand)
+    families: dict[Node, Family] = {}
+    for demand in demands:
+        families.setdefault(lead(demand.operand), Family()).demands.append(demand)
+    for node in leader:
+        families[lead(node)].moves.add(node)
+    return list(families.values())
 
 
 def _demands(module: GraphModule, columns: FeatureColumns) -> Iterator[Demand]:
@@ -91,21 +103,26 @@ def _demands(module: GraphModule, columns: FeatureColumns) -> Iterator[Demand]:
                 yield Demand(node, operand, wanted)
 
 
-def _cone(operand: Node, columns: FeatureColumns) -> set[Node]:
-    """The moves that a moved tensor is made by."""
+def _cone(operand: Node, columns: FeatureColumns, known: Collection[Node]) -> set[Node]:
+    """The moves that a moved tensor is made by; nothing behind those that are known already."""
     cone: set[Node] = set()
     pending = [operand]
     while pending:
         node = pending.pop()
         if node not in cone and columns.is_move(node):
             cone.add(node)
-            pending += node.all_input_nodes
+            if node not in known:
+                pending += node.all_input_nodes
     return cone
 
 
 def _collapse(module: GraphModule, columns: FeatureColumns, family: Family, order: dict[Node, int]) -> bool:
     """Assembles a family's tensors afresh and keeps what is cheaper."""
     assembler = Assembler(module, columns, RULE)
+    wanted = {demand.operand: demand.columns for demand in family.demands}
+    operands = sum(len(node.all_input_nodes) for node in family.moves)
+    if sum(len(assembler.boxes(each)) for each in wanted.values()) > MOST_PIECES * operands:
+        return False  # interleaved features: more pieces than the moves take tensors cannot be cheaper
     made: dict[Node, Node] = {}
     for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
         with module.graph.inserting_before(demand.consumer):
