@@ -347,7 +347,6 @@ RESTORED: dict[str, tuple[Function, int, str]] = {
         1,
         "gate",
     ),
-    "einsum of two tables": (lambda x: torch.einsum("be,be->b", x.own[0], x.own[1]), 1, "interaction"),
     "einsum of three tensors": (
         lambda x: torch.einsum("be,e,e->b", x.own[0], x.narrow.weight[0], x.narrow.weight[1]),
         1,
