@@ -114,12 +114,23 @@ def compute_value(node: Node) -> Any:
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
-def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str, trainable: bool = True) -> Node:
+def parameter(
+    module: GraphModule,
+    name: str,
+    tensor: torch.Tensor,
+    *,
+    rule: str,
+    trainable: bool = True,
+    device: torch.device | None = None,
+) -> Node:
     """Registers a parameter under a dotted name (made unique) and returns its ``get_attr`` node.
 
     The node is placed at the graph's start so that it is available everywhere.
+
+    Args:
+        device: where the node's value is said to be, for a parameter without data.
     """
-    name = _unique_attribute(module, name)
+    name = _unique_attribute(module, _beside_tensors(module, name))
     owner: nn.Module = module
     *parents, leaf = name.split(".")
     for part in parents:
@@ -131,10 +142,28 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
         node = graph.get_attr(name)
-    mode = fake_mode(graph)
-    node.meta["val"] = mode.from_tensor(get_attribute(module, name), static_shapes=True)
+    with fake_mode(graph):
+        node.meta["val"] = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device or tensor.device
+        )
     stamp(node, rule)
     return node
+
+
+def _beside_tensors(module: nn.Module, name: str) -> str:
+    """The name with ``_`` for every dot that would look for an attribute of a tensor (one in a ``ParameterList``, say)."""
+    path = ""
+    for part in name.split("."):
+        taken = path and not isinstance(_attribute_or_none(module, path), nn.Module | None)
+        path = f"{path}{'_' if taken else '.'}{part}" if path else part
+    return path
+
+
+def _attribute_or_none(module: nn.Module, name: str) -> Any:
+    try:
+        return get_attribute(module, name)
+    except AttributeError:
+        return None
 
 
 def _unique_attribute(module: nn.Module, name: str) -> str:
