@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -48,10 +48,18 @@ def _copy(thing: Copied) -> Copied:
 def fake_mode(graph: Graph) -> FakeTensorMode:
     """The fake tensor mode in which the graph's values live (a fresh one for a graph without values)."""
     for node in graph.nodes:
-        for leaf in pytree.tree_leaves(node.meta.get("val")):
-            if isinstance(leaf, torch._subclasses.FakeTensor):
-                return leaf.fake_mode
+        mode = _mode_of(node)
+        if mode is not None:
+            return mode
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _mode_of(node: Node) -> FakeTensorMode | None:
+    """The mode of a node's value, None where it is no fake tensor."""
+    for leaf in pytree.tree_leaves(node.meta.get("val")):
+        if isinstance(leaf, torch._subclasses.FakeTensor):
+            return leaf.fake_mode
+    return None
 
 
 def value_of(node: Node) -> Any:
@@ -110,7 +118,8 @@ def compute_value(node: Node) -> Any:
     fix the symbolic batch to the example's, here and in every graph that shares the symbol.
     """
     args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
-    with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
+    mode = next((mode for each in node.all_input_nodes if (mode := _mode_of(each)) is not None), None)
+    with mode or fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
@@ -176,37 +185,49 @@ def _unique_attribute(module: nn.Module, name: str) -> str:
     raise AssertionError  # unreachable: itertools.count never ends
 
 
-def finish(module: GraphModule) -> GraphModule:
-    """Removes dead nodes, checks the graph, regenerates its code, drops parameters nothing uses."""
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
-    drop_unused_state(module)
+def finish(module: GraphModule) -> bool:
+    """Removes dead nodes, drops parameters nothing uses, regenerates the code; says whether there was anything."""
+    changed = module.graph.eliminate_dead_code()
+    changed |= drop_unused_state(module)
     module.recompile()
-    return module
+    return changed
 
 
-def drop_unused_state(module: GraphModule) -> None:
-    """Deletes parameters, buffers and empty submodules that no ``get_attr`` node names."""
-    used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
-    for prefix, owner in list(module.named_modules()):
-        for store in (owner._parameters, owner._buffers):
-            for leaf in list(store):
-                if (f"{prefix}.{leaf}" if prefix else leaf) not in used:
-                    del store[leaf]
-    _drop_empty_children(module, "", used)
+def drop_unused_state(module: GraphModule) -> bool:
+    """Deletes parameters, buffers and empty submodules that no node names; says whether there were any."""
+    targets = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
+    needed = {prefix for target in targets for prefix in _prefixes(target)}
+    return _drop_unused(module, "", targets, needed)
 
 
-def _drop_empty_children(owner: nn.Module, prefix: str, used: Iterable[str]) -> None:
+def _drop_unused(owner: nn.Module, prefix: str, targets: set[str], needed: set[str]) -> bool:
+    """Below one module.
+
+    Args:
+        targets: names that the graph uses as a whole: what is below them (a submodule's own state) stays.
+        needed: the targets and all modules on the way to them.
+    """
+    changed = False
+    for store in (owner._parameters, owner._buffers):
+        for leaf in list(store):
+            if f"{prefix}{leaf}" not in targets:
+                del store[leaf]
+                changed = True
     for name, child in list(owner.named_children()):
-        path = f"{prefix}.{name}" if prefix else name
-        _drop_empty_children(child, path, used)
-        empty = not (child._parameters or child._buffers or child._modules)
-        if path not in used and empty and not _holds_constant(owner, name, used, path):
+        path = f"{prefix}{name}"
+        if path in targets:
+            continue
+        changed |= _drop_unused(child, f"{path}.", targets, needed)
+        if path not in needed and not (child._parameters or child._buffers or child._modules):
             delattr(owner, name)
+            changed = True
+    return changed
 
 
-def _holds_constant(owner: nn.Module, name: str, used: Iterable[str], path: str) -> bool:
-    return any(target.startswith(f"{path}.") for target in used)
+def _prefixes(target: str) -> Iterator[str]:
+    """``a``, ``a.b`` and ``a.b.c`` of ``a.b.c``."""
+    parts = target.split(".")
+    return (".".join(parts[: count + 1]) for count in range(len(parts)))
 
 
 def convert_dtype(module: GraphModule, dtype: torch.dtype) -> GraphModule:

@@ -164,6 +164,7 @@ class _Walk:
         self.builder = CodeBuilder(module, dry=dry)
         self.values: dict[Node, LowRankValue | tuple[LowRankValue, ...]] = {}
         self.verdicts: list[Verdict] = []
+        self._sources: dict[Node, dict[str, Node]] = {}
         self._restored: dict[Node, Node] = {}
         self._tables: dict[str, Node] = {}
         self._sites = self._factored_sites()
@@ -204,6 +205,11 @@ class _Walk:
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
         if isinstance(outcome, Carried):
             self.values[node] = outcome.value
+            self._sources[node] = {
+                site: operand
+                for operand in reversed(node.all_input_nodes)
+                for site in _sites_of(self.values.get(operand))
+            }
             if entry.law is not Law.MOVE:
                 self._judge(node, node.all_input_nodes, outcome)
             return
@@ -273,15 +279,10 @@ class _Walk:
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:
         """Names of the nodes from the site's own node to this one."""
-        path: list[str] = []
-        current: Node | None = node
-        while current is not None:
-            path.append(current.name)
-            own = self._sites.get(current.name)
-            if own is not None and own.name == site:
-                break
-            current = next((up for up in current.all_input_nodes if site in _sites_of(self.values.get(up))), None)
-        return tuple(reversed(path))
+        path = [node]
+        while (source := self._sources.get(path[-1], {}).get(site)) is not None:
+            path.append(source)
+        return tuple(each.name for each in reversed(path))
 
 
 def _sites_of(value: Any) -> tuple[str, ...]:
