@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,9 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 PROVENANCE = "afm_fx"
 """Key in ``node.meta`` under which a pass says which rule made a node."""
+
+FACTORED_SITE = "afm_fx_site"
+"""Key in ``node.meta`` under which the node that gives a site's code says (site name, code width)."""
 
 aten = torch.ops.aten
 
@@ -99,6 +103,7 @@ def call(
     """
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = compute_value(node)
+    note_computed(node)
     stamp(node, rule, like)
     return node
 
@@ -121,6 +126,53 @@ def compute_value(node: Node) -> Any:
     mode = next((mode for each in node.all_input_nodes if (mode := _mode_of(each)) is not None), None)
     with mode or fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+
+_computed: MutableMapping[torch.Tensor, tuple[Any, ...]] = WeakIdKeyDictionary()
+"""For a fake tensor, the operator, arguments and operands' values that it was computed from."""
+
+
+def note_computed(node: Node) -> None:
+    """Remembers that the node's value is what its operator makes of its operands' values."""
+    if isinstance(value_of(node), torch.Tensor):
+        _computed[value_of(node)] = _call_on_values(node)
+
+
+def is_computed(node: Node) -> bool:
+    """Whether the node's value is known to be what its operator makes of its operands' values."""
+    value = value_of(node)
+    known = _computed.get(value) if isinstance(value, torch.Tensor) else None
+    now = _call_on_values(node) if known is not None else ()
+    return known is not None and len(known) == len(now) and all(map(_alike, known, now))
+
+
+def _call_on_values(node: Node) -> tuple[Any, ...]:
+    """The operator and its arguments, flat, every node's value in its place."""
+    leaves: list[Any] = [node.target]
+    _add_leaves((node.args, node.kwargs), leaves)
+    return tuple(leaves)
+
+
+def _add_leaves(argument: Any, leaves: list[Any]) -> None:
+    if isinstance(argument, Node):
+        leaves.append(value_of(argument))
+    elif isinstance(argument, (list, tuple)):
+        leaves.append(len(argument))
+        for item in argument:
+            _add_leaves(item, leaves)
+    elif isinstance(argument, dict):
+        leaves.append(tuple(argument))
+        for item in argument.values():
+            _add_leaves(item, leaves)
+    else:
+        leaves.append(argument)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two leaves are the same object, or equal numbers or names of one type."""
+    if one is other:
+        return True
+    return type(one) is type(other) and isinstance(one, int | float | str | tuple) and one == other
 
 
 def parameter(

@@ -10,6 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,13 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes import absorb
 from passes.code_builder import CodeBuilder
-from passes.errors import TableIndexError
+from passes.errors import GraphInvariantError, PassError, RewriteError, TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import aten, clone_graph_module, constant_of, finish, value_of
+from passes.graph_change import GraphPicture, replaced_operands
+from passes.graph_pass import GraphPass
+from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored
@@ -79,12 +82,14 @@ class Verdict:
     path: tuple[str, ...]
 
 
-class SinkCodes(PassBase):
+class SinkCodes(GraphPass):
     """Replaces each factored site with its codes and absorbs or decodes them at their uses.
+
+    A site that the graph already has in codes of the same width is left as it is, so that a second run changes nothing.
 
     Args:
         factors: factor per site name.
-        dry: work on fake tensors; the graph's parameters then have no data.
+        dry: make parameters without data.
     """
 
     def __init__(self, factors: Mapping[str, Factor], *, dry: bool = False) -> None:
@@ -94,14 +99,32 @@ class SinkCodes(PassBase):
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
+        self._features: frozenset[str] = frozenset()
+        self._replaced: frozenset[str] = frozenset()
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, dry=self.dry)
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
-        finish(graph_module)
-        return PassResult(graph_module, bool(self.factors))
+        self._features = frozenset(node.name for node in walk.features)
+        self._replaced = frozenset(walk.sites)
+        changed = finish(graph_module)
+        return PassResult(graph_module, changed or bool(walk.sites))
+
+    def ensures_change(self, before: GraphPicture, after: GraphPicture, graph_module: GraphModule) -> None:
+        """No factored site is left, and a node that stays reads features where it read features, never a code.
+
+        Raises:
+            GraphInvariantError: naming the node.
+        """
+        super().ensures_change(before, after, graph_module)
+        for name in self._replaced:
+            if name in after.nodes:
+                raise GraphInvariantError(f"node '{name}' of a factored site is still there")
+        for name, old, new in replaced_operands(before, after):
+            if new not in before.nodes and new not in self._features:
+                raise GraphInvariantError(f"node '{name}' reads the code '{new}' in place of the features '{old}'")
 
 
 @dataclass(frozen=True)
@@ -165,15 +188,21 @@ class _Walk:
         self.values: dict[Node, LowRankValue | tuple[LowRankValue, ...]] = {}
         self.verdicts: list[Verdict] = []
         self._sources: dict[Node, dict[str, Node]] = {}
+        self.features: set[Node] = set()
         self._restored: dict[Node, Node] = {}
         self._tables: dict[str, Node] = {}
-        self._sites = self._factored_sites()
+        self.sites = self._factored_sites()
 
     def _factored_sites(self) -> dict[str, Site]:
         sites = {site.name: site for site in find_sites(self.module)}
         by_node: dict[str, Site] = {}
+        done = dict(node.meta[FACTORED_SITE] for node in self.module.graph.nodes if FACTORED_SITE in node.meta)
         for name, factor in self.factors.items():
             site = sites.get(name)
+            if site is None and name in done:
+                if done[name] != factor.rank:
+                    raise TableIndexError(f"site '{name}' is in codes {done[name]} wide, its factor is {factor.rank}")
+                continue
             if site is None:
                 raise TableIndexError(f"the graph has no site '{name}'")
             if site.refusal is not None:
@@ -189,15 +218,16 @@ class _Walk:
         originals = list(self.module.graph.nodes)
         with self.builder.session():
             for node in originals:
-                with self.module.graph.inserting_before(node):
+                with self.module.graph.inserting_before(node), _at(node):
                     self._visit(node)
 
     def _visit(self, node: Node) -> None:
-        site = self._sites.get(node.name)
+        site = self.sites.get(node.name)
         if site is not None:
             factor = self.factors[site.name]
             produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
-            self.values[node] = produce(node, site, factor)
+            value = self.values[node] = produce(node, site, factor)
+            value.code.meta[FACTORED_SITE] = (site.name, factor.rank)
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
             return
@@ -216,6 +246,7 @@ class _Walk:
         self._judge(node, node.all_input_nodes, outcome)
         if isinstance(outcome, Absorbed):
             node.replace_all_uses_with(outcome.node)
+            self.features.add(outcome.node)
         else:
             self._restore_operands(node)
 
@@ -262,6 +293,7 @@ class _Walk:
             if isinstance(value, tuple):
                 return operand  # a whole tuple is needed: its producer stays, decoded from its own operand
             self._restored[operand] = restore(self.builder, value, operand)
+            self.features.add(self._restored[operand])
         return self._restored[operand]
 
     def _judge(self, node: Node, operands: list[Node], outcome: Outcome) -> None:
@@ -283,6 +315,17 @@ class _Walk:
         while (source := self._sources.get(path[-1], {}).get(site)) is not None:
             path.append(source)
         return tuple(each.name for each in reversed(path))
+
+
+@contextlib.contextmanager
+def _at(node: Node) -> Iterator[None]:
+    """Names the node at which something unforeseen went wrong."""
+    try:
+        yield
+    except PassError:
+        raise
+    except Exception as error:
+        raise RewriteError(f"SinkCodes failed at node '{node.name}' ({node.target}): {error}") from error
 
 
 def _sites_of(value: Any) -> tuple[str, ...]:
