@@ -8,6 +8,7 @@ All towers share a user table; a wide layer reads every table at once, and a sof
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ class Tower(nn.Module):
         self.biases = nn.ParameterList(torch.randn(shape.features) / 20 for _ in range(shape.cross_layers))
         inputs = shape.features + 2 * shape.width
         sizes = (inputs, *shape.hidden)
-        layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(sizes)]
         self.mlp = nn.Sequential(*layers)
         self.head = nn.Linear(shape.hidden[-1] + shape.features + shape.fields * shape.fields + 1, 1)
 

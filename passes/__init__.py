@@ -1,6 +1,7 @@
 """Graph-to-graph passes on functional ATen graphs. They know ``torch.fx`` and tensors; no data, no files, no ONNX.
 
-For a pass manager: :func:`pipeline` gives the passes that apply a plan; ``passes.laws.register`` teaches them an operator.
+For a pass manager: :func:`pipeline` gives the passes that apply a plan, ``passes.laws.register`` teaches them an
+operator.
 """
 
 from passes import laws
@@ -25,8 +26,8 @@ __all__ = [
     "PassPostconditionError",
     "PassPreconditionError",
     "RewriteError",
-    "Site",
     "SinkCodes",
+    "Site",
     "Verdict",
     "analyze",
     "factor_of",

@@ -109,7 +109,9 @@ def _can_be_computed(node: Node) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         schema = target._schema
-        return bool(schema.returns) and not schema.is_mutable and not any(tag in target.tags for tag in _DEPENDS_ON_DATA)
+        return (
+            bool(schema.returns) and not schema.is_mutable and not any(tag in target.tags for tag in _DEPENDS_ON_DATA)
+        )
     return callable(target) and not isinstance(target, torch._ops.HigherOrderOperator)
 
 
@@ -140,11 +142,7 @@ def same_value(one: Any, other: Any) -> bool:
 def _same(one: Any, other: Any) -> bool:
     if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
         return isinstance(one, torch.Tensor) == isinstance(other, torch.Tensor)
-    return (
-        one.dtype == other.dtype
-        and one.dim() == other.dim()
-        and all(map(_same_size, one.shape, other.shape))
-    )
+    return one.dtype == other.dtype and one.dim() == other.dim() and all(map(_same_size, one.shape, other.shape))
 
 
 def _same_size(one: Any, other: Any) -> bool:

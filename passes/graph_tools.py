@@ -212,7 +212,7 @@ def parameter(
 
 
 def _beside_tensors(module: nn.Module, name: str) -> str:
-    """The name with ``_`` for every dot that would look for an attribute of a tensor (one in a ``ParameterList``, say)."""
+    """The name with ``_`` for every dot that asks a tensor for an attribute (a tensor in a ``ParameterList``, say)."""
     path = ""
     for part in name.split("."):
         taken = path and not isinstance(_attribute_or_none(module, path), nn.Module | None)

@@ -25,7 +25,8 @@ def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
     """The passes that apply a plan to a functional ATen graph, for torch's ``PassManager`` or one after the other.
 
     Other passes may run before, between and after them, as long as they set ``meta["val"]`` on the nodes that they
-    make and the three keep their order. Running them again changes nothing, so a ``PassManager`` may take several steps.
+    make and the three keep their order. Running them again changes nothing, so a ``PassManager`` may take several
+    steps.
 
     Args:
         plan: factor per site name, or something that has ``.factors``.
@@ -35,5 +36,7 @@ def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
     """
     factors = plan if isinstance(plan, Mapping) else plan.factors if isinstance(plan, HasFactors) else None
     if not isinstance(factors, Mapping) or not all(isinstance(factor, Factor) for factor in factors.values()):
-        raise TypeError(f"a plan is a mapping of site names to passes.Factor or has .factors, got {type(plan).__name__}")
+        raise TypeError(
+            f"a plan is a mapping of site names to passes.Factor or has .factors, got {type(plan).__name__}"
+        )
     return [Canonicalize(), SinkCodes(factors), Canonicalize()]

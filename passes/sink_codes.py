@@ -100,7 +100,7 @@ class SinkCodes(GraphPass):
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
         self._features: frozenset[str] = frozenset()
-        self._replaced: frozenset[str] = frozenset()
+        self._replaced: tuple[str, ...] = ()
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, dry=self.dry)
@@ -108,7 +108,7 @@ class SinkCodes(GraphPass):
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
         self._features = frozenset(node.name for node in walk.features)
-        self._replaced = frozenset(walk.sites)
+        self._replaced = tuple(walk.sites)
         changed = finish(graph_module)
         return PassResult(graph_module, changed or bool(walk.sites))
 
