@@ -23,7 +23,7 @@ Pass = Callable[..., PassResult | None]
 
 
 def square_by_product(module: GraphModule) -> PassResult:
-    """A pass of the house: replaces ``x ** 2`` with ``x * x``; the new node takes over ``meta``, so it has its value."""
+    """A pass of the house: replaces ``x ** 2`` with ``x * x``; the new node takes the old one's ``meta``."""
     changed = False
     for node in list(module.graph.nodes):
         if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+NODES_PER_TOWER = 140
+"""Nodes of the canonical graph that every tower adds, roughly."""
+
 SEQUENCE = 5
 VOCABULARY = 20
 
