@@ -198,7 +198,8 @@ def _new_weight(
         return builder.shared[matrix_key], builder.shared[bias_key]
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
-    new_weight, new_bias = absorbed_weight(value, affine.weight, affine.bias)
+    absorbed = absorbed_shape if builder.dry else absorbed_weight
+    new_weight, new_bias = absorbed(value, affine.weight, affine.bias)
     if factored is not None:
         factor, site = factored
         rows = Extent(0, (Term(site, factor.width),))
@@ -246,6 +247,15 @@ def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) ->
         if decoder.gated is not None and block.unit is not None:
             result[:, width + block.unit] += piece @ decoder.gated.to(piece.device)
     return result, total
+
+
+def absorbed_shape(value: LowRankValue, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tensors without data in the shapes of :func:`absorbed_weight`."""
+    width, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
+    has_bias = bias is not None or any(block.decoder.offset is not None for block in value.blocks)
+    rows = int(weight.shape[0])
+    total = torch.empty((rows,), dtype=torch.float64, device="meta") if has_bias else None
+    return torch.empty((rows, width + units), dtype=torch.float64, device="meta"), total
 
 
 def input_extent(value: LowRankValue) -> Extent:

@@ -349,7 +349,8 @@ def _sharing_codes(builder: CodeBuilder, node: Node, pieces: Sequence[LowRankVal
 def _place(places: dict[Node, tuple[int, Node]], node: Node, width: int, seen: Node) -> int:
     """The first column of a node among those to be concatenated, each once."""
     if node not in places:
-        places[node] = (sum(width_of(each) for _, each in places.values()), seen)
+        last = next(reversed(places.values()), None)
+        places[node] = (0 if last is None else last[0] + width_of(last[1]), seen)
     return places[node][0]
 
 
