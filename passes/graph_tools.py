@@ -119,7 +119,7 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
 
     The node is placed at the graph's start so that it is available everywhere.
     """
-    name = _unique_attribute(module, name)
+    name = _unique_attribute(module, _below_modules(module, name))
     owner: nn.Module = module
     *parents, leaf = name.split(".")
     for part in parents:
@@ -135,6 +135,19 @@ def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str
     node.meta["val"] = mode.from_tensor(get_attribute(module, name), static_shapes=True)
     stamp(node, rule)
     return node
+
+
+def _below_modules(module: nn.Module, name: str) -> str:
+    """The dotted name with every parent that names a parameter replaced by one that is free to hold modules."""
+    *parents, leaf = name.split(".")
+    owner: nn.Module | None = module
+    path: list[str] = []
+    for part in parents:
+        names = itertools.chain([part], (f"{part}_{suffix}" for suffix in itertools.count(1)))
+        free = next(each for each in names if isinstance(getattr(owner, each, None), nn.Module | None))
+        owner = getattr(owner, free, None)
+        path.append(free)
+    return ".".join([*path, leaf])
 
 
 def _unique_attribute(module: nn.Module, name: str) -> str:
