@@ -230,7 +230,13 @@ def input_extent(value: LowRankValue) -> Extent:
     for block in value.blocks:
         repeated = set(block.columns) <= seen
         terms += block.decoder.extent_terms(repeated=repeated)
-        if not repeated:
+        if block.decoder.is_identity:
+            fresh = set(block.columns) - seen
+            fixed += len(fresh)
+            if len(fresh) < len(block.columns):
+                again = len(block.columns) - len(fresh)
+                terms.append(Term("", again, instead=frozenset(value.sites)))
+        elif not repeated:
             fixed += len(block.columns) - len(block.decoder.terms)
         seen |= set(block.columns)
     units: dict[int, frozenset[str]] = {}

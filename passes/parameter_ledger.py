@@ -26,15 +26,20 @@ class Term:
             site is factored.
         beside: the sites of all codes that were summed to these features, where this is not the first of them: where
             none is factored there is one sum and no second code.
+        instead: the sites of the whole value, where this is a second view of dense features: the code holds them once,
+            the original as often as it reads them.
     """
 
     site: str
     width: int
     repeated: bool = False
     beside: frozenset[str] = frozenset()
+    instead: frozenset[str] = frozenset()
 
     def at(self, ranks: Ranks) -> int:
         """The length under an assignment of ranks."""
+        if self.instead:
+            return 0 if any_factored(self.instead, ranks) else self.width
         rank = ranks.get(self.site)
         if rank is not None:
             return 0 if self.repeated else rank

@@ -345,7 +345,9 @@ def add_constant(draft: Draft, step: Step) -> str | None:
     if step.n % 4 == 1:
         return f"1.0 - {value.name}"
     shape = value.row[step.b % value.axes :]
-    return f"{value.name} + {draft.parameter(*shape)}" if step.n % 4 == 2 else f"{draft.parameter(*shape)} - {value.name}"
+    return (
+        f"{value.name} + {draft.parameter(*shape)}" if step.n % 4 == 2 else f"{draft.parameter(*shape)} - {value.name}"
+    )
 
 
 @operator("sums")
@@ -386,8 +388,8 @@ def gate(draft: Draft, step: Step) -> str | None:
         f"dense[:, {column}:{column + 1}]",
         f"torch.sigmoid(dense[:, {column}:{column + 1}])",
         f"(dense[:, {column}:{column + 1}] > 0)",
-        f"history.sum(1, keepdim=True)",
-        f"dense.sum(1, keepdim=True)",
+        "history.sum(1, keepdim=True)",
+        "dense.sum(1, keepdim=True)",
     ]
     one = gate_shape(value, gates[step.n % len(gates)])
     return f"{one} * {value.name}" if step.b % 2 else f"{value.name} * {one}"
@@ -666,7 +668,9 @@ NOT_IN_ONNX = frozenset({"unknown", "unknown_pair", "unknown_both"})
 """Operators of our own, which no exporter knows."""
 
 
-def recipes(theme: str | None = None, *, without: frozenset[str] = frozenset(), steps: int = 12) -> st.SearchStrategy[Recipe]:
+def recipes(
+    theme: str | None = None, *, without: frozenset[str] = frozenset(), steps: int = 12
+) -> st.SearchStrategy[Recipe]:
     """Random recipes.
 
     Args:
