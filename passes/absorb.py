@@ -141,6 +141,7 @@ def decoder_of(factor: Factor, site: str) -> Decoder:
         matrix=factor.decoder,
         offset=factor.offset,
         terms=((site, factor.width),),
+        places=(0,),
     )
 
 
@@ -225,20 +226,21 @@ def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) ->
 
 def input_extent(value: LowRankValue) -> Extent:
     """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
-    fixed, seen = 0, set[int]()
-    terms: list[Term] = []
+    sites, seen = frozenset(value.sites), set[int]()
+    fixed, terms = 0, list[Term]()
     for block in value.blocks:
-        repeated = set(block.columns) <= seen
-        terms += block.decoder.extent_terms(repeated=repeated)
-        if block.decoder.is_identity:
-            fresh = set(block.columns) - seen
-            fixed += len(fresh)
-            if len(fresh) < len(block.columns):
-                again = len(block.columns) - len(fresh)
-                terms.append(Term("", again, instead=frozenset(value.sites)))
-        elif not repeated:
-            fixed += len(block.columns) - len(block.decoder.terms)
-        seen |= set(block.columns)
+        decoder, columns = block.decoder, block.columns
+        again = [place for place, column in enumerate(columns) if column in seen or column in columns[:place]]
+        fresh = len(columns) - len(again)
+        seen |= set(columns)
+        terms += decoder.extent_terms(again)
+        plain = fresh - len(set(decoder.places) - set(again))
+        if decoder.terms:
+            terms.append(Term("", plain, beside=decoder.sites))
+        elif plain == block.width:
+            fixed += plain
+        else:
+            terms += [Term("", block.width, instead=sites), Term("", plain, beside=sites)]
     units: dict[int, frozenset[str]] = {}
     for block in value.blocks:
         if block.unit is not None:

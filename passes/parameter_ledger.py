@@ -20,14 +20,14 @@ class Term:
     """A part of a length.
 
     Attributes:
-        site: whose rank it is.
+        site: whose rank it is; empty for dense features.
         width: its length where the site is left alone.
         repeated: whether it is a second view of code columns that are there already; it then adds nothing where the
             site is factored.
         beside: the sites of all codes that were summed to these features, where this is not the first of them: where
             none is factored there is one sum and no second code.
-        instead: the sites of the whole value, where this is a second view of dense features: the code holds them once,
-            the original as often as it reads them.
+        instead: sites without which the features are there in this length, while a code holds them in another one
+            (dense features that are read twice, say, are held once).
     """
 
     site: str

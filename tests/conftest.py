@@ -1,6 +1,7 @@
 """What all tests share: one torch thread per process (tests run in parallel) and seeded randomness.
 
-Hypothesis draws the same examples in every run, so that a change is judged by what it changes; ``make fuzz`` draws new ones.
+Hypothesis draws the same examples in every run, so that a change is judged by what it changes; ``make fuzz`` draws
+new ones.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tests.zoo.entry import randomize
 
@@ -98,9 +97,8 @@ class Draft:
             padding = 0 if table.padded else None
             more = "" if padding is None else ", padding_idx=0"
             self.add(f"table_{number}", nn.Embedding(ROWS, table.width, padding), f"{ROWS}, {table.width}{more}")
-        self.scope: dict[str, Any] = {
-            "self": self.module, "torch": torch, "F": F, **dict(zip(INPUTS, random_inputs(DRAFT_ROWS), strict=True))
-        }  # fmt: skip
+        self.scope: dict[str, Any] = {"self": self.module, "torch": torch, "F": nn.functional}
+        self.scope |= zip(INPUTS, random_inputs(DRAFT_ROWS), strict=True)
         self.values.append(Value("dense", self.scope["dense"]))
 
     def add(self, name: str, part: nn.Module | nn.Parameter, arguments: str) -> str:
@@ -190,7 +188,7 @@ class RandomModel(nn.Module):
         self.ops = tuple(draft.ops)
         lines = [f"def forward(self, {', '.join(INPUTS)}):", *(f"    {line}" for line in body)]
         self.source = "\n".join([*(f"# {line}" for line in draft.made), *lines])
-        scope: dict[str, Any] = {"torch": torch, "F": F}
+        scope: dict[str, Any] = {"torch": torch, "F": nn.functional}
         exec(compile(self.source, "random_model.py", "exec"), scope)  # noqa: S102 - the source is ours
         self._forward = scope["forward"]
 

@@ -275,17 +275,15 @@ def matrix_product(draft: Draft, step: Step) -> str | None:
     if value is None:
         return None
     width, outputs = value.row[-1], 1 + step.b % 5
-    if step.n % 6 == 0:
-        return f"{value.name} @ {draft.parameter(width, outputs)}"
-    if step.n % 6 == 1:
-        return f"torch.tensordot({value.name}, {draft.parameter(width, outputs)}, dims=([-1], [0]))"
-    if step.n % 6 == 2:
-        return f"torch.einsum('...n,nk->...k', {value.name}, {draft.parameter(width, outputs)})"
-    if step.n % 6 == 3 and value.axes == 1:
-        return f"torch.addmm({draft.parameter(outputs)}, {value.name}, {draft.parameter(width, outputs)})"
-    if step.n % 6 == 4 and value.axes == 2:
-        return f"{draft.parameter(outputs, value.row[0])} @ {value.name}"
-    return f"{value.name} @ {draft.parameter(width)}" if value.axes == 2 else None
+    forms: list[Callable[[], str]] = [
+        lambda: f"{value.name} @ {draft.parameter(width, outputs)}",
+        lambda: f"torch.tensordot({value.name}, {draft.parameter(width, outputs)}, dims=([-1], [0]))",
+        lambda: f"torch.einsum('...n,nk->...k', {value.name}, {draft.parameter(width, outputs)})",
+        lambda: f"torch.addmm({draft.parameter(outputs)}, {value.name}, {draft.parameter(width, outputs)})",
+        lambda: f"{draft.parameter(outputs, value.row[0])} @ {value.name}",
+        lambda: f"{value.name} @ {draft.parameter(width)}",
+    ]
+    return forms[step.n % len(forms)]()
 
 
 @operator("sums")
