@@ -102,7 +102,7 @@ def as_page(models: Mapping[str, Iterable[Use]]) -> str:
         "Uses of tables and Linears, counted per verdict. A Linear's own restore before an activation is the chain",
         "Linear → activation → Linear, which is rewritten into thin Linears around the activation.",
         "",
-        f"| model | {' | '.join(f'table {fate}' for fate in FATES)} | {' | '.join(f'Linear {fate}' for fate in FATES)} |",
+        f"| model | {' | '.join([f'table {fate}' for fate in FATES] + [f'Linear {fate}' for fate in FATES])} |",
         f"|---|{'---:|' * 2 * len(FATES)}",
     ]
     for name, found in listed.items():

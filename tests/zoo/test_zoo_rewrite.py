@@ -24,6 +24,7 @@ UNREACHABLE = {
     "BagModel": "most parameters are in an embedding bag's table",
     "DCN-matrix": "the cross layers' square matrices are no sites",
     "DCNMix": "the cross layers' matrices are no sites",
+    "DLRM-bags": "most parameters are in the tables of embedding bags",
     "MLR": "nothing but tables one feature wide",
 }
 """The models that must say why not, with the reason."""
