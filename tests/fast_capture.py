@@ -46,7 +46,7 @@ def fast_capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> afm_fx.Program
 def _batch(mode: FakeTensorMode, place: int, tensor: Tensor) -> Tensor:
     """A fake input whose axis 0 is the one symbol of the graph."""
     sizes = [DimDynamic.DUCK] + [DimDynamic.STATIC] * (tensor.dim() - 1)
-    context = StatelessSymbolicContext(dynamic_sizes=sizes)  # type: ignore[arg-type, call-arg]
+    context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
     return mode.from_tensor(tensor, symbolic_context=context, source=ConstantSource(f"input_{place}"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,7 +57,7 @@ def uses(program: Program) -> tuple[Use, ...]:
         for site in analysis.sites
         if site.refusal is not None
     )
-    return tuple(sorted(Use(*astuple(use)[:-1], count) for use, count in counted.items()))
+    return tuple(sorted(replace(use, count=count) for use, count in counted.items()))
 
 
 def _without_names(reason: str) -> str:
