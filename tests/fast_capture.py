@@ -6,6 +6,7 @@ gives (the model must be functional). A share of the random models goes through 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def _with_state(traced: GraphModule, names: list[str]) -> torch.fx.Graph:
     graph = traced.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, names, strict=False):
-        with graph.inserting_before(node):
+        with graph.inserting_before(node), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the traced module does not have the state yet
             constant = graph.get_attr(name)
         constant.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(constant)
