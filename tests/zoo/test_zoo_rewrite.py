@@ -23,6 +23,7 @@ BUDGET = 0.3
 UNREACHABLE = {
     "DCN-matrix": "the cross layers' square matrices are no sites",
     "DCNMix": "the cross layers' matrices are no sites",
+    "DLRM-bags": "most parameters are in the tables of embedding bags",
     "MLR": "nothing but tables one feature wide",
 }
 """The models that must say why not, with the reason."""
