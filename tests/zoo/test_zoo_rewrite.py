@@ -151,7 +151,7 @@ def statistics_sites(name: str) -> tuple[afm_fx.SitePlan, ...]:
         ("SharedTableModel", "city", {"absorbed"}),
         ("TwoTowerModel", "user_table", {"absorbed"}),
         ("TupleOutputModel", "table", {"absorbed"}),
-        ("MixedWidthModel", "tables.1", {"absorbed", "restored"}),
+        ("MixedWidthModel", "tables.1", {"absorbed", "on codes"}),
         ("FactorizationMachine", "table", {"absorbed", "on codes", "restored"}),
         ("LinearTower", "first", {"restored"}),
         ("BagModel", "bag", {"absorbed"}),
