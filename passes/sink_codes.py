@@ -315,8 +315,19 @@ class _Walk:
                 node.replace_all_uses_with(outcome.node)
                 self.features.add(outcome.node)
             case Restored():
-                self._judge(node, outcome, [each for each in node.all_input_nodes if each not in self._deferred])
-                self._restore_operands(node)
+                self._need_features(node, outcome)
+
+    def _need_features(self, node: Node, outcome: Restored) -> None:
+        """Restores what a node takes. What it takes of deferred values is computed first, and is dense from then on."""
+        deferred = [each for each in node.all_input_nodes if isinstance(self.values.get(each), (View, Product))]
+        if not deferred:
+            self._judge(node, outcome)
+            self._restore_operands(node)
+            return
+        for operand in deferred:
+            self._compute_from_features(operand)
+            del self.values[operand]
+        self._visit(node)
 
     def _decide(self) -> None:
         """Takes the cheaper way for every product that can be computed on codes, and lets go of the others."""
