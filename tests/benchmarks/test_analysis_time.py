@@ -71,7 +71,7 @@ def test_the_model_has_every_kind_of_use_and_the_rewrite_keeps_it() -> None:
     model, module = exported(2, dtype=torch.float64)
     verdicts = analyze(module).verdicts
     assert {verdict.fate for verdict in verdicts} == {Fate.ABSORBED, Fate.ON_CODES, Fate.RESTORED}
-    assert {verdict.law for verdict in verdicts} >= {Law.LINEAR, Law.GATE, Law.INTERACTION, Law.NONLINEAR}
+    assert {verdict.law for verdict in verdicts} >= {Law.LINEAR, Law.GATE, Law.QUADRATIC, Law.NONLINEAR}
     SinkCodes(orthonormal_factors(module, ("embedding", "linear")))(module)
     batch = [each.double() if each.is_floating_point() else each for each in model.batch(7)]
     torch.testing.assert_close(module(*batch), model(*batch), rtol=1e-10, atol=1e-10)

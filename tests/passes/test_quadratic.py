@@ -206,6 +206,5 @@ def test_what_one_choice_decodes_is_there_for_the_next() -> None:
             raise NotImplementedError
 
     candidates = [Two(Alternative(second, 20, 11, {first: 10})), Two(Alternative(second, 30, 19, {first: 10}))]
-    assert choose(candidates, ()) == [[True], [False]] or choose(candidates, ()) == [[False], [False]]
     assert choose(candidates[:1], ()) == [[True]]
-    assert choose(candidates, ())[0] == [False]
+    assert choose(candidates, ()) == [[False], [False]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -242,6 +243,7 @@ RESTORED: dict[str, tuple[Callable[[Looked], Tensor], int, str]] = {
 }
 
 
+@functools.cache
 def build(function: Callable[[Looked], Tensor], width: int) -> afm_fx.Program:
     return afm_fx.capture(Case(function, max(width, 1)), inputs()).to(torch.float64)
 
