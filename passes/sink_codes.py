@@ -334,9 +334,12 @@ class _Walk:
         decoded = frozenset(self._restored)
         chosen = choose(list(self._undecided.values()), decoded)
         results: dict[Node, Node] = {}
-        for (node, quadratic), flags in zip(self._undecided.items(), chosen, strict=True):
-            for part, on_codes in zip(quadratic.alternatives, flags, strict=True):
-                self._judge_choice(part, on_codes=on_codes, decoded=decoded)
+        for (node, quadratic), wanted in zip(self._undecided.items(), chosen, strict=True):
+            parts = quadratic.alternatives
+            flags = [each and part.node not in self.on_features for each, part in zip(wanted, parts, strict=True)]
+            for part, on_codes in zip(parts, flags, strict=True):
+                if part.node not in self.on_features:  # or else its products are there, and judged
+                    self._judge_choice(part, on_codes=on_codes, decoded=decoded)
             if not any(flags):
                 self._compute_from_features(node)
                 continue
@@ -497,5 +500,5 @@ def source_line(node: Node) -> str:
 
 
 def _in_torch(place: str) -> bool:
-    """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package, or in code that torch made."""
+    """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package or in code that torch made."""
     return place.removeprefix('File "').startswith((_TORCH, "<"))
