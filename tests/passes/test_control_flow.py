@@ -46,7 +46,7 @@ def test_what_a_branch_reads_is_restored_before_it_and_its_weights_are_refused(p
     fates = {verdict.operator: verdict.fate for verdict in analyze(program.graph_module).verdicts}
     assert fates == {"cond": Fate.RESTORED, "aten.linear": Fate.ABSORBED}
     refusals = {site.name: site.refusal for site in find_sites(program.graph_module) if site.refusal is not None}
-    assert "also used by cond" in refusals["shared"]
+    assert "used inside cond" in refusals["shared"]
     assert "inside" not in orthonormal_factors(program.graph_module)
 
 

@@ -123,6 +123,6 @@ def test_a_recipe_is_shown_as_the_source_of_its_model() -> None:
 def test_the_check_finds_a_lost_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe((Table(4),), (Step("lookup"), Step("relu")))
     check(recipe)
-    monkeypatch.setattr("passes.restore._Restore._offset", lambda self, decoder: None)
+    monkeypatch.setattr("passes.decoder_constants.DecoderConstants.offset", lambda self, decoder: None)
     with pytest.raises(AssertionError, match="rows differ by"):
         check(recipe)
