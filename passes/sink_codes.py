@@ -385,6 +385,7 @@ class _Walk:
             self._judge(node, outcome, [source])
             if ready is not None:
                 return absorb.linear_site(self.builder, node, ready, affine, factored)
+        if value is not None:
             source = self._restore(source)
         return absorb.linear_site(self.builder, node, absorb.dense_source(source), affine, factored)
 

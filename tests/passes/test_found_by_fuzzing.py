@@ -65,7 +65,22 @@ class MappedFieldsAndTheirSum(FieldsAndTheirSum):
         return self.first(torch.cat([fields, fields.sum(1, keepdim=True), fields[:, :2]], 1).flatten(1))
 
 
-@pytest.mark.parametrize("build", [OwnParameters, DenseTwice, FieldsAndTheirSum, MappedFieldsAndTheirSum])
+class LinearAcrossFields(nn.Module):
+    """A factored Linear along the fields, of what a factored Linear along the features gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, 3)
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(2, 5)
+
+    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
+        return self.second(self.first(self.table(ids)).transpose(1, 2)).flatten(1) + dense.sum(1, keepdim=True)
+
+
+MODELS = [OwnParameters, DenseTwice, FieldsAndTheirSum, MappedFieldsAndTheirSum, LinearAcrossFields]
+
+
+@pytest.mark.parametrize("build", MODELS)
 def test_the_rewrite_is_exact_and_its_count_right(build: type[nn.Module]) -> None:
     program = afm_fx.capture(build().double(), batch(5))
     for seed in range(4):
