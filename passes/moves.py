@@ -43,6 +43,17 @@ def argument(node: Node, position: int, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else default
 
 
+def reduced_axes(node: Node, rank: int) -> list[int]:
+    """The axes that a reduction of a tensor with ``rank`` axes runs over, ascending; all where it names none."""
+    given = argument(node, 1, None)
+    return sorted({axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))})
+
+
+def keeps_axes(node: Node) -> bool:
+    """Whether a reduction leaves its axes behind as ones."""
+    return bool(argument(node, 2, node.kwargs.get("keepdim", False)))
+
+
 def on_features(value: LowRankValue, move: Callable[[Positions], Positions]) -> LowRankValue | Restored:
     """Applies a move to the feature axes."""
     moved = move(np.arange(value.features).reshape(value.trailing))

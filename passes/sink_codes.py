@@ -332,10 +332,10 @@ class _Walk:
     def _decide(self) -> None:
         """Takes the cheaper way for every product that can be computed on codes, and lets go of the others."""
         decoded = frozenset(self._restored)
-        chosen = choose(list(self._undecided.values()), decoded)
+        alternatives = [quadratic.alternatives for quadratic in self._undecided.values()]
+        chosen = choose(alternatives, decoded)
         results: dict[Node, Node] = {}
-        for (node, quadratic), wanted in zip(self._undecided.items(), chosen, strict=True):
-            parts = quadratic.alternatives
+        for (node, quadratic), parts, wanted in zip(self._undecided.items(), alternatives, chosen, strict=True):
             flags = [each and part.node not in self.on_features for each, part in zip(wanted, parts, strict=True)]
             for part, on_codes in zip(parts, flags, strict=True):
                 if part.node not in self.on_features:  # or else its products are there, and judged

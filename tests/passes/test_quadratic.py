@@ -211,13 +211,6 @@ def test_what_one_choice_decodes_is_there_for_the_next() -> None:
     program = build(lambda x: x.own[0].relu(), 1)
     first, second, *_ = program.graph_module.graph.nodes
 
-    class Two:
-        def __init__(self, *alternatives: Alternative) -> None:
-            self.alternatives = alternatives
-
-        def emit(self, on_codes: Sequence[bool], features: Callable[[torch.fx.Node], torch.fx.Node]) -> torch.fx.Node:
-            raise NotImplementedError
-
-    candidates = [Two(Alternative(second, 20, 11, {first: 10})), Two(Alternative(second, 30, 19, {first: 10}))]
+    candidates = [[Alternative(second, 20, 11, {first: 10})], [Alternative(second, 30, 19, {first: 10})]]
     assert choose(candidates[:1], ()) == [[True]]
     assert choose(candidates, ()) == [[False], [False]]
