@@ -501,5 +501,5 @@ def source_line(node: Node) -> str:
 
 
 def _in_torch(place: str) -> bool:
-    """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package or in code that torch made."""
-    return place.removeprefix('File "').startswith((_TORCH, "<"))
+    """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package."""
+    return place.removeprefix('File "').startswith(_TORCH)
