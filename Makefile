@@ -1,5 +1,7 @@
 # make demo   train, compress, export, check and time a small model on generated data; prints one table
 # make test   lint, types, tests
+# make fuzz   rewrite over 2,000 random models and check each; an hour or so on two cores
+# make golden write the verdicts of all covered models again, after a change of the laws; read the diff
 # make lint   only ruff and mypy
 # make format let ruff rewrite the sources
 # make clean  remove what the above made
@@ -21,7 +23,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard afm_fx passes benchmarks examples tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test fuzz golden lint format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -31,6 +33,13 @@ demo: $(INSTALLED)
 
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --timeout=0 --hypothesis-profile=fuzz \
+		tests/passes/test_random_graphs.py
+
+golden: $(INSTALLED)
+	$(BIN)/python -m tests.zoo.golden
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

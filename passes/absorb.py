@@ -159,6 +159,7 @@ def decoder_of(factor: Factor, site: str) -> Decoder:
         offset=factor.offset,
         terms=((site, factor.width),),
         orthogonal=True,
+        places=(0,),
     )
 
 
@@ -198,7 +199,8 @@ def _new_weight(
         return builder.shared[matrix_key], builder.shared[bias_key]
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
-    new_weight, new_bias = absorbed_weight(value, affine.weight, affine.bias)
+    absorbed = absorbed_shape if builder.dry else absorbed_weight
+    new_weight, new_bias = absorbed(value, affine.weight, affine.bias)
     if factored is not None:
         factor, site = factored
         rows = Extent(0, (Term(site, factor.width),))
@@ -248,25 +250,39 @@ def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) ->
     return result, total
 
 
+def absorbed_shape(value: LowRankValue, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tensors without data in the shapes of :func:`absorbed_weight`."""
+    width, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
+    has_bias = bias is not None or any(block.decoder.offset is not None for block in value.blocks)
+    rows = int(weight.shape[0])
+    total = torch.empty((rows,), dtype=torch.float64, device="meta") if has_bias else None
+    return torch.empty((rows, width + units), dtype=torch.float64, device="meta"), total
+
+
 def input_extent(value: LowRankValue) -> Extent:
     """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
-    fixed, seen = 0, set[int]()
-    terms: list[Term] = []
+    sites, seen = frozenset(value.sites), set[int]()
+    fixed, terms = 0, list[Term]()
     units: dict[tuple[str, int], frozenset[str]] = {}
     for block in value.blocks:
-        decoder = block.decoder
-        held = {block.columns[place]: sites for place, sites in decoder.unit_columns}
-        own = set(block.columns) - set(held)
-        repeated = own <= seen
-        terms += decoder.extent_terms(repeated=repeated)
-        if not repeated:
-            fixed += decoder.plain_columns
-        seen |= own
-        needed = [(("column", column), sites) for column, sites in held.items()]
+        decoder, columns = block.decoder, block.columns
+        held = {columns[place]: needing for place, needing in decoder.unit_columns}
+        again = [place for place, column in enumerate(columns) if column in seen or column in columns[:place]]
+        fresh = [column for place, column in enumerate(columns) if place not in again and column not in held]
+        seen |= set(columns)
+        terms += decoder.extent_terms(again)
+        plain = len(fresh) - len(set(decoder.places) - set(again))
+        if decoder.terms:
+            terms.append(Term("", plain, beside=decoder.sites | decoder.among))
+        elif plain == block.width:
+            fixed += plain
+        else:
+            terms += [Term("", block.width, instead=sites), Term("", plain, beside=sites)]
+        needed = [(("column", column), needing) for column, needing in held.items()]
         if block.unit is not None:
             needed.append((("unit", block.unit), decoder.sites or frozenset(value.sites)))
-        for unit, sites in needed:
-            units[unit] = units.get(unit, frozenset()) | sites
+        for unit, needing in needed:
+            units[unit] = units.get(unit, frozenset()) | needing
     return Extent(fixed, tuple(terms), tuple(units.values()))
 
 

@@ -15,16 +15,26 @@ where an operator reads the strides themselves (``as_strided``) are such copies 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.errors import GraphInvariantError
-from passes.graph_tools import aten, compute_value, finish, get_attribute, is_random, shape_of, value_of
+from passes.graph_pass import GraphPass
+from passes.graph_tools import (
+    aten,
+    compute_value,
+    finish,
+    get_attribute,
+    is_random,
+    note_computed,
+    shape_of,
+    value_of,
+)
 from passes.row_lookups import unify_row_lookups
 
 _ASSERTIONS = frozenset(
@@ -46,28 +56,32 @@ _READS_STRIDES = frozenset({aten.as_strided.default, aten.view.dtype, aten.view_
 _RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default})
 
 
-class Canonicalize(PassBase):
+class Canonicalize(GraphPass):
     """Replaces a captured graph with its canonical form: no assertions, no no-ops, no equal subexpressions."""
 
+    retargets: ClassVar[Mapping[Any, Any]] = dict.fromkeys(_RESHAPES, aten.reshape.default)
+
     def requires(self, graph_module: GraphModule) -> None:
-        """The graph is functional.
+        """The graph is functional, well formed, and every node has the right value.
 
         Raises:
-            GraphInvariantError: a node changes one of its inputs.
+            GraphInvariantError: a node changes one of its inputs, or naming the node that is wrong.
         """
         for node in graph_module.graph.nodes:
             if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
                 raise GraphInvariantError(
-                    f"canonicalize takes functional graphs, but node '{node.name}' ({node.target}) changes its input"
+                    f"it takes functional graphs, but node '{node.name}' ({node.target}) changes its input"
                 )
+        super().requires(graph_module)
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        changed = _erase_assertions(graph_module)
+        changed = graph_module.graph.eliminate_dead_code()
+        changed |= _erase_assertions(graph_module)
         changed |= _free_from_layout(graph_module)
         changed |= _erase_no_ops(graph_module)
         changed |= unify_row_lookups(graph_module)
         changed |= _merge_equal_nodes(graph_module)
-        finish(graph_module)
+        changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 
@@ -80,6 +94,7 @@ def _erase_assertions(module: GraphModule) -> bool:
             changed = True
     if hasattr(module, "_guards_fn"):
         del module._guards_fn
+        changed = True
     return changed
 
 
@@ -98,6 +113,7 @@ def _erase_no_ops(module: GraphModule) -> bool:
     for node in list(module.graph.nodes):
         if stale and node.op == "call_function":
             node.meta["val"] = compute_value(node)
+            note_computed(node)
         source = _same_as(node)
         if source is None or (layout_matters and not _equal_layouts(source, node)):
             continue

@@ -53,18 +53,18 @@ class Quadratic(Protocol):
         """
 
 
-def choose(candidates: Sequence[Quadratic], decoded: Collection[Node]) -> list[list[bool]]:
+def choose(candidates: Sequence[Sequence[Alternative]], decoded: Collection[Node]) -> list[list[bool]]:
     """Which parts of each candidate to compute on codes, where some features are decoded anyway.
 
     What one part decodes may make features cheaper for another, so the choice is repeated until nothing changes.
     """
     known = set(decoded)
-    chosen = [[True] * len(candidate.alternatives) for candidate in candidates]
+    chosen = [[True] * len(parts) for parts in candidates]
     changed = True
     while changed:
         changed = False
-        for candidate, flags in zip(candidates, chosen, strict=True):
-            for place, part in enumerate(candidate.alternatives):
+        for parts, flags in zip(candidates, chosen, strict=True):
+            for place, part in enumerate(parts):
                 if flags[place] and part.restored(known) <= part.on_codes:
                     flags[place] = False
                     known.update(part.decoding)

@@ -1,7 +1,8 @@
 """Builds the nodes that work on codes: column picks, views, decoders, absorbed weights.
 
-The same builder serves the rewrite and the analysis. In a *dry* build every tensor is a fake one (shapes, no data),
-so that the analysis is the rewrite itself on a throw-away graph and cannot disagree with it.
+The same builder serves the rewrite and the analysis. In a *dry* build new parameters have a shape but no data, and
+nothing as large as a weight is computed, so that the analysis is the rewrite itself on a throw-away graph and cannot
+disagree with it. (The small constants of decoders are computed in both: that costs less than to avoid it.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passes.decoder import Decoder
-from passes.graph_tools import aten, buffer, call, constant_of, fake_mode, parameter, value_of
+from passes.graph_tools import aten, buffer, call, constant_of, parameter, value_of
 from passes.low_rank_value import Block, LowRankValue, merge_identities, plain_block, split_rows
 from passes.parameter_ledger import Record
 
@@ -29,7 +30,7 @@ class CodeBuilder:
 
     Args:
         module: the graph module to edit.
-        dry: build with fake tensors.
+        dry: make parameters without data.
         ranks: ranks that costs are counted with; 1 for other sites.
     """
 
@@ -46,8 +47,8 @@ class CodeBuilder:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """The mode in which tensors are computed: fake in a dry build, without gradients otherwise."""
-        with fake_mode(self.graph) if self.dry else contextlib.nullcontext(), torch.no_grad():
+        """The mode in which tensors are computed: without gradients."""
+        with torch.no_grad():
             yield
 
     def constant(self, node: Any) -> Tensor | None:
@@ -60,8 +61,7 @@ class CodeBuilder:
 
     def _evaluate(self, node: Node) -> Tensor | None:
         if node.op == "get_attr":
-            tensor = constant_of(self.module, node)
-            return value_of(node) if self.dry and tensor is not None else tensor
+            return constant_of(self.module, node)
         operands = node.all_input_nodes
         if not operands or not callable(node.target):
             return None
@@ -95,6 +95,9 @@ class CodeBuilder:
     def new_parameter(self, name: str, tensor: Tensor, like: Tensor, record: Record, *, rule: str) -> Node:
         """A parameter in the number format and on the device of another tensor, counted in the ledger."""
         self.records.append(record)
+        if self.dry:
+            blank = torch.empty(tensor.shape, device="meta", dtype=like.dtype)
+            return parameter(self.module, name, blank, rule=rule, device=like.device)
         return parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
 
     def new_index(self, index: Sequence[int], near: Node) -> Node:

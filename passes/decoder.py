@@ -7,7 +7,7 @@ Everything linear that happens to features happens to the decoder's constants in
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,7 @@ class Decoder:
         offset: [width], ``o``; None for zero.
         gated: [width], ``g``; None for zero.
         terms: the factored parts of the code; what they leave of the rank are plain features.
+        places: the first column of each term.
         shifted_by_constant: whether the features have a constant part also where no site is factored.
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
         orthogonal: whether the columns of ``A`` are orthonormal and ``o`` and ``g`` orthogonal to them, so that inner
@@ -51,6 +52,7 @@ class Decoder:
     offset: Tensor | None = None
     gated: Tensor | None = None
     terms: tuple[Part, ...] = ()
+    places: tuple[int, ...] = ()
     shifted_by_constant: bool = False
     parts: tuple[Decoder, ...] = ()
     orthogonal: bool = False
@@ -78,14 +80,17 @@ class Decoder:
         """Whether the code is the features, nothing added."""
         return self.matrix is None and self.offset is None and self.gated is None
 
-    def extent_terms(self, *, repeated: bool = False) -> tuple[Term, ...]:
-        """What the decoder's code adds to the length of what takes it in."""
-        first = [(site, width, frozenset[str]()) for site, width in self.terms[:1]]
-        more = [(site, width, self.sites) for site, width in self.terms[1:]]
-        features = [self.width - self.plain_columns, *(0 for _ in more)]
+    def extent_terms(self, repeated: Collection[int] = ()) -> tuple[Term, ...]:
+        """What the decoder's code adds to the length of what takes it in.
+
+        Args:
+            repeated: columns that are there already.
+        """
         return tuple(
-            Term(site, width, repeated, beside, self.among, left)
-            for (site, width, beside), left in zip(first + more, features, strict=False)
+            Term(site, width, place in repeated, self.sites, self.among)
+            if number
+            else Term(site, width, place in repeated, among=self.among, features=self.width)
+            for number, ((site, width), place) in enumerate(zip(self.terms, self.places, strict=True))
         )
 
     @property
@@ -254,6 +259,7 @@ class Decoder:
             gated=self.gated if other.gated is None else other.gated,
             gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
+            places=(*self.places, *(self.rank + place for place in other.places)),
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
             orthogonal=False,
             unit_columns=(

@@ -141,8 +141,3 @@ def inner_products(term: Factors) -> list[Pair] | None:
             return None
         pairs += [Pair(left.take([row]), right.take([row]), result) for row, result in enumerate(results)]
     return None if aligned is None else sorted(pairs, key=lambda pair: pair.result)
-
-
-def is_whole(product: Product) -> bool:
-    """Whether every term consists of whole inner products."""
-    return all(inner_products(term) is not None for term in product.terms)

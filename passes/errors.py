@@ -11,5 +11,17 @@ class GraphInvariantError(PassError):
     """A graph broke an invariant that a pass requires or ensures."""
 
 
+class PassPreconditionError(GraphInvariantError):
+    """What a pass was given is not what it takes; the graph is as it was."""
+
+
+class PassPostconditionError(GraphInvariantError):
+    """What a pass made is not what it promises: a defect of the pass, or of a rule that a user registered."""
+
+
+class RewriteError(PassError):
+    """A pass failed in the middle of its work; the graph is unfinished and of no use."""
+
+
 class TableIndexError(PassError):
     """A factorization names a table or weight that the graph does not hold, or holds in another shape."""

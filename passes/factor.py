@@ -80,12 +80,27 @@ def factor_of(encoder: Tensor, decoder: Tensor, centre: Tensor | None) -> Factor
     return Factor(encoder, decoder, shift, offset - decoder @ shift)
 
 
-def blank_factor(width: int, rank: int, *, centred: bool) -> Factor:
-    """A factor of the given sizes without meaningful values, for runs that only look at the structure."""
-    empty = torch.empty
-    return Factor(
-        empty((rank, width), dtype=torch.float64),
-        empty((width, rank), dtype=torch.float64),
-        empty((rank,), dtype=torch.float64) if centred else None,
-        empty((width,), dtype=torch.float64) if centred else None,
+class BlankFactor(Factor):
+    """A factor without meaningful values, for runs that only look at the structure: its codes have no data."""
+
+    def encode_table(self, table: Tensor) -> Tensor:
+        """The codes' shape [V, r]."""
+        return torch.empty((table.shape[0], self.rank), dtype=table.dtype, device="meta")
+
+    def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The shapes of the Linear that produces the codes, [r, inputs] and [r]."""
+        shape = {"dtype": torch.float64, "device": "meta"}
+        has_bias = bias is not None or self.shift is not None
+        code_bias = torch.empty((self.rank,), **shape) if has_bias else None  # type: ignore[call-overload]
+        return torch.empty((self.rank, weight.shape[1]), **shape), code_bias  # type: ignore[call-overload]
+
+
+def blank_factor(width: int, rank: int, *, centred: bool) -> BlankFactor:
+    """A factor of the given sizes without meaningful values."""
+    zeros = torch.zeros
+    return BlankFactor(
+        zeros((rank, width), dtype=torch.float64),
+        zeros((width, rank), dtype=torch.float64),
+        zeros((rank,), dtype=torch.float64) if centred else None,
+        zeros((width,), dtype=torch.float64) if centred else None,
     )

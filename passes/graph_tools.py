@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,9 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 PROVENANCE = "afm_fx"
 """Key in ``node.meta`` under which a pass says which rule made a node."""
+
+FACTORED_SITE = "afm_fx_site"
+"""Key in ``node.meta`` under which the node that gives a site's code says (site name, code width)."""
 
 aten = torch.ops.aten
 
@@ -48,10 +52,18 @@ def _copy(thing: Copied) -> Copied:
 def fake_mode(graph: Graph) -> FakeTensorMode:
     """The fake tensor mode in which the graph's values live (a fresh one for a graph without values)."""
     for node in graph.nodes:
-        for leaf in pytree.tree_leaves(node.meta.get("val")):
-            if isinstance(leaf, torch._subclasses.FakeTensor):
-                return leaf.fake_mode
+        mode = _mode_of(node)
+        if mode is not None:
+            return mode
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _mode_of(node: Node) -> FakeTensorMode | None:
+    """The mode of a node's value, None where it is no fake tensor."""
+    for leaf in pytree.tree_leaves(node.meta.get("val")):
+        if isinstance(leaf, torch._subclasses.FakeTensor):
+            return leaf.fake_mode
+    return None
 
 
 def value_of(node: Node) -> Any:
@@ -106,6 +118,7 @@ def call(
     """
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = compute_value(node)
+    note_computed(node)
     stamp(node, rule, like)
     return node
 
@@ -125,18 +138,77 @@ def compute_value(node: Node) -> Any:
     fix the symbolic batch to the example's, here and in every graph that shares the symbol.
     """
     args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
-    with fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
+    mode = next((mode for each in node.all_input_nodes if (mode := _mode_of(each)) is not None), None)
+    with mode or fake_mode(node.graph), enable_python_dispatcher(), torch.no_grad():
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
-def parameter(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str, trainable: bool = True) -> Node:
+_computed: MutableMapping[torch.Tensor, tuple[Any, ...]] = WeakIdKeyDictionary()
+"""For a fake tensor, the operator, arguments and operands' values that it was computed from."""
+
+
+def note_computed(node: Node) -> None:
+    """Remembers that the node's value is what its operator makes of its operands' values."""
+    if isinstance(value_of(node), torch.Tensor):
+        _computed[value_of(node)] = _call_on_values(node)
+
+
+def is_computed(node: Node) -> bool:
+    """Whether the node's value is known to be what its operator makes of its operands' values."""
+    value = value_of(node)
+    known = _computed.get(value) if isinstance(value, torch.Tensor) else None
+    now = _call_on_values(node) if known is not None else ()
+    return known is not None and len(known) == len(now) and all(map(_alike, known, now))
+
+
+def _call_on_values(node: Node) -> tuple[Any, ...]:
+    """The operator and its arguments, flat, every node's value in its place."""
+    leaves: list[Any] = [node.target]
+    _add_leaves((node.args, node.kwargs), leaves)
+    return tuple(leaves)
+
+
+def _add_leaves(argument: Any, leaves: list[Any]) -> None:
+    if isinstance(argument, Node):
+        leaves.append(value_of(argument))
+    elif isinstance(argument, (list, tuple)):
+        leaves.append(len(argument))
+        for item in argument:
+            _add_leaves(item, leaves)
+    elif isinstance(argument, dict):
+        leaves.append(tuple(argument))
+        for item in argument.values():
+            _add_leaves(item, leaves)
+    else:
+        leaves.append(argument)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two leaves are the same object, or equal numbers or names of one type."""
+    if one is other:
+        return True
+    return type(one) is type(other) and isinstance(one, int | float | str | tuple) and one == other
+
+
+def parameter(
+    module: GraphModule,
+    name: str,
+    tensor: torch.Tensor,
+    *,
+    rule: str,
+    trainable: bool = True,
+    device: torch.device | None = None,
+) -> Node:
     """Registers a parameter under a dotted name (made unique) and returns its ``get_attr`` node.
 
     The node is placed at the graph's start so that it is available everywhere.
+
+    Args:
+        device: where the node's value is said to be, for a parameter without data.
     """
     owner, name, leaf = _place_for(module, name)
     owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=trainable and tensor.is_floating_point()))
-    return _attribute_node(module, name, rule)
+    return _attribute_node(module, name, rule, device)
 
 
 def buffer(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str) -> Node:
@@ -158,11 +230,14 @@ def _place_for(module: GraphModule, name: str) -> tuple[nn.Module, str, str]:
     return owner, name, leaf
 
 
-def _attribute_node(module: GraphModule, name: str, rule: str) -> Node:
-    graph = module.graph
+def _attribute_node(module: GraphModule, name: str, rule: str, device: torch.device | None = None) -> Node:
+    graph, held = module.graph, get_attribute(module, name)
     with graph.inserting_before(next(iter(graph.nodes))):
         node = graph.get_attr(name)
-    node.meta["val"] = fake_mode(graph).from_tensor(get_attribute(module, name), static_shapes=True)
+    with fake_mode(graph):
+        node.meta["val"] = torch.empty_strided(
+            held.shape, held.stride(), dtype=held.dtype, device=device or held.device
+        )
     stamp(node, rule)
     return node
 
@@ -199,50 +274,49 @@ def _unique_attribute(module: nn.Module, name: str) -> str:
     raise AssertionError  # unreachable: itertools.count never ends
 
 
-def finish(module: GraphModule) -> GraphModule:
-    """Removes dead nodes, checks the graph, regenerates its code, drops parameters nothing uses."""
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
-    drop_unused_state(module)
+def finish(module: GraphModule) -> bool:
+    """Removes dead nodes, drops parameters nothing uses, regenerates the code; says whether there was anything."""
+    changed = module.graph.eliminate_dead_code()
+    changed |= drop_unused_state(module)
     module.recompile()
-    return module
+    return changed
 
 
-def drop_unused_state(module: GraphModule) -> None:
-    """Deletes parameters, buffers and empty submodules that no ``get_attr`` node names.
+def drop_unused_state(module: GraphModule) -> bool:
+    """Deletes parameters, buffers and empty submodules that no node names; says whether there were any."""
+    targets = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
+    needed = {prefix for target in targets for prefix in _prefixes(target)}
+    return _drop_unused(module, "", targets, needed)
 
-    What belongs to a submodule that is named itself, as the graphs of branches and loops are, is all kept.
+
+def _drop_unused(owner: nn.Module, prefix: str, targets: set[str], needed: set[str]) -> bool:
+    """Below one module.
+
+    Args:
+        targets: names that the graph uses as a whole: what is below them (a submodule's own state) stays.
+        needed: the targets and all modules on the way to them.
     """
-    used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
-    for prefix, owner in list(module.named_modules()):
-        if _is_inside(prefix, used):
-            continue
-        for store in (owner._parameters, owner._buffers):
-            for leaf in list(store):
-                if (f"{prefix}.{leaf}" if prefix else leaf) not in used:
-                    del store[leaf]
-    _drop_empty_children(module, "", used)
-
-
-def _is_inside(prefix: str, used: Iterable[str]) -> bool:
-    """Whether a submodule, or one that holds it, is among the names."""
-    parts = prefix.split(".")
-    return any(".".join(parts[: end + 1]) in used for end in range(len(parts)))
-
-
-def _drop_empty_children(owner: nn.Module, prefix: str, used: Iterable[str]) -> None:
+    changed = False
+    for store in (owner._parameters, owner._buffers):
+        for leaf in list(store):
+            if f"{prefix}{leaf}" not in targets:
+                del store[leaf]
+                changed = True
     for name, child in list(owner.named_children()):
-        path = f"{prefix}.{name}" if prefix else name
-        if path in used:
+        path = f"{prefix}{name}"
+        if path in targets:
             continue
-        _drop_empty_children(child, path, used)
-        empty = not (child._parameters or child._buffers or child._modules)
-        if empty and not _holds_constant(owner, name, used, path):
+        changed |= _drop_unused(child, f"{path}.", targets, needed)
+        if path not in needed and not (child._parameters or child._buffers or child._modules):
             delattr(owner, name)
+            changed = True
+    return changed
 
 
-def _holds_constant(owner: nn.Module, name: str, used: Iterable[str], path: str) -> bool:
-    return any(target.startswith(f"{path}.") for target in used)
+def _prefixes(target: str) -> Iterator[str]:
+    """``a``, ``a.b`` and ``a.b.c`` of ``a.b.c``."""
+    parts = target.split(".")
+    return (".".join(parts[: count + 1]) for count in range(len(parts)))
 
 
 def convert_dtype(module: GraphModule, dtype: torch.dtype) -> GraphModule:

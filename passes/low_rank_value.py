@@ -12,6 +12,7 @@ tells the block that every feature came from.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ class LowRankValue:
         """Number of features, ``prod(trailing)``."""
         return math.prod(self.trailing)
 
-    @property
+    @functools.cached_property
     def sites(self) -> tuple[str, ...]:
         """The factored sites inside, each once, in order."""
         return tuple(dict.fromkeys(site for block in self.blocks for site, _ in block.decoder.terms))

@@ -43,6 +43,17 @@ def argument(node: Node, position: int, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else default
 
 
+def reduced_axes(node: Node, rank: int) -> list[int]:
+    """The axes that a reduction of a tensor with ``rank`` axes runs over, ascending; all where it names none."""
+    given = argument(node, 1, None)
+    return sorted({axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))})
+
+
+def keeps_axes(node: Node) -> bool:
+    """Whether a reduction leaves its axes behind as ones."""
+    return bool(argument(node, 2, node.kwargs.get("keepdim", False)))
+
+
 def on_features(value: LowRankValue, move: Callable[[Positions], Positions]) -> LowRankValue | Restored:
     """Applies a move to the feature axes."""
     moved = move(np.arange(value.features).reshape(value.trailing))
@@ -349,7 +360,8 @@ def _sharing_codes(builder: CodeBuilder, node: Node, pieces: Sequence[LowRankVal
 def _place(places: dict[Node, tuple[int, Node]], node: Node, width: int, seen: Node) -> int:
     """The first column of a node among those to be concatenated, each once."""
     if node not in places:
-        places[node] = (sum(width_of(each) for _, each in places.values()), seen)
+        last = next(reversed(places.values()), None)
+        places[node] = (0 if last is None else last[0] + width_of(last[1]), seen)
     return places[node][0]
 
 

@@ -20,7 +20,7 @@ class Term:
     """A part of a length.
 
     Attributes:
-        site: whose rank it is.
+        site: whose rank it is; empty for dense features.
         width: its length where the site is left alone.
         repeated: whether it is a second view of code columns that are there already; it then adds nothing where the
             site is factored.
@@ -29,6 +29,8 @@ class Term:
         among: the sites of all codes that went through one map together: where none is factored the map is applied to
             the features themselves, which leaves ``features`` of them.
         features: see ``among``.
+        instead: sites without which the features are there in this length, while a code holds them in another one
+            (dense features that are read twice, say, are held once).
     """
 
     site: str
@@ -37,9 +39,12 @@ class Term:
     beside: frozenset[str] = frozenset()
     among: frozenset[str] = frozenset()
     features: int = 0
+    instead: frozenset[str] = frozenset()
 
     def at(self, ranks: Ranks) -> int:
         """The length under an assignment of ranks."""
+        if self.instead:
+            return 0 if any_factored(self.instead, ranks) else self.width
         rank = ranks.get(self.site)
         if rank is not None:
             return 0 if self.repeated else rank

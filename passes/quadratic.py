@@ -20,7 +20,7 @@ from passes.deferred import Factors, Product, inner_products
 from passes.field_scores import FieldScores, with_rows
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue
-from passes.moves import argument, equal_sizes, on_features, static
+from passes.moves import argument, equal_sizes, keeps_axes, on_features, reduced_axes, static
 from passes.need_features import BENDS, MULTIPLIES
 from passes.outcomes import Deferred, Law, Outcome, Restored, Undecided, Values
 from passes.scores import LikeScores, is_ordinary, matrix_letters, side_of, with_one_feature_axis
@@ -109,13 +109,11 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
     product = _only(node, values)
     if product is None or node.kwargs.get("dtype") is not None:
         return NEEDS_PRODUCTS
-    rank, given = len(product.shape), argument(node, 1, None)
-    axes = {axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))}
-    product = _pulled(builder, node, product, len(product.lead) - min(axes))
+    axes, keep = reduced_axes(node, len(product.shape)), keeps_axes(node)
+    product = _pulled(builder, node, product, len(product.lead) - axes[0])
     if product is None:
         return NEEDS_PRODUCTS
     lead = len(product.lead)
-    keep = bool(argument(node, 2, node.kwargs.get("keepdim", False)))
     shape = product.trailing
     ones = tuple(1 if axis + lead in axes else size for axis, size in enumerate(shape))
     targets = np.broadcast_to(np.arange(int(np.prod(ones))).reshape(ones), shape)

@@ -10,6 +10,7 @@ operator needs as it is gets decoded once, for all such operators. Each end of a
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,15 +21,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes import absorb
 from passes.choice import Alternative, Quadratic, choose
 from passes.code_builder import CodeBuilder
 from passes.deferred import Product, View
-from passes.errors import TableIndexError
+from passes.errors import GraphInvariantError, PassError, RewriteError, TableIndexError
 from passes.factor import Factor, blank_factor
-from passes.graph_tools import clone_graph_module, constant_of, finish, value_of
+from passes.graph_change import GraphPicture, replaced_operands
+from passes.graph_pass import GraphPass
+from passes.graph_tools import FACTORED_SITE, clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
@@ -104,12 +107,14 @@ class _Finding:
     cost_restored: int | None = None
 
 
-class SinkCodes(PassBase):
+class SinkCodes(GraphPass):
     """Replaces each factored site with its codes and absorbs or decodes them at their uses.
+
+    A site that the graph already has in codes of the same width is left as it is, so that a second run changes nothing.
 
     Args:
         factors: factor per site name.
-        dry: work on fake tensors; the graph's parameters then have no data.
+        dry: make parameters without data.
         ranks: ranks to count costs with in a dry run; 1 where left out.
     """
 
@@ -124,6 +129,8 @@ class SinkCodes(PassBase):
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
         self.carried: dict[str, tuple[str, ...]] = {}
+        self._features: frozenset[str] = frozenset()
+        self._replaced: tuple[str, ...] = ()
 
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry, ranks=self.ranks))
@@ -133,8 +140,24 @@ class SinkCodes(PassBase):
         self.carried = {
             node.name: _sites_of(value) for node, value in walk.values.items() if node not in walk.on_features
         }
-        finish(graph_module)
-        return PassResult(graph_module, bool(self.factors))
+        self._features = frozenset(node.name for node in walk.features)
+        self._replaced = tuple(walk.sites)
+        changed = finish(graph_module)
+        return PassResult(graph_module, changed or bool(walk.sites))
+
+    def ensures_change(self, before: GraphPicture, after: GraphPicture, graph_module: GraphModule) -> None:
+        """No factored site is left, and a node that stays reads features where it read features, never a code.
+
+        Raises:
+            GraphInvariantError: naming the node.
+        """
+        super().ensures_change(before, after, graph_module)
+        for name in self._replaced:
+            if name in after.nodes:
+                raise GraphInvariantError(f"node '{name}' of a factored site is still there")
+        for name, old, new in replaced_operands(before, after):
+            if new not in before.nodes and new not in self._features:
+                raise GraphInvariantError(f"node '{name}' reads the code '{new}' in place of the features '{old}'")
 
 
 @dataclass(frozen=True)
@@ -208,18 +231,25 @@ class _Walk:
         self.values: dict[Node, Any] = {}
         self.verdicts: list[Verdict] = []
         self.on_features: set[Node] = set()
+        self._sources: dict[Node, dict[str, Node]] = {}
+        self.features: set[Node] = set()
         self._restored: dict[Node, Node] = {}
         self._deferred: dict[Node, Restored | None] = {}
         self._undecided: dict[Node, Quadratic] = {}
         self._tables: dict[str, Node] = {}
         self._superseded: set[Node] = set()
-        self._sites = self._factored_sites()
+        self.sites = self._factored_sites()
 
     def _factored_sites(self) -> dict[str, Site]:
         sites = {site.name: site for site in find_sites(self.module)}
         by_node: dict[str, Site] = {}
+        done = dict(node.meta[FACTORED_SITE] for node in self.module.graph.nodes if FACTORED_SITE in node.meta)
         for name, factor in self.factors.items():
             site = sites.get(name)
+            if site is None and name in done:
+                if done[name] != factor.rank:
+                    raise TableIndexError(f"site '{name}' is in codes {done[name]} wide, its factor is {factor.rank}")
+                continue
             if site is None:
                 raise TableIndexError(f"the graph has no site '{name}'")
             if site.refusal is not None:
@@ -237,7 +267,7 @@ class _Walk:
         originals = list(self.module.graph.nodes)
         with self.builder.session():
             for node in originals:
-                with self.module.graph.inserting_before(node):
+                with self.module.graph.inserting_before(node), _at(node):
                     self._visit(node)
             self._decide()
         self._erase_superseded(originals)
@@ -251,11 +281,12 @@ class _Walk:
                 self.module.graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
-        site = self._sites.get(node.name)
+        site = self.sites.get(node.name)
         if site is not None:
             factor = self.factors[site.name]
             produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
-            self.values[node] = produce(node, site, factor)
+            value = self.values[node] = produce(node, site, factor)
+            value.code.meta[FACTORED_SITE] = (site.name, factor.rank)
             self._superseded.add(node)
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
@@ -264,6 +295,12 @@ class _Walk:
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
         if isinstance(outcome, (Carried, Absorbed)):
             self._superseded.add(node)
+        if isinstance(outcome, (Carried, Deferred)):
+            self._sources[node] = {
+                site: operand
+                for operand in reversed(node.all_input_nodes)
+                for site in _sites_of(self.values.get(operand))
+            }
         match outcome:
             case Carried():
                 self.values[node] = outcome.value
@@ -276,18 +313,33 @@ class _Walk:
             case Absorbed():
                 self._judge(node, outcome)
                 node.replace_all_uses_with(outcome.node)
+                self.features.add(outcome.node)
             case Restored():
-                self._judge(node, outcome, [each for each in node.all_input_nodes if each not in self._deferred])
-                self._restore_operands(node)
+                self._need_features(node, outcome)
+
+    def _need_features(self, node: Node, outcome: Restored) -> None:
+        """Restores what a node takes. What it takes of deferred values is computed first, and is dense from then on."""
+        deferred = [each for each in node.all_input_nodes if isinstance(self.values.get(each), (View, Product))]
+        if not deferred:
+            self._judge(node, outcome)
+            self._restore_operands(node)
+            return
+        for operand in deferred:
+            self._compute_from_features(operand)
+            del self.values[operand]
+        self._visit(node)
 
     def _decide(self) -> None:
         """Takes the cheaper way for every product that can be computed on codes, and lets go of the others."""
         decoded = frozenset(self._restored)
-        chosen = choose(list(self._undecided.values()), decoded)
+        alternatives = [quadratic.alternatives for quadratic in self._undecided.values()]
+        chosen = choose(alternatives, decoded)
         results: dict[Node, Node] = {}
-        for (node, quadratic), flags in zip(self._undecided.items(), chosen, strict=True):
-            for part, on_codes in zip(quadratic.alternatives, flags, strict=True):
-                self._judge_choice(part, on_codes=on_codes, decoded=decoded)
+        for (node, quadratic), parts, wanted in zip(self._undecided.items(), alternatives, chosen, strict=True):
+            flags = [each and part.node not in self.on_features for each, part in zip(wanted, parts, strict=True)]
+            for part, on_codes in zip(parts, flags, strict=True):
+                if part.node not in self.on_features:  # or else its products are there, and judged
+                    self._judge_choice(part, on_codes=on_codes, decoded=decoded)
             if not any(flags):
                 self._compute_from_features(node)
                 continue
@@ -295,6 +347,7 @@ class _Walk:
                 results[node] = quadratic.emit(flags, self._restore)
         for node, result in results.items():
             node.replace_all_uses_with(result)
+            self.features.add(result)
 
     def _compute_from_features(self, node: Node) -> None:
         """Lets a node of a deferred value do what it did in the original."""
@@ -332,6 +385,7 @@ class _Walk:
             self._judge(node, outcome, [source])
             if ready is not None:
                 return absorb.linear_site(self.builder, node, ready, affine, factored)
+        if value is not None:
             source = self._restore(source)
         return absorb.linear_site(self.builder, node, absorb.dense_source(source), affine, factored)
 
@@ -352,6 +406,7 @@ class _Walk:
         if operand not in self._restored:
             with self.module.graph.inserting_before(operand.next):
                 self._restored[operand] = restore(self.builder, value, operand)
+            self.features.add(self._restored[operand])
         return self._restored[operand]
 
     def _judge(
@@ -388,15 +443,21 @@ class _Walk:
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:
         """Names of the nodes from the site's own node to this one."""
-        path: list[str] = []
-        current: Node | None = node
-        while current is not None:
-            path.append(current.name)
-            own = self._sites.get(current.name)
-            if own is not None and own.name == site:
-                break
-            current = next((up for up in current.all_input_nodes if site in _sites_of(self.values.get(up))), None)
-        return tuple(reversed(path))
+        path = [node]
+        while (source := self._sources.get(path[-1], {}).get(site)) is not None:
+            path.append(source)
+        return tuple(each.name for each in reversed(path))
+
+
+@contextlib.contextmanager
+def _at(node: Node) -> Iterator[None]:
+    """Names the node at which something unforeseen went wrong."""
+    try:
+        yield
+    except PassError:
+        raise
+    except Exception as error:
+        raise RewriteError(f"SinkCodes failed at node '{node.name}' ({node.target}): {error}") from error
 
 
 def _lookup_of(features: Node) -> Lookup:

@@ -7,8 +7,27 @@ every buffer or input that the model changed; the outputs of a single call do no
 from __future__ import annotations
 
 from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
 
-from passes.graph_tools import aten
+from passes.graph_pass import GraphPass
+from passes.graph_tools import aten, finish
+
+
+class EraseStateWrites(GraphPass):
+    """Replaces ``copy_(state, value)`` with ``value``, where ``state`` is a parameter, a buffer or an input.
+
+    Attributes:
+        written: after a run, the names of what was written to, in graph order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: tuple[str, ...] = ()
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        self.written = tuple(erase_state_writes(graph_module))
+        changed = finish(graph_module)
+        return PassResult(graph_module, changed or bool(self.written))
 
 
 def erase_state_writes(module: GraphModule) -> list[str]:

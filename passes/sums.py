@@ -23,7 +23,7 @@ from passes.common_form import spread, through_lead, units_as_columns
 from passes.gates import scaled
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
-from passes.moves import argument, keeps_shape, single, static
+from passes.moves import argument, keeps_axes, keeps_shape, reduced_axes, single, static
 from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
 
 RULE = "sum"
@@ -186,9 +186,7 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
     value = single(node, values)
     if value is None or node.kwargs.get("dtype") is not None:
         return Restored("it changes the number format")
-    rank, given = len(value.shape), argument(node, 1, None)
-    axes = sorted({axis % rank for axis in ([given] if isinstance(given, int) else given or range(rank))})
-    keep = bool(argument(node, 2, node.kwargs.get("keepdim", False)))
+    axes, keep = reduced_axes(node, len(value.shape)), keeps_axes(node)
     leading = [axis for axis in axes if axis < len(value.lead)]
     fields = [axis - len(value.lead) for axis in axes if axis >= len(value.lead)]
     outcome: LowRankValue | Restored | Absorbed = value

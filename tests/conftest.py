@@ -1,4 +1,8 @@
-"""What all tests share: one torch thread per process (tests run in parallel) and seeded randomness."""
+"""What all tests share: one torch thread per process (tests run in parallel) and seeded randomness.
+
+Hypothesis draws the same examples in every run, so that a change is judged by what it changes; ``make fuzz`` draws
+new ones.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 SEED = 7
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+settings.register_profile("stable", derandomize=True, deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile(
+    "fuzz", max_examples=2_400, derandomize=False, deadline=None, print_blob=True, suppress_health_check=SLOW
+)
+settings.load_profile("stable")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -304,6 +304,21 @@ def test_a_model_that_is_random_in_eval_mode_is_warned_about():
     assert program.warnings
 
 
+def test_attention_that_drops_nothing_is_not_random():
+    class Attends(WithLinear):
+        def __init__(self, dropped: float) -> None:
+            super().__init__()
+            self.dropped = dropped
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x).unsqueeze(1)
+            return nn.functional.scaled_dot_product_attention(y, y, y, dropout_p=self.dropped)
+
+    assert capture(Attends(0.0), torch.randn(3, 4)).warnings == ()
+    with pytest.warns(UserWarning, match="random even in eval mode"):
+        capture(Attends(0.5), torch.randn(3, 4))
+
+
 def test_a_quiet_model_is_captured_without_a_word(capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

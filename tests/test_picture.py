@@ -32,7 +32,7 @@ class Fields(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         rows = [table(ids[:, field]) for field, table in enumerate(self.tables)]
         deep = self.last(torch.relu(self.first(torch.cat(rows, 1))))
-        return deep + (rows[0] * rows[1]).sum(1, keepdim=True)
+        return deep + torch.tanh(rows[0] * rows[1]).sum(1, keepdim=True)
 
 
 def test_tables_that_go_the_same_way_share_a_box() -> None:

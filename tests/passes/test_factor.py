@@ -61,3 +61,19 @@ def test_sizes() -> None:
     factor = blank_factor(6, 2, centred=True)
     assert (factor.width, factor.rank) == (6, 2)
     assert blank_factor(6, 2, centred=False).offset is None
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_blank_factor_gives_the_shapes_of_a_real_one_and_no_data(centred: bool, has_bias: bool) -> None:
+    blank = blank_factor(6, 2, centred=centred)
+    basis = torch.eye(6, 2, dtype=torch.float64)
+    real = factor_of(basis.mT.contiguous(), basis, torch.ones(6).double() if centred else None)
+    table, weight, bias = torch.randn(9, 6), torch.randn(6, 4), torch.randn(6) if has_bias else None
+    pairs = [(blank.encode_table(table), real.encode_table(table))]
+    pairs += zip(blank.encode_weight(weight, bias), real.encode_weight(weight, bias), strict=True)  # type: ignore[arg-type]
+    for without, whole in pairs:
+        assert (without is None) == (whole is None)
+        if without is not None:
+            assert without.is_meta
+            assert (without.shape, without.dtype) == (whole.shape, whole.dtype)

@@ -161,3 +161,42 @@ def test_computing_values_again_never_fixes_the_batch_to_the_examples():
     for each in (program, converted):
         assert not str(each.placeholders()[0].meta["val"].shape[0]).isdigit()
         assert not str(node_of(each.graph_module, aten.relu.default).meta["val"].shape[0]).isdigit()
+
+
+def test_a_parameter_beside_a_tensor_of_a_parameter_list_gets_a_name_of_its_own() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernels = nn.ParameterList([torch.randn(3, 2)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.kernels[0]
+
+    module = capture(Listed(), torch.randn(4, 3)).graph_module
+    node = graph_tools.parameter(module, "kernels.0.on_codes.weight", torch.randn(2, 2), rule="test")
+    assert node.target == "kernels.0_on_codes.weight"
+    assert torch.equal(graph_tools.get_attribute(module, str(node.target)), module.get_parameter(str(node.target)))
+
+
+def test_state_of_a_submodule_that_is_called_as_a_whole_is_kept() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.unused = nn.Sequential(nn.Linear(3, 2)), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inner: torch.Tensor = self.inner(x)
+            return inner
+
+    class LeafTracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return True
+
+    model = Called()
+    module = torch.fx.GraphModule(model, LeafTracer().trace(model))
+    module.add_module("unused", nn.Linear(3, 2))
+    assert graph_tools.drop_unused_state(module)
+    assert [name for name, _ in module.named_parameters()] == ["inner.0.weight", "inner.0.bias"]
+    assert not graph_tools.drop_unused_state(module)
+    rows = torch.randn(2, 3)
+    assert torch.equal(module(rows), model(rows))

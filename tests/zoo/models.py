@@ -13,9 +13,10 @@ from afm_fx.capture import capture
 from afm_fx.program import Program
 from tests.zoo.deepctr_models import deepctr_entries, deepctr_installed
 from tests.zoo.entry import ZooEntry
+from tests.zoo.paper_models import paper_entries
 from tests.zoo.plain_models import plain_entries
 
-ZOO: tuple[ZooEntry, ...] = (*deepctr_entries(), *plain_entries())
+ZOO: tuple[ZooEntry, ...] = (*deepctr_entries(), *plain_entries(), *paper_entries())
 
 
 def zoo_params(entries: Sequence[ZooEntry] = ZOO, *, refused: bool = False) -> list[Any]:

@@ -1,0 +1,100 @@
+"""The frame of every pass: what it requires is checked on what it is given, what it ensures on what it returns.
+
+``torch.fx``'s own ``PassBase`` checks ``ensures`` on the module that came in, which is the wrong one where a pass
+returns another. Passes derive from :class:`GraphPass` instead; they are ``PassBase`` all the same and run in torch's
+``PassManager`` beside other people's.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from passes.errors import GraphInvariantError, PassError, PassPostconditionError, PassPreconditionError, RewriteError
+from passes.graph_change import GraphPicture, check_change, picture_of
+from passes.graph_checks import check_no_orphans, check_values, check_well_formed
+
+
+class GraphPass(PassBase):
+    """A pass on functional ATen graphs with ``meta["val"]`` on every node.
+
+    It changes the module in place and returns it. A second run changes nothing; the same graph gives the same result,
+    names included.
+    """
+
+    retargets: ClassVar[Mapping[Any, Any]] = {}
+    """Operators that the pass replaces in place, and by what; all other nodes that stay keep operator and arguments."""
+
+    def __call__(self, graph_module: GraphModule) -> PassResult:
+        """Runs the pass between its checks.
+
+        Raises:
+            PassPreconditionError: the graph is not what the pass takes.
+            PassPostconditionError: the result is not what the pass promises.
+            PassError: the pass could not do its work.
+        """
+        with self._blamed(PassPreconditionError, "cannot run on this graph"):
+            self.requires(graph_module)
+        before = picture_of(graph_module)
+        try:
+            result = self.call(graph_module)
+        except PassError:
+            raise
+        except Exception as error:
+            raise RewriteError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        with self._blamed(PassPostconditionError, "made a graph that it must not make"):
+            self.ensures(result.graph_module)
+            after = picture_of(result.graph_module)
+            self.ensures_change(before, after, result.graph_module)
+            if result.modified == before.same(after):
+                raise GraphInvariantError(f"it reports modified={result.modified}, which is not so")
+        return result
+
+    @property
+    def name(self) -> str:
+        """What messages call the pass."""
+        return type(self).__name__
+
+    @abc.abstractmethod
+    def call(self, graph_module: GraphModule) -> PassResult:
+        """The pass itself, without checks."""
+
+    def requires(self, graph_module: GraphModule) -> None:
+        """The graph is well formed, and every node has the right value.
+
+        Raises:
+            GraphInvariantError: naming the node.
+        """
+        check_well_formed(graph_module)
+        check_values(graph_module)
+
+    def ensures(self, graph_module: GraphModule) -> None:
+        """The same of the result, and no parameter or buffer is left that no node uses.
+
+        Raises:
+            GraphInvariantError: naming the node or the parameter.
+        """
+        check_well_formed(graph_module)
+        check_values(graph_module)
+        check_no_orphans(graph_module)
+
+    def ensures_change(self, before: GraphPicture, after: GraphPicture, graph_module: GraphModule) -> None:
+        """Nodes that stay are as they were, new nodes say which rule made them.
+
+        Raises:
+            GraphInvariantError: naming the node.
+        """
+        check_change(before, after, graph_module, self.retargets)
+
+    @contextlib.contextmanager
+    def _blamed(self, kind: type[GraphInvariantError], what: str) -> Iterator[None]:
+        """Turns a broken invariant into an error of the given kind that names the pass."""
+        try:
+            yield
+        except GraphInvariantError as error:
+            raise kind(f"{self.name} {what}: {error}") from error
