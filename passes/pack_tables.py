@@ -101,7 +101,8 @@ class PackTables(PassBase):
                 refused.add(frozenset(_names(plan)))
                 continue
             _fill(candidate, made, self.free_sources)
-            module, cost = finish(candidate), after
+            finish(candidate)
+            module, cost = candidate, after
             kept.append(made.report)
         self.packed = tuple(kept)
         return PassResult(module, bool(kept))
