@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
+from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
 from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US
 
@@ -31,7 +32,7 @@ LANES = 16
 """A matrix product computes so many outputs at once; fewer cost as much."""
 
 
-class MergeLinears(PassBase):
+class MergeLinears(GraphPass):
     """Replaces Linears and the constants, scales, sums and Linears beside them with fewer operators."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -41,7 +42,7 @@ class MergeLinears(PassBase):
         return PassResult(graph_module, changed)
 
 
-class StartProducts(PassBase):
+class StartProducts(GraphPass):
     """Replaces a sum with a product by a product that starts from the other term."""
 
     def call(self, graph_module: GraphModule) -> PassResult:

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     args_of,
     aten,
@@ -69,7 +70,7 @@ class PackedTable:
     bounds: tuple[IdBound, ...] = ()
 
 
-class PackTables(PassBase):
+class PackTables(GraphPass):
     """Replaces lookups by slices of one gather from one table, where that is cheaper to serve.
 
     Args:
@@ -111,7 +112,7 @@ class PackTables(PassBase):
 def _cost(module: GraphModule) -> ServingCost:
     """What a graph costs once its moves are collapsed."""
     clone = clone_graph_module(module)
-    CollapseMoves()(clone)
+    CollapseMoves().call(clone)  # a trial: the checks come with the pass itself
     return serving_cost(clone)
 
 
