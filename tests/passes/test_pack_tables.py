@@ -183,3 +183,28 @@ def test_gradients_reach_the_packed_table_row_by_row():
     starts = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
     touched = (x[:, : len(SIZES)].long() + starts).unique()
     assert set(gradient[:, -1].nonzero().flatten().tolist()) == set(touched.tolist())
+
+
+class SeparateInputs(nn.Module):
+    """Every field is an input of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(20 + field, 4) for field in range(8))
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, a, b, c, d, e, f, g, h):  # noqa: PLR0917
+        ids = (a, b, c, d, e, f, g, h)
+        return self.head(torch.cat([table(each) for table, each in zip(self.tables, ids, strict=True)], 1))
+
+
+def separate_inputs(rows: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randint(20, (rows,)) for _ in range(8))
+
+
+def test_fields_that_are_inputs_of_their_own_are_joined_by_one_concat():
+    graph = graph_of(SeparateInputs(), *separate_inputs(3))
+    result = rewritten(graph, PackTables(), CollapseMoves(), inputs=separate_inputs)
+    found = operators(result)
+    assert found["embedding"] == found["cat"] == found["transpose"] == found["add"] == 1
+    assert "unsqueeze" not in found
