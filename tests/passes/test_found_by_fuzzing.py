@@ -77,7 +77,28 @@ class LinearAcrossFields(nn.Module):
         return self.second(self.first(self.table(ids)).transpose(1, 2)).flatten(1) + dense.sum(1, keepdim=True)
 
 
-MODELS = [OwnParameters, DenseTwice, FieldsAndTheirSum, MappedFieldsAndTheirSum, LinearAcrossFields]
+class LargestOfFieldsTwice(nn.Module):
+    """An operator of several results, called twice alike: both calls become one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, WIDTH)
+        self.first = nn.Linear(2 * WIDTH, 3)
+
+    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
+        rows = self.table(ids)
+        largest = torch.cat([rows.max(1)[0], rows.max(1)[0].relu()], 1)
+        return self.first(largest) + dense.sum(1, keepdim=True)
+
+
+MODELS = [
+    OwnParameters,
+    DenseTwice,
+    FieldsAndTheirSum,
+    MappedFieldsAndTheirSum,
+    LinearAcrossFields,
+    LargestOfFieldsTwice,
+]
 
 
 @pytest.mark.parametrize("build", MODELS)
