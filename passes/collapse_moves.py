@@ -35,7 +35,7 @@ class CollapseMoves(GraphPass):
         changed = finish(graph_module)
         columns = FeatureColumns(graph_module)
         order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
-        for family in _families(graph_module, columns):
+        for family in families_of(graph_module, columns):
             changed |= _collapse(graph_module, columns, family, order)
         finish(graph_module)  # constants of moves that were tried and left are no change
         return PassResult(graph_module, changed)
@@ -69,7 +69,7 @@ class Family:
     moves: set[Node] = field(default_factory=set)
 
 
-def _families(module: GraphModule, columns: FeatureColumns) -> list[Family]:
+def families_of(module: GraphModule, columns: FeatureColumns) -> list[Family]:
     """Demands by the moves that they share, directly or through others."""
     leader: dict[Node, Node] = {}
 

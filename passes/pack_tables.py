@@ -42,6 +42,7 @@ from passes.id_bounds import IdBound, OutOfRange, guarded
 from passes.id_columns import IdColumn, id_columns
 from passes.serving_cost import ServingCost, serving_cost
 from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, rows_of, widest
+from passes.widen_linears import WidenLinears
 
 RULE = "pack tables"
 ROWS_PER_BLOCK = 65_536
@@ -110,9 +111,10 @@ class PackTables(GraphPass):
 
 
 def _cost(module: GraphModule) -> ServingCost:
-    """What a graph costs once its moves are collapsed."""
+    """What a graph costs once its moves are collapsed and its Linears read ranges."""
     clone = clone_graph_module(module)
-    CollapseMoves().call(clone)  # a trial: the checks come with the pass itself
+    CollapseMoves().call(clone)  # trials: the checks come with the passes themselves
+    WidenLinears().call(clone)
     return serving_cost(clone)
 
 

@@ -1,6 +1,7 @@
 """Decides which tables become one: rows side by side where an id reads several tables, tables below one another else.
 
-Tables that are read by the same ids become one *row group*: their features are columns of one row. Row groups below one
+Tables that are read by the same ids become one *row group*: their features are columns of one row, the narrowest first,
+so that the linear term's weight has the same place whatever the width of the code beside it. Row groups below one
 another, each padded to the width of the widest, are one *packed table*, read by one gather. Padding costs memory and
 bytes per row, another gather costs a call; groups of neighbouring widths are joined while that pays.
 """
@@ -90,6 +91,8 @@ def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
         group.tables[lookup.name] = lookup.table
         group.ids = tuple(dict.fromkeys((*group.ids, *lookup.ids)))
         group.lookups.append(lookup)
+    for group in groups.values():
+        group.tables = dict(sorted(group.tables.items(), key=lambda each: each[1].shape[1]))
     return list(groups.values())
 
 
