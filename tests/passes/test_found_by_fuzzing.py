@@ -79,7 +79,7 @@ class LinearAcrossFields(nn.Module):
 
 
 class LargestOfFieldsTwice(nn.Module):
-    """An operator of several results, called twice alike: both calls become one."""
+    """An operator of several results, called twice alike: both calls become one, of which both results are read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class LargestOfFieldsTwice(nn.Module):
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         rows = self.table(ids)
-        largest = torch.cat([rows.max(1)[0], rows.max(1)[0].relu()], 1)
+        largest = torch.cat([rows.max(1)[0], rows.max(1)[1].to(dense.dtype)], 1)
         return self.first(largest) + dense.sum(1, keepdim=True)
 
 
