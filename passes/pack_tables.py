@@ -195,7 +195,7 @@ class _Packing:
                 source, place = self.columns.source(column.column)
                 if source.op == "placeholder":
                     low, high = -column.offset, group.limit - column.offset
-                    found.append(IdBound(source.name, place, low, high, next(iter(group.tables))))
+                    found.append(IdBound(source.name, place, low, high, list(group.tables)[-1]))
         return tuple(dict.fromkeys(found))
 
     def _first_possible(self, first: Node) -> Node:

@@ -91,9 +91,25 @@ def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
         group.tables[lookup.name] = lookup.table
         group.ids = tuple(dict.fromkeys((*group.ids, *lookup.ids)))
         group.lookups.append(lookup)
-    for group in groups.values():
-        group.tables = dict(sorted(group.tables.items(), key=lambda each: each[1].shape[1]))
+    _order_columns(list(groups.values()))
     return list(groups.values())
+
+
+def _order_columns(groups: Sequence[RowGroup]) -> None:
+    """The narrowest table first; of equally wide ones that which stands in the graph where narrow ones do elsewhere."""
+    pairs = [
+        (min(each, key=_width), max(each, key=_width)) for each in (list(group.tables.items()) for group in groups)
+    ]
+    order = {name: position for group in groups for position, name in enumerate(group.tables)}
+    different = [(low, high) for low, high in pairs if _width(low) != _width(high)]
+    later = sum(1 if order[low[0]] > order[high[0]] else -1 for low, high in different) > 0
+    for group in groups:
+        items = list(group.tables.items())
+        group.tables = dict(sorted(reversed(items) if later else items, key=_width))
+
+
+def _width(named: tuple[str, Tensor]) -> int:
+    return named[1].shape[1]
 
 
 def packed_tables(groups: Sequence[RowGroup]) -> Iterator[list[RowGroup]]:

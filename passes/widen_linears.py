@@ -149,7 +149,7 @@ def _cover(columns: FeatureColumns, wanted: Columns) -> Columns:
 def _replace(module: GraphModule, wide: _Wide, source: Node) -> None:
     """Puts the wider product in the place of the narrow one."""
     node = wide.demand.consumer
-    where, which = _PLACES[node.target]
+    where, which = _PLACES[node.target]  # type: ignore[index]
     operands = list(args_of(node))
     weight = wide.wider()
     if node.target is not aten.linear.default:

@@ -59,7 +59,7 @@ def test_gathered_rows_are_the_tables_bit_by_bit():
     packed = rewritten(graph, PackTables(), inputs=wide_inputs)
     table = get_attribute(packed, "packed_table.weight")
     rows = [
-        torch.cat([model.weight("tables", field), model.weight("weights", field)], 1) for field in range(len(SIZES))
+        torch.cat([model.weight("weights", field), model.weight("tables", field)], 1) for field in range(len(SIZES))
     ]
     assert torch.equal(table, torch.cat(rows))
 

@@ -37,7 +37,8 @@ def test_packing_changes_nothing_but_the_form(entry: ZooEntry) -> None:
 def test_a_packed_program_can_be_fine_tuned() -> None:
     entry = next(param.values[0] for param in zoo_params() if param.values[0].name == "DeepFM")
     program = afm_fx.pack(captured(entry.name)[1])
-    program(*entry.inputs(9, FRESH_SEED)).sum().backward()
+    args, kwargs = program.bind(entry.inputs(9, FRESH_SEED))
+    program(*args, **kwargs).sum().backward()
     assert all(parameter.grad is not None for parameter in program.parameters() if parameter.requires_grad)
     assert sum(parameter.requires_grad for parameter in program.parameters()) > 4
 
