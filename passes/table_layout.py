@@ -103,9 +103,8 @@ def _order_columns(groups: Sequence[RowGroup]) -> None:
     order = {name: position for group in groups for position, name in enumerate(group.tables)}
     different = [(low, high) for low, high in pairs if _width(low) != _width(high)]
     later = sum(1 if order[low[0]] > order[high[0]] else -1 for low, high in different) > 0
-    for group in groups:
-        items = list(group.tables.items())
-        group.tables = dict(sorted(reversed(items) if later else items, key=_width))
+    for group, tables in zip(groups, items, strict=True):
+        group.tables = dict(sorted(reversed(tables) if later else tables, key=_width))
 
 
 def _width(named: tuple[str, Tensor]) -> int:
