@@ -205,10 +205,9 @@ class _Packing:
         last = max(sources, key=lambda node: order[node])
         if order[last] < order[first]:
             return first
-        following = last.next
         for lookup in self.lookups:
             _move_users_after(lookup.node, last)
-        return following
+        return last.next
 
     def _source(self, column: IdColumn) -> Node:
         return self.columns.source(column.column)[0]

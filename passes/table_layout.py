@@ -97,9 +97,8 @@ def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
 
 def _order_columns(groups: Sequence[RowGroup]) -> None:
     """The narrowest table first; of equally wide ones that which stands in the graph where narrow ones do elsewhere."""
-    pairs = [
-        (min(each, key=_width), max(each, key=_width)) for each in (list(group.tables.items()) for group in groups)
-    ]
+    items = [list(group.tables.items()) for group in groups]
+    pairs = [(min(each, key=_width), max(each, key=_width)) for each in items]
     order = {name: position for group in groups for position, name in enumerate(group.tables)}
     different = [(low, high) for low, high in pairs if _width(low) != _width(high)]
     later = sum(1 if order[low[0]] > order[high[0]] else -1 for low, high in different) > 0

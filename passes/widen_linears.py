@@ -37,12 +37,16 @@ class WidenLinears(GraphPass):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = finish(graph_module)
-        columns = FeatureColumns(graph_module)
-        order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
-        for family in families_of(graph_module, columns):
-            changed |= _widen(graph_module, columns, family, order)
+        while _widen_one(graph_module):  # what the others read may have changed with it
+            changed = True
         finish(graph_module)  # constants of what was tried and left are no change
         return PassResult(graph_module, changed)
+
+
+def _widen_one(module: GraphModule) -> bool:
+    columns = FeatureColumns(module)
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    return any(_widen(module, columns, family, order) for family in families_of(module, columns))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from passes.collapse_moves import CollapseMoves
+from passes.feature_columns import FeatureColumns
 from passes.graph_tools import get_attribute
 from passes.id_bounds import OutOfRange
-from passes.pack_tables import PackTables
+from passes.pack_tables import PackTables, _Packing, find_lookups
 from tests.passes.serving import graph_of, operators, rewritten
 
 SIZES = (7, 11, 5, 13, 9, 6)
@@ -208,3 +209,30 @@ def test_fields_that_are_inputs_of_their_own_are_joined_by_one_concat():
     found = operators(result)
     assert found["embedding"] == found["cat"] == found["transpose"] == found["add"] == 1
     assert "unsqueeze" not in found
+
+
+class LateIds(nn.Module):
+    """The second id is computed after the features of the first are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(9, 4) for _ in range(2))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        first = self.tables[0](ids[:, 0]).relu()
+        second = self.tables[1](ids[:, 1] % 5)
+        return self.head(torch.cat([first, second.relu()], 1))
+
+
+def test_the_gather_stands_between_the_last_id_and_the_first_use_of_a_feature():
+    def inputs(rows: int) -> tuple[torch.Tensor]:
+        return (torch.randint(9, (rows, 2)),)
+
+    graph = graph_of(LateIds(), *inputs(3))
+    packing = _Packing(
+        graph, [lookup.name for lookup in find_lookups(graph, FeatureColumns(graph))], OutOfRange.UNCHECKED
+    )
+    assert packing.run() is not None
+    graph.graph.lint()
+    assert operators(graph)["embedding"] == 1
