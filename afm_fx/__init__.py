@@ -16,6 +16,7 @@ from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.program import Program
 from afm_fx.report import CompressionReport
+from afm_fx.typed_inputs import split_inputs
 from passes import laws
 
 __version__ = "0.1.0"
@@ -51,4 +52,5 @@ __all__ = [
     "laws",
     "make_plan",
     "pack",
+    "split_inputs",
 ]

@@ -29,6 +29,7 @@ from afm_fx.onnx_inputs import inputs_from_file, onnx_input_examples, random_onn
 from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.synthetic import ClickGenerator
+from afm_fx.typed_inputs import InputKind
 from afm_fx.user_model import build_model
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
@@ -187,6 +188,13 @@ def compress(
     pack: Annotated[
         bool, typer.Option("--pack/--no-pack", help="Pack the low-rank model for serving; its outputs stay the same.")
     ] = True,
+    inputs: Annotated[
+        InputKind,
+        typer.Option(
+            help="What the low-rank model takes: the model's own inputs, or ids and features apart (typed), where one "
+            "float matrix carries both."
+        ),
+    ] = InputKind.ORIGINAL,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -201,7 +209,9 @@ def compress(
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
 
         names = None if columns is None else [name.strip() for name in columns.split(",")]
-        job = CompressJob(model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack)
+        job = CompressJob(
+            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs
+        )
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
         typer.echo(outcome.compressed.report.table())

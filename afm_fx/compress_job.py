@@ -38,6 +38,7 @@ class CompressJob:
         basis: "afm" or "weight_svd".
         force: replace existing outputs.
         pack: pack the low-rank program for serving.
+        inputs: what the low-rank program takes, "original" or "typed".
     """
 
     model: str
@@ -51,6 +52,7 @@ class CompressJob:
     basis: str = "afm"
     force: bool = False
     pack: bool = True
+    inputs: str = "original"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
     batches = FileBatches(file, program, job.batch_size, job.columns)
-    compressed = compress(program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack)
+    compressed = compress(
+        program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
+    )
     with staged_outputs(job.out, OUTPUTS) as staging:
         exports = write_outputs(compressed, staging)
     return CompressOutcome(compressed, exports)

@@ -5,8 +5,9 @@ with     the inputs ``sparse`` int64 ``[batch, ids]`` and ``dense`` ``[batch, fe
 
 A column is an *id* where the graph casts it to integers before anything else is done with it, and a *feature* where
 it is read as the float number that it is. A column that is read both ways is in both inputs; one that nothing reads is
-in neither. Within an input, the columns stand in their order, unless the widest reader takes them in another: then it
-comes first, so that it reads the input as it is. Ids that never were floats stay apart beyond ``2^24``, where float32 has no room for every integer.
+in neither. Within an input, the columns stand in their order, unless the widest reader takes them in another: then
+they follow it, so that it reads the input as it is. Ids that never were floats stay apart beyond ``2^24``, where
+float32 has no room for every integer.
 
 Which operators only move columns on their way is told by :mod:`passes.feature_columns`; what they say is assembled
 afresh from the new inputs. An input that carries no ids is left alone.
@@ -163,6 +164,7 @@ class _Split:
 
     def __init__(self, module: GraphModule, columns: FeatureColumns, keywords: Mapping[str, str]) -> None:
         self.module, self.columns = module, columns
+        self._keywords = keywords
         self.made: dict[Node, SplitInput] = {}
         self._assembler = Assembler(module, columns, RULE)
         self._place: dict[bool, dict[int, int]] = {True: {}, False: {}}
@@ -173,10 +175,10 @@ class _Split:
         own = self.columns.of(source)
         if own is None:
             raise AssertionError("a source has columns")
-        prefix = "" if alone else f"{source.name}_"
+        prefix = "" if alone else f"{self._keywords.get(source.name, source.name)}_"
         wanted = {ids: _wanted(own, [each for each in readings if each.ids is ids]) for ids in (True, False)}
         if not wanted[False] and set(wanted[True]) == set(range(own.size)):  # every column an id: another format only
-            self._make(source, f"{source.name}_{IDS}", range(own.size), own.shape, ids=True)
+            self._make(source, f"{prefix}{IDS}", range(own.size), own.shape, ids=True)
             return
         for ids, name in ((True, IDS), (False, FEATURES)):
             if wanted[ids]:
@@ -233,12 +235,12 @@ class _Split:
 def _wanted(own: Columns, readings: Sequence[_Reading]) -> list[int]:
     """The places of one source that are read: in their order, unless the widest reader takes them in another."""
     first = int(own.reshape(-1)[0]) if own.size else 0
-    taken = [
+    taken: list[list[int]] = [
         [column - first for column in each.columns.reshape(-1).tolist() if 0 <= column - first < own.size]
         for each in readings
     ]
     in_order = sorted(set(itertools.chain.from_iterable(taken)))
-    widest = list(dict.fromkeys(max(taken, key=len, default=[])))
+    widest = list(dict.fromkeys(max(taken, key=len) if taken else []))
     start = in_order.index(widest[0]) if widest else 0
     if in_order[start : start + len(widest)] == widest:
         return in_order
