@@ -9,6 +9,7 @@ from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.explanation import Explanation, explain
 from afm_fx.moments import Moments
+from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.packing import PackReport, pack
 from afm_fx.plan import Plan, SitePlan
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BasisKind",
     "BenchmarkResult",
+    "BucketsReport",
     "Budget",
     "Chain",
     "Compressed",
@@ -48,6 +50,7 @@ __all__ = [
     "compress",
     "explain",
     "export_onnx",
+    "export_onnx_buckets",
     "find_chains",
     "laws",
     "make_plan",

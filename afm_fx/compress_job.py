@@ -12,6 +12,7 @@ from afm_fx.capture import capture
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
+from afm_fx.onnx_buckets import BucketsReport, bucket_path, export_onnx_buckets, weights_path
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Policy
@@ -39,6 +40,7 @@ class CompressJob:
         force: replace existing outputs.
         pack: pack the low-rank program for serving.
         inputs: what the low-rank program takes, "original" or "typed".
+        buckets: batch sizes for which the low-rank program is also exported with fixed shapes.
     """
 
     model: str
@@ -53,6 +55,16 @@ class CompressJob:
     force: bool = False
     pack: bool = True
     inputs: str = "original"
+    buckets: tuple[int, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every file that this compression may write."""
+        if not self.buckets:
+            return OUTPUTS
+        target = Path(LOW_RANK)
+        buckets = [bucket_path(target, size).name for size in self.buckets]
+        return (*OUTPUTS, *buckets, weights_path(target).name)
 
 
 @dataclass(frozen=True)
@@ -62,20 +74,24 @@ class CompressOutcome:
     Attributes:
         compressed: programs, plan and report.
         exports: of the original and of the low-rank program.
+        buckets: the exports with fixed shapes, None where there are none.
     """
 
     compressed: Compressed
     exports: tuple[ExportReport, ExportReport]
+    buckets: BucketsReport | None = None
 
 
 def run_compress_job(job: CompressJob) -> CompressOutcome:
     """Writes ``dense.onnx``, ``low_rank.onnx``, ``plan.safetensors`` and ``report.json``, or nothing at all.
 
+    With buckets also ``low_rank.batch_<size>.onnx`` and ``low_rank.weights.data``.
+
     Raises:
         UserError: model, checkpoint, data, policy or output directory are wrong; the message says which and how.
         ExportError: a program cannot be exported, or the file disagrees with torch.
     """
-    refuse_existing(job.out, OUTPUTS, force=job.force)
+    refuse_existing(job.out, job.outputs, force=job.force)
     file = open_data(job.data)
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
@@ -83,9 +99,12 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     compressed = compress(
         program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
     )
-    with staged_outputs(job.out, OUTPUTS) as staging:
+    buckets = None
+    with staged_outputs(job.out, job.outputs) as staging:
         exports = write_outputs(compressed, staging)
-    return CompressOutcome(compressed, exports)
+        if job.buckets:
+            buckets = export_onnx_buckets(compressed.program, staging / LOW_RANK, job.buckets)
+    return CompressOutcome(compressed, exports, buckets)
 
 
 def write_outputs(compressed: Compressed, directory: Path) -> tuple[ExportReport, ExportReport]:

@@ -17,8 +17,8 @@ is. ``smallest`` and ``largest`` are the ids that the column's table takes, wher
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,6 +143,26 @@ class InputMapping:
                 made = picked if kept else picked.to(getattr(torch, each.dtype))
             converted[each.name] = made.reshape(made.shape[0], *each.shape).contiguous()
         return converted
+
+    def takes(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors are typed inputs already, by their number and their rows' shapes and formats."""
+        given = [(tuple(each.shape[1:]), str(each.dtype).removeprefix("torch.")) for each in tensors]
+        return given == [(each.shape, each.dtype) for each in self.inputs]
+
+    def id_columns(self, name: str) -> list[int]:
+        """The columns of an original input that are ids."""
+        typed = (each for each in self.inputs if each.holds_ids and each.source == name)
+        return sorted(column.column for each in typed for column in each.columns or ())
+
+    def with_floats(self, dtype: torch.dtype) -> InputMapping:
+        """The same mapping where every floating input is of another number format."""
+        name = str(dtype).removeprefix("torch.")
+
+        def changed(given: str) -> str:
+            return name if given != NO_TENSOR and getattr(torch, given).is_floating_point else given
+
+        originals = tuple(replace(each, dtype=changed(each.dtype)) for each in self.originals)
+        return InputMapping(originals, tuple(replace(each, dtype=changed(each.dtype)) for each in self.inputs))
 
     def to_json(self) -> str:
         """The mapping as it stands in an ONNX file's metadata, see the module."""

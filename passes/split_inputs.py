@@ -235,12 +235,13 @@ class _Split:
 def _wanted(own: Columns, readings: Sequence[_Reading]) -> list[int]:
     """The places of one source that are read: in their order, unless the widest reader takes them in another."""
     first = int(own.reshape(-1)[0]) if own.size else 0
-    taken: list[list[int]] = [
+    taken = [
         [column - first for column in each.columns.reshape(-1).tolist() if 0 <= column - first < own.size]
         for each in readings
     ]
     in_order = sorted(set(itertools.chain.from_iterable(taken)))
-    widest = list(dict.fromkeys(max(taken, key=len) if taken else []))
+    lengths = [len(each) for each in taken]
+    widest = list(dict.fromkeys(taken[lengths.index(max(lengths))])) if taken else []
     start = in_order.index(widest[0]) if widest else 0
     if in_order[start : start + len(widest)] == widest:
         return in_order
