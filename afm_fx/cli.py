@@ -219,7 +219,7 @@ def compress(
         sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
         names = None if columns is None else [name.strip() for name in columns.split(",")]
         job = CompressJob(
-            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs
+            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes
         )
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
@@ -268,12 +268,14 @@ def bench(
 
         if json_out is not None:
             refuse_existing(json_out.parent, [json_out.name], force=force)
-        examples, mapping = traffic_examples([Path(each) for each in contenders.values()])
+        file = None if inputs is None else open_data(inputs)
+        paths = [Path(each) for each in contenders.values()]
+        examples, mapping = traffic_examples(paths, () if file is None else file.names)
         rows = max(sizes) * MAX_DIFFERENT_BATCHES
-        if inputs is None:
+        if file is None:
             batch = random_onnx_inputs(examples, rows, seed, mapping)
         else:
-            batch = inputs_from_file(open_data(inputs), examples, rows)
+            batch = inputs_from_file(file, examples, rows)
         result = benchmark(contenders, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed)
         if json_out is not None:
             with staged_outputs(json_out.parent, [json_out.name]) as staging:

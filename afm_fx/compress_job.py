@@ -12,7 +12,7 @@ from afm_fx.capture import capture
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
-from afm_fx.onnx_buckets import BucketsReport, bucket_path, export_onnx_buckets, weights_path
+from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Policy
@@ -59,12 +59,10 @@ class CompressJob:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Every file that this compression may write."""
-        if not self.buckets:
-            return OUTPUTS
-        target = Path(LOW_RANK)
-        buckets = [bucket_path(target, size).name for size in self.buckets]
-        return (*OUTPUTS, *buckets, weights_path(target).name)
+        """Every file that this compression may write or, where an earlier one with buckets wrote it, replace."""
+        target = self.out / LOW_RANK
+        buckets = [*(bucket_path(target, size) for size in self.buckets), *existing_buckets(target)]
+        return (*OUTPUTS, *dict.fromkeys(each.name for each in (*buckets, weights_path(target))))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ by their digest, so that nothing depends on the names that the exporter gives to
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import time
@@ -61,6 +62,11 @@ def bucket_path(path: Path, batch_size: int) -> Path:
     return path.with_name(f"{path.stem}.batch_{batch_size}{path.suffix}")
 
 
+def existing_buckets(path: Path) -> list[Path]:
+    """The files of any batch size that are there."""
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.batch_*{path.suffix}"))
+
+
 def weights_path(path: Path) -> Path:
     """The file of the weights: ``model.weights.data`` for ``model.onnx``."""
     return path.with_name(f"{path.stem}.weights.data")
@@ -99,10 +105,7 @@ def export_onnx_buckets(
     started = time.perf_counter()
     target = Path(path)
     sizes = check_batch_sizes(batch_sizes)
-    existing = [
-        each for each in (weights_path(target), *target.parent.glob(f"{target.stem}.batch_*{target.suffix}"))
-        if each.exists()
-    ]  # fmt: skip
+    existing = [each for each in (weights_path(target), *existing_buckets(target)) if each.exists()]
     if existing and not force:
         raise OutputExistsError(
             f"'{existing[0]}' exists already; choose another path or overwrite it with force (--force)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
@@ -36,23 +36,36 @@ def onnx_input_examples(path: Path) -> list[tuple[str, Tensor]]:
     return examples
 
 
-def traffic_examples(paths: Sequence[Path]) -> tuple[list[tuple[str, Tensor]], InputMapping | None]:
-    """Inputs that all of some files can be given, and the mapping of the typed files among them.
+def traffic_examples(
+    paths: Sequence[Path], columns: Collection[str] = ()
+) -> tuple[list[tuple[str, Tensor]], InputMapping | None]:
+    """Name and example of inputs that some files can all be given, and the mapping of the typed files among them.
 
-    Files with typed inputs can be given the original's, because their metadata tells how to convert them. So these are
-    the original's inputs where one of the files has typed ones, else those of the first file.
+    A file with typed inputs can be given the original's, because its metadata tells how to convert them. So these are
+    the original's inputs where one of the files has typed ones, else those of the first file. Where all files are
+    typed, inputs that carry ids are float64, which has room for every id.
+
+    Args:
+        paths: the files.
+        columns: what the data have; where they name every typed input, these are taken and not the original's.
 
     Raises:
         FileFormatError: see :func:`onnx_input_examples`, or the metadata are damaged.
     """
-    for path in paths:
-        mapping = mapping_of(_load(path))
-        if mapping is not None:
-            return [
-                (each.name, torch.zeros((2, *each.shape), dtype=getattr(torch, each.dtype)))
-                for each in mapping.originals
-            ], mapping
-    return onnx_input_examples(paths[0]), None
+    mappings = {path: mapping_of(_load(path)) for path in paths}
+    typed = next(((path, mapping) for path, mapping in mappings.items() if mapping is not None), None)
+    if typed is None:
+        return onnx_input_examples(paths[0]), None
+    path, mapping = typed
+    if {each.name for each in mapping.inputs} <= set(columns):
+        return onnx_input_examples(path), None
+    only_typed = None not in mappings.values()
+    examples = []
+    for each in mapping.originals:
+        exact = only_typed and mapping.id_columns(each.name)
+        dtype = torch.float64 if exact else getattr(torch, each.dtype)
+        examples.append((each.name, torch.zeros((2, *each.shape), dtype=dtype)))
+    return examples, mapping
 
 
 def mapping_of(model: onnx.ModelProto) -> InputMapping | None:
