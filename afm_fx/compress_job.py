@@ -97,22 +97,24 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     compressed = compress(
         program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
     )
-    buckets = None
     with staged_outputs(job.out, job.outputs) as staging:
-        exports = write_outputs(compressed, staging)
-        if job.buckets:
-            buckets = export_onnx_buckets(compressed.program, staging / LOW_RANK, job.buckets)
+        low_rank = compressed.program
+        buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, job.buckets) if job.buckets else None
+        exports = write_outputs(compressed, staging, buckets)
     return CompressOutcome(compressed, exports, buckets)
 
 
-def write_outputs(compressed: Compressed, directory: Path) -> tuple[ExportReport, ExportReport]:
-    """Exports both programs, checked against torch, and writes plan and report into an empty directory."""
+def write_outputs(
+    compressed: Compressed, directory: Path, buckets: BucketsReport | None = None
+) -> tuple[ExportReport, ExportReport]:
+    """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
     dense = export_onnx(compressed.original, directory / DENSE)
     low_rank = export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
     report: dict[str, Any] = json.loads(compressed.report.to_json())
     report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
+    report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return dense, low_rank
 

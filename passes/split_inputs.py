@@ -143,7 +143,8 @@ def _is_number(node: Node) -> bool:
 
 
 def _casts_to_integers(node: Node) -> bool:
-    if node.target is not aten._to_copy.default or set(node.kwargs) != {"dtype"}:
+    copies = node.target is aten._to_copy.default and set(node.kwargs) == {"dtype"}
+    if not copies and node.target is not aten.to.dtype:
         return False
     dtype = value_of(node).dtype
     return not dtype.is_floating_point and not dtype.is_complex and dtype is not torch.bool

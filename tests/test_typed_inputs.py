@@ -14,6 +14,7 @@ from afm_fx.contenders import Competitor, make_contender
 from afm_fx.errors import BatchError, FileFormatError, UserError
 from afm_fx.input_mapping import METADATA_KEY, InputMapping
 from afm_fx.onnx_inputs import mapping_of, random_onnx_inputs, traffic_examples
+from tests.fast_capture import fast_capture
 from tests.passes.test_pack_tables import SIZES, Wide, wide_inputs
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import captured, zoo_params
@@ -308,3 +309,26 @@ def test_traffic_for_typed_files_is_that_of_the_original_with_whole_ids(tmp_path
     assert [name for name, _ in columns] == ["sparse", "dense"]
     assert none is None
     assert traffic_examples([dense])[1] is None
+
+
+def test_programs_of_a_fixed_batch_and_of_plain_graphs_are_split_too() -> None:
+    x = wide_inputs(3)[0]
+    model = Wide().double().eval()
+    for program in (afm_fx.capture(model, x, dynamic_batch=False), fast_capture(model, (x,))):
+        typed = afm_fx.pack(program, inputs="typed")
+        assert typed.input_names == ("sparse", "dense")
+        found, expected = pytree.tree_leaves(typed.run(typed.convert_inputs(x))), pytree.tree_leaves(program.run(x))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_typed_program_can_be_packed_and_converted_to_another_format_later() -> None:
+    program, x = float_wide()
+    typed = afm_fx.split_inputs(program)
+    packed = afm_fx.pack(typed).to(torch.float64)
+    assert packed.original_inputs is typed.original_inputs
+    batch = packed.convert_inputs(x.double())
+    assert batch["dense"].dtype is torch.float64
+    torch.testing.assert_close(packed.run(batch).float(), program.run(x), rtol=1e-5, atol=1e-5)
+    batch["sparse"][0, 0] = SIZES[0]
+    with pytest.raises(BatchError, match="row 0: id 7 of input 'sparse', column 0"):
+        packed.run(batch)
