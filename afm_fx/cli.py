@@ -19,16 +19,18 @@ from afm_fx import __version__
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
-from afm_fx.compress_job import OUTPUTS, CompressJob, run_compress_job
+from afm_fx.compress_job import CompressJob, run_compress_job
 from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
 from afm_fx.errors import AfmFxError, UserError
 from afm_fx.explanation import explain as explain_program
-from afm_fx.onnx_inputs import inputs_from_file, onnx_input_examples, random_onnx_inputs
+from afm_fx.onnx_buckets import check_batch_sizes
+from afm_fx.onnx_inputs import inputs_from_file, random_onnx_inputs, traffic_examples
 from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.synthetic import ClickGenerator
+from afm_fx.typed_inputs import InputKind
 from afm_fx.user_model import build_model
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
@@ -187,6 +189,21 @@ def compress(
     pack: Annotated[
         bool, typer.Option("--pack/--no-pack", help="Pack the low-rank model for serving; its outputs stay the same.")
     ] = True,
+    inputs: Annotated[
+        InputKind,
+        typer.Option(
+            help="What the low-rank model takes: the model's own inputs, or ids and features apart (typed), where one "
+            "float matrix carries both."
+        ),
+    ] = InputKind.ORIGINAL,
+    buckets: Annotated[
+        str | None,
+        typer.Option(
+            help="Also export the low-rank model once per batch size, every shape fixed, all files sharing one of "
+            "weights: say 1,16,64.",
+            show_default=False,
+        ),
+    ] = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -199,9 +216,11 @@ def compress(
     """
     with _reported_errors(debug):
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
-
+        sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
         names = None if columns is None else [name.strip() for name in columns.split(",")]
-        job = CompressJob(model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack)
+        job = CompressJob(
+            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes
+        )
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
         typer.echo(outcome.compressed.report.table())
@@ -209,7 +228,9 @@ def compress(
             typer.echo(outcome.compressed.packing.table())
         dense, low_rank = (export.max_abs_difference for export in outcome.exports)
         typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
-        typer.echo(f"Written to {out}/: {', '.join(name for name in OUTPUTS if (out / name).exists())}")
+        if outcome.buckets is not None:
+            typer.echo(outcome.buckets.table())
+        typer.echo(f"Written to {out}/: {', '.join(name for name in job.outputs if (out / name).exists())}")
 
 
 @app.command()
@@ -247,12 +268,14 @@ def bench(
 
         if json_out is not None:
             refuse_existing(json_out.parent, [json_out.name], force=force)
-        examples = onnx_input_examples(Path(next(iter(contenders.values()))))
+        file = None if inputs is None else open_data(inputs)
+        paths = [Path(each) for each in contenders.values()]
+        examples, mapping = traffic_examples(paths, () if file is None else file.names)
         rows = max(sizes) * MAX_DIFFERENT_BATCHES
-        if inputs is None:
-            batch = random_onnx_inputs(examples, rows, seed)
+        if file is None:
+            batch = random_onnx_inputs(examples, rows, seed, mapping)
         else:
-            batch = inputs_from_file(open_data(inputs), examples, rows)
+            batch = inputs_from_file(file, examples, rows)
         result = benchmark(contenders, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed)
         if json_out is not None:
             with staged_outputs(json_out.parent, [json_out.name]) as staging:

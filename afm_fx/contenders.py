@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, BenchmarkError
+from afm_fx.input_mapping import METADATA_KEY, InputMapping
 from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
 from afm_fx.program import Program
 
@@ -84,10 +85,19 @@ class ProgramContender:
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
         """Binds the batch, see :class:`Contender`."""
         try:
-            args, kwargs = self.program.bind(batch)
+            args, kwargs = self._bind(batch)
         except BatchError as error:
             raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
         return functools.partial(self.program, *args, **kwargs)
+
+    def _bind(self, batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Typed inputs are taken as they are, or made of a batch of the original's."""
+        if self.program.original_inputs is None:
+            return self.program.bind(batch)
+        try:
+            return self.program.bind(batch)
+        except BatchError:
+            return self.program.bind(self.program.convert_inputs(batch))
 
     def batched(self, inputs: Inputs) -> tuple[bool, ...] | None:
         """Which leaves of the inputs carry the batch, None where the program does not take them as they are."""
@@ -123,13 +133,15 @@ class OnnxContender:
     runtime: str = "ONNX Runtime"
 
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """Binds the batch by name where it is a dict of the file's input names, else by position."""
+        """Binds the batch by name where it is a dict of the file's input names, else by position.
+
+        A file with typed inputs takes a batch of the original's too: its metadata tells how to convert it.
+        """
         wanted = self.session.get_inputs()
         names = [value.name for value in wanted]
-        if isinstance(batch, dict) and set(batch) == set(names):
-            tensors = [batch[name] for name in names]
-        else:
-            tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        tensors = self._converted(batch)
+        if tensors is None:
+            tensors = _tensors(batch, names)
         if len(tensors) != len(names):
             raise BatchError(
                 f"contender '{self.name}' takes {len(names)} inputs ({', '.join(names)}), "
@@ -139,6 +151,24 @@ class OnnxContender:
             self._check(value, tensor)
         feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
         return functools.partial(self.session.run, None, feed)
+
+    def _converted(self, batch: Inputs) -> list[Tensor] | None:
+        """The typed inputs of a batch of the original's; None where the file has none, or the batch is typed."""
+        note = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if note is None:
+            return None
+        mapping = InputMapping.from_json(note)
+        names = [each.name for each in mapping.originals]
+        tensors = _tensors(batch, names)
+        if [tuple(each.shape[1:]) for each in tensors] != [each.shape for each in mapping.originals]:
+            return None
+        if mapping.takes(_tensors(batch, [each.name for each in mapping.inputs])):
+            return None
+        try:
+            converted = mapping.convert(dict(zip(names, tensors, strict=True)))
+        except BatchError as error:
+            raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
+        return [converted[value.name] for value in self.session.get_inputs()]
 
     def _check(self, value: Any, tensor: Tensor) -> None:
         shape = list(tensor.shape)
@@ -151,6 +181,13 @@ class OnnxContender:
                 f"contender '{self.name}' takes input '{value.name}' as {value.type} {value.shape}, "
                 f"the batch holds {kind or tensor.dtype} {shape}"
             )
+
+
+def _tensors(batch: Inputs, names: list[str]) -> list[Tensor]:
+    """The tensors of a batch: by name where it is a dict of these names, else in their order."""
+    if isinstance(batch, dict) and set(batch) == set(names):
+        return [batch[name] for name in names]
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def _session(name: str, path: Path, threads: int) -> Any:
