@@ -120,6 +120,9 @@ class FeatureColumns:
         operands = [each for each in node.all_input_nodes if not _is_size(each)]
         if not operands or any(self._lookup(each) is None for each in operands):
             return None
+        if node.target is operator.getitem:  # one part of many: no need to number them all
+            parts, which = self._columns[operands[0]], node.args[1]
+            return parts[which] if isinstance(parts, tuple) and isinstance(which, int) else None
         if not _one_dtype(node, operands):
             return None
         rows = self.batch if isinstance(self.batch, int) else _TRIAL_ROWS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, MutableMapping
 from typing import Any, TypeVar, cast
 
@@ -147,18 +148,39 @@ _computed: MutableMapping[torch.Tensor, tuple[Any, ...]] = WeakIdKeyDictionary()
 """For a fake tensor, the operator, arguments and operands' values that it was computed from."""
 
 
+_several: MutableMapping[torch.Tensor, tuple[tuple[Any, ...], tuple[Any, ...]]] = WeakIdKeyDictionary()
+"""The same for values of several tensors, by the first of them: what they were computed from, and which they were."""
+
+
 def note_computed(node: Node) -> None:
     """Remembers that the node's value is what its operator makes of its operands' values."""
-    if isinstance(value_of(node), torch.Tensor):
-        _computed[value_of(node)] = _call_on_values(node)
+    value = value_of(node)
+    if isinstance(value, torch.Tensor):
+        _computed[value] = _call_on_values(node)
+    elif (first := _first_tensor(value)) is not None:
+        _several[first] = (_call_on_values(node), tuple(map(weakref.ref, value)))
 
 
 def is_computed(node: Node) -> bool:
     """Whether the node's value is known to be what its operator makes of its operands' values."""
     value = value_of(node)
-    known = _computed.get(value) if isinstance(value, torch.Tensor) else None
+    known: tuple[Any, ...] | None
+    if isinstance(value, torch.Tensor):
+        known = _computed.get(value)
+    elif (first := _first_tensor(value)) is not None and first in _several:
+        known, parts = _several[first]
+        if len(parts) != len(value) or any(part() is not each for part, each in zip(parts, value, strict=True)):
+            return False
+    else:
+        return False
     now = _call_on_values(node) if known is not None else ()
     return known is not None and len(known) == len(now) and all(map(_alike, known, now))
+
+
+def _first_tensor(value: Any) -> torch.Tensor | None:
+    """The first tensor of a list or tuple of nothing but tensors."""
+    tensors = isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(x, torch.Tensor) for x in value)
+    return value[0] if tensors else None
 
 
 def _call_on_values(node: Node) -> tuple[Any, ...]:
