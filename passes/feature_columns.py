@@ -99,7 +99,9 @@ class FeatureColumns:
         if not isinstance(node, Node):
             return None
         if node not in self._columns:
-            moved = self._moved(node) if node.op == "call_function" and node.target in MOVES else None
+            moved = None
+            if node.op == "call_function" and node.target in MOVES:
+                moved = self._part(*args_of(node)) if node.target is operator.getitem else self._moved(node)
             self._columns[node] = self._new_source(node) if moved is None else moved
             if moved is not None:
                 self._moves.add(node)
@@ -120,9 +122,6 @@ class FeatureColumns:
         operands = [each for each in node.all_input_nodes if not _is_size(each)]
         if not operands or any(self._lookup(each) is None for each in operands):
             return None
-        if node.target is operator.getitem:  # one part of many: no need to number them all
-            parts, which = self._columns[operands[0]], node.args[1]
-            return parts[which] if isinstance(parts, tuple) and isinstance(which, int) else None
         if not _one_dtype(node, operands):
             return None
         rows = self.batch if isinstance(self.batch, int) else _TRIAL_ROWS
@@ -150,6 +149,11 @@ class FeatureColumns:
             kept = before is not None and np.array_equal(before.reshape(-1), columns.reshape(-1))
             return columns if kept else None
         return columns
+
+    def _part(self, several: Node, which: int) -> Columns | None:
+        """The columns of one part of a split, without numbering the others."""
+        parts = self._lookup(several)
+        return parts[which] if isinstance(parts, tuple) else None
 
     def _size(self, size: Any, rows: int) -> int:
         if isinstance(size, int):
