@@ -40,7 +40,6 @@ COLUMN_RATIO = 8.0
 OTHER_USE = "the model uses it otherwise than by looking rows up"
 NOT_FINITE = "it holds values that are not finite"
 BEYOND_FLOAT16 = "it holds values beyond 65,504, the largest that float16 has"
-NO_GAIN = "it would not become smaller"
 
 
 class TableFormat(StrEnum):
@@ -104,10 +103,10 @@ class ReduceTables(GraphPass):
         reduced, kept = [], []
         for table in list(_tables(graph_module)):
             stored = self._format_of(table)
-            if isinstance(stored, str) and not isinstance(stored, TableFormat):
+            if isinstance(stored, TableFormat):
+                reduced.append(_reduce(graph_module, table, stored))
+            else:
                 kept.append((table.name, stored))
-                continue
-            reduced.append(_reduce(graph_module, table, stored))
         finish(graph_module)
         self.reduced, self.kept = tuple(reduced), tuple(kept)
         return PassResult(graph_module, bool(reduced))
