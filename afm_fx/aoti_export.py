@@ -170,9 +170,7 @@ def _compile(program: Program, staged: Path, inputs: tuple[PackageInput, ...], t
             UnpoolBags()(module)  # lookups and sums are fused into one loop, bags are calls
             exported = torch.export.export(module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes())
             with torch.no_grad():
-                torch._inductor.aoti_compile_and_package(
-                    exported, package_path=str(staged), inductor_configs=configs
-                )
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(staged), inductor_configs=configs)
     except Exception as error:  # the compiler raises many unrelated types
         raise ExportError(f"AOTInductor cannot compile this program: {short_reason(error)}") from error
 

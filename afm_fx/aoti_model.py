@@ -99,6 +99,13 @@ class AotiModel:
             raise BatchError(f"takes {len(names)} inputs ({', '.join(names)}), the batch holds {len(tensors)}")
         for wanted, tensor in zip(self.inputs, tensors, strict=True):
             wanted.check(tensor)
+        sizes = {
+            each.name: tensor.shape[0] for each, tensor in zip(self.inputs, tensors, strict=True) if None in each.shape
+        }
+        if len(set(sizes.values())) > 1:
+            raise BatchError(f"takes one batch size, but the inputs disagree on the batch size: {sizes}")
+        if 0 in sizes.values():
+            raise BatchError("takes at least one row, the batch is empty")
         return [tensor.contiguous() for tensor in tensors]
 
     def call(self, tensors: list[Tensor]) -> list[Tensor]:

@@ -25,6 +25,7 @@ Competitor: TypeAlias = "str | os.PathLike[str] | Program | Compiled | Callable[
 
 AOTI_SUFFIX = ".pt2"
 
+
 class Contender(Protocol):
     """One competitor, ready to be given batches."""
 

@@ -190,13 +190,16 @@ def _reason(node: ir.Node, smallest_weight: int) -> str | None:
     if count < smallest_weight:
         return f"has {count:,} weights, fewer than the {smallest_weight:,} from which on int8 pays"
     plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-    changed = [name for name, value in plain.items() if name in node.attributes and node.attributes[name].value != value]
+    changed = [
+        name for name, value in plain.items() if name in node.attributes and node.attributes[name].value != value
+    ]
     return f"scales or transposes what it reads ({', '.join(changed)})" if changed else None
 
 
 def _quantized(model: ir.Model, kept: list[str], *, reduce_range: bool) -> ir.Model:
     """The quantised model. Everything but the products' weights is out of the quantiser's sight."""
     aside = _set_aside(model.graph)
+    _load_weights(model.graph)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         ir.save(model, before)
@@ -231,7 +234,7 @@ def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
 
 
 def _load_weights(graph: ir.Graph) -> None:
-    """Reads weights that lie in files which are about to go."""
+    """Reads the weights that lie in a file of their own, so that the model can be saved elsewhere."""
     for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
