@@ -108,6 +108,16 @@ class AotiModel:
             raise BatchError("takes at least one row, the batch is empty")
         return [tensor.contiguous() for tensor in tensors]
 
+    def examples(self) -> list[tuple[str, Tensor]]:
+        """Name and example of every input: zeros, 2 rows where the batch size is free."""
+        return [
+            (
+                each.name,
+                torch.zeros([2 if size is None else size for size in each.shape], dtype=getattr(torch, each.dtype)),
+            )
+            for each in self.inputs
+        ]
+
     def call(self, tensors: list[Tensor]) -> list[Tensor]:
         """The compiled code itself, without checks."""
         return self.loader.boxed_run(list(tensors))  # type: ignore[no-any-return]  # it empties the list it is given

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from afm_fx.aoti_export import AotiReport, export_aoti
 from afm_fx.capture import capture
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
@@ -15,11 +17,16 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Policy
+from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.user_model import build_model
 
 DENSE, LOW_RANK, PLAN, REPORT = "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json"
-OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PLAN, REPORT)
+PACKAGE = "low_rank.pt2"
+OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PACKAGE, PLAN, REPORT)
 """Every file that a compression may write."""
+
+COMPARED_ROWS = 65_536
+"""Calibration rows on which the error of reduced tables is measured, about."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class CompressJob:
         basis: "afm" or "weight_svd".
         force: replace existing outputs.
         pack: pack the low-rank program for serving.
+        tables: store the low-rank program's tables in "float16" or "int8"; None for as they are.
+        aoti: compile the low-rank program with AOTInductor as well.
     """
 
     model: str
@@ -51,6 +60,8 @@ class CompressJob:
     basis: str = "afm"
     force: bool = False
     pack: bool = True
+    tables: str | None = None
+    aoti: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,21 @@ class CompressOutcome:
     Attributes:
         compressed: programs, plan and report.
         exports: of the original and of the low-rank program.
+        precision: what became of the low-rank program's tables, None where they are as they were.
+        package: of the low-rank program compiled with AOTInductor, None where that was not asked for.
     """
 
     compressed: Compressed
     exports: tuple[ExportReport, ExportReport]
+    precision: PrecisionReport | None = None
+    package: AotiReport | None = None
 
 
 def run_compress_job(job: CompressJob) -> CompressOutcome:
     """Writes ``dense.onnx``, ``low_rank.onnx``, ``plan.safetensors`` and ``report.json``, or nothing at all.
+
+    Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
+    the calibration rows.
 
     Raises:
         UserError: model, checkpoint, data, policy or output directory are wrong; the message says which and how.
@@ -79,18 +97,27 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     program = capture(model, example_inputs)
     batches = FileBatches(file, program, job.batch_size, job.columns)
     compressed = compress(program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack)
+    precision = None
+    if job.tables is not None:
+        rows = itertools.islice(batches, max(1, COMPARED_ROWS // job.batch_size))
+        reduced = reduce_precision(compressed.program, job.tables, rows)
+        compressed, precision = replace(compressed, program=reduced.program), reduced.report
     with staged_outputs(job.out, OUTPUTS) as staging:
-        exports = write_outputs(compressed, staging)
-    return CompressOutcome(compressed, exports)
+        exports = write_outputs(compressed, staging, precision)
+        package = export_aoti(compressed.program, staging / PACKAGE) if job.aoti else None
+    return CompressOutcome(compressed, exports, precision, package)
 
 
-def write_outputs(compressed: Compressed, directory: Path) -> tuple[ExportReport, ExportReport]:
+def write_outputs(
+    compressed: Compressed, directory: Path, precision: PrecisionReport | None = None
+) -> tuple[ExportReport, ExportReport]:
     """Exports both programs, checked against torch, and writes plan and report into an empty directory."""
     dense = export_onnx(compressed.original, directory / DENSE)
     low_rank = export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
     report: dict[str, Any] = json.loads(compressed.report.to_json())
     report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
+    report["precision"] = None if precision is None else asdict(precision)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return dense, low_rank

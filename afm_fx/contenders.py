@@ -61,7 +61,7 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
             these.
     """
     if isinstance(competitor, Compiled):
-        return CompiledContender(name, competitor.program)
+        return CompiledContender(name, competitor)
     if isinstance(competitor, Program):
         return ProgramContender(name, competitor)
     if isinstance(competitor, (str, os.PathLike)):
@@ -87,11 +87,19 @@ def _file_contender(name: str, path: Path, threads: int) -> Contender:
 class Compiled:
     """A program that ``torch.compile`` compiles when its first batch arrives, with a free batch size.
 
+    Threads of its loops are those that torch has when it is compiled, and a change compiles it again.
+
     Attributes:
         program: what to compile.
     """
 
     program: Program
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        """The compiled graph; call it as the program's graph module."""
+        # One compilation for every batch size but 1, which torch always compiles apart.
+        return torch.compile(self.program.graph_module, dynamic=self.program.dynamic_batch or None)
 
 
 @dataclass(frozen=True)
@@ -169,19 +177,15 @@ class AotiContender:
         return functools.partial(self.model.call, tensors)
 
 
+@dataclass(frozen=True)
 class CompiledContender:
     """A program under ``torch.compile``; its first calls compile it."""
 
-    runtime = "torch.compile"
-
-    def __init__(self, name: str, program: Program) -> None:
-        self.name = name
-        self._eager = ProgramContender(name, program)
-        # One compilation for every batch size but 1, which torch always compiles apart.
-        self._compiled = torch.compile(program.graph_module, dynamic=program.dynamic_batch or None)
+    name: str
+    compiled: Compiled
+    runtime: str = "torch.compile"
 
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
         """Binds the batch, see :class:`Contender`."""
-        bound = self._eager.prepare(batch)
-        args, kwargs = bound.args, bound.keywords
-        return functools.partial(self._compiled, *args, **kwargs)
+        bound = ProgramContender(self.name, self.compiled.program).prepare(batch)
+        return functools.partial(self.compiled.function, *bound.args, **bound.keywords)

@@ -226,7 +226,7 @@ def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
         if value.is_graph_output() or value.is_graph_input():
             continue
         aside[name] = value.const_value
-        value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape)
+        value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
         del graph.initializers[name]
         value.const_value = None
         graph.inputs.append(value)
