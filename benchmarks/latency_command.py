@@ -59,10 +59,11 @@ def latency(
         files = result_files(output_dir, "latency", force=force)
         names = _chosen(contender or list(CONTENDERS))
         model = LatencyModel(CriteoShape(total_rows=table_rows), code_width, mlp_rank, seed=seed)
-        entries, results = {}, []
+        entries: dict[str, Entry] = {}
+        results = []
         with tempfile.TemporaryDirectory() as folder:
             for count in threads or sorted({1, available_cores()}):
-                entries = model.entries(Path(folder), names, count)
+                entries = model.entries(Path(folder), names, count, entries)
                 results.append(
                     benchmark(
                         {name: entry.competitor for name, entry in entries.items()},

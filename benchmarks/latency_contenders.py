@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -29,6 +29,9 @@ class Form(Enum):
     TORCH_COMPILE = auto()
     AOTI = auto()
 
+
+COMPILED = frozenset({Form.TORCH_COMPILE, Form.AOTI})
+"""Forms that are compiled for a number of threads."""
 
 DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED = "dense", "dense, packed", "afm_fx", "afm_fx, not packed"
 WEIGHT_SVD, AUTHORS = "weight-SVD", "authors' structure"
@@ -113,15 +116,19 @@ class LatencyModel:
         """Ranks of every site. The first MLP layer absorbs the tables' decoders and is not factored itself."""
         return afm_fx.Fixed(embedding=self.code_width, linear=self.mlp_rank, overrides={"dnn.linears.0": None})
 
-    def entries(self, folder: Path, names: Sequence[str], threads: int = 1) -> dict[str, Entry]:
+    def entries(
+        self, folder: Path, names: Sequence[str], threads: int = 1, made: Mapping[str, Entry] | None = None
+    ) -> dict[str, Entry]:
         """Makes the contenders named, each compared with torch.
 
         Args:
-            folder: where files go; what is there already is used again.
+            folder: where files go.
             names: keys of ``CONTENDERS``.
             threads: of compiled loops, which are fixed when they are compiled.
+            made: entries for another number of threads; their ONNX files serve any.
         """
-        return {name: self._entry(name, folder, threads) for name in CONTENDERS if name in names}
+        files = {name: entry for name, entry in (made or {}).items() if CONTENDERS[name][1] not in COMPILED}
+        return {name: files.get(name) or self._entry(name, folder, threads) for name in CONTENDERS if name in names}
 
     def program(self, name: str) -> Program:
         """One of the programs that are served."""

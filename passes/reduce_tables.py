@@ -29,7 +29,7 @@ from passes.graph_pass import GraphPass
 from passes.graph_tools import PROVENANCE, args_of, aten, call, constant_of, derived_name, finish, parameter
 
 RULE = "reduce tables"
-ROWS_PER_BLOCK = 65_536
+ROWS_PER_BLOCK = 16_384
 SMALLEST_BYTES = 65_536
 """Tables below this stay as they are: they lie in the cache anyway, and each conversion is an operator more."""
 
@@ -164,7 +164,11 @@ class _Table:
 
     def column_maxima(self) -> Tensor:
         """float64 [width]: the largest magnitude in every column; NaN where a column holds one."""
-        return torch.stack([block.abs().amax(0) for _, block in self.blocks()]).amax(0)
+        largest = torch.zeros(self.tensor.shape[1], dtype=torch.float64, device=self.tensor.device)
+        for _, block in self.blocks():
+            # In place: a small tensor kept per block would sit between freed blocks, and memory would grow by them all.
+            torch.maximum(largest, block.abs().amax(0), out=largest)
+        return largest
 
 
 def _tables(module: GraphModule) -> Iterator[_Table]:

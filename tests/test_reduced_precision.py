@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -152,3 +153,17 @@ def test_a_reduced_program_still_computes_in_float64_and_refuses_ids_outside(tab
     batch[3, 1] = ROWS
     with pytest.raises(BatchError, match="row 3: id 500"):
         result.run(batch)
+
+
+@pytest.mark.parametrize(("tables", "kind"), [("float16", onnx.TensorProto.FLOAT16), ("int8", onnx.TensorProto.INT8)])
+def test_onnx_runtime_keeps_the_table_small_when_it_optimises_the_file(tables: str, kind: int, tmp_path: Path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    program = afm_fx.pack(afm_fx.capture(Clicks().eval(), clicks(4)))
+    result = reduce_precision(program, tables, smallest_bytes=0).program
+    afm_fx.export_onnx(result, tmp_path / "reduced.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "reduced.onnx"), options, providers=["CPUExecutionProvider"])
+    held = onnx.load(tmp_path / "optimised.onnx").graph.initializer
+    assert [each.data_type for each in held if list(each.dims) == [4 * ROWS, 9]] == [kind]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -233,3 +235,24 @@ def test_a_second_run_changes_nothing(table_format: TableFormat):
     again = ReduceTables(table_format, smallest_bytes=0)
     assert not again(clone_graph_module(once)).modified
     assert not again.reduced
+
+
+PEAK = """
+import resource, torch
+from passes.reduce_tables import _in_float16, _in_int8, _RowErrors, _Table
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table = _Table("t", torch.rand(3_000_000, 16))
+before = peak()
+{made}
+table.column_maxima()
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("made", "bytes_a_row"), [("_in_float16", 32), ("_in_int8", 20)])
+def test_memory_grows_by_the_reduced_table_and_not_by_a_copy_in_float64(made: str, bytes_a_row: int):
+    code = PEAK.format(made=f"made = {made}(table, _RowErrors())")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603 - ours
+    grown = int(done.stdout) * 1024
+    assert 0.5 * 3_000_000 * bytes_a_row < grown < 3_000_000 * bytes_a_row + 60_000_000  # the copy: 384,000,000
