@@ -97,7 +97,9 @@ def export_aoti(
         program: what to compile.
         path: the package, ``*.pt2``. Missing directories are created.
         threads: threads that the generated loops run on, fixed when they are compiled; matrix products follow
-            ``torch.set_num_threads`` in the serving process, so set the same number there.
+            ``torch.set_num_threads`` in the serving process, so set the same number there. Where more than one thread
+            shares its cores with other work, set OMP_WAIT_POLICY=passive: threads that wait spin otherwise, and the
+            thread that they wait for gets no core.
         check: compare the package with torch on fresh random inputs at several batch sizes.
         force: replace an existing file.
         tolerance: largest accepted difference relative to max(1, |output|); by default that of the output's dtype.
