@@ -12,6 +12,7 @@ from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled
 from afm_fx.explanation import Explanation, explain
 from afm_fx.moments import Moments
+from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.packing import PackReport, pack
 from afm_fx.plan import Plan, SitePlan
@@ -21,6 +22,7 @@ from afm_fx.program import Program
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
+from afm_fx.typed_inputs import split_inputs
 from passes import laws
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ __all__ = [
     "AotiReport",
     "BasisKind",
     "BenchmarkResult",
+    "BucketsReport",
     "Budget",
     "Chain",
     "Compiled",
@@ -59,6 +62,7 @@ __all__ = [
     "explain",
     "export_aoti",
     "export_onnx",
+    "export_onnx_buckets",
     "find_chains",
     "laws",
     "load_aoti",
@@ -66,4 +70,5 @@ __all__ = [
     "pack",
     "quantize_onnx",
     "reduce_precision",
+    "split_inputs",
 ]

@@ -163,7 +163,9 @@ def _package_inputs(program: Program) -> tuple[PackageInput, ...]:
 def _compile(program: Program, staged: Path, inputs: tuple[PackageInput, ...], threads: int) -> None:
     _find_compiler()
     args, kwargs = example_call(program)
-    metadata = json.dumps({"threads": threads, "inputs": [asdict(each) for each in inputs]})
+    original = program.original_inputs
+    typed = None if original is None else original.mapping.to_json()
+    metadata = json.dumps({"threads": threads, "inputs": [asdict(each) for each in inputs], "typed": typed})
     configs: dict[str, Any] = {"cpp.threads": threads, "aot_inductor.metadata": {INPUTS_KEY: metadata}}
     try:
         with warnings.catch_warnings():

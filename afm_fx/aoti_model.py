@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, FileFormatError
+from afm_fx.file_inputs import file_tensors
 from afm_fx.inputs import Inputs
 
 INPUTS_KEY = "afm_fx_inputs"
@@ -61,6 +62,7 @@ class AotiModel:
         threads: what its own loops were compiled for; matrix products follow ``torch.set_num_threads``.
         loader: torch's runner of the compiled code.
         out_spec: structure of the outputs.
+        typed: how typed inputs are made of the original's (:mod:`afm_fx.input_mapping`), None for plain inputs.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class AotiModel:
     threads: int
     loader: Any
     out_spec: Any
+    typed: str | None = None
 
     def run(self, inputs: Inputs) -> Any:
         """Runs one batch (tensor, tuple or dict); returns what the program returns.
@@ -86,17 +89,12 @@ class AotiModel:
     def bind(self, inputs: Inputs) -> list[Tensor]:
         """The input tensors in the package's order: by name from a dict of exactly its names, else by position.
 
+        A package with typed inputs takes a batch of the original's too.
+
         Raises:
-            BatchError: they do not fit; the message begins with "takes".
+            BatchError: they do not fit; the message begins with a verb.
         """
-        names = [each.name for each in self.inputs]
-        mapping = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-        if isinstance(mapping, dict) and set(mapping) == set(names):
-            tensors = [mapping[name] for name in names]
-        else:
-            tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        if len(tensors) != len(names):
-            raise BatchError(f"takes {len(names)} inputs ({', '.join(names)}), the batch holds {len(tensors)}")
+        tensors = file_tensors(inputs, [each.name for each in self.inputs], self.typed)
         for wanted, tensor in zip(self.inputs, tensors, strict=True):
             wanted.check(tensor)
         sizes = {
@@ -145,4 +143,4 @@ def load_aoti(path: str | os.PathLike[str]) -> AotiModel:
         raise FileFormatError(f"'{file}' does not say what its inputs are; afm_fx.export_aoti writes packages that do")
     content = json.loads(metadata[INPUTS_KEY])
     inputs = tuple(PackageInput(each["name"], each["dtype"], tuple(each["shape"])) for each in content["inputs"])
-    return AotiModel(file, inputs, int(content["threads"]), model.loader, out_spec)
+    return AotiModel(file, inputs, int(content["threads"]), model.loader, out_spec, content["typed"])

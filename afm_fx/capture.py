@@ -34,6 +34,9 @@ from passes.state_writes import erase_state_writes
 
 MAX_REASON_CHARACTERS = 600
 
+COLLISION = "COLLIDE with their neighbours"
+"""What a warning says of ids that travel as floats too coarse for their table."""
+
 _TRAINING_MODE: dict[Any, int] = {
     aten.batch_norm.default: 5,
     aten._native_batch_norm_legit_functional.default: 5,
@@ -276,7 +279,7 @@ def _is_random(node: Node) -> bool:
 def _id_warnings(module: GraphModule) -> list[str]:
     return [
         f"table '{found.table}' has {found.rows:,} rows but its ids travel as {found.dtype}, which is exact only up "
-        f"to {found.exact_integers:,}: ids beyond that COLLIDE with their neighbours. Feed ids as integers."
+        f"to {found.exact_integers:,}: ids beyond that {COLLISION}. Feed ids as integers."
         for found in coarse_ids(module)
     ]
 

@@ -20,17 +20,19 @@ from afm_fx.aoti_model import load_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
-from afm_fx.compress_job import OUTPUTS, CompressJob, run_compress_job
+from afm_fx.compress_job import CompressJob, run_compress_job
 from afm_fx.contenders import AOTI_SUFFIX
 from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
 from afm_fx.errors import AfmFxError, UserError
 from afm_fx.explanation import explain as explain_program
-from afm_fx.onnx_inputs import inputs_from_file, onnx_input_examples, random_onnx_inputs
+from afm_fx.onnx_buckets import check_batch_sizes
+from afm_fx.onnx_inputs import inputs_from_file, random_onnx_inputs, traffic_examples
 from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.synthetic import ClickGenerator
+from afm_fx.typed_inputs import InputKind
 from afm_fx.user_model import build_model
 from passes.reduce_tables import TableFormat
 
@@ -190,6 +192,21 @@ def compress(
     pack: Annotated[
         bool, typer.Option("--pack/--no-pack", help="Pack the low-rank model for serving; its outputs stay the same.")
     ] = True,
+    inputs: Annotated[
+        InputKind,
+        typer.Option(
+            help="What the low-rank model takes: the model's own inputs, or ids and features apart (typed), where one "
+            "float matrix carries both."
+        ),
+    ] = InputKind.ORIGINAL,
+    buckets: Annotated[
+        str | None,
+        typer.Option(
+            help="Also export the low-rank model once per batch size, every shape fixed, all files sharing one of "
+            "weights: say 1,16,64.",
+            show_default=False,
+        ),
+    ] = None,
     tables: Annotated[
         TableFormat | None,
         typer.Option(
@@ -213,10 +230,10 @@ def compress(
     """
     with _reported_errors(debug):
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
-
+        sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
         names = None if columns is None else [name.strip() for name in columns.split(",")]
         job = CompressJob(
-            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack,
+            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
             None if tables is None else tables.value, aoti,
         )  # fmt: skip
         outcome = run_compress_job(job)
@@ -233,7 +250,9 @@ def compress(
                 f"Compiled low_rank.pt2 in {outcome.package.compile_seconds:.0f} s; largest difference between it and "
                 f"torch: {outcome.package.max_abs_difference:.1e}"
             )
-        typer.echo(f"Written to {out}/: {', '.join(name for name in OUTPUTS if (out / name).exists())}")
+        if outcome.buckets is not None:
+            typer.echo(outcome.buckets.table())
+        typer.echo(f"Written to {out}/: {', '.join(name for name in job.outputs if (out / name).exists())}")
 
 
 @app.command()
@@ -274,13 +293,18 @@ def bench(
 
         if json_out is not None:
             refuse_existing(json_out.parent, [json_out.name], force=force)
-        first = Path(next(iter(contenders.values())))
-        examples = load_aoti(first).examples() if first.suffix == AOTI_SUFFIX else onnx_input_examples(first)
-        rows = max(sizes) * MAX_DIFFERENT_BATCHES
-        if inputs is None:
-            batch = random_onnx_inputs(examples, rows, seed)
+        file = None if inputs is None else open_data(inputs)
+        paths = [Path(each) for each in contenders.values()]
+        onnx_files = [path for path in paths if path.suffix != AOTI_SUFFIX]
+        if onnx_files:
+            examples, mapping = traffic_examples(onnx_files, () if file is None else file.names)
         else:
-            batch = inputs_from_file(open_data(inputs), examples, rows)
+            examples, mapping = load_aoti(paths[0]).examples(), None
+        rows = max(sizes) * MAX_DIFFERENT_BATCHES
+        if file is None:
+            batch = random_onnx_inputs(examples, rows, seed, mapping)
+        else:
+            batch = inputs_from_file(file, examples, rows)
         result = benchmark(contenders, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed)
         if json_out is not None:
             with staged_outputs(json_out.parent, [json_out.name]) as staging:

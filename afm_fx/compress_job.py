@@ -14,6 +14,7 @@ from afm_fx.capture import capture
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
+from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Policy
@@ -45,6 +46,8 @@ class CompressJob:
         basis: "afm" or "weight_svd".
         force: replace existing outputs.
         pack: pack the low-rank program for serving.
+        inputs: what the low-rank program takes, "original" or "typed".
+        buckets: batch sizes for which the low-rank program is also exported with fixed shapes.
         tables: store the low-rank program's tables in "float16" or "int8"; None for as they are.
         aoti: compile the low-rank program with AOTInductor as well.
     """
@@ -60,8 +63,17 @@ class CompressJob:
     basis: str = "afm"
     force: bool = False
     pack: bool = True
+    inputs: str = "original"
+    buckets: tuple[int, ...] = ()
     tables: str | None = None
     aoti: bool = False
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every file that this compression may write or, where an earlier one with buckets wrote it, replace."""
+        target = self.out / LOW_RANK
+        buckets = [*(bucket_path(target, size) for size in self.buckets), *existing_buckets(target)]
+        return (*OUTPUTS, *dict.fromkeys(each.name for each in (*buckets, weights_path(target))))
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,14 @@ class CompressOutcome:
     Attributes:
         compressed: programs, plan and report.
         exports: of the original and of the low-rank program.
+        buckets: the exports with fixed shapes, None where there are none.
         precision: what became of the low-rank program's tables, None where they are as they were.
         package: of the low-rank program compiled with AOTInductor, None where that was not asked for.
     """
 
     compressed: Compressed
     exports: tuple[ExportReport, ExportReport]
+    buckets: BucketsReport | None = None
     precision: PrecisionReport | None = None
     package: AotiReport | None = None
 
@@ -86,32 +100,40 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
 
     Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
     the calibration rows.
+    With buckets also ``low_rank.batch_<size>.onnx`` and ``low_rank.weights.data``.
 
     Raises:
         UserError: model, checkpoint, data, policy or output directory are wrong; the message says which and how.
         ExportError: a program cannot be exported, or the file disagrees with torch.
     """
-    refuse_existing(job.out, OUTPUTS, force=job.force)
+    refuse_existing(job.out, job.outputs, force=job.force)
     file = open_data(job.data)
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
     batches = FileBatches(file, program, job.batch_size, job.columns)
-    compressed = compress(program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack)
+    compressed = compress(
+        program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
+    )
     precision = None
     if job.tables is not None:
         rows = itertools.islice(batches, max(1, COMPARED_ROWS // job.batch_size))
         reduced = reduce_precision(compressed.program, job.tables, rows)
         compressed, precision = replace(compressed, program=reduced.program), reduced.report
-    with staged_outputs(job.out, OUTPUTS) as staging:
-        exports = write_outputs(compressed, staging, precision)
-        package = export_aoti(compressed.program, staging / PACKAGE) if job.aoti else None
-    return CompressOutcome(compressed, exports, precision, package)
+    with staged_outputs(job.out, job.outputs) as staging:
+        low_rank = compressed.program
+        buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, job.buckets) if job.buckets else None
+        exports = write_outputs(compressed, staging, buckets, precision)
+        package = export_aoti(low_rank, staging / PACKAGE) if job.aoti else None
+    return CompressOutcome(compressed, exports, buckets, precision, package)
 
 
 def write_outputs(
-    compressed: Compressed, directory: Path, precision: PrecisionReport | None = None
+    compressed: Compressed,
+    directory: Path,
+    buckets: BucketsReport | None = None,
+    precision: PrecisionReport | None = None,
 ) -> tuple[ExportReport, ExportReport]:
-    """Exports both programs, checked against torch, and writes plan and report into an empty directory."""
+    """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
     dense = export_onnx(compressed.original, directory / DENSE)
     low_rank = export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
@@ -119,6 +141,7 @@ def write_outputs(
     report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
     report["precision"] = None if precision is None else asdict(precision)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
+    report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return dense, low_rank
 

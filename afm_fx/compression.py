@@ -20,6 +20,7 @@ from afm_fx.planning import make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
 from afm_fx.report import CompressionReport, report_of
+from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
 from passes.graph_tools import clone_graph_module
@@ -57,6 +58,7 @@ def compress(
     basis: str | BasisKind = "afm",
     max_rows: int | None = None,
     pack: bool = True,
+    inputs: str | InputKind = InputKind.ORIGINAL,
 ) -> Compressed:
     """Compresses a trained model.
 
@@ -68,10 +70,13 @@ def compress(
         basis: see :func:`afm_fx.make_plan`.
         max_rows: calibrate on so many rows at most.
         pack: pack the low-rank program for serving (:func:`afm_fx.pack`), which changes its form and not its outputs.
+        inputs: "original", or "typed": the low-rank program takes ids and features apart (:func:`afm_fx.split_inputs`),
+            packed or not. Calibration batches are the original's either way.
 
     Raises:
         UserError: its subclasses say what is wrong with the model, the batches or the policy.
     """
+    check_inputs(inputs)
     batches = calibration_batches
     if isinstance(model, Program):
         program = model
@@ -84,8 +89,9 @@ def compress(
     low_rank = apply_plan(program, plan)
     report = report_of(program, low_rank, plan)
     if not pack:
-        return Compressed(program, low_rank, statistics, plan, report)
-    packed = pack_reported(low_rank)
+        served = split_inputs(low_rank) if inputs == InputKind.TYPED else low_rank
+        return Compressed(program, served, statistics, plan, report)
+    packed = pack_reported(low_rank, inputs=inputs)
     return Compressed(program, packed.program, statistics, plan, report, packed.report)
 
 

@@ -113,10 +113,19 @@ class ProgramContender:
     def prepare(self, batch: Inputs) -> functools.partial[Any]:
         """Binds the batch, see :class:`Contender`."""
         try:
-            args, kwargs = self.program.bind(batch)
+            args, kwargs = self._bind(batch)
         except BatchError as error:
             raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
         return functools.partial(self.program, *args, **kwargs)
+
+    def _bind(self, batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Typed inputs are taken as they are, or made of a batch of the original's."""
+        if self.program.original_inputs is None:
+            return self.program.bind(batch)
+        try:
+            return self.program.bind(batch)
+        except BatchError:
+            return self.program.bind(self.program.convert_inputs(batch))
 
     def batched(self, inputs: Inputs) -> tuple[bool, ...] | None:
         """Which leaves of the inputs carry the batch, None where the program does not take them as they are."""

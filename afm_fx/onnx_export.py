@@ -14,8 +14,8 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import ExportError
+from afm_fx.errors import ExportError, UserError
+from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
-from afm_fx.random_inputs import example_call
+from afm_fx.random_inputs import example_call, random_inputs
 from afm_fx.tables import render_table
 from passes.graph_tools import clone_graph_module
 from passes.unpool_bags import UnpoolBags
@@ -99,19 +100,22 @@ def export_onnx(
     program: Program,
     path: str | os.PathLike[str],
     *,
+    batch_size: int | None = None,
     check: bool = True,
     force: bool = False,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     tolerance: float | None = None,
     seed: int = 0,
 ) -> ExportReport:
-    """Writes a program as an ONNX file with a free batch size and standard operators only.
+    """Writes a program as an ONNX file with standard operators only.
 
-    Inputs are named as in the program; those of a dict, as its keys. Parameters keep their qualified names.
+    Inputs are named as in the program; those of a dict, as its keys. Parameters keep their qualified names. A program
+    with typed inputs notes in the file's metadata where their columns come from (:mod:`afm_fx.input_mapping`).
 
     Args:
         program: what to export.
         path: the ONNX file. Missing directories are created. External weights go to ``<path>.data``.
+        batch_size: the one batch size that the file takes, every shape in it fixed; None for a free batch size.
         check: run ``onnx.checker`` on the file and compare ONNX Runtime with torch on fresh random inputs.
         force: replace an existing file.
         external_data_bytes: weights beyond this many bytes go to the second file.
@@ -120,39 +124,97 @@ def export_onnx(
 
     Raises:
         OutputExistsError: the path exists and ``force`` is not set.
-        UserError: nothing can be written there.
+        UserError: nothing can be written there, or the program does not take that batch size.
         ExportError: torch cannot express the program in ONNX, an operator is not a standard one, ONNX Runtime is
             missing or refuses the file, or its outputs differ from torch's by more than the tolerance.
     """
-    started = time.perf_counter()
     target = Path(path)
     for each in (target, _data_path(target)):
         refuse_existing_file(each, force=force)
+    limit = min(external_data_bytes, EXTERNAL_DATA_BYTES)
+
+    def save(model: ir.Model, staged: Path) -> None:
+        _save(model, staged, _data_path(staged) if _weight_bytes(model) > limit else None)
+
     with staging_directory(target) as directory:
-        staged = directory / target.name
-        model = _translate(program)
-        external = _weight_bytes(model) > min(external_data_bytes, EXTERNAL_DATA_BYTES)
-        _save(model, staged, external)
-        operators = _standard_operators(model)
-        difference = None
-        if check:
-            check_file(staged)
-            difference = check_parity(program, staged, tolerance=tolerance, seed=seed)
+        report = staged_export(
+            program,
+            directory / target.name,
+            save,
+            batch_size=batch_size,
+            check=check,
+            tolerance=tolerance,
+            seed=seed,
+        )
         size = sum(file.stat().st_size for file in directory.iterdir())
+        external = _data_path(report.path).exists()
         _move_into_place(directory, target)
+    return replace(report, path=target, data_path=_data_path(target) if external else None, bytes=size)
+
+
+def staged_export(
+    program: Program,
+    path: Path,
+    save: Callable[[ir.Model, Path], None],
+    *,
+    batch_size: int | None,
+    check: bool,
+    tolerance: float | None,
+    seed: int,
+) -> ExportReport:
+    """Translates a program, saves it and checks the file where it is; see :func:`export_onnx`.
+
+    Args:
+        program: what to export.
+        path: the ONNX file, in a directory that is moved into place later.
+        save: writes the model there.
+        batch_size: see :func:`export_onnx`.
+        check: see :func:`export_onnx`.
+        tolerance: see :func:`export_onnx`.
+        seed: see :func:`export_onnx`.
+
+    Returns:
+        A report whose ``bytes`` are those of the file alone, without weights beside it.
+    """
+    started = time.perf_counter()
+    model = _translate(program if batch_size is None else with_batch_size(program, batch_size))
+    save(model, path)
+    operators = _standard_operators(model)
+    rows = parity_rows(program) if batch_size is None else (batch_size,)
+    difference = None
+    if check:
+        check_file(path)
+        difference = check_parity(program, path, tolerance=tolerance, seed=seed, rows=rows)
     return ExportReport(
-        path=target,
-        data_path=_data_path(target) if external else None,
+        path=path,
+        data_path=None,
         opset=model.opset_imports[""],
-        bytes=size,
+        bytes=path.stat().st_size,
         parameters=program.parameter_count(),
         operators=operators,
         inputs=tuple(str(value.name) for value in model.graph.inputs),
         outputs=tuple(str(value.name) for value in model.graph.outputs),
         max_abs_difference=difference,
-        checked_rows=parity_rows(program) if check else (),
+        checked_rows=rows if check else (),
         seconds=time.perf_counter() - started,
     )
+
+
+def with_batch_size(program: Program, rows: int) -> Program:
+    """The program with example inputs of so many rows and no other batch size.
+
+    Raises:
+        UserError: it takes another batch size only.
+    """
+    if rows < 1:
+        raise UserError(f"a batch size is at least 1, got {rows}")
+    if not program.dynamic_batch:
+        fixed = parity_rows(program)
+        if fixed != (rows,):
+            raise UserError(f"the program was captured with a fixed batch of {fixed[0]}, it cannot take {rows} rows")
+        return program
+    args, kwargs = random_inputs(program).draw(rows)
+    return replace(program, example_args=args, example_kwargs=kwargs, dynamic_batch=False)
 
 
 def _data_path(path: Path) -> Path:
@@ -186,6 +248,10 @@ def _translate(program: Program) -> ir.Model:
     model: ir.Model = onnx_program.model
     _name_batch_axis(model, program, inputs)
     _drop_bookkeeping(model)
+    if program.original_inputs is not None:
+        mapping = program.original_inputs.mapping
+        mapping = mapping if program.dtype is None else mapping.with_floats(program.dtype)
+        model.metadata_props[METADATA_KEY] = mapping.to_json()
     return model
 
 
@@ -264,9 +330,9 @@ def _weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def _save(model: ir.Model, path: Path, external: bool) -> None:
+def _save(model: ir.Model, path: Path, data: Path | None) -> None:
     try:
-        ir.save(model, path, external_data=_data_path(path).name if external else None)
+        ir.save(model, path, external_data=data.name if data else None)
     except OSError as error:
         raise ExportError(f"cannot write the ONNX file: {error}") from error
 

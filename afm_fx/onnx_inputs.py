@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ from torch import Tensor
 from afm_fx.data_files import DataFile
 from afm_fx.errors import FileFormatError
 from afm_fx.file_batches import match_columns
+from afm_fx.input_mapping import METADATA_KEY, InputMapping
 
 
 def onnx_input_examples(path: Path) -> list[tuple[str, Tensor]]:
@@ -20,14 +22,7 @@ def onnx_input_examples(path: Path) -> list[tuple[str, Tensor]]:
     Raises:
         FileFormatError: there is no such file, or it is no ONNX file.
     """
-    if not path.is_file():
-        raise FileFormatError(f"there is no ONNX file '{path}'")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: {error}") from error
-    if not model.graph.node:
-        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: it holds no operators")
+    model = _load(path)
     constants = {constant.name for constant in model.graph.initializer}
     examples = []
     for value in model.graph.input:
@@ -41,6 +36,60 @@ def onnx_input_examples(path: Path) -> list[tuple[str, Tensor]]:
     return examples
 
 
+def traffic_examples(
+    paths: Sequence[Path], columns: Collection[str] = ()
+) -> tuple[list[tuple[str, Tensor]], InputMapping | None]:
+    """Name and example of inputs that some files can all be given, and the mapping of the typed files among them.
+
+    A file with typed inputs can be given the original's, because its metadata tells how to convert them. So these are
+    the original's inputs where one of the files has typed ones, else those of the first file. Where all files are
+    typed, inputs that carry ids are float64, which has room for every id.
+
+    Args:
+        paths: the files.
+        columns: what the data have; where they name every typed input, these are taken and not the original's.
+
+    Raises:
+        FileFormatError: see :func:`onnx_input_examples`, or the metadata are damaged.
+    """
+    mappings = {path: mapping_of(_load(path)) for path in paths}
+    typed = next(((path, mapping) for path, mapping in mappings.items() if mapping is not None), None)
+    if typed is None:
+        return onnx_input_examples(paths[0]), None
+    path, mapping = typed
+    if {each.name for each in mapping.inputs} <= set(columns):
+        return onnx_input_examples(path), None
+    only_typed = None not in mappings.values()
+    examples = []
+    for each in mapping.originals:
+        exact = only_typed and mapping.id_columns(each.name)
+        dtype = torch.float64 if exact else getattr(torch, each.dtype)
+        examples.append((each.name, torch.zeros((2, *each.shape), dtype=dtype)))
+    return examples, mapping
+
+
+def mapping_of(model: onnx.ModelProto) -> InputMapping | None:
+    """What a file with typed inputs says of the original's inputs, None for other files.
+
+    Raises:
+        FileFormatError: the note is damaged.
+    """
+    notes = {entry.key: entry.value for entry in model.metadata_props}
+    return InputMapping.from_json(notes[METADATA_KEY]) if METADATA_KEY in notes else None
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise FileFormatError(f"there is no ONNX file '{path}'")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: {error}") from error
+    if not model.graph.node:
+        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: it holds no operators")
+    return model
+
+
 def inputs_from_file(file: DataFile, examples: list[tuple[str, Tensor]], rows: int) -> dict[str, Tensor]:
     """The first rows of a data file as inputs by name.
 
@@ -51,12 +100,27 @@ def inputs_from_file(file: DataFile, examples: list[tuple[str, Tensor]], rows: i
     return dict(zip(names, next(match_columns(file, examples).chunks(rows)), strict=True))
 
 
-def random_onnx_inputs(examples: list[tuple[str, Tensor]], rows: int, seed: int = 0) -> dict[str, Tensor]:
-    """Uniform numbers in [0, 1) for floating inputs, 0 or 1 for whole ones: valid ids of any table of 2 rows."""
+def random_onnx_inputs(
+    examples: list[tuple[str, Tensor]], rows: int, seed: int = 0, mapping: InputMapping | None = None
+) -> dict[str, Tensor]:
+    """Uniform numbers in [0, 1) for floating inputs, 0 or 1 for whole ones: valid ids of any table of 2 rows.
+
+    Args:
+        examples: name and example of each input.
+        rows: rows to draw.
+        seed: of the numbers.
+        mapping: tells which columns of floating inputs are ids; they are 0 or 1 too.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for name, example in examples:
         shape = (rows, *example.shape[1:])
         uniform = torch.rand(shape, generator=generator)
-        inputs[name] = uniform.to(example.dtype) if example.is_floating_point() else (uniform < 0.5).to(example.dtype)
+        if not example.is_floating_point():
+            inputs[name] = (uniform < 0.5).to(example.dtype)
+            continue
+        flat = uniform.reshape(rows, -1)
+        ids = [] if mapping is None else mapping.id_columns(name)
+        flat[:, ids] = (flat[:, ids] < 0.5).float()
+        inputs[name] = flat.reshape(shape).to(example.dtype)
     return inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ def parity_rows(program: Program) -> tuple[int, ...]:
     return (sizes[0] if sizes else 1,)
 
 
-def check_parity(program: Program, path: Path, *, tolerance: float | None = None, seed: int = 0) -> float:
+def check_parity(
+    program: Program,
+    path: Path,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    rows: Sequence[int] | None = None,
+) -> float:
     """Compares ONNX Runtime with torch on fresh random inputs at several batch sizes.
 
     Args:
@@ -50,6 +58,7 @@ def check_parity(program: Program, path: Path, *, tolerance: float | None = None
         path: the ONNX file.
         tolerance: largest accepted difference relative to max(1, |output|); by default that of ``TOLERANCES``.
         seed: of the random inputs.
+        rows: the batch sizes; by default those of :func:`parity_rows`.
 
     Returns:
         The largest absolute difference.
@@ -60,8 +69,8 @@ def check_parity(program: Program, path: Path, *, tolerance: float | None = None
     session = _session(path)
     source = random_inputs(program)
     largest = 0.0
-    for rows in parity_rows(program):
-        args, kwargs = source.draw(rows, seed=seed + rows)
+    for count in rows or parity_rows(program):
+        args, kwargs = source.draw(count, seed=seed + count)
         with torch.no_grad():
             expected = [leaf for leaf in pytree.tree_leaves(program(*args, **kwargs)) if isinstance(leaf, Tensor)]
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -71,9 +80,9 @@ def check_parity(program: Program, path: Path, *, tolerance: float | None = None
         try:
             outputs = session.run(None, feed)
         except Exception as error:  # ONNX Runtime's errors derive from nothing common
-            raise ExportError(f"ONNX Runtime fails on the file at batch {rows}: {short_reason(error)}") from error
+            raise ExportError(f"ONNX Runtime fails on the file at batch {count}: {short_reason(error)}") from error
         for value, output, wanted in zip(session.get_outputs(), outputs, expected, strict=True):
-            where = f"'{value.name}' at batch {rows}"
+            where = f"'{value.name}' at batch {count}"
             largest = max(largest, output_difference(torch.as_tensor(output), wanted.cpu(), where, tolerance))
     return largest
 

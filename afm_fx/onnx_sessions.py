@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, FileFormatError, MissingPackageError
+from afm_fx.file_inputs import file_tensors
+from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.inputs import Inputs
 
 _ONNX_TYPES = {
@@ -54,17 +55,14 @@ def open_session(path: Path, threads: int) -> Any:
 def feed_of(session: Any, batch: Inputs) -> dict[str, Any]:
     """What to give ``session.run``: by name where the batch is a dict of the file's input names, else by position.
 
+    A file with typed inputs takes a batch of the original's too: its metadata tells how to convert it.
+
     Raises:
-        BatchError: the file takes other inputs; the message begins with "takes".
+        BatchError: the file takes other inputs; the message begins with a verb.
     """
     wanted = session.get_inputs()
     names = [value.name for value in wanted]
-    if isinstance(batch, dict) and set(batch) == set(names):
-        tensors = [batch[name] for name in names]
-    else:
-        tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    if len(tensors) != len(names):
-        raise BatchError(f"takes {len(names)} inputs ({', '.join(names)}), the batch holds {len(tensors)}")
+    tensors = file_tensors(batch, names, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY))
     for value, tensor in zip(wanted, tensors, strict=True):
         _check(value, tensor)
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}

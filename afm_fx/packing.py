@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from afm_fx.errors import UserError
 from afm_fx.program import Program
 from afm_fx.tables import render_table
+from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.id_bounds import OutOfRange
 from passes.pack_tables import PackedTable
 from passes.serve import serve
@@ -66,7 +67,12 @@ class Packed:
     report: PackReport
 
 
-def pack(program: Program, *, out_of_range: str | OutOfRange = OutOfRange.UNCHECKED) -> Program:
+def pack(
+    program: Program,
+    *,
+    out_of_range: str | OutOfRange = OutOfRange.UNCHECKED,
+    inputs: str | InputKind = InputKind.ORIGINAL,
+) -> Program:
     """Rewrites a program so that it serves fast; its outputs stay the same.
 
     All tables become one gather where widths and costs agree, Linears, batch-norms, scales and constants are folded
@@ -78,15 +84,21 @@ def pack(program: Program, *, out_of_range: str | OutOfRange = OutOfRange.UNCHEC
         out_of_range: what a packed lookup does in an exported file with an id outside its table: "unchecked" (fastest;
             such an id reads other rows), "error" (the runtime refuses the batch, as before packing), "clamp" (the
             nearest row of the table) or "padding-row" (zeros).
+        inputs: "original", or "typed": float inputs that carry ids become int64 ids and float features, see
+            :func:`afm_fx.split_inputs`.
 
     Raises:
-        UserError: an unknown ``out_of_range``.
+        UserError: an unknown ``out_of_range`` or ``inputs``.
     """
-    return pack_reported(program, out_of_range=out_of_range).program
+    return pack_reported(program, out_of_range=out_of_range, inputs=inputs).program
 
 
 def pack_reported(
-    program: Program, *, out_of_range: str | OutOfRange = OutOfRange.UNCHECKED, free_sources: bool = False
+    program: Program,
+    *,
+    out_of_range: str | OutOfRange = OutOfRange.UNCHECKED,
+    free_sources: bool = False,
+    inputs: str | InputKind = InputKind.ORIGINAL,
 ) -> Packed:
     """:func:`pack` with a report.
 
@@ -95,10 +107,12 @@ def pack_reported(
         out_of_range: see :func:`pack`.
         free_sources: the tables of the program given become views of the packed ones, so that memory holds them once.
             For programs whose tables nobody else owns.
+        inputs: see :func:`pack`.
 
     Raises:
-        UserError: an unknown ``out_of_range``.
+        UserError: an unknown ``out_of_range`` or ``inputs``.
     """
+    check_inputs(inputs)
     choices = [choice.value for choice in OutOfRange]
     if out_of_range not in choices:
         raise UserError(f"out_of_range is one of {', '.join(choices)}, got {out_of_range!r}")
@@ -107,6 +121,8 @@ def pack_reported(
     served = serve(program.graph_module, out_of_range=choice, free_sources=free_sources)
     bounds = tuple(bound for table in served.tables for bound in table.bounds) if choice in _REFUSED else ()
     packed = replace(program.with_graph(served.module), id_bounds=(*program.id_bounds, *bounds))
+    if inputs == InputKind.TYPED:
+        packed = split_inputs(packed)
     after = _counts(packed)
     return Packed(packed, PackReport(before[0], after[0], before[1], after[1], before[2], after[2], served.tables))
 

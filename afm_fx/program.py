@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
+from afm_fx.input_mapping import OriginalInputs
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from passes.graph_tools import clone_graph_module, convert_dtype
 from passes.id_bounds import IdBound
@@ -36,6 +37,7 @@ class Program:
         warnings: what a user should know about this model.
         dtype: the floating dtype that floating inputs are cast to, or None for "as given".
         id_bounds: the valid ids of input columns that read packed tables, where nothing else would notice others.
+        original_inputs: for a program with typed inputs, what it took before and how that is converted.
     """
 
     graph_module: GraphModule
@@ -48,6 +50,7 @@ class Program:
     warnings: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
     id_bounds: tuple[IdBound, ...] = ()
+    original_inputs: OriginalInputs | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program. Takes the original model's inputs and returns what the original returns.
@@ -88,9 +91,35 @@ class Program:
             BatchError: naming the input that does not fit.
         """
         args, kwargs = normalize_inputs(inputs, self.single_dict_argument)
-        args, kwargs = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
-        self._check(args, kwargs)
+        try:
+            args, kwargs = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
+            self._check(args, kwargs)
+        except BatchError as error:
+            if self.original_inputs is None:
+                raise
+            names = ", ".join(self.example_kwargs)
+            raise BatchError(
+                f"{error}; this program takes typed inputs ({names}), Program.convert_inputs makes them from the "
+                "original's"
+            ) from error
         return args, kwargs
+
+    def convert_inputs(self, inputs: Inputs) -> dict[str, Any]:
+        """Makes a batch of typed inputs from a batch of the original's inputs (tensor, tuple or dict).
+
+        The matrix that carries ids may come in any number format: float64 or int64 keep ids beyond 2^24 apart, while
+        those of a float32 matrix are rounded already.
+
+        Returns:
+            The inputs by name, for :meth:`run`: ids int64 ``[batch, ids]``, features ``[batch, features]``.
+
+        Raises:
+            BatchError: the program has no typed inputs, the batch does not fit the original, or a column of ids
+                holds a number that is not whole or an id outside its table; row and column are named.
+        """
+        if self.original_inputs is None:
+            raise BatchError("this program takes the original's inputs as they are, there is nothing to convert")
+        return self.original_inputs.convert(inputs, keep_floats=self.dtype is not None)
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -214,6 +214,8 @@ def _quantized(model: ir.Model, kept: list[str], *, reduce_range: bool) -> ir.Mo
         quantized.graph.register_initializer(value)
     for node in quantized.graph.all_nodes():
         node.metadata_props.clear()
+    quantized.metadata_props.clear()
+    quantized.metadata_props.update(model.metadata_props)  # how typed inputs are made, for one
     return quantized
 
 

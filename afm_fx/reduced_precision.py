@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from afm_fx.batches import checked_batches
-from afm_fx.errors import UserError
+from afm_fx.errors import BatchError, UserError
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
 from afm_fx.tables import render_table
@@ -119,7 +119,8 @@ def reduce_precision(
             costs one operator (float16) or three (int8) a lookup.
         tables: "float16", "int8" (one scale per row; tables so narrow that float16 is no larger are stored in float16)
             or None for as they are.
-        batches: rows on which the outputs are compared with those of the program given.
+        batches: rows on which the outputs are compared with those of the program given; for a program with typed inputs
+            also rows of the original's.
         smallest_bytes: tables of fewer bytes stay as they are.
 
     Raises:
@@ -160,7 +161,7 @@ def output_error(program: Program, reference: Program, batches: Iterable[Inputs]
     if not logits:
         before, after = reference, program
     rows, squares, count, largest = 0, 0.0, 0, 0.0
-    for batch in checked_batches(reference, batches):
+    for batch in checked_batches(reference, _taken(reference, batches)):
         with torch.no_grad():
             wanted, found = (_floats(each(*batch.args, **batch.kwargs)) for each in (before, after))
         rows += batch.rows
@@ -172,6 +173,21 @@ def output_error(program: Program, reference: Program, batches: Iterable[Inputs]
     if not count:
         raise UserError("the outputs cannot be compared: there are no batches, or no output of floating numbers")
     return OutputError(rows, largest, math.sqrt(squares / count), logits)
+
+
+def _taken(program: Program, batches: Iterable[Inputs]) -> Iterable[Inputs]:
+    """The batches as the program takes them: a program with typed inputs may be given the original's."""
+    if program.original_inputs is None or isinstance(batches, Tensor | Mapping | str):
+        return batches
+    return (_typed(program, batch) for batch in batches)
+
+
+def _typed(program: Program, batch: Inputs) -> Inputs:
+    try:
+        program.bind(batch)
+    except BatchError:
+        return program.convert_inputs(batch)
+    return batch
 
 
 def _floats(outputs: object) -> list[Tensor]:

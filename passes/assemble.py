@@ -62,6 +62,9 @@ class Assembler:
         boxes = self.boxes(columns)
         if len(boxes) == 1:
             return self._shaped(self._cut(boxes[0], like), columns.shape, like)
+        scalars = self._scalars(boxes, like)
+        if scalars is not None:
+            return self._shaped(scalars, columns.shape, like)
         axis = self._joint(columns, boxes)
         if axis is not None:
             parts, start = [], 0
@@ -73,6 +76,15 @@ class Assembler:
             return self._emit(aten.cat.default, parts, axis + 1, like=like)
         parts = [self._shaped(self._cut(box, like), (_size(box),), like) for box in boxes]
         return self._shaped(self._emit(aten.cat.default, parts, 1, like=like), columns.shape, like)
+
+    def _scalars(self, boxes: Sequence[Box], like: Node) -> Node | None:
+        """Many inputs ``[batch]`` as the columns of one tensor: one below the other, then transposed."""
+        if len(boxes) <= MOST_RUNS or any(box.view for box in boxes):
+            return None
+        batch = self.columns.batch
+        below = self._emit(aten.cat.default, [self.columns.node(box.source) for box in boxes], 0, like=like)
+        rows = self._emit(aten.reshape.default, below, [len(boxes), batch if isinstance(batch, int) else -1], like=like)
+        return self._emit(aten.transpose.int, rows, 0, 1, like=like)
 
     def _joint(self, columns: Columns, boxes: Sequence[Box]) -> int | None:
         """The axis along which the boxes lie side by side in row-major order."""

@@ -15,10 +15,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_pass import GraphPass
 from passes.graph_tools import finish
 from passes.serving_cost import cost_of
 
@@ -27,16 +28,16 @@ MOST_PIECES = 2
 """Pieces per tensor that the moves take, beyond which nothing is assembled on trial."""
 
 
-class CollapseMoves(PassBase):
+class CollapseMoves(GraphPass):
     """Replaces chains of moves with the fewest moves that give the same features."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
+        changed = finish(graph_module)
         columns = FeatureColumns(graph_module)
         order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
-        changed = False
-        for family in _families(graph_module, columns):
+        for family in families_of(graph_module, columns):
             changed |= _collapse(graph_module, columns, family, order)
-        finish(graph_module)
+        finish(graph_module)  # constants of moves that were tried and left are no change
         return PassResult(graph_module, changed)
 
 
@@ -68,7 +69,7 @@ class Family:
     moves: set[Node] = field(default_factory=set)
 
 
-def _families(module: GraphModule, columns: FeatureColumns) -> list[Family]:
+def families_of(module: GraphModule, columns: FeatureColumns) -> list[Family]:
     """Demands by the moves that they share, directly or through others."""
     leader: dict[Node, Node] = {}
 

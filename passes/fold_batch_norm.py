@@ -13,15 +13,16 @@ import operator
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
+from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
 
 RULE = "fold batch norm"
 _EVAL = aten._native_batch_norm_legit_no_training.default
 
 
-class FoldBatchNorm(PassBase):
+class FoldBatchNorm(GraphPass):
     """Replaces batch-norm beside a Linear by other constants of that Linear."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -29,7 +30,7 @@ class FoldBatchNorm(PassBase):
         for node in list(graph_module.graph.nodes):
             if node.op == "call_function" and node.target is _EVAL:
                 changed |= _fold(graph_module, node)
-        finish(graph_module)
+        changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
-from passes.graph_tools import args_of, aten, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_pass import GraphPass
+from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
 
 RULE = "fold constants"
 
@@ -22,14 +23,14 @@ _ZEROS = frozenset({aten.zeros.default, aten.new_zeros.default, aten.zeros_like.
 _VIEWS = frozenset({aten.expand.default, aten.repeat.default})
 
 
-class FoldConstants(PassBase):
+class FoldConstants(GraphPass):
     """Replaces constant subgraphs by their values, and sums with zero by the other term."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = _fold(graph_module)
         changed |= _drop_zeros(graph_module)
         changed |= _free_reshapes(graph_module)
-        finish(graph_module)
+        changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 
@@ -116,7 +117,7 @@ def _alike(one: Node, other: Node) -> bool:
 
 def _free_reshapes(module: GraphModule) -> bool:
     changed = False
-    for node in module.graph.nodes:
+    for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target is not aten.reshape.default:
             continue
         sizes = list(args_of(node)[1])
@@ -125,6 +126,9 @@ def _free_reshapes(module: GraphModule) -> bool:
             isinstance(size, int) and size > 0 for size in sizes if not isinstance(size, Node)
         ):
             sizes[symbolic[0]] = -1
-            node.args = (args_of(node)[0], sizes)
+            with module.graph.inserting_before(node):
+                made = call(module.graph, aten.reshape.default, args_of(node)[0], sizes, rule=RULE, like=node)
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
             changed = True
     return changed

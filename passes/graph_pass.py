@@ -30,6 +30,9 @@ class GraphPass(PassBase):
     retargets: ClassVar[Mapping[Any, Any]] = {}
     """Operators that the pass replaces in place, and by what; all other nodes that stay keep operator and arguments."""
 
+    keeps_inputs: ClassVar[bool] = True
+    """Whether the graph takes the same inputs afterwards."""
+
     def __call__(self, graph_module: GraphModule) -> PassResult:
         """Runs the pass between its checks.
 
@@ -89,7 +92,7 @@ class GraphPass(PassBase):
         Raises:
             GraphInvariantError: naming the node.
         """
-        check_change(before, after, graph_module, self.retargets)
+        check_change(before, after, graph_module, self.retargets, keeps_inputs=self.keeps_inputs)
 
     @contextlib.contextmanager
     def _blamed(self, kind: type[GraphInvariantError], what: str) -> Iterator[None]:

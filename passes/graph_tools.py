@@ -187,7 +187,9 @@ def _alike(one: Any, other: Any) -> bool:
     """Whether two leaves are the same object, or equal numbers or names of one type."""
     if one is other:
         return True
-    return type(one) is type(other) and isinstance(one, int | float | str | tuple) and one == other
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return type(one) is type(other) and isinstance(one, int | float | str) and one == other
 
 
 def parameter(

@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
+from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
-from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US
+from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US, products
 
 RULE = "merge linears"
 LEAST_BESIDE = 3
 """One product and one split are two operators."""
-LANES = 16
-"""A matrix product computes so many outputs at once; fewer cost as much."""
 
 
-class MergeLinears(PassBase):
+class MergeLinears(GraphPass):
     """Replaces Linears and the constants, scales, sums and Linears beside them with fewer operators."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -41,7 +40,7 @@ class MergeLinears(PassBase):
         return PassResult(graph_module, changed)
 
 
-class StartProducts(PassBase):
+class StartProducts(GraphPass):
     """Replaces a sum with a product by a product that starts from the other term."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -143,7 +142,7 @@ def _product(module: GraphModule, node: Node) -> Node | None:
     inputs, outputs = weight1.shape[1], weight2.shape[0]
     if inputs * outputs > weight1.numel() + weight2.numel():
         return None
-    if _products(inputs, outputs) > _products(*weight1.shape[::-1]) + _products(*weight2.shape[::-1]):
+    if products(inputs, outputs) > products(*weight1.shape[::-1]) + products(*weight2.shape[::-1]):
         return None
     weight = (weight2.double() @ weight1.double()).to(weight2.dtype)
     bias = None if bias1 is None else (weight2.double() @ bias1.double()).to(weight2.dtype)
@@ -249,14 +248,10 @@ def _saves(module: GraphModule, linears: list[Node]) -> bool:
     widths = [pair[0].shape for each in linears if (pair := _weight_and_bias(module, each)) is not None]
     inputs = widths[0][1]
     outputs = [shape[0] for shape in widths]
-    before = sum(_products(inputs, width) for width in outputs) / PRODUCTS_PER_US
+    before = sum(products(inputs, width) for width in outputs) / PRODUCTS_PER_US
     sliced = sum(4 * width / BYTES_PER_US + PIECE_US for width in outputs)
-    after = _products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced
+    after = products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced
     return after <= before
-
-
-def _products(inputs: int, outputs: int) -> int:
-    return inputs * math.ceil(outputs / LANES) * LANES
 
 
 def _accumulated(module: GraphModule, node: Node) -> Node | None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, finish, shape_of
 
 RULE = "merge reductions"
@@ -40,7 +41,7 @@ class _Sum:
     places: Columns
 
 
-class MergeReductions(PassBase):
+class MergeReductions(GraphPass):
     """Replaces several sums over one axis of one tensor with one sum."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -55,7 +56,7 @@ class MergeReductions(PassBase):
             if len(sums) > 1:
                 _merge(graph_module, columns.node(source), axis, sums)
                 changed = True
-        finish(graph_module)
+        changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 

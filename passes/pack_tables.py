@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     args_of,
     aten,
@@ -41,6 +42,7 @@ from passes.id_bounds import IdBound, OutOfRange, guarded
 from passes.id_columns import IdColumn, id_columns
 from passes.serving_cost import ServingCost, serving_cost
 from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, rows_of, widest
+from passes.widen_linears import WidenLinears
 
 RULE = "pack tables"
 ROWS_PER_BLOCK = 65_536
@@ -69,7 +71,7 @@ class PackedTable:
     bounds: tuple[IdBound, ...] = ()
 
 
-class PackTables(PassBase):
+class PackTables(GraphPass):
     """Replaces lookups by slices of one gather from one table, where that is cheaper to serve.
 
     Args:
@@ -109,9 +111,10 @@ class PackTables(PassBase):
 
 
 def _cost(module: GraphModule) -> ServingCost:
-    """What a graph costs once its moves are collapsed."""
+    """What a graph costs once its moves are collapsed and its Linears read ranges."""
     clone = clone_graph_module(module)
-    CollapseMoves()(clone)
+    CollapseMoves().call(clone)  # trials: the checks come with the passes themselves
+    WidenLinears().call(clone)
     return serving_cost(clone)
 
 
@@ -192,7 +195,7 @@ class _Packing:
                 source, place = self.columns.source(column.column)
                 if source.op == "placeholder":
                     low, high = -column.offset, group.limit - column.offset
-                    found.append(IdBound(source.name, place, low, high, next(iter(group.tables))))
+                    found.append(IdBound(source.name, place, low, high, list(group.tables)[-1]))
         return tuple(dict.fromkeys(found))
 
     def _first_possible(self, first: Node) -> Node:
@@ -202,10 +205,9 @@ class _Packing:
         last = max(sources, key=lambda node: order[node])
         if order[last] < order[first]:
             return first
-        following = last.next
         for lookup in self.lookups:
             _move_users_after(lookup.node, last)
-        return following
+        return last.next
 
     def _source(self, column: IdColumn) -> Node:
         return self.columns.source(column.column)[0]

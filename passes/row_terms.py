@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.errors import GraphInvariantError
 from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     args_of,
     aten,
@@ -44,11 +45,11 @@ RULE = "row terms"
 ROWS_PER_BLOCK = 65_536
 
 
-class RowTerms(PassBase):
+class RowTerms(GraphPass):
     """Replaces the terms of a logit by one number per looked-up row and products that start from one another."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        changed = False
+        changed = finish(graph_module)
         done: set[Node] = set()
         for node in reversed(list(graph_module.graph.nodes)):
             if node in done or not node.users:
@@ -59,7 +60,7 @@ class RowTerms(PassBase):
                 continue
             done.update(terms.inside)
             changed |= _rewrite(graph_module, columns, node, terms)
-        finish(graph_module)
+        finish(graph_module)  # constants of sums that were tried and left are no change
         return PassResult(graph_module, changed)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
+from passes.block_linears import BlockLinears
 from passes.canonicalize import Canonicalize
 from passes.collapse_moves import CollapseMoves
 from passes.fold_batch_norm import FoldBatchNorm
@@ -21,6 +22,7 @@ from passes.merge_reductions import MergeReductions
 from passes.pack_tables import PackedTable, PackTables
 from passes.row_terms import RowTerms
 from passes.unpool_bags import UnpoolBags
+from passes.widen_linears import WidenLinears
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ def serve(
     clone = clone_graph_module(module)
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
-        UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), RowTerms(), StartProducts(),
-        tables, CollapseMoves(), MergeReductions(), CollapseMoves(), FoldConstants(), Canonicalize(),
+        UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), BlockLinears(), RowTerms(),
+        StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), CollapseMoves(), FoldConstants(),
+        Canonicalize(),
     ):  # fmt: skip
         result = each(clone)
         if result is not None:

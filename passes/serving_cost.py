@@ -26,6 +26,8 @@ BYTES_PER_US = 8_000.0
 """Copying."""
 PRODUCTS_PER_US = 25_000.0
 """Multiply-adds of a matrix product of many rows."""
+LANES = 16
+"""A matrix product computes so many outputs at once; fewer cost as much."""
 TOLERANCE = 0.02
 """Differences smaller than this share are below what the estimate can tell."""
 BATCHES = (1, 4096)
@@ -55,6 +57,11 @@ class ServingCost:
         """Whether this is cheaper at some batch size and, within what an estimate can tell, dearer at none."""
         ratios = [self.at(rows) / max(other.at(rows), 1e-9) for rows in BATCHES]
         return max(ratios) <= 1 + TOLERANCE and min(ratios) < 1 - TOLERANCE
+
+
+def products(inputs: int, outputs: int) -> int:
+    """Multiply-adds per row of a Linear, unused lanes counted."""
+    return inputs * math.ceil(outputs / LANES) * LANES
 
 
 def serving_cost(module: GraphModule) -> ServingCost:

@@ -1,6 +1,7 @@
 """Decides which tables become one: rows side by side where an id reads several tables, tables below one another else.
 
-Tables that are read by the same ids become one *row group*: their features are columns of one row. Row groups below one
+Tables that are read by the same ids become one *row group*: their features are columns of one row, the narrowest first,
+so that the linear term's weight has the same place whatever the width of the code beside it. Row groups below one
 another, each padded to the width of the widest, are one *packed table*, read by one gather. Padding costs memory and
 bytes per row, another gather costs a call; groups of neighbouring widths are joined while that pays.
 """
@@ -90,7 +91,23 @@ def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
         group.tables[lookup.name] = lookup.table
         group.ids = tuple(dict.fromkeys((*group.ids, *lookup.ids)))
         group.lookups.append(lookup)
+    _order_columns(list(groups.values()))
     return list(groups.values())
+
+
+def _order_columns(groups: Sequence[RowGroup]) -> None:
+    """The narrowest table first; of equally wide ones that which stands in the graph where narrow ones do elsewhere."""
+    items = [list(group.tables.items()) for group in groups]
+    pairs = [(min(each, key=_width), max(each, key=_width)) for each in items]
+    order = {name: position for group in groups for position, name in enumerate(group.tables)}
+    different = [(low, high) for low, high in pairs if _width(low) != _width(high)]
+    later = sum(1 if order[low[0]] > order[high[0]] else -1 for low, high in different) > 0
+    for group, tables in zip(groups, items, strict=True):
+        group.tables = dict(sorted(reversed(tables) if later else tables, key=_width))
+
+
+def _width(named: tuple[str, Tensor]) -> int:
+    return named[1].shape[1]
 
 
 def packed_tables(groups: Sequence[RowGroup]) -> Iterator[list[RowGroup]]:

@@ -14,15 +14,16 @@ import operator
 from typing import Any
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_base import PassResult
 
+from passes.graph_pass import GraphPass
 from passes.graph_tools import aten, call, finish, shape_of, value_of
 from passes.lookups import BAGS, Pooling, bag_arguments, bag_length, bag_padding, pooling_of
 
 RULE = "unpool bag"
 
 
-class UnpoolBags(PassBase):
+class UnpoolBags(GraphPass):
     """Replaces every bag of a known length that is summed or averaged with a lookup and a sum."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -37,7 +38,7 @@ class UnpoolBags(PassBase):
             for each in pooled:
                 each.replace_all_uses_with(result)
             changed = True
-        finish(graph_module)
+        changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import afm_fx
+from tests.fast_capture import fast_capture
 from tests.passes.rewrite_check import check_rewrite
 
 ROWS, WIDTH = 7, 4
@@ -77,6 +78,20 @@ class LinearAcrossFields(nn.Module):
         return self.second(self.first(self.table(ids)).transpose(1, 2)).flatten(1) + dense.sum(1, keepdim=True)
 
 
+class LargestOfFieldsTwice(nn.Module):
+    """An operator of several results, called twice alike: both calls become one, of which both results are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, WIDTH)
+        self.first = nn.Linear(2 * WIDTH, 3)
+
+    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
+        rows = self.table(ids)
+        largest = torch.cat([rows.max(1)[0], rows.max(1)[1].to(dense.dtype)], 1)
+        return self.first(largest) + dense.sum(1, keepdim=True)
+
+
 MODELS = [OwnParameters, DenseTwice, FieldsAndTheirSum, MappedFieldsAndTheirSum, LinearAcrossFields]
 
 
@@ -85,6 +100,11 @@ def test_the_rewrite_is_exact_and_its_count_right(build: type[nn.Module]) -> Non
     program = afm_fx.capture(build().double(), batch(5))
     for seed in range(4):
         check_rewrite(program, batch, seed=seed)
+
+
+def test_equal_calls_with_several_results_become_one() -> None:
+    graph = fast_capture(LargestOfFieldsTwice().double(), batch(5)).graph_module.graph
+    assert sum(node.target is torch.ops.aten.max.dim for node in graph.nodes) == 1
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor]:

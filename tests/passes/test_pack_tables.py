@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from passes.collapse_moves import CollapseMoves
+from passes.feature_columns import FeatureColumns
 from passes.graph_tools import get_attribute
 from passes.id_bounds import OutOfRange
-from passes.pack_tables import PackTables
+from passes.pack_tables import PackTables, _Packing, find_lookups
 from tests.passes.serving import graph_of, operators, rewritten
 
 SIZES = (7, 11, 5, 13, 9, 6)
@@ -59,7 +60,7 @@ def test_gathered_rows_are_the_tables_bit_by_bit():
     packed = rewritten(graph, PackTables(), inputs=wide_inputs)
     table = get_attribute(packed, "packed_table.weight")
     rows = [
-        torch.cat([model.weight("tables", field), model.weight("weights", field)], 1) for field in range(len(SIZES))
+        torch.cat([model.weight("weights", field), model.weight("tables", field)], 1) for field in range(len(SIZES))
     ]
     assert torch.equal(table, torch.cat(rows))
 
@@ -183,3 +184,55 @@ def test_gradients_reach_the_packed_table_row_by_row():
     starts = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
     touched = (x[:, : len(SIZES)].long() + starts).unique()
     assert set(gradient[:, -1].nonzero().flatten().tolist()) == set(touched.tolist())
+
+
+class SeparateInputs(nn.Module):
+    """Every field is an input of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(20 + field, 4) for field in range(8))
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, a, b, c, d, e, f, g, h):  # noqa: PLR0917
+        ids = (a, b, c, d, e, f, g, h)
+        return self.head(torch.cat([table(each) for table, each in zip(self.tables, ids, strict=True)], 1))
+
+
+def separate_inputs(rows: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randint(20, (rows,)) for _ in range(8))
+
+
+def test_fields_that_are_inputs_of_their_own_are_joined_by_one_concat():
+    graph = graph_of(SeparateInputs(), *separate_inputs(3))
+    result = rewritten(graph, PackTables(), CollapseMoves(), inputs=separate_inputs)
+    found = operators(result)
+    assert found["embedding"] == found["cat"] == found["transpose"] == found["add"] == 1
+    assert "unsqueeze" not in found
+
+
+class LateIds(nn.Module):
+    """The second id is computed after the features of the first are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(9, 4) for _ in range(2))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        first = self.tables[0](ids[:, 0]).relu()
+        second = self.tables[1](ids[:, 1] % 5)
+        return self.head(torch.cat([first, second.relu()], 1))
+
+
+def test_the_gather_stands_between_the_last_id_and_the_first_use_of_a_feature():
+    def inputs(rows: int) -> tuple[torch.Tensor]:
+        return (torch.randint(9, (rows, 2)),)
+
+    graph = graph_of(LateIds(), *inputs(3))
+    packing = _Packing(
+        graph, [lookup.name for lookup in find_lookups(graph, FeatureColumns(graph))], OutOfRange.UNCHECKED
+    )
+    assert packing.run() is not None
+    graph.graph.lint()
+    assert operators(graph)["embedding"] == 1

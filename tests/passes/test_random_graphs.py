@@ -28,7 +28,7 @@ from tests.random_models import Recipe, Step, Table, build, describe, random_inp
 from tests.random_operators import NOT_IN_ONNX, OPERATORS, THEMES, recipes
 
 EXAMPLE_ROWS = 7
-ONE_IN = {"real capture": 10, "onnx": 25}
+ONE_IN = {"real capture": 10, "onnx": 25, "packed": 5}
 """How many models of the profile go through what costs more."""
 
 Capture = Callable[[nn.Module, tuple[Tensor, ...]], afm_fx.Program]
@@ -74,6 +74,25 @@ def test_a_random_model_captured_by_torch_export_is_rewritten_exactly() -> None:
     @given(recipes())
     def run(recipe: Recipe) -> None:
         check(shown(recipe), afm_fx.capture)
+
+    run()
+
+
+def test_a_random_model_packs_without_loss_before_and_after_its_rewrite() -> None:
+    @settings(max_examples=settings().max_examples // ONE_IN["packed"])
+    @given(recipes())
+    def run(recipe: Recipe) -> None:
+        program = fast_capture(build(shown(recipe), OPERATORS), random_inputs(EXAMPLE_ROWS))
+        clone = clone_graph_module(program.graph_module)
+        sites = [site for site in find_sites(clone) if site.refusal is None]
+        SinkCodes(random_factors(sites, torch.Generator().manual_seed(seed_of(recipe)), full=False))(clone)
+        for unpacked in (program, program.with_graph(clone)):
+            packed = afm_fx.pack(unpacked)
+            for rows in (2, 9):
+                inputs = random_inputs(rows, 1)
+                expected = pytree.tree_leaves(unpacked.run(inputs))
+                for one, other in zip(pytree.tree_leaves(packed.run(inputs)), expected, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
     run()
 

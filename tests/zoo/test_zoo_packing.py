@@ -31,6 +31,16 @@ def test_packing_changes_nothing_but_the_form(entry: ZooEntry) -> None:
     assert_same_outputs(entry, program, packed.program)
     assert_batch_is_symbolic(packed.program)
     assert packed.report.nodes_after <= packed.report.nodes_before
+    assert pack_reported(packed.program).report.nodes_after == packed.report.nodes_after
+
+
+def test_a_packed_program_can_be_fine_tuned() -> None:
+    entry = next(param.values[0] for param in zoo_params() if param.values[0].name == "DeepFM")
+    program = afm_fx.pack(captured(entry.name)[1])
+    args, kwargs = program.bind(entry.inputs(9, FRESH_SEED))
+    program(*args, **kwargs).sum().backward()
+    assert all(parameter.grad is not None for parameter in program.parameters() if parameter.requires_grad)
+    assert sum(parameter.requires_grad for parameter in program.parameters()) > 4
 
 
 @pytest.mark.parametrize("entry", zoo_params())

@@ -1,0 +1,286 @@
+"""Where the columns of typed inputs come from, and how a batch of the original inputs becomes one of them.
+
+The mapping travels in the ONNX file's metadata under :data:`METADATA_KEY`, as JSON::
+
+    {"version": 1,
+     "original": [{"name": "x", "dtype": "float32", "shape": [39]}],
+     "inputs": [
+       {"name": "sparse", "dtype": "int64", "shape": [26], "input": "x",
+        "columns": [{"column": 0, "table": "embedding.C1", "smallest": 0, "largest": 52}, ...]},
+       {"name": "dense", "dtype": "float32", "shape": [13], "input": "x", "columns": [{"column": 26}, ...]},
+       {"name": "price", "dtype": "float32", "shape": [1], "input": "price", "columns": null}]}
+
+``shape`` is that of one row, and columns are its elements, row-major. ``columns: null`` is an input that was left as it
+is. ``smallest`` and ``largest`` are the ids that the column's table takes, where they are known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.errors import BatchError, FileFormatError
+from afm_fx.inputs import Inputs, align_inputs, normalize_inputs
+
+METADATA_KEY = "afm_fx.inputs"
+VERSION = 1
+NO_TENSOR = ""
+"""The number format of an input that is no tensor. Such an input is a part of the graph and in no file."""
+_LARGEST_EXACT = 2.0**63
+
+
+@dataclass(frozen=True)
+class OriginalInput:
+    """An input of the program as it was captured.
+
+    Attributes:
+        name: its name in an exported file.
+        dtype: its number format, "float32" and the like; empty for what is no tensor.
+        shape: the shape of one row.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TypedColumn:
+    """One column of a typed input.
+
+    Attributes:
+        column: its place among the original input's columns, row-major.
+        table: a table that it is an id of, None where that is not known.
+        smallest: the smallest id that the table takes.
+        largest: the largest one.
+    """
+
+    column: int
+    table: str | None = None
+    smallest: int | None = None
+    largest: int | None = None
+
+
+@dataclass(frozen=True)
+class TypedInput:
+    """One input of a typed program.
+
+    Attributes:
+        name: its name, in the program and in an exported file.
+        dtype: its number format: "int64" for ids.
+        shape: the shape of one row.
+        source: the original input that its columns come from.
+        columns: its columns, row-major; None where it is the original input as it was.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str
+    columns: tuple[TypedColumn, ...] | None = None
+
+    @property
+    def holds_ids(self) -> bool:
+        """Whether it was made of float columns that are ids."""
+        return self.columns is not None and self.dtype == "int64"
+
+
+@dataclass(frozen=True)
+class InputMapping:
+    """The original inputs and the typed ones made of them.
+
+    Attributes:
+        originals: what the original takes, in order.
+        inputs: what the typed program takes, in order.
+    """
+
+    originals: tuple[OriginalInput, ...]
+    inputs: tuple[TypedInput, ...]
+
+    def convert(
+        self, tensors: Mapping[str, Tensor], *, check: bool = True, keep_floats: bool = False
+    ) -> dict[str, Tensor]:
+        """Makes the typed inputs of one batch.
+
+        Args:
+            tensors: the original inputs by name. Those that carry ids may come in any number format: float64 or int64
+                keep ids beyond 2^24 apart.
+            check: refuse what is no valid id; otherwise ids lose their fraction and nothing else is looked at.
+            keep_floats: leave features in the floating format that they come in.
+
+        Returns:
+            The typed inputs by name: ids as int64, features in the original's number format.
+
+        Raises:
+            BatchError: an input has another shape, or a column of ids holds a number that is not whole, or an id
+                outside its table; row and column are named. A column that is read both as an id and as a feature may
+                hold fractions: the id is the number without its fraction, as in the original.
+        """
+        wanted = {each.name: each for each in self.originals}
+        features = {
+            (each.source, column.column) for each in self.inputs if not each.holds_ids for column in each.columns or ()
+        }
+        converted = {}
+        for each in self.inputs:
+            given = tensors[each.source]
+            if each.columns is None:
+                converted[each.name] = given
+                continue
+            flat = _flat(given, wanted[each.source])
+            picked = flat[:, [column.column for column in each.columns]]
+            if each.holds_ids:
+                if check:
+                    _check_ids(picked, each, features)
+                made = picked.to(torch.int64)
+            else:
+                kept = keep_floats and picked.is_floating_point()
+                made = picked if kept else picked.to(getattr(torch, each.dtype))
+            converted[each.name] = made.reshape(made.shape[0], *each.shape).contiguous()
+        return converted
+
+    def takes(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors are typed inputs already, by their number and their rows' shapes and formats."""
+        given = [(tuple(each.shape[1:]), str(each.dtype).removeprefix("torch.")) for each in tensors]
+        return given == [(each.shape, each.dtype) for each in self.inputs]
+
+    def id_columns(self, name: str) -> list[int]:
+        """The columns of an original input that are ids."""
+        typed = (each for each in self.inputs if each.holds_ids and each.source == name)
+        return sorted(column.column for each in typed for column in each.columns or ())
+
+    def with_floats(self, dtype: torch.dtype) -> InputMapping:
+        """The same mapping where every floating input is of another number format."""
+        name = str(dtype).removeprefix("torch.")
+
+        def changed(given: str) -> str:
+            return name if given != NO_TENSOR and getattr(torch, given).is_floating_point else given
+
+        originals = tuple(replace(each, dtype=changed(each.dtype)) for each in self.originals)
+        return InputMapping(originals, tuple(replace(each, dtype=changed(each.dtype)) for each in self.inputs))
+
+    def to_json(self) -> str:
+        """The mapping as it stands in an ONNX file's metadata, see the module."""
+        content = {
+            "version": VERSION,
+            "original": [
+                {"name": each.name, "dtype": each.dtype, "shape": list(each.shape)}
+                for each in self.originals
+                if each.dtype != NO_TENSOR
+            ],
+            "inputs": [
+                {
+                    "name": each.name,
+                    "dtype": each.dtype,
+                    "shape": list(each.shape),
+                    "input": each.source,
+                    "columns": None if each.columns is None else [_column_entry(column) for column in each.columns],
+                }
+                for each in self.inputs
+                if each.dtype != NO_TENSOR
+            ],
+        }
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> InputMapping:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            FileFormatError: it is something else.
+        """
+        try:
+            content = json.loads(text)
+            if content["version"] != VERSION:
+                raise FileFormatError(
+                    f"the note on typed inputs ('{METADATA_KEY}') is of version {content['version']}, this release "
+                    f"reads version {VERSION}"
+                )
+            originals = tuple(
+                OriginalInput(each["name"], each["dtype"], tuple(each["shape"])) for each in content["original"]
+            )
+            inputs = tuple(
+                TypedInput(each["name"], each["dtype"], tuple(each["shape"]), each["input"], _columns(each["columns"]))
+                for each in content["inputs"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"the note on typed inputs ('{METADATA_KEY}') is damaged: {error}") from error
+        return cls(originals, inputs)
+
+
+@dataclass(frozen=True)
+class OriginalInputs:
+    """What a typed program took before, and how that becomes what it takes now.
+
+    Attributes:
+        mapping: where the columns of the typed inputs come from.
+        names: for every flattened input of the original, its name in the mapping.
+        example_args: the original's positional example inputs.
+        example_kwargs: its keyword example inputs.
+        single_dict_argument: whether it takes one dict of features.
+    """
+
+    mapping: InputMapping
+    names: tuple[str, ...]
+    example_args: tuple[Any, ...]
+    example_kwargs: dict[str, Any]
+    single_dict_argument: bool
+
+    def convert(self, inputs: Inputs, *, check: bool = True, keep_floats: bool = False) -> dict[str, Any]:
+        """See :meth:`afm_fx.Program.convert_inputs` and :meth:`InputMapping.convert`."""
+        args, kwargs = normalize_inputs(inputs, self.single_dict_argument)
+        bound = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
+        leaves = dict(zip(self.names, pytree.tree_leaves(bound), strict=True))
+        return self.mapping.convert(leaves, check=check, keep_floats=keep_floats)
+
+
+def _column_entry(column: TypedColumn) -> dict[str, Any]:
+    entry: dict[str, Any] = {"column": column.column}
+    if column.table is not None:
+        entry.update(table=column.table, smallest=column.smallest, largest=column.largest)
+    return entry
+
+
+def _columns(entries: Any) -> tuple[TypedColumn, ...] | None:
+    return None if entries is None else tuple(TypedColumn(**entry) for entry in entries)
+
+
+def _flat(given: Any, wanted: OriginalInput) -> Tensor:
+    """[batch, columns] of an original input."""
+    if not isinstance(given, Tensor):
+        raise BatchError(f"input '{wanted.name}' is a {type(given).__name__}, the model takes a tensor")
+    if given.dim() == 0 or tuple(given.shape[1:]) != wanted.shape:
+        shown = ", ".join(("batch", *map(str, wanted.shape)))
+        raise BatchError(f"input '{wanted.name}' has shape {list(given.shape)}, the model takes [{shown}]")
+    return given.reshape(given.shape[0], -1)
+
+
+def _check_ids(picked: Tensor, typed: TypedInput, features: set[tuple[str, int]]) -> None:
+    """Refuses the first number, by rows, that is no id of its column."""
+    columns = typed.columns or ()
+    whole = picked
+    if picked.is_floating_point():
+        whole = picked.trunc()
+        strict = torch.tensor([(typed.source, each.column) not in features for each in columns], device=picked.device)
+        bad = ~(whole.double().abs() < _LARGEST_EXACT) | ((whole != picked) & strict)
+        _refuse(bad, picked, typed, "is no whole number, but the column carries ids")
+    ids = whole.to(torch.int64)
+    for place, each in enumerate(columns):
+        if each.smallest is None or each.largest is None:
+            continue
+        outside = torch.zeros_like(ids, dtype=torch.bool)
+        outside[:, place] = (ids[:, place] < each.smallest) | (ids[:, place] > each.largest)
+        _refuse(outside, ids, typed, f"is outside table '{each.table}' (ids {each.smallest:,} to {each.largest:,})")
+
+
+def _refuse(bad: Tensor, values: Tensor, typed: TypedInput, reason: str) -> None:
+    if not bool(bad.any()):
+        return
+    row, place = bad.nonzero()[0].tolist()
+    column = (typed.columns or ())[place].column
+    raise BatchError(f"row {row}, column {column} of input '{typed.source}': {values[row, place].item()} {reason}")

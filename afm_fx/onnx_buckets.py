@@ -1,0 +1,192 @@
+"""Exports a program once per batch size, every shape fixed, with one file of weights for all.
+
+A runtime that knows every shape plans its memory and picks its kernels once. Each tensor of more than
+:data:`INLINE_BYTES` lies in the shared file once, whatever the number of files that refer to it: equal bytes are found
+by their digest, so that nothing depends on the names that the exporter gives to constants.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from afm_fx.errors import ExportError, OutputExistsError, UserError
+from afm_fx.onnx_export import ExportReport, staged_export
+from afm_fx.output_directory import staging_directory
+from afm_fx.program import Program
+from afm_fx.tables import render_table
+
+BATCH_SIZES = (1, 16, 64, 256, 1024)
+INLINE_BYTES = 256
+"""Tensors of at most so many bytes stay in the ONNX file: shapes and other small constants, which checks read there."""
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class BucketsReport:
+    """What was written.
+
+    Attributes:
+        exports: one report per batch size, in order; ``bytes`` of each includes the weights that all share.
+        data_path: the file of weights that all files refer to.
+        bytes: size of all files together.
+        seconds: wall-clock time of the whole export, checks included.
+    """
+
+    exports: tuple[ExportReport, ...]
+    data_path: Path
+    bytes: int
+    seconds: float
+
+    def table(self) -> str:
+        """The report as text."""
+        rows = []
+        for export in self.exports:
+            difference = export.max_abs_difference
+            parity = "not checked" if difference is None else f"{difference:.2e}"
+            rows.append((export.path.name, str(export.node_count), parity))
+        table = render_table("Exported", ("file", "operators", "largest difference to torch"), rows)
+        return f"{table}\nAll weights are in {self.data_path.name}; {self.bytes:,} bytes in all"
+
+
+def bucket_path(path: Path, batch_size: int) -> Path:
+    """The file of one batch size: ``model.batch_16.onnx`` for ``model.onnx``."""
+    return path.with_name(f"{path.stem}.batch_{batch_size}{path.suffix}")
+
+
+def existing_buckets(path: Path) -> list[Path]:
+    """The files of any batch size that are there."""
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.batch_*{path.suffix}"))
+
+
+def weights_path(path: Path) -> Path:
+    """The file of the weights: ``model.weights.data`` for ``model.onnx``."""
+    return path.with_name(f"{path.stem}.weights.data")
+
+
+def export_onnx_buckets(
+    program: Program,
+    path: str | os.PathLike[str],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    *,
+    check: bool = True,
+    force: bool = False,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> BucketsReport:
+    """Writes one ONNX file per batch size, all shapes fixed, and one file of weights that all of them refer to.
+
+    For ``model.onnx`` the files are ``model.batch_1.onnx``, ..., and ``model.weights.data``; they belong into one
+    directory. Each is checked like any export, and all appear together or not at all. A batch of a size between is
+    padded by whoever serves it.
+
+    Args:
+        program: what to export; its batch size must be free.
+        path: gives the directory and the beginning of the files' names.
+        batch_sizes: rows of a batch, one file each.
+        check: see :func:`afm_fx.export_onnx`.
+        force: replace existing files; those of other batch sizes go too, for their weights are replaced.
+        tolerance: see :func:`afm_fx.export_onnx`.
+        seed: of the random inputs.
+
+    Raises:
+        OutputExistsError: one of the files exists and ``force`` is not set.
+        UserError: no batch sizes, or impossible ones; nothing can be written there.
+        ExportError: see :func:`afm_fx.export_onnx`.
+    """
+    started = time.perf_counter()
+    target = Path(path)
+    sizes = check_batch_sizes(batch_sizes)
+    existing = [each for each in (weights_path(target), *existing_buckets(target)) if each.exists()]
+    if existing and not force:
+        raise OutputExistsError(
+            f"'{existing[0]}' exists already; choose another path or overwrite it with force (--force)"
+        )
+    exports = []
+    with staging_directory(target) as directory:
+        weights = _SharedWeights(weights_path(directory / target.name))
+        for size in sizes:
+            report = staged_export(
+                program,
+                bucket_path(directory / target.name, size),
+                weights.save,
+                batch_size=size,
+                check=check,
+                tolerance=tolerance,
+                seed=seed,
+            )
+            exports.append(report)
+        total = sum(file.stat().st_size for file in directory.iterdir())
+        shared = weights.path.stat().st_size
+        for each in existing:
+            each.unlink()
+        for file in directory.iterdir():
+            file.replace(target.parent / file.name)
+    reports = tuple(
+        replace(
+            each,
+            path=bucket_path(target, size),
+            data_path=weights_path(target),
+            bytes=each.bytes + shared,
+        )
+        for each, size in zip(exports, sizes, strict=True)
+    )
+    return BucketsReport(reports, weights_path(target), total, time.perf_counter() - started)
+
+
+def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Refuses batch sizes of which no files can be made.
+
+    Raises:
+        UserError: there are none, one is below 1, or one is given twice.
+    """
+    sizes = tuple(batch_sizes)
+    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        raise UserError(f"buckets are different batch sizes of at least 1, got {list(sizes)}")
+    return sizes
+
+
+class _SharedWeights:
+    """A file of tensors, each of which is in it once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[bytes, tuple[int, int]] = {}
+        path.touch()
+
+    def save(self, model: ir.Model, path: Path) -> None:
+        """Saves a model beside the file, its larger tensors in the file.
+
+        Raises:
+            ExportError: the disk is full, or not writable.
+        """
+        try:
+            for graph in model.graphs():
+                for value in graph.initializers.values():
+                    tensor = value.const_value
+                    if tensor is not None and tensor.nbytes > INLINE_BYTES:
+                        value.const_value = self._outside(str(value.name), tensor)
+            ir.save(model, path)
+        except OSError as error:
+            raise ExportError(f"cannot write the ONNX file: {error}") from error
+
+    def _outside(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        array = tensor.numpy()
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        digest = hashlib.blake2b(content.data).digest()
+        if digest not in self._places:
+            with self.path.open("ab") as file:
+                file.write(bytes(-file.tell() % ALIGNMENT))
+                self._places[digest] = (file.tell(), content.nbytes)
+                file.write(content.data)
+        offset, length = self._places[digest]
+        shape, folder = ir.Shape(array.shape), self.path.parent
+        return ir.ExternalTensor(self.path.name, offset, length, tensor.dtype, shape=shape, name=name, base_dir=folder)

@@ -1,0 +1,160 @@
+"""Gives a program typed inputs: ids as int64, features as floats, instead of one float matrix that holds both."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from afm_fx.capture import COLLISION
+from afm_fx.errors import UserError
+from afm_fx.input_mapping import NO_TENSOR, InputMapping, OriginalInput, OriginalInputs, TypedColumn, TypedInput
+from afm_fx.program import Program
+from passes.graph_tools import clone_graph_module, value_of
+from passes.id_bounds import IdBound
+from passes.id_precision import coarse_ids
+from passes.sites import site_name
+from passes.split_inputs import SplitInput, SplitInputs
+
+
+class InputKind(StrEnum):
+    """What a program takes: the model's own inputs, or ids and features apart."""
+
+    ORIGINAL = "original"
+    TYPED = "typed"
+
+
+def check_inputs(inputs: str) -> InputKind:
+    """The kind of inputs of that name.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    kinds = [kind.value for kind in InputKind]
+    if inputs not in kinds:
+        raise UserError(f"inputs is one of {', '.join(kinds)}, got {inputs!r}")
+    return InputKind(inputs)
+
+
+def split_inputs(program: Program) -> Program:
+    """The program with typed inputs, or as it is where no float input carries ids.
+
+    A float input whose columns are cast to integers becomes ``sparse``, int64 ``[batch, ids]``, and ``dense``,
+    ``[batch, features]`` in its own number format (``<input>_sparse`` and ``<input>_dense`` where there are several).
+    A column that is read both as an id and as a float number is in both; one that nothing reads is in neither. An
+    input with nothing but ids keeps its shape and becomes ``sparse`` alone. All other inputs stay.
+
+    The result takes one dict of all its inputs by name; :meth:`Program.convert_inputs` makes it from a batch of the
+    original's inputs. The parameters are shared with the program given, which is left as it is.
+    """
+    if program.original_inputs is not None:
+        return program
+    names = _leaf_names(program)
+    keywords = {
+        graph_name: name if name.isidentifier() and not keyword.iskeyword(name) else graph_name
+        for graph_name, name in zip(program.input_names, names, strict=True)
+    }
+    split = SplitInputs(keywords)
+    module = split(clone_graph_module(program.graph_module)).graph_module
+    if not split.made:
+        return program
+    shown = dict(zip(program.input_names, names, strict=True))
+    bounds = _translated(program.id_bounds, split.made)
+    bounded = {(each.input, each.column) for each in bounds}
+    bounds = (*bounds, *(each for each in split.bounds if (each.input, each.column) not in bounded))
+    made = {each.name: each for each in split.made}
+    inputs = []
+    for node in (node for node in module.graph.nodes if node.op == "placeholder"):
+        value, new = value_of(node), made.get(node.name)
+        name = keywords.get(node.name, node.name)
+        source = shown[node.name if new is None else new.source]
+        columns = None if new is None else _columns(new, bounds)
+        inputs.append(TypedInput(name, _dtype(value), _row_shape(value), source, columns))
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    originals = tuple(
+        OriginalInput(name, _dtype(leaf), _row_shape(leaf)) for name, leaf in zip(names, leaves, strict=True)
+    )
+    before = OriginalInputs(
+        InputMapping(originals, tuple(inputs)),
+        names,
+        program.example_args,
+        program.example_kwargs,
+        program.single_dict_argument,
+    )
+    flags = dict(zip(names, program.batched, strict=True))
+    return replace(
+        program,
+        graph_module=module,
+        example_args=(),
+        example_kwargs=before.mapping.convert(dict(zip(names, leaves, strict=True)), check=False),
+        batched=tuple(flags[each.source] for each in inputs),
+        single_dict_argument=False,
+        id_bounds=bounds,
+        original_inputs=before,
+        warnings=_without_collisions(program, module),
+    )
+
+
+def _leaf_names(program: Program) -> tuple[str, ...]:
+    """A name for every flattened input, that of an exported file: the dict's key, else the name in the graph."""
+    leaves, _ = pytree.tree_flatten_with_path((program.example_args, program.example_kwargs))
+    names: list[str] = []
+    for (path, _), graph_name in zip(leaves, program.input_names, strict=True):
+        last = path[-1] if path else None
+        name = str(last.key) if isinstance(last, pytree.MappingKey) else graph_name
+        number, candidate = 1, name
+        while candidate in names:
+            candidate, number = f"{name}_{number}", number + 1
+        names.append(candidate)
+    return tuple(names)
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else NO_TENSOR
+
+
+def _row_shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in value.shape[1:]) if isinstance(value, Tensor) else ()
+
+
+def _columns(made: SplitInput, bounds: tuple[IdBound, ...]) -> tuple[TypedColumn, ...]:
+    columns = []
+    for place, column in enumerate(made.columns):
+        own = [each for each in bounds if (each.input, each.column) == (made.name, place)]
+        if not own:
+            columns.append(TypedColumn(column))
+            continue
+        tightest = min(own, key=lambda each: each.high)
+        columns.append(TypedColumn(column, site_name(tightest.table), max(each.low for each in own), tightest.high - 1))
+    return tuple(columns)
+
+
+def _translated(bounds: tuple[IdBound, ...], made: tuple[SplitInput, ...]) -> tuple[IdBound, ...]:
+    """The same bounds on the inputs that the columns are in now."""
+    places = {
+        (each.source, column): (each.name, place)
+        for each in made
+        if each.ids
+        for place, column in enumerate(each.columns)
+    }
+    split = {each.source for each in made}
+    translated = []
+    for bound in bounds:
+        if bound.input not in split:
+            translated.append(bound)
+        elif (bound.input, bound.column) in places:
+            name, place = places[bound.input, bound.column]
+            translated.append(replace(bound, input=name, column=place))
+    return tuple(translated)
+
+
+def _without_collisions(program: Program, module: GraphModule) -> tuple[str, ...]:
+    """The program's warnings, without those on colliding ids where no table's ids travel as floats any more."""
+    if any(True for _ in coarse_ids(module)):
+        return program.warnings
+    return tuple(text for text in program.warnings if COLLISION not in text)

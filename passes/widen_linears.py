@@ -1,0 +1,168 @@
+"""Lets a Linear read a whole range of features where it read pieces of it, with zero weights for those between.
+
+Replaces ``W cat(x[a:b], x[c:d], ...)`` with ``W' x[a:z]``, where ``W'`` has zero columns for the features not read.
+
+A gather of padded rows (codes of different widths, the linear term's weight beside the embedding) is read so without a
+copy per field. The zeros cost products; they are kept where these cost less than the copies, for one row and for many.
+Features that are read by zero weights must be finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
+
+from passes.assemble import Assembler
+from passes.collapse_moves import Demand, Family, families_of
+from passes.feature_columns import Columns, FeatureColumns
+from passes.graph_pass import GraphPass
+from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.serving_cost import PRODUCTS_PER_US, ServingCost, cost_of, products
+
+RULE = "widen linears"
+
+_PLACES = {aten.linear.default: (0, 1), aten.mm.default: (0, 1), aten.addmm.default: (1, 2)}
+"""Positions of the features and of the weight among an operator's arguments."""
+
+
+class WidenLinears(GraphPass):
+    """Replaces the pieces that Linears read by ranges that hold them, and their weights by wider ones."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        changed = finish(graph_module)
+        while _widen_one(graph_module):  # what the others read may have changed with it
+            changed = True
+        finish(graph_module)  # constants of what was tried and left are no change
+        return PassResult(graph_module, changed)
+
+
+def _widen_one(module: GraphModule) -> bool:
+    columns = FeatureColumns(module)
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    return any(_widen(module, columns, family, order) for family in families_of(module, columns))
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """A product that can read more features than it did.
+
+    Attributes:
+        demand: what it reads.
+        weight: its weight [outputs, features].
+        cover: the columns that it is to read.
+    """
+
+    demand: Demand
+    weight: Tensor
+    cover: Columns
+
+    def more_us(self) -> float:
+        """Microseconds per row of the products with zeros."""
+        outputs, inputs = self.weight.shape
+        return (products(len(self.cover), outputs) - products(inputs, outputs)) / PRODUCTS_PER_US
+
+    @torch.no_grad()
+    def wider(self) -> Tensor:
+        """The weight with a column for everything that is read."""
+        place = {int(column): position for position, column in enumerate(self.cover)}
+        where = torch.tensor([place[int(column)] for column in self.demand.columns], device=self.weight.device)
+        return self.weight.new_zeros(len(self.weight), len(self.cover)).index_add(1, where, self.weight.detach())
+
+
+def _widen(module: GraphModule, columns: FeatureColumns, family: Family, order: dict[Node, int]) -> bool:
+    """Widens all products of a family that can be, and keeps that where it is cheaper."""
+    assembler = Assembler(module, columns, RULE)
+    wide = [found for demand in family.demands if (found := _wide(module, columns, demand)) is not None]
+    only_wide = _whole_operands(wide, family.demands)
+    wide = [each for each in wide if each.demand.operand in only_wide]
+    if not any(len(assembler.boxes(each.cover)) < len(assembler.boxes(each.demand.columns)) for each in wide):
+        return False
+    covers = {each.demand.operand: each.cover for each in wide}
+    made: dict[Node, Node] = {}
+    for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
+        with module.graph.inserting_before(demand.consumer):
+            if demand.operand not in made:
+                wanted = covers.get(demand.operand, demand.columns)
+                made[demand.operand] = assembler.assemble(wanted, demand.operand)
+    returned = any(
+        demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
+    )
+    cost = cost_of(columns, assembler.nodes)
+    cost = ServingCost(cost.per_call, cost.per_row + sum(each.more_us() for each in wide))
+    if returned or not cost.beats(cost_of(columns, family.moves)):
+        for node in reversed(assembler.nodes):
+            module.graph.erase_node(node)
+        return False
+    for demand in family.demands:
+        if demand.operand not in covers:
+            demand.consumer.replace_input_with(demand.operand, made[demand.operand])
+    for each in wide:
+        _replace(module, each, made[each.demand.operand])
+    return True
+
+
+def _wide(module: GraphModule, columns: FeatureColumns, demand: Demand) -> _Wide | None:
+    """The product that takes these features, if its weight is a constant and nothing else of it depends on them."""
+    node = demand.consumer
+    if node.op != "call_function" or node.target not in _PLACES or demand.columns.ndim != 1 or node.kwargs:
+        return None
+    where, which = _PLACES[node.target]
+    operands = args_of(node)
+    weight = constant_of(module, operands[which])
+    if weight is None or weight.dim() != 2 or [each is demand.operand for each in operands].count(True) != 1:
+        return None
+    if operands[where] is not demand.operand:
+        return None
+    outputs_first = weight if node.target is aten.linear.default else weight.mT
+    return _Wide(demand, outputs_first, _cover(columns, demand.columns))
+
+
+def _whole_operands(wide: Sequence[_Wide], demands: Sequence[Demand]) -> set[Node]:
+    """The operands of which every reader can be widened."""
+    able = {(each.demand.consumer, each.demand.operand) for each in wide}
+    return {each.demand.operand for each in wide} - {
+        demand.operand for demand in demands if (demand.consumer, demand.operand) not in able
+    }
+
+
+def _cover(columns: FeatureColumns, wanted: Columns) -> Columns:
+    """For every source the range of each of its axes that holds all that is wanted of it, in order of appearance."""
+    which, places = columns.sources(wanted)
+    parts = []
+    for number in dict.fromkeys(which.tolist()):
+        source = columns.node(int(number))
+        trailing = tuple(shape_of(source) or ())[1:]
+        mine = places[which == number]
+        start = int(wanted[which == number][0]) - int(mine[0])
+        if not trailing:
+            parts.append(np.asarray([start], dtype=np.int64))
+            continue
+        axes = np.unravel_index(mine, trailing)
+        box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in axes)
+        parts.append(start + np.arange(math.prod(trailing), dtype=np.int64).reshape(trailing)[box].reshape(-1))
+    return np.concatenate(parts)
+
+
+def _replace(module: GraphModule, wide: _Wide, source: Node) -> None:
+    """Puts the wider product in the place of the narrow one."""
+    node = wide.demand.consumer
+    where, which = _PLACES[node.target]  # type: ignore[index]
+    operands = list(args_of(node))
+    weight = wide.wider()
+    if node.target is not aten.linear.default:
+        weight = weight.mT.contiguous()
+    name = derived_name(str(operands[which].target), "wide")
+    trainable = bool(wide.weight.requires_grad)
+    with module.graph.inserting_before(node):
+        operands[where] = source
+        operands[which] = parameter(module, name, weight, rule=RULE, trainable=trainable)
+        made = call(module.graph, node.target, *operands, rule=RULE, like=node)  # type: ignore[arg-type]
+    node.replace_all_uses_with(made)
+    module.graph.erase_node(node)
