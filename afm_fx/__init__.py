@@ -1,5 +1,7 @@
 """afm_fx: a compiler pass that makes trained click-through-rate models low-rank, proves the rewrite, and exports it."""
 
+from afm_fx.aoti_export import AotiReport, export_aoti
+from afm_fx.aoti_model import AotiModel, load_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
 from afm_fx.benchmark_result import BenchmarkResult
@@ -7,6 +9,7 @@ from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
+from afm_fx.contenders import Compiled
 from afm_fx.explanation import Explanation, explain
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
@@ -16,6 +19,8 @@ from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.program import Program
+from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
+from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
 from afm_fx.typed_inputs import split_inputs
 from passes import laws
@@ -23,11 +28,14 @@ from passes import laws
 __version__ = "0.1.0"
 
 __all__ = [
+    "AotiModel",
+    "AotiReport",
     "BasisKind",
     "BenchmarkResult",
     "BucketsReport",
     "Budget",
     "Chain",
+    "Compiled",
     "Compressed",
     "CompressionReport",
     "Energy",
@@ -39,7 +47,10 @@ __all__ = [
     "PackReport",
     "Plan",
     "Policy",
+    "PrecisionReport",
     "Program",
+    "QuantizationReport",
+    "Reduced",
     "SitePlan",
     "Statistics",
     "apply_plan",
@@ -49,11 +60,15 @@ __all__ = [
     "chains_table",
     "compress",
     "explain",
+    "export_aoti",
     "export_onnx",
     "export_onnx_buckets",
     "find_chains",
     "laws",
+    "load_aoti",
     "make_plan",
     "pack",
+    "quantize_onnx",
+    "reduce_precision",
     "split_inputs",
 ]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.benchmark_result import BenchmarkResult, Settings, Timing
-from afm_fx.contenders import Competitor, Contender, ProgramContender, make_contender
+from afm_fx.contenders import Competitor, CompiledContender, Contender, ProgramContender, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.inputs import Inputs, batch_flags
 from afm_fx.machine import available_cores, this_machine
@@ -50,7 +50,8 @@ def benchmark(
     """Times every contender at every batch size.
 
     Args:
-        contenders: name to ONNX file, program or callable. The first is the reference of all ratios.
+        contenders: name to ONNX file, AOTInductor package (``.pt2``), program (run eagerly, or in
+            :class:`afm_fx.Compiled` by ``torch.compile``) or callable. The first is the reference of all ratios.
         inputs: rows of what the model takes (tensor, tuple or dict); cut, or repeated, to each batch size.
         batch_sizes: rows per call.
         threads: threads within an operator, for ONNX Runtime and torch alike; None for all cores.
@@ -126,8 +127,11 @@ def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[in
 def _batched(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
     """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells."""
     for entrant in entrants:
+        program = entrant.compiled.program if isinstance(entrant, CompiledContender) else None
         if isinstance(entrant, ProgramContender):
-            known = entrant.batched(inputs)
+            program = entrant.program
+        if program is not None:
+            known = ProgramContender(entrant.name, program).batched(inputs)
             if known is not None:
                 return known
     flags: tuple[bool, ...] = batch_flags((inputs,), {})

@@ -16,10 +16,12 @@ import typer
 from rich.console import Console
 
 from afm_fx import __version__
+from afm_fx.aoti_model import load_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
 from afm_fx.compress_job import CompressJob, run_compress_job
+from afm_fx.contenders import AOTI_SUFFIX
 from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
@@ -32,6 +34,7 @@ from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.synthetic import ClickGenerator
 from afm_fx.typed_inputs import InputKind
 from afm_fx.user_model import build_model
+from passes.reduce_tables import TableFormat
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
@@ -204,13 +207,24 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    tables: Annotated[
+        TableFormat | None,
+        typer.Option(
+            help="Store the low-rank model's tables in fewer bits; the error is measured and reported.",
+            show_default="as they are",
+        ),
+    ] = None,
+    aoti: Annotated[
+        bool, typer.Option("--aoti", help="Also compile the low-rank model with AOTInductor (needs a C++ compiler).")
+    ] = False,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model and export it.
 
-    Writes dense.onnx, low_rank.onnx, plan.safetensors and report.json, or nothing where anything goes wrong. Both
-    ONNX files are checked against torch. Choose one policy: --budget, --energy, --full-rank, or ranks.
+    Writes dense.onnx, low_rank.onnx, plan.safetensors and report.json (and low_rank.pt2 with --aoti), or nothing where
+    anything goes wrong. All exports are checked against torch. Choose one policy: --budget, --energy, --full-rank, or
+    ranks.
 
     Example: afm-fx compress shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --budget 0.2 --out compressed
     """
@@ -219,15 +233,23 @@ def compress(
         sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
         names = None if columns is None else [name.strip() for name in columns.split(",")]
         job = CompressJob(
-            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes
-        )
+            model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
+            None if tables is None else tables.value, aoti,
+        )  # fmt: skip
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
         typer.echo(outcome.compressed.report.table())
         if outcome.compressed.packing is not None:
             typer.echo(outcome.compressed.packing.table())
+        if outcome.precision is not None:
+            typer.echo(outcome.precision.table())
         dense, low_rank = (export.max_abs_difference for export in outcome.exports)
         typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
+        if outcome.package is not None:
+            typer.echo(
+                f"Compiled low_rank.pt2 in {outcome.package.compile_seconds:.0f} s; largest difference between it and "
+                f"torch: {outcome.package.max_abs_difference:.1e}"
+            )
         if outcome.buckets is not None:
             typer.echo(outcome.buckets.table())
         typer.echo(f"Written to {out}/: {', '.join(name for name in job.outputs if (out / name).exists())}")
@@ -237,7 +259,10 @@ def compress(
 def bench(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="NAME=FILE...", help="ONNX files to time; the first is the reference of all ratios."),
+        typer.Argument(
+            metavar="NAME=FILE...",
+            help="ONNX files or AOTInductor packages (.pt2) to time; the first is the reference of all ratios.",
+        ),
     ],
     inputs: Annotated[
         Path | None,
@@ -256,7 +281,7 @@ def bench(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Time ONNX files side by side, in interleaved runs.
+    """Time ONNX files and AOTInductor packages side by side, in interleaved runs.
 
     Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
     """
@@ -270,7 +295,11 @@ def bench(
             refuse_existing(json_out.parent, [json_out.name], force=force)
         file = None if inputs is None else open_data(inputs)
         paths = [Path(each) for each in contenders.values()]
-        examples, mapping = traffic_examples(paths, () if file is None else file.names)
+        onnx_files = [path for path in paths if path.suffix != AOTI_SUFFIX]
+        if onnx_files:
+            examples, mapping = traffic_examples(onnx_files, () if file is None else file.names)
+        else:
+            examples, mapping = load_aoti(paths[0]).examples(), None
         rows = max(sizes) * MAX_DIFFERENT_BATCHES
         if file is None:
             batch = random_onnx_inputs(examples, rows, seed, mapping)

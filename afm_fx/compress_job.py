@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from afm_fx.aoti_export import AotiReport, export_aoti
 from afm_fx.capture import capture
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
@@ -16,11 +18,16 @@ from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, ex
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Policy
+from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.user_model import build_model
 
 DENSE, LOW_RANK, PLAN, REPORT = "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json"
-OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PLAN, REPORT)
+PACKAGE = "low_rank.pt2"
+OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PACKAGE, PLAN, REPORT)
 """Every file that a compression may write."""
+
+COMPARED_ROWS = 65_536
+"""Calibration rows on which the error of reduced tables is measured, about."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class CompressJob:
         pack: pack the low-rank program for serving.
         inputs: what the low-rank program takes, "original" or "typed".
         buckets: batch sizes for which the low-rank program is also exported with fixed shapes.
+        tables: store the low-rank program's tables in "float16" or "int8"; None for as they are.
+        aoti: compile the low-rank program with AOTInductor as well.
     """
 
     model: str
@@ -56,6 +65,8 @@ class CompressJob:
     pack: bool = True
     inputs: str = "original"
     buckets: tuple[int, ...] = ()
+    tables: str | None = None
+    aoti: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -73,16 +84,22 @@ class CompressOutcome:
         compressed: programs, plan and report.
         exports: of the original and of the low-rank program.
         buckets: the exports with fixed shapes, None where there are none.
+        precision: what became of the low-rank program's tables, None where they are as they were.
+        package: of the low-rank program compiled with AOTInductor, None where that was not asked for.
     """
 
     compressed: Compressed
     exports: tuple[ExportReport, ExportReport]
     buckets: BucketsReport | None = None
+    precision: PrecisionReport | None = None
+    package: AotiReport | None = None
 
 
 def run_compress_job(job: CompressJob) -> CompressOutcome:
     """Writes ``dense.onnx``, ``low_rank.onnx``, ``plan.safetensors`` and ``report.json``, or nothing at all.
 
+    Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
+    the calibration rows.
     With buckets also ``low_rank.batch_<size>.onnx`` and ``low_rank.weights.data``.
 
     Raises:
@@ -97,15 +114,24 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     compressed = compress(
         program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
     )
+    precision = None
+    if job.tables is not None:
+        rows = itertools.islice(batches, max(1, COMPARED_ROWS // job.batch_size))
+        reduced = reduce_precision(compressed.program, job.tables, rows)
+        compressed, precision = replace(compressed, program=reduced.program), reduced.report
     with staged_outputs(job.out, job.outputs) as staging:
         low_rank = compressed.program
         buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, job.buckets) if job.buckets else None
-        exports = write_outputs(compressed, staging, buckets)
-    return CompressOutcome(compressed, exports, buckets)
+        exports = write_outputs(compressed, staging, buckets, precision)
+        package = export_aoti(low_rank, staging / PACKAGE) if job.aoti else None
+    return CompressOutcome(compressed, exports, buckets, precision, package)
 
 
 def write_outputs(
-    compressed: Compressed, directory: Path, buckets: BucketsReport | None = None
+    compressed: Compressed,
+    directory: Path,
+    buckets: BucketsReport | None = None,
+    precision: PrecisionReport | None = None,
 ) -> tuple[ExportReport, ExportReport]:
     """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
     dense = export_onnx(compressed.original, directory / DENSE)
@@ -113,6 +139,7 @@ def write_outputs(
     compressed.plan.save(directory / PLAN)
     report: dict[str, Any] = json.loads(compressed.report.to_json())
     report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
+    report["precision"] = None if precision is None else asdict(precision)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
     report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

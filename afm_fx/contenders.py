@@ -1,4 +1,5 @@
-"""What takes part in a benchmark: an ONNX file under ONNX Runtime, a program, or any callable under torch."""
+"""What takes part in a benchmark: an ONNX file under ONNX Runtime, an AOTInductor package, a program or any callable
+under torch, compiled or not."""
 
 from __future__ import annotations
 
@@ -10,23 +11,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import BatchError, BenchmarkError
-from afm_fx.input_mapping import METADATA_KEY, InputMapping
+from afm_fx.aoti_model import AotiModel, load_aoti
+from afm_fx.errors import BatchError, BenchmarkError, UserError
 from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
+from afm_fx.onnx_sessions import feed_of, open_session
 from afm_fx.program import Program
 
-Competitor: TypeAlias = "str | os.PathLike[str] | Program | Callable[..., Any]"
-"""What a user may enter: the path of an ONNX file, a program, or a callable."""
+Competitor: TypeAlias = "str | os.PathLike[str] | Program | Compiled | Callable[..., Any]"
+"""What a user may enter: the path of an ONNX file or of a ``.pt2`` package, a program, or a callable."""
 
-_ONNX_TYPES = {
-    torch.float32: "tensor(float)", torch.float64: "tensor(double)", torch.float16: "tensor(float16)",
-    torch.bfloat16: "tensor(bfloat16)", torch.bool: "tensor(bool)", torch.uint8: "tensor(uint8)",
-    torch.int8: "tensor(int8)", torch.int16: "tensor(int16)", torch.int32: "tensor(int32)",
-    torch.int64: "tensor(int64)",
-}  # fmt: skip
+AOTI_SUFFIX = ".pt2"
 
 
 class Contender(Protocol):
@@ -39,7 +36,7 @@ class Contender(Protocol):
 
     @property
     def runtime(self) -> str:
-        """What runs it: "ONNX Runtime" or "torch"."""
+        """What runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile"."""
         ...
 
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
@@ -60,18 +57,49 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
         threads: worker threads of ONNX Runtime within an operator; torch's are set by who measures.
 
     Raises:
-        BenchmarkError: the file is missing or no valid ONNX file, ONNX Runtime is not installed, or the competitor is
-            none of these.
+        BenchmarkError: the file is missing or damaged, ONNX Runtime is not installed, or the competitor is none of
+            these.
     """
+    if isinstance(competitor, Compiled):
+        return CompiledContender(name, competitor)
     if isinstance(competitor, Program):
         return ProgramContender(name, competitor)
     if isinstance(competitor, (str, os.PathLike)):
-        return OnnxContender(name, _session(name, Path(competitor), threads))
+        return _file_contender(name, Path(competitor), threads)
     if callable(competitor):
         return CallableContender(name, competitor)
     raise BenchmarkError(
-        f"contender '{name}' is a {type(competitor).__name__}; give the path of an ONNX file, a Program or a callable"
+        f"contender '{name}' is a {type(competitor).__name__}; give the path of an ONNX file or "
+        f"of a {AOTI_SUFFIX} package, a Program or a callable"
     )
+
+
+def _file_contender(name: str, path: Path, threads: int) -> Contender:
+    try:
+        if path.suffix == AOTI_SUFFIX:
+            return AotiContender(name, load_aoti(path))
+        return OnnxContender(name, open_session(path, threads))
+    except UserError as error:
+        raise BenchmarkError(f"contender '{name}': {error}") from error
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program that ``torch.compile`` compiles when its first batch arrives, with a free batch size.
+
+    Threads of its loops are those that torch has when it is compiled, and a change compiles it again.
+
+    Attributes:
+        program: what to compile.
+    """
+
+    program: Program
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        """The compiled graph; call it as the program's graph module."""
+        # One compilation for every batch size but 1, which torch always compiles apart.
+        return torch.compile(self.program.graph_module, dynamic=self.program.dynamic_batch or None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +110,7 @@ class ProgramContender:
     program: Program
     runtime: str = "torch"
 
-    def prepare(self, batch: Inputs) -> Callable[[], Any]:
+    def prepare(self, batch: Inputs) -> functools.partial[Any]:
         """Binds the batch, see :class:`Contender`."""
         try:
             args, kwargs = self._bind(batch)
@@ -133,79 +161,40 @@ class OnnxContender:
     runtime: str = "ONNX Runtime"
 
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """Binds the batch by name where it is a dict of the file's input names, else by position.
-
-        A file with typed inputs takes a batch of the original's too: its metadata tells how to convert it.
-        """
-        wanted = self.session.get_inputs()
-        names = [value.name for value in wanted]
-        tensors = self._converted(batch)
-        if tensors is None:
-            tensors = _tensors(batch, names)
-        if len(tensors) != len(names):
-            raise BatchError(
-                f"contender '{self.name}' takes {len(names)} inputs ({', '.join(names)}), "
-                f"the batch holds {len(tensors)}"
-            )
-        for value, tensor in zip(wanted, tensors, strict=True):
-            self._check(value, tensor)
-        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+        """Binds the batch by name where it is a dict of the file's input names, else by position."""
+        try:
+            feed = feed_of(self.session, batch)
+        except BatchError as error:
+            raise BatchError(f"contender '{self.name}' {error}") from error
         return functools.partial(self.session.run, None, feed)
 
-    def _converted(self, batch: Inputs) -> list[Tensor] | None:
-        """The typed inputs of a batch of the original's; None where the file has none, or the batch is typed."""
-        note = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if note is None:
-            return None
-        mapping = InputMapping.from_json(note)
-        names = [each.name for each in mapping.originals]
-        tensors = _tensors(batch, names)
-        if [tuple(each.shape[1:]) for each in tensors] != [each.shape for each in mapping.originals]:
-            return None
-        if mapping.takes(_tensors(batch, [each.name for each in mapping.inputs])):
-            return None
+
+@dataclass(frozen=True)
+class AotiContender:
+    """An AOTInductor package. Arguments are flattened before the call, as a C++ server would hold them."""
+
+    name: str
+    model: AotiModel
+    runtime: str = "AOTInductor"
+
+    def prepare(self, batch: Inputs) -> Callable[[], Any]:
+        """Binds the batch, see :class:`Contender`."""
         try:
-            converted = mapping.convert(dict(zip(names, tensors, strict=True)))
+            tensors = self.model.bind(batch)
         except BatchError as error:
-            raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
-        return [converted[value.name] for value in self.session.get_inputs()]
-
-    def _check(self, value: Any, tensor: Tensor) -> None:
-        shape = list(tensor.shape)
-        fits = len(shape) == len(value.shape) and all(
-            not isinstance(size, int) or size == given for size, given in zip(value.shape, shape, strict=True)
-        )
-        kind = _ONNX_TYPES.get(tensor.dtype)
-        if not fits or kind != value.type:
-            raise BatchError(
-                f"contender '{self.name}' takes input '{value.name}' as {value.type} {value.shape}, "
-                f"the batch holds {kind or tensor.dtype} {shape}"
-            )
+            raise BatchError(f"contender '{self.name}' {error}") from error
+        return functools.partial(self.model.call, tensors)
 
 
-def _tensors(batch: Inputs, names: list[str]) -> list[Tensor]:
-    """The tensors of a batch: by name where it is a dict of these names, else in their order."""
-    if isinstance(batch, dict) and set(batch) == set(names):
-        return [batch[name] for name in names]
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+@dataclass(frozen=True)
+class CompiledContender:
+    """A program under ``torch.compile``; its first calls compile it."""
 
+    name: str
+    compiled: Compiled
+    runtime: str = "torch.compile"
 
-def _session(name: str, path: Path, threads: int) -> Any:
-    if not path.is_file():
-        raise BenchmarkError(f"contender '{name}': there is no file '{path}'")
-    try:
-        import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); programs are measured without it
-    except ImportError as error:
-        raise BenchmarkError(
-            f"contender '{name}' is an ONNX file, but ONNX Runtime is not installed: install afm-fx[cpu] or afm-fx[gpu]"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors derive from nothing common
-        reason = " ".join(str(error).split())[:300]
-        raise BenchmarkError(f"contender '{name}': ONNX Runtime cannot load '{path}': {reason}") from error
+    def prepare(self, batch: Inputs) -> Callable[[], Any]:
+        """Binds the batch, see :class:`Contender`."""
+        bound = ProgramContender(self.name, self.compiled.program).prepare(batch)
+        return functools.partial(self.compiled.function, *bound.args, **bound.keywords)

@@ -83,7 +83,7 @@ def check_parity(
             raise ExportError(f"ONNX Runtime fails on the file at batch {count}: {short_reason(error)}") from error
         for value, output, wanted in zip(session.get_outputs(), outputs, expected, strict=True):
             where = f"'{value.name}' at batch {count}"
-            largest = max(largest, _difference(torch.as_tensor(output), wanted.cpu(), where, tolerance))
+            largest = max(largest, output_difference(torch.as_tensor(output), wanted.cpu(), where, tolerance))
     return largest
 
 
@@ -103,7 +103,12 @@ def _session(path: Path) -> Any:
         raise ExportError(f"ONNX Runtime refuses the exported file: {short_reason(error)}") from error
 
 
-def _difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | None) -> float:
+def output_difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | None) -> float:
+    """The largest absolute difference of an output of an exported file from torch's.
+
+    Raises:
+        ExportError: shape or dtype differ, nothing is finite, or the difference is beyond the tolerance.
+    """
     if output.shape != wanted.shape or output.dtype != wanted.dtype:
         raise ExportError(
             f"output {where} is {output.dtype} {list(output.shape)} in the file, "

@@ -1,4 +1,4 @@
-"""Times a Criteo-shaped DeepFM: dense and low-rank, packed and not, weight-SVD and the authors' structure (--help)."""
+"""Times a Criteo-shaped DeepFM: dense and low-rank, in ONNX Runtime, torch.compile and AOTInductor (--help)."""
 
 from __future__ import annotations
 

@@ -14,13 +14,12 @@ from afm_fx.benchmark import benchmark
 from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.errors import AfmFxError, UserError
 from afm_fx.machine import available_cores
-from afm_fx.onnx_export import ExportReport
 from afm_fx.tables import render_table
 from benchmarks.criteo_shape import CriteoShape
-from benchmarks.latency_contenders import LatencyModel
+from benchmarks.latency_contenders import CONTENDERS, Entry, LatencyModel
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
-EXPORT_COLUMNS = ("contender", "parameters", "bytes", "operators", "largest difference to torch")
+EXPORT_COLUMNS = ("contender", "parameters", "bytes", "operators", "largest difference", "seconds to make")
 
 app = typer.Typer(add_completion=False)
 
@@ -40,35 +39,42 @@ def latency(
     table_rows: Annotated[int, typer.Option(help="Rows of all 26 tables together.")] = 1_000_000,
     code_width: Annotated[int, typer.Option(help="Width of the tables' codes.")] = 2,
     mlp_rank: Annotated[int, typer.Option(help="Rank of the MLP's layers after the first.")] = 64,
+    contender: Annotated[
+        list[str] | None,
+        typer.Option(help="A contender to time, by its name; may be given several times, 'dense' is always there."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, traffic and the order of contenders.")] = 0,
     output_dir: Annotated[
         Path, typer.Option(help="Where the markdown and JSON results go.", show_default="benchmarks/results")
     ] = RESULTS,
     force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
 ) -> None:
-    """Time a Criteo-shaped DeepFM on ONNX Runtime: dense and low-rank, packed and not, and the authors' structure.
+    """Time a Criteo-shaped DeepFM: dense and low-rank, in ONNX Runtime (float, int8), torch.compile and AOTInductor.
 
-    26 tables of width 16, 13 dense features, MLP 400-400-400. Everything is exported, checked against torch, and timed
-    in interleaved rounds; the results are printed, and written as markdown and JSON. Exit code 2: a mistake in the
-    call.
+    26 tables of width 16, 13 dense features, MLP 400-400-400. Everything is compared with torch, and timed in
+    interleaved rounds; the results are printed, and written as markdown and JSON. The compiled contenders need a C++
+    compiler and about a minute together. Exit code 2: a mistake in the call.
     """
     try:
         files = result_files(output_dir, "latency", force=force)
+        names = _chosen(contender or list(CONTENDERS))
         model = LatencyModel(CriteoShape(total_rows=table_rows), code_width, mlp_rank, seed=seed)
+        entries: dict[str, Entry] = {}
+        results = []
         with tempfile.TemporaryDirectory() as folder:
-            exports = model.export(Path(folder))
-            results = [
-                benchmark(
-                    {name: report.path for name, report in exports.items()},
-                    model.shape.batch(4 * max(batch_size or (4096,)), seed + 2),
-                    batch_sizes=batch_size or (1, 16, 64, 256, 1024, 4096),
-                    threads=count,
-                    seconds=seconds,
-                    rounds=rounds,
-                    seed=seed,
+            for count in threads or sorted({1, available_cores()}):
+                entries = model.entries(Path(folder), names, count, entries)
+                results.append(
+                    benchmark(
+                        {name: entry.competitor for name, entry in entries.items()},
+                        model.shape.batch(4 * max(batch_size or (4096,)), seed + 2),
+                        batch_sizes=batch_size or (1, 16, 64, 256, 1024, 4096),
+                        threads=count,
+                        seconds=seconds,
+                        rounds=rounds,
+                        seed=seed,
+                    )
                 )
-                for count in threads or sorted({1, available_cores()})
-            ]
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -76,23 +82,32 @@ def latency(
         typer.echo(f"failed: {error}", err=True)
         raise typer.Exit(1) from error
     command = shown_command("benchmarks/latency.py", sys.argv[1:])
-    typer.echo(render_table("Exported", EXPORT_COLUMNS, export_rows(exports)))
+    typer.echo(render_table("Exported", EXPORT_COLUMNS, export_rows(entries)))
     for result in results:
         typer.echo(result.table())
-    files.write(markdown(command, exports, results), as_json(command, exports, results))
+    files.write(markdown(command, entries, results), as_json(command, entries, results))
 
 
-def export_rows(exports: dict[str, ExportReport]) -> list[tuple[str, ...]]:
-    """One row of text per exported file, in the order of ``EXPORT_COLUMNS``."""
+def _chosen(names: list[str]) -> list[str]:
+    """The contenders to time, the reference among them."""
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown:
+        raise UserError(f"there is no contender '{unknown[0]}'; there are: {'; '.join(CONTENDERS)}")
+    return [next(iter(CONTENDERS)), *names]
+
+
+def export_rows(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
+    """One row of text per contender, in the order of ``EXPORT_COLUMNS``."""
     return [
         (
-            name,
-            f"{report.parameters:,}",
-            f"{report.bytes:,}",
-            str(report.node_count),
-            "not checked" if report.max_abs_difference is None else f"{report.max_abs_difference:.1e}",
+            entry.name,
+            f"{entry.parameters:,}",
+            "" if entry.bytes is None else f"{entry.bytes:,}",
+            "" if entry.node_count is None else str(entry.node_count),
+            "not compared" if entry.max_abs_difference is None else f"{entry.max_abs_difference:.1e}",
+            f"{entry.seconds:.1f}",
         )
-        for name, report in exports.items()
+        for entry in entries.values()
     ]
 
 
@@ -105,13 +120,14 @@ def median_rows(result: BenchmarkResult) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown(command: str, exports: dict[str, ExportReport], results: list[BenchmarkResult]) -> str:
+def markdown(command: str, entries: dict[str, Entry], results: list[BenchmarkResult]) -> str:
     """The page that is committed."""
     parts = [
-        "# Latency of a Criteo-shaped DeepFM on ONNX Runtime",
+        "# Latency of a Criteo-shaped DeepFM on the CPU",
         f"`{command}`",
-        "Medians in microseconds; in brackets the ratio to the first row in the same run. `latency.json` holds all.",
-        markdown_table(EXPORT_COLUMNS, export_rows(exports)),
+        "Medians in microseconds; in brackets the ratio to the first row in the same run. `latency.json` holds all. "
+        "Differences are to torch on random rows, those of an int8 file to its float file on traffic.",
+        markdown_table(EXPORT_COLUMNS, export_rows(entries)),
     ]
     for result in results:
         parts += [
@@ -123,18 +139,19 @@ def markdown(command: str, exports: dict[str, ExportReport], results: list[Bench
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(command: str, exports: dict[str, ExportReport], results: list[BenchmarkResult]) -> dict[str, Any]:
+def as_json(command: str, entries: dict[str, Entry], results: list[BenchmarkResult]) -> dict[str, Any]:
     """The same as data."""
     return {
         "command": command,
         "exports": {
             name: {
-                "parameters": report.parameters,
-                "bytes": report.bytes,
-                "operators": dict(report.operators),
-                "max_abs_difference": report.max_abs_difference,
+                "parameters": entry.parameters,
+                "bytes": entry.bytes,
+                "operators": dict(entry.operators),
+                "max_abs_difference": entry.max_abs_difference,
+                "seconds": entry.seconds,
             }
-            for name, report in exports.items()
+            for name, entry in entries.items()
         },
         "results": [json.loads(result.to_json()) for result in results],
     }

@@ -1,21 +1,95 @@
-"""The versions of one model that the latency benchmark compares, exported to ONNX."""
+"""The versions of one model that the latency benchmark compares: programs, and the forms in which they are served."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import afm_fx
-from afm_fx.onnx_export import ExportReport, export_onnx
+from afm_fx.contenders import Competitor, Compiled
 from afm_fx.program import Program
+from afm_fx.quantized_onnx import SMALLEST_WEIGHT
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.peers.authors_structure import AuthorsDeepFM
 
+
+class Form(Enum):
+    """How a program is served."""
+
+    ONNX = auto()
+    ONNX_INT8 = auto()
+    ONNX_FLOAT16_TABLES_INT8 = auto()
+    TORCH_COMPILE = auto()
+    AOTI = auto()
+
+
+COMPILED = frozenset({Form.TORCH_COMPILE, Form.AOTI})
+"""Forms that are compiled for a number of threads."""
+
 DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED = "dense", "dense, packed", "afm_fx", "afm_fx, not packed"
 WEIGHT_SVD, AUTHORS = "weight-SVD", "authors' structure"
+DENSE_INT8, THIS_PASS_INT8 = "dense, int8 Linears", "afm_fx, int8 Linears"
+REDUCED = "afm_fx, float16 tables, int8 Linears"
+DENSE_COMPILE, THIS_PASS_COMPILE = "dense, torch.compile", "afm_fx, torch.compile"
+DENSE_AOTI, THIS_PASS_AOTI = "dense, AOTInductor", "afm_fx, AOTInductor"
+
+CONTENDERS: dict[str, tuple[str, Form]] = {
+    DENSE: (DENSE, Form.ONNX),
+    DENSE_PACKED: (DENSE_PACKED, Form.ONNX),
+    THIS_PASS: (THIS_PASS, Form.ONNX),
+    THIS_PASS_UNPACKED: (THIS_PASS_UNPACKED, Form.ONNX),
+    WEIGHT_SVD: (WEIGHT_SVD, Form.ONNX),
+    AUTHORS: (AUTHORS, Form.ONNX),
+    DENSE_INT8: (DENSE, Form.ONNX_INT8),
+    THIS_PASS_INT8: (THIS_PASS, Form.ONNX_INT8),
+    REDUCED: (THIS_PASS, Form.ONNX_FLOAT16_TABLES_INT8),
+    DENSE_COMPILE: (DENSE, Form.TORCH_COMPILE),
+    THIS_PASS_COMPILE: (THIS_PASS, Form.TORCH_COMPILE),
+    DENSE_AOTI: (DENSE, Form.AOTI),
+    THIS_PASS_AOTI: (THIS_PASS, Form.AOTI),
+}
+"""Program and form of every contender, the reference first."""
+
+COMPARED_ROWS = 256
+"""Rows of traffic on which int8 and compiled forms are compared with the program that they serve."""
+
+ACCEPTED = 1e-4
+"""Largest accepted difference of compiled code; files and packages are checked when they are exported."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender, ready for the benchmark.
+
+    Attributes:
+        name: of the contender.
+        competitor: what the benchmark loads.
+        parameters: scalar parameters of the program.
+        bytes: of the file or package, None where there is none.
+        operators: (operator, count) pairs of an ONNX file, else empty.
+        max_abs_difference: largest difference to the program under torch, or to the float file for int8.
+        seconds: what making it took, compilation included.
+    """
+
+    name: str
+    competitor: Competitor
+    parameters: int
+    bytes: int | None
+    operators: tuple[tuple[str, int], ...]
+    max_abs_difference: float | None
+    seconds: float
+
+    @property
+    def node_count(self) -> int | None:
+        """Number of operators in an ONNX file."""
+        return sum(count for _, count in self.operators) or None
 
 
 @dataclass(frozen=True)
@@ -28,6 +102,7 @@ class LatencyModel:
         mlp_rank: rank of the MLP's layers after the first, which is left as it is.
         calibration_rows: rows of traffic that calibrate.
         seed: of weights and traffic.
+        smallest_weight: Linears of fewer weights are not quantised, see :func:`afm_fx.quantize_onnx`.
     """
 
     shape: CriteoShape
@@ -35,25 +110,37 @@ class LatencyModel:
     mlp_rank: int = 64
     calibration_rows: int = 16_384
     seed: int = 0
+    smallest_weight: int = SMALLEST_WEIGHT
 
     def policy(self) -> afm_fx.Fixed:
         """Ranks of every site. The first MLP layer absorbs the tables' decoders and is not factored itself."""
         return afm_fx.Fixed(embedding=self.code_width, linear=self.mlp_rank, overrides={"dnn.linears.0": None})
 
-    def programs(self) -> Iterator[tuple[str, Callable[[], Program]]]:
-        """Name and maker of each contender, the reference first."""
-        example = self.shape.batch(4, self.seed)
-        dense = afm_fx.capture(self.shape.deepfm(self.seed), example)
-        yield DENSE, lambda: dense
-        yield DENSE_PACKED, lambda: afm_fx.pack(dense)
-        batches = self.shape.batch(self.calibration_rows, self.seed + 1).split(2048)
-        statistics = afm_fx.calibrate(dense, batches)
-        plan = afm_fx.make_plan(dense, statistics, self.policy())
-        yield THIS_PASS, lambda: afm_fx.pack(afm_fx.apply_plan(dense, plan))
-        yield THIS_PASS_UNPACKED, lambda: afm_fx.apply_plan(dense, plan)
-        weights_only = afm_fx.make_plan(dense, statistics, self.policy(), basis="weight_svd")
-        yield WEIGHT_SVD, lambda: afm_fx.pack(afm_fx.apply_plan(dense, weights_only))
-        yield AUTHORS, lambda: afm_fx.capture(self.authors_model(), example)
+    def entries(
+        self, folder: Path, names: Sequence[str], threads: int = 1, made: Mapping[str, Entry] | None = None
+    ) -> dict[str, Entry]:
+        """Makes the contenders named, each compared with torch.
+
+        Args:
+            folder: where files go.
+            names: keys of ``CONTENDERS``.
+            threads: of compiled loops, which are fixed when they are compiled.
+            made: entries for another number of threads; their ONNX files serve any.
+        """
+        files = {name: entry for name, entry in (made or {}).items() if CONTENDERS[name][1] not in COMPILED}
+        return {name: files.get(name) or self._entry(name, folder, threads) for name in CONTENDERS if name in names}
+
+    def program(self, name: str) -> Program:
+        """One of the programs that are served."""
+        makers = {
+            DENSE: lambda: self._dense,
+            DENSE_PACKED: lambda: self._dense_packed,
+            THIS_PASS: lambda: self._low_rank_packed,
+            THIS_PASS_UNPACKED: lambda: self._low_rank,
+            WEIGHT_SVD: self._weight_svd,
+            AUTHORS: lambda: afm_fx.capture(self.authors_model(), self.shape.batch(4, self.seed)),
+        }
+        return makers[name]()
 
     def authors_model(self) -> AuthorsDeepFM:
         """The hand-written structure at the same ranks."""
@@ -68,9 +155,74 @@ class LatencyModel:
             ranks=(None, *(self.mlp_rank for _ in hidden[1:])),
         ).eval()
 
-    def export(self, folder: Path) -> dict[str, ExportReport]:
-        """Exports every contender into a folder, each checked against torch."""
-        reports = {}
-        for position, (name, make) in enumerate(self.programs()):
-            reports[name] = export_onnx(make(), folder / f"{position}.onnx")
-        return reports
+    @functools.cached_property
+    def _dense(self) -> Program:
+        return afm_fx.capture(self.shape.deepfm(self.seed), self.shape.batch(4, self.seed))
+
+    @functools.cached_property
+    def _dense_packed(self) -> Program:
+        return afm_fx.pack(self._dense)
+
+    @functools.cached_property
+    def _statistics(self) -> afm_fx.Statistics:
+        return afm_fx.calibrate(self._dense, self.shape.batch(self.calibration_rows, self.seed + 1).split(2048))
+
+    @functools.cached_property
+    def _low_rank(self) -> Program:
+        return afm_fx.apply_plan(self._dense, afm_fx.make_plan(self._dense, self._statistics, self.policy()))
+
+    @functools.cached_property
+    def _low_rank_packed(self) -> Program:
+        return afm_fx.pack(self._low_rank)
+
+    def _weight_svd(self) -> Program:
+        plan = afm_fx.make_plan(self._dense, self._statistics, self.policy(), basis="weight_svd")
+        return afm_fx.pack(afm_fx.apply_plan(self._dense, plan))
+
+    def _rows(self) -> Tensor:
+        return self.shape.batch(COMPARED_ROWS, self.seed + 3)
+
+    def _entry(self, name: str, folder: Path, threads: int) -> Entry:
+        base, form = CONTENDERS[name]
+        program = self.program(base)
+        started = time.perf_counter()
+        if form is Form.TORCH_COMPILE:
+            entry = self._compiled(name, program, threads)
+        elif form is Form.AOTI:
+            entry = _package(name, program, folder, threads)
+        else:
+            entry = self._file(name, program, form, folder)
+        return Entry(**{**vars(entry), "seconds": time.perf_counter() - started})
+
+    def _compiled(self, name: str, program: Program, threads: int) -> Entry:
+        compiled, rows, before = Compiled(program), self._rows(), torch.get_num_threads()
+        torch.set_num_threads(threads)  # as it will be when it is timed: otherwise it would be compiled again
+        try:
+            with torch.inference_mode():
+                difference = float((compiled.function(rows) - program.run(rows)).abs().max())
+        finally:
+            torch.set_num_threads(before)
+        assert difference < ACCEPTED, f"{name} differs from torch by {difference:.1e}"
+        return Entry(name, compiled, program.parameter_count(), None, (), difference, 0.0)
+
+    def _file(self, name: str, program: Program, form: Form, folder: Path) -> Entry:
+        stem = f"{list(CONTENDERS).index(name)}"
+        if form is Form.ONNX_FLOAT16_TABLES_INT8:
+            program = afm_fx.reduce_precision(program, "float16").program
+        export = afm_fx.export_onnx(program, folder / f"{stem}.onnx", force=True)
+        parameters = program.parameter_count()
+        if form is Form.ONNX:
+            difference = export.max_abs_difference
+            return Entry(name, export.path, parameters, export.bytes, export.operators, difference, 0.0)
+        report = afm_fx.quantize_onnx(
+            export.path, folder / f"{stem}-int8.onnx", self._rows(), smallest_weight=self.smallest_weight, force=True
+        )
+        return Entry(
+            name, report.path, parameters, report.bytes_after, report.operators, report.largest_difference, 0.0
+        )
+
+
+def _package(name: str, program: Program, folder: Path, threads: int) -> Entry:
+    path = folder / f"{list(CONTENDERS).index(name)}-{threads}.pt2"
+    report = afm_fx.export_aoti(program, path, threads=threads)
+    return Entry(name, report.path, report.parameters, report.bytes, (), report.max_abs_difference, 0.0)

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import functools
 import gc
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from afm_fx.aoti_export import export_aoti
 from afm_fx.benchmark import benchmark
 from afm_fx.capture import capture
+from afm_fx.contenders import Competitor, Compiled, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.onnx_export import export_onnx
 from afm_fx.program import Program
@@ -211,3 +216,45 @@ def test_no_contenders_and_no_rows_are_refused() -> None:
         benchmark({"recorder": Recorder()}, torch.randn(0, 3))
     with pytest.raises(BatchError, match="no tensor"):
         benchmark({"recorder": Recorder()}, {"x": 1})
+
+
+def test_compiled_programs_and_packages_are_timed_beside_files(program: Program, path: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile and AOTInductor need a C++ compiler")
+    package = export_aoti(program, tmp_path / "linear.pt2").path
+    contenders: dict[str, Competitor] = {"file": path, "package": package, "compiled": Compiled(program)}
+    x = torch.randn(9, 3)
+    result = benchmark(contenders, x, batch_sizes=(1, 6), **QUICK)
+    assert {timing.contender: timing.runtime for timing in result.timings} == {
+        "file": "ONNX Runtime", "package": "AOTInductor", "compiled": "torch.compile"
+    }  # fmt: skip
+    expected = program.run(x)
+    for name, competitor in contenders.items():
+        output = make_contender(name, competitor, 1).prepare(x)()
+        output = output[0] if isinstance(output, (list, tuple)) else output
+        torch.testing.assert_close(torch.as_tensor(output), expected)
+    with pytest.raises(BatchError, match=r"contender 'package' takes input 'x' as float32 \[batch, 3\]"):
+        benchmark({"package": package}, torch.randn(4, 5), batch_sizes=(4,), **QUICK)
+    with pytest.raises(BatchError, match="contender 'compiled' does not take this batch"):
+        benchmark({"compiled": Compiled(program)}, torch.randn(4, 5), batch_sizes=(4,), **QUICK)
+
+
+def test_a_compiled_program_is_compiled_once_for_all_batch_sizes_but_one(program: Program) -> None:
+    compiled, graphs = Compiled(program), list[int]()
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(1)
+        return graph.forward
+
+    with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend=backend)):
+        function = compiled.function
+    with torch.inference_mode():
+        for rows in (5, 2, 64, 300):
+            function(torch.randn(rows, 3))
+    assert len(graphs) == 1
+
+
+def test_a_damaged_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "damaged.pt2").write_bytes(b"not a package")
+    with pytest.raises(BenchmarkError, match=r"contender 'aoti': .*damaged or not an AOTInductor package"):
+        benchmark({"aoti": tmp_path / "damaged.pt2"}, torch.randn(4, 3), **QUICK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from typing import Any
 
@@ -36,6 +37,11 @@ class Clicks(nn.Module):
 def clicks():
     torch.manual_seed(0)
     return Clicks(), {"item": torch.tensor([0, 1]), "user": torch.tensor([2, 3]), "price": torch.rand(2)}
+
+def big_clicks():
+    model, example = clicks()
+    model.item = nn.Embedding(6000, 8)
+    return model, example
 
 def decides_on_values():
     class Decides(nn.Module):
@@ -84,6 +90,38 @@ def test_compress_writes_both_models_plan_and_report(shop, tmp_path):
     assert [each["file"] for each in report["exports"]] == ["dense.onnx", "low_rank.onnx"]
     assert Plan.load(tmp_path / "out" / "plan.safetensors").parameters_after == report["parameters_after"]
     assert f"{report['parameters_after']:,}" in result.stdout
+
+
+def test_compress_reduces_tables_and_reports_their_error(shop, tmp_path):
+    pytest.importorskip("onnxruntime")
+    wide = ["--embedding-rank", "7", "--linear-rank", "4", "--no-pack"]
+    assert run("compress", f"{shop}:big_clicks", "--data", "rows.npz", "--out", "plain", *wide).exit_code == 0
+    result = run("compress", f"{shop}:big_clicks", "--data", "rows.npz", "--out", "out", *wide, "--tables", "int8")
+    assert result.exit_code == 0, result.output
+    precision = json.loads((tmp_path / "out" / "report.json").read_text())["precision"]
+    assert [each["stored"] for each in precision["tables"]] == ["int8"]
+    assert (precision["error"]["rows"], precision["error"]["logits"]) == (500, True)
+    assert 0 < precision["error"]["rmse"] < 0.1
+    assert "logit error over 500 rows" in result.stdout
+    kinds = {each.data_type for each in onnx.load(tmp_path / "out" / "low_rank.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    sizes = [(tmp_path / folder / "low_rank.onnx").stat().st_size for folder in ("out", "plain")]
+    assert sizes[0] < 0.5 * sizes[1]
+    assert json.loads((tmp_path / "plain" / "report.json").read_text())["precision"] is None
+
+
+def test_compress_compiles_a_package_that_bench_times(shop, tmp_path):
+    pytest.importorskip("onnxruntime")
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("AOTInductor needs a C++ compiler")
+    result = run("compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS, "--aoti")
+    assert result.exit_code == 0, result.output
+    assert "low_rank.pt2" in listing(tmp_path / "out")
+    assert "Compiled low_rank.pt2" in result.stdout
+    for first, second in (("low_rank.pt2", "low_rank.onnx"), ("low_rank.onnx", "low_rank.pt2")):
+        result = run("bench", f"a=out/{first}", f"b=out/{second}", "--batch-sizes", "1,8", "--seconds", "0.01")
+        assert result.exit_code == 0, result.output
+        assert "AOTInductor" in result.stdout
 
 
 def test_compress_loads_the_checkpoint(shop, tmp_path):

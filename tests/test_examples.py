@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from examples import pass_manager
+from examples import pass_manager, smaller_and_compiled
 
 
 def test_the_pass_manager_example_shrinks_the_tables_and_keeps_the_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +21,21 @@ def test_the_pass_manager_example_shrinks_the_tables_and_keeps_the_model(capsys:
     difference = re.search(r"largest difference to the model: (\S+)", printed)
     assert difference is not None
     assert float(difference.group(1)) < 0.05
+
+
+def test_the_serving_example_reduces_quantises_compiles_and_agrees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("AOTInductor needs a C++ compiler")
+    smaller_and_compiled.main(tmp_path)
+    printed = capsys.readouterr().out
+    assert {each.name for each in tmp_path.iterdir()} == {"reduced.onnx", "int8.onnx", "low_rank.pt2"}
+    difference = re.search(r"largest difference of the package to the program: (\S+)", printed)
+    assert difference is not None
+    assert float(difference.group(1)) < 1e-5
+    assert re.search(r"logit error over 8,192 rows: rmse \d\.\de-0[2-9]", printed)
+    quantised = re.search(r"Linears in int8\s+(\d+)", printed)
+    assert quantised is not None
+    assert int(quantised.group(1)) >= 2

@@ -1,58 +1,103 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from afm_fx.aoti_model import load_aoti
 from afm_fx.benchmark import benchmark
+from afm_fx.errors import UserError
 from benchmarks.criteo_shape import CriteoShape
-from benchmarks.latency_command import app, as_json, markdown
+from benchmarks.latency_command import _chosen, app, as_json, markdown
 from benchmarks.latency_contenders import (
     AUTHORS,
+    CONTENDERS,
     DENSE,
+    DENSE_INT8,
     DENSE_PACKED,
     THIS_PASS,
+    THIS_PASS_AOTI,
+    THIS_PASS_COMPILE,
     THIS_PASS_UNPACKED,
     WEIGHT_SVD,
+    Form,
     LatencyModel,
 )
 
 
 def small_model() -> LatencyModel:
     shape = CriteoShape(total_rows=600, sparse_fields=3, dense_fields=2, width=8, hidden=(32, 32, 32))
-    return LatencyModel(shape, code_width=2, mlp_rank=6, calibration_rows=512)
+    return LatencyModel(shape, code_width=2, mlp_rank=6, calibration_rows=512, smallest_weight=150)
 
 
-def test_all_versions_are_exported_checked_timed_and_reported(tmp_path: Path) -> None:
+ONNX_FORMS = (Form.ONNX, Form.ONNX_INT8, Form.ONNX_FLOAT16_TABLES_INT8)
+TINY: dict[str, Any] = {"seconds": 0.01, "min_repeats": 2, "max_repeats": 2, "rounds": 1}
+
+
+def test_all_files_are_exported_checked_timed_and_reported(tmp_path: Path) -> None:
     pytest.importorskip("deepctr_torch")
     model = small_model()
-    exports = model.export(tmp_path)
-    assert list(exports) == [DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED, WEIGHT_SVD, AUTHORS]
-    parameters = {name: report.parameters for name, report in exports.items()}
+    names = [name for name, (_, form) in CONTENDERS.items() if form in ONNX_FORMS]
+    entries = model.entries(tmp_path, names)
+    assert list(entries) == names
+    assert names[:6] == [DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED, WEIGHT_SVD, AUTHORS]
+    parameters = {name: entry.parameters for name, entry in entries.items()}
     assert all(parameters[name] < 0.6 * parameters[DENSE] for name in (THIS_PASS, WEIGHT_SVD, AUTHORS))
-    assert exports[DENSE_PACKED].node_count < exports[DENSE].node_count
-    assert exports[THIS_PASS].node_count < exports[THIS_PASS_UNPACKED].node_count
-    for report in exports.values():
-        assert report.max_abs_difference is not None
-        assert report.max_abs_difference <= 1e-5
+    counts = {name: entry.node_count or 0 for name, entry in entries.items()}
+    assert 0 < counts[DENSE_PACKED] < counts[DENSE]
+    assert 0 < counts[THIS_PASS] < counts[THIS_PASS_UNPACKED]
+    for name, entry in entries.items():
+        integer = dict(entry.operators).get("MatMulInteger", 0)
+        assert entry.max_abs_difference is not None
+        if CONTENDERS[name][1] is Form.ONNX:
+            assert integer == 0
+            assert entry.max_abs_difference <= 1e-5
+        else:
+            assert integer == (3 if name == DENSE_INT8 else 5)
+            assert 1e-6 < entry.max_abs_difference < 0.1
     result = benchmark(
-        {name: report.path for name, report in exports.items()},
-        model.shape.batch(8, 0),
-        batch_sizes=(1, 4),
-        seconds=0.01,
-        min_repeats=2,
-        max_repeats=2,
-        rounds=1,
+        {name: entry.competitor for name, entry in entries.items()}, model.shape.batch(8, 0), batch_sizes=(1, 4), **TINY
     )
-    page = markdown("python benchmarks/latency.py", exports, [result])
+    page = markdown("python benchmarks/latency.py", entries, [result])
     assert "`python benchmarks/latency.py`" in page
-    assert all(page.count(f"| {name} |") >= 2 for name in exports)
+    assert all(page.count(f"| {name} |") >= 2 for name in entries)
     assert result.machine.cpu in page
-    content = json.loads(json.dumps(as_json("python benchmarks/latency.py", exports, [result])))
+    content = json.loads(json.dumps(as_json("python benchmarks/latency.py", entries, [result])))
     assert content["exports"][DENSE]["parameters"] == parameters[DENSE]
-    assert len(content["results"][0]["timings"]) == 12
+    assert len(content["results"][0]["timings"]) == 2 * len(names)
+
+
+def test_compiled_contenders_are_timed_beside_the_files_and_agree(tmp_path: Path) -> None:
+    pytest.importorskip("deepctr_torch")
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile and AOTInductor need a C++ compiler")
+    model = small_model()
+    entries = model.entries(tmp_path, [DENSE, THIS_PASS_COMPILE, THIS_PASS_AOTI], threads=1)
+    for entry in entries.values():
+        assert entry.max_abs_difference is not None
+        assert entry.max_abs_difference < 1e-5
+        assert entry.seconds > 0
+    assert entries[THIS_PASS_COMPILE].bytes is None
+    again = model.entries(tmp_path, [DENSE, THIS_PASS_AOTI], threads=2, made=entries)
+    assert again[DENSE] is entries[DENSE]
+    paths = [str(each[THIS_PASS_AOTI].competitor) for each in (entries, again)]
+    assert [load_aoti(path).threads for path in paths] == [1, 2]
+    result = benchmark(
+        {name: entry.competitor for name, entry in entries.items()}, model.shape.batch(8, 0), batch_sizes=(1, 4), **TINY
+    )
+    assert [result.timing(name, 4).runtime for name in entries] == ["ONNX Runtime", "torch.compile", "AOTInductor"]
+    page = markdown("command", entries, [result])
+    assert f"| {THIS_PASS_COMPILE} | {entries[THIS_PASS_COMPILE].parameters:,} |  |  |" in page
+
+
+def test_contenders_are_chosen_by_name_and_the_reference_is_always_there() -> None:
+    assert _chosen([THIS_PASS_AOTI]) == [DENSE, THIS_PASS_AOTI]
+    with pytest.raises(UserError, match="there is no contender 'fast'; there are: dense; dense, packed"):
+        _chosen(["fast"])
 
 
 def test_the_first_mlp_layer_is_left_alone_and_the_others_are_factored() -> None:
