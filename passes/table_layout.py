@@ -84,9 +84,10 @@ def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
     readers: dict[str, set[IdColumn]] = {}
     for lookup in lookups:
         readers.setdefault(lookup.name, set()).update(lookup.ids)
-    groups: dict[tuple[frozenset[IdColumn], int], RowGroup] = {}
+    groups: dict[tuple[object, ...], RowGroup] = {}
     for lookup in lookups:
-        key = (frozenset(readers[lookup.name]), lookup.table.shape[0])
+        table = lookup.table
+        key = (frozenset(readers[lookup.name]), table.shape[0], table.dtype, table.device)
         group = groups.setdefault(key, RowGroup())
         group.tables[lookup.name] = lookup.table
         group.ids = tuple(dict.fromkeys((*group.ids, *lookup.ids)))

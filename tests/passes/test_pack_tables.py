@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from afm_fx.capture import capture
 from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import FeatureColumns
 from passes.graph_tools import get_attribute
@@ -236,3 +237,32 @@ def test_the_gather_stands_between_the_last_id_and_the_first_use_of_a_feature():
     assert packing.run() is not None
     graph.graph.lint()
     assert operators(graph)["embedding"] == 1
+
+
+class TwoFormats(nn.Module):
+    """The same ids read a table of float64 and one of float32, converted after the lookup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.ModuleList(nn.Embedding(9, 4) for _ in range(4))
+        self.narrow = nn.ParameterList(nn.Parameter(torch.randn(9, 4)) for _ in range(4))
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = [table(ids[:, field]) for field, table in enumerate(self.wide)]
+        rows += [nn.functional.embedding(ids[:, field], table).double() for field, table in enumerate(self.narrow)]
+        return self.head(torch.cat(rows, 1))
+
+
+def test_tables_of_different_number_formats_never_share_a_row():
+    def inputs(rows: int) -> tuple[torch.Tensor]:
+        return (torch.randint(9, (rows, 4)),)
+
+    model = TwoFormats().double()
+    for field in range(4):
+        model.narrow[field] = nn.Parameter(torch.randn(9, 4, dtype=torch.float32))
+    graph = capture(model.eval(), inputs(3)).graph_module
+    pack = PackTables()
+    result = rewritten(graph, pack, inputs=inputs)
+    assert operators(result)["embedding"] == 2
+    assert sorted(len(table.tables) for table in pack.packed) == [4, 4]
