@@ -116,7 +116,7 @@ def test_the_rest_is_rewritten_and_at_full_rank_nothing_changes(
     fed = model in (LookupInWhileLoop, LookupInScan, LinearInCond)
     reason = "it is a branch or a loop, and what runs inside takes the features themselves"
     assert into == [(Fate.RESTORED, reason)] * fed
-    compressed = afm_fx.compress(program, [ids(64) for _ in range(3)], afm_fx.FullRank())
+    compressed = afm_fx.compress(program, [ids(64) for _ in range(3)], afm_fx.FullRank(), pack=False)
     assert "outside" in compressed.plan.factors
     assert name in compressed.plan.refused
     assert compressed.program.parameter_count() == compressed.plan.parameters_after
