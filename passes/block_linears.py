@@ -20,7 +20,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.graph_tools import args_of, aten, call, derived_name, finish, parameter, shape_of
+from passes.linear_constants import weight_and_bias
 from passes.serving_cost import PIECE_US, PRODUCTS_PER_US, products
 
 RULE = "block linears"
@@ -70,16 +71,10 @@ def _runs(module: GraphModule, node: Node) -> Iterator[list[_Small]]:
 
 
 def _small(module: GraphModule, node: Node, uses: int) -> _Small | None:
-    if node.op != "call_function" or node.target is not aten.linear.default or len(node.users) != 1 or uses != 1:
+    constants = weight_and_bias(module, node)
+    if constants is None or len(node.users) != 1 or uses != 1 or len(shape_of(args_of(node)[0]) or ()) != 2:
         return None
-    weight = constant_of(module, args_of(node)[1])
-    given = args_of(node)[2] if len(args_of(node)) > 2 else None
-    bias = None if given is None else constant_of(module, given)
-    if weight is None or weight.dim() != 2 or (given is not None and bias is None):
-        return None
-    if len(shape_of(args_of(node)[0]) or ()) != 2:
-        return None
-    return _Small(node, weight, bias)
+    return _Small(node, *constants)
 
 
 def _blocks(run: Sequence[_Small]) -> list[Sequence[_Small]]:

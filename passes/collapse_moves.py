@@ -11,7 +11,7 @@ replaced or, where that would not be cheaper to serve, all left.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
@@ -21,7 +21,7 @@ from passes.assemble import Assembler
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import finish
-from passes.serving_cost import cost_of
+from passes.serving_cost import ServingCost, cost_of
 
 RULE = "collapse moves"
 MOST_PIECES = 2
@@ -124,18 +124,46 @@ def _collapse(module: GraphModule, columns: FeatureColumns, family: Family, orde
     operands = sum(len(node.all_input_nodes) for node in family.moves)
     if sum(len(assembler.boxes(each)) for each in wanted.values()) > MOST_PIECES * operands:
         return False  # interleaved features: more pieces than the moves take tensors cannot be cheaper
-    made: dict[Node, Node] = {}
-    for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
-        with module.graph.inserting_before(demand.consumer):
-            if demand.operand not in made:
-                made[demand.operand] = assembler.assemble(demand.columns, demand.operand)
-    returned = any(
-        demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
-    )
-    if returned or not cost_of(columns, assembler.nodes).beats(cost_of(columns, family.moves)):
-        for node in reversed(assembler.nodes):
-            module.graph.erase_node(node)
+    made = assemble_if_cheaper(assembler, family, order, wanted)
+    if made is None:
         return False
     for demand in family.demands:
         demand.consumer.replace_input_with(demand.operand, made[demand.operand])
     return True
+
+
+def assemble_if_cheaper(
+    assembler: Assembler,
+    family: Family,
+    order: Mapping[Node, int],
+    wanted: Mapping[Node, Columns],
+    more_us: float = 0.0,
+) -> dict[Node, Node] | None:
+    """Assembles what a family's operators take, unless the moves that are there are as cheap to serve.
+
+    Args:
+        assembler: of the family's graph.
+        family: whose moves are replaced.
+        order: position of every node in the graph.
+        wanted: by operand, the columns that stand for it.
+        more_us: microseconds per row that the replacement costs beside its moves.
+
+    Returns:
+        By operand the node made, before its first reader; None, and the graph as it was, where it is not cheaper.
+    """
+    graph, columns = assembler.module.graph, assembler.columns
+    made: dict[Node, Node] = {}
+    for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
+        with graph.inserting_before(demand.consumer):
+            if demand.operand not in made:
+                made[demand.operand] = assembler.assemble(wanted[demand.operand], demand.operand)
+    returned = any(
+        demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
+    )
+    cost = cost_of(columns, assembler.nodes)
+    cost = ServingCost(cost.per_call, cost.per_row + more_us)
+    if returned or not cost.beats(cost_of(columns, family.moves)):
+        for node in reversed(assembler.nodes):
+            graph.erase_node(node)
+        return None
+    return made

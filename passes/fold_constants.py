@@ -10,12 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_tools import (
+    args_of,
+    aten,
+    call,
+    constant_of,
+    derived_name,
+    finish,
+    parameter,
+    same_form,
+)
 
 RULE = "fold constants"
 
@@ -100,19 +108,12 @@ def _drop_zeros(module: GraphModule) -> bool:
             continue
         left, right = args_of(node)[:2]
         for zero, other in ((left, right), (right, left)):
-            if isinstance(zero, Node) and zero.target in _ZEROS and isinstance(other, Node) and _alike(node, other):
+            if isinstance(zero, Node) and zero.target in _ZEROS and isinstance(other, Node) and same_form(node, other):
                 node.replace_all_uses_with(other)
                 module.graph.erase_node(node)
                 changed = True
                 break
     return changed
-
-
-def _alike(one: Node, other: Node) -> bool:
-    left, right = shape_of(one), shape_of(other)
-    if left is None or right is None or value_of(one).dtype != value_of(other).dtype or len(left) != len(right):
-        return False
-    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
 
 
 def _free_reshapes(module: GraphModule) -> bool:

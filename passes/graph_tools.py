@@ -18,6 +18,7 @@ from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
@@ -76,6 +77,14 @@ def shape_of(node: Node) -> tuple[Any, ...] | None:
     """The node's shape (ints and symbols), None where it is not one tensor."""
     value = value_of(node)
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def same_form(one: Node, other: Node) -> bool:
+    """Whether two nodes are tensors that are known to have the same shape and number format."""
+    left, right = shape_of(one), shape_of(other)
+    if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
+        return False
+    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
 
 
 def is_random(node: Node) -> bool:

@@ -18,11 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of, value_of
+from passes.graph_tools import (
+    args_of,
+    aten,
+    call,
+    constant_of,
+    derived_name,
+    finish,
+    parameter,
+    same_form,
+    shape_of,
+    value_of,
+)
+from passes.linear_constants import weight_and_bias
 from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US, products
 
 RULE = "merge linears"
@@ -67,23 +78,6 @@ def _everywhere(module: GraphModule, rule: Rule) -> bool:
     return changed
 
 
-def _weight_and_bias(module: GraphModule, node: object) -> tuple[Tensor, Tensor | None] | None:
-    """Constants of a Linear."""
-    if not isinstance(node, Node) or node.op != "call_function" or node.target is not aten.linear.default:
-        return None
-    weight = constant_of(module, args_of(node)[1])
-    given = args_of(node)[2] if len(args_of(node)) > 2 else None
-    bias = None if given is None else constant_of(module, given)
-    if (
-        weight is None
-        or weight.dim() != 2
-        or (given is not None and bias is None)
-        or args_of(node)[0] is args_of(node)[1]
-    ):
-        return None
-    return weight, bias
-
-
 def _linear(  # noqa: PLR0917 - a Linear is its input and its constants
     module: GraphModule, like: Node, source: Any, weight: Tensor, bias: Tensor | None, name: str
 ) -> Node:
@@ -123,7 +117,7 @@ def _scaled(module: GraphModule, node: Node) -> Node | None:
     if node.target is not aten.mul.Tensor or not isinstance(args_of(node)[1], (int, float)):
         return None
     inner = args_of(node)[0]
-    constants = _weight_and_bias(module, inner)
+    constants = weight_and_bias(module, inner)
     if constants is None or len(inner.users) != 1 or value_of(inner).dtype != value_of(node).dtype:
         return None
     weight, bias = constants
@@ -134,8 +128,8 @@ def _scaled(module: GraphModule, node: Node) -> Node | None:
 
 def _product(module: GraphModule, node: Node) -> Node | None:
     """A Linear of a Linear, where the product has no more entries than both."""
-    outer, inner_node = _weight_and_bias(module, node), args_of(node)[0] if args_of(node) else None
-    inner = _weight_and_bias(module, inner_node)
+    outer, inner_node = weight_and_bias(module, node), args_of(node)[0] if args_of(node) else None
+    inner = weight_and_bias(module, inner_node)
     if outer is None or inner is None or not isinstance(inner_node, Node) or len(inner_node.users) != 1:
         return None
     (weight2, bias2), (weight1, bias1) = outer, inner
@@ -157,12 +151,12 @@ def _shifted(module: GraphModule, node: Node) -> Node | None:
         return None
     for constant_node, other in ((args_of(node)[1], args_of(node)[0]), (args_of(node)[0], args_of(node)[1])):
         constant = _row(module, constant_node)
-        if constant is None or not isinstance(other, Node) or not _same_shape(node, other):
+        if constant is None or not isinstance(other, Node) or not same_form(node, other):
             continue
         linear = _linear_term(module, other, constant.numel())
         if linear is None:
             continue
-        weight, bias = _weight_and_bias(module, linear) or (None, None)
+        weight, bias = weight_and_bias(module, linear) or (None, None)
         if weight is None:
             continue
         added = constant.to(weight.dtype).expand(weight.shape[0])
@@ -194,13 +188,13 @@ def _linear_term(module: GraphModule, node: Node, width: int) -> Node | None:
     """The first Linear that a sum adds up, where nothing but the sum uses it."""
     if len(node.users) != 1:
         return None
-    constants = _weight_and_bias(module, node)
+    constants = weight_and_bias(module, node)
     if constants is not None:
         return node if width in (1, constants[0].shape[0]) else None
     if node.target is not aten.add.Tensor or node.kwargs:
         return None
     for operand in args_of(node)[:2]:
-        if isinstance(operand, Node) and _same_shape(operand, node):
+        if isinstance(operand, Node) and same_form(operand, node):
             found = _linear_term(module, operand, width)
             if found is not None:
                 return found
@@ -209,16 +203,16 @@ def _linear_term(module: GraphModule, node: Node, width: int) -> Node | None:
 
 def _side_by_side(module: GraphModule, node: Node) -> Node | None:
     """Narrow Linears of one input: the first of them makes the product, each takes its slice."""
-    constants = _weight_and_bias(module, node)
+    constants = weight_and_bias(module, node)
     if constants is None or not isinstance(args_of(node)[0], Node):
         return None
     source = args_of(node)[0]
     order = {each: position for position, each in enumerate(module.graph.nodes)}
-    alike = [user for user in source.users if args_of(user)[0] is source and _weight_and_bias(module, user) is not None]
+    alike = [user for user in source.users if args_of(user)[0] is source and weight_and_bias(module, user) is not None]
     alike.sort(key=lambda each: order[each])
     if len(alike) < 2 or alike[0] is not node or len(shape_of(node) or ()) != 2 or not _saves(module, alike):
         return None
-    pairs = [_weight_and_bias(module, each) for each in alike]
+    pairs = [weight_and_bias(module, each) for each in alike]
     weights = [pair[0] for pair in pairs if pair is not None]
     if len({weight.dtype for weight in weights}) != 1:
         return None
@@ -245,7 +239,7 @@ def _saves(module: GraphModule, linears: list[Node]) -> bool:
     """Whether one product and its split cost less than the products, for one row and for many."""
     if len(linears) < LEAST_BESIDE:
         return False
-    widths = [pair[0].shape for each in linears if (pair := _weight_and_bias(module, each)) is not None]
+    widths = [pair[0].shape for each in linears if (pair := weight_and_bias(module, each)) is not None]
     inputs = widths[0][1]
     outputs = [shape[0] for shape in widths]
     before = sum(products(inputs, width) for width in outputs) / PRODUCTS_PER_US
@@ -259,10 +253,10 @@ def _accumulated(module: GraphModule, node: Node) -> Node | None:
     if node.target is not aten.add.Tensor or node.kwargs or len(shape_of(node) or ()) != 2:
         return None
     for linear, other in ((args_of(node)[1], args_of(node)[0]), (args_of(node)[0], args_of(node)[1])):
-        constants = _weight_and_bias(module, linear)
+        constants = weight_and_bias(module, linear)
         if constants is None or constants[1] is not None or len(linear.users) != 1 or not isinstance(other, Node):
             continue
-        if constant_of(module, other) is not None or not (_same_shape(node, other) and _same_shape(node, linear)):
+        if constant_of(module, other) is not None or not (same_form(node, other) and same_form(node, linear)):
             continue
         weight = constants[0]
         name = derived_name(str(args_of(linear)[1].target), "transposed")
@@ -270,10 +264,3 @@ def _accumulated(module: GraphModule, node: Node) -> Node | None:
         with module.graph.inserting_before(node):
             return call(module.graph, aten.addmm.default, other, args_of(linear)[0], transposed, rule=RULE, like=node)
     return None
-
-
-def _same_shape(one: Node, other: Node) -> bool:
-    left, right = shape_of(one), shape_of(other)
-    if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
-        return False
-    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))

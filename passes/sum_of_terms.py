@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import args_of, aten, constant_of, shape_of, value_of
+from passes.graph_tools import args_of, aten, constant_of, same_form, shape_of, value_of
 
 
 @dataclass
@@ -110,7 +109,7 @@ class _Reader:
             value = self._constant(operand, node)
             if value is not None:
                 constant += sign * value
-            elif isinstance(operand, Node) and _same_shape(operand, node):
+            elif isinstance(operand, Node) and same_form(operand, node):
                 parts.append((operand, sign * weight))
             else:
                 return None
@@ -122,8 +121,8 @@ class _Reader:
         for one, other in ((left, right), (right, left)):
             if isinstance(other, Node) and isinstance(one, (int, float)):
                 return [(other, weight * float(one))]
-            tensor = constant_of(self.module, one)
-            if tensor is not None and tensor.numel() == 1 and not tensor.requires_grad and _same_shape(other, node):
+            tensor = constant_of(self.module, one) if isinstance(other, Node) else None
+            if tensor is not None and tensor.numel() == 1 and not tensor.requires_grad and same_form(other, node):
                 return [(other, weight * float(tensor))]
         return None
 
@@ -203,10 +202,3 @@ def _one_feature(columns: FeatureColumns, node: Node) -> bool:
     trailing = columns.trailing(node)
     value = value_of(node)
     return trailing == (1,) and isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _same_shape(one: Any, other: Node) -> bool:
-    left, right = shape_of(one) if isinstance(one, Node) else None, shape_of(other)
-    if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
-        return False
-    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))

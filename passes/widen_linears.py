@@ -20,11 +20,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
-from passes.collapse_moves import Demand, Family, families_of
+from passes.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
-from passes.serving_cost import PRODUCTS_PER_US, ServingCost, cost_of, products
+from passes.serving_cost import PRODUCTS_PER_US, products
 
 RULE = "widen linears"
 
@@ -85,20 +85,9 @@ def _widen(module: GraphModule, columns: FeatureColumns, family: Family, order: 
     if not any(len(assembler.boxes(each.cover)) < len(assembler.boxes(each.demand.columns)) for each in wide):
         return False
     covers = {each.demand.operand: each.cover for each in wide}
-    made: dict[Node, Node] = {}
-    for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
-        with module.graph.inserting_before(demand.consumer):
-            if demand.operand not in made:
-                wanted = covers.get(demand.operand, demand.columns)
-                made[demand.operand] = assembler.assemble(wanted, demand.operand)
-    returned = any(
-        demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
-    )
-    cost = cost_of(columns, assembler.nodes)
-    cost = ServingCost(cost.per_call, cost.per_row + sum(each.more_us() for each in wide))
-    if returned or not cost.beats(cost_of(columns, family.moves)):
-        for node in reversed(assembler.nodes):
-            module.graph.erase_node(node)
+    wanted = {each.operand: covers.get(each.operand, each.columns) for each in family.demands}
+    made = assemble_if_cheaper(assembler, family, order, wanted, sum(each.more_us() for each in wide))
+    if made is None:
         return False
     for demand in family.demands:
         if demand.operand not in covers:
