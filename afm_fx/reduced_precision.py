@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from afm_fx.batches import checked_batches
 from afm_fx.errors import BatchError, UserError
 from afm_fx.inputs import Inputs
+from afm_fx.logits import expose_logits
 from afm_fx.program import Program
 from afm_fx.tables import render_table
-from passes.graph_tools import aten, clone_graph_module
+from passes.graph_tools import clone_graph_module
 from passes.reduce_tables import SMALLEST_BYTES, ReducedTable, ReduceTables, TableFormat
 from passes.unpool_bags import UnpoolBags
 
@@ -156,7 +156,7 @@ def output_error(program: Program, reference: Program, batches: Iterable[Inputs]
         BatchError: a batch does not fit the programs.
         UserError: there are no batches, or the outputs hold no floating numbers.
     """
-    (before, before_logits), (after, after_logits) = map(_before_sigmoid, (reference, program))
+    (before, before_logits), (after, after_logits) = map(expose_logits, (reference, program))
     logits = before_logits and after_logits
     if not logits:
         before, after = reference, program
@@ -192,14 +192,3 @@ def _typed(program: Program, batch: Inputs) -> Inputs:
 
 def _floats(outputs: object) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _before_sigmoid(program: Program) -> tuple[Program, bool]:
-    """The program without its final sigmoids, and whether it had any."""
-    module: GraphModule = clone_graph_module(program.graph_module)
-    output = next(iter(reversed(module.graph.nodes)))
-    sigmoids = {node for node in output.all_input_nodes if node.target is aten.sigmoid.default}
-    output.args = pytree.tree_map(lambda leaf: leaf.args[0] if leaf in sigmoids else leaf, output.args)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return program.with_graph(module), bool(sigmoids)

@@ -1,0 +1,34 @@
+"""Logits: what a program outputs before its sigmoids, one column per number that it predicts for a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.program import Program
+from passes.expose_logits import ExposeLogits
+from passes.graph_tools import clone_graph_module
+
+
+def expose_logits(program: Program) -> tuple[Program, bool]:
+    """The program without the sigmoids that only outputs read, and whether there were any.
+
+    An output that is no sigmoid stays what it is: a regression, a logit already, or a product of probabilities.
+    """
+    module = clone_graph_module(program.graph_module)
+    changed = ExposeLogits()(module).modified
+    return program.with_graph(module), changed
+
+
+def columns_of(outputs: Any) -> Tensor:
+    """All floating outputs side by side, ``[rows, columns]``; outputs without a row axis are left out.
+
+    Args:
+        outputs: what a program returns, any structure of tensors ``[rows, ...]``.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    floating = [leaf for leaf in tensors if leaf.is_floating_point() and leaf.dim() > 0]
+    return torch.cat([leaf.reshape(leaf.shape[0], -1) for leaf in floating], dim=1)

@@ -1,0 +1,42 @@
+"""Takes the sigmoid off a model's outputs, so that what comes out are logits.
+
+Replaces ``output(move(sigmoid(z)))`` with ``output(move(z))``.
+
+Errors and gradients are taken on logits: probabilities saturate, and equal changes of a logit are equal changes of the
+odds. An output that is no sigmoid, or one that is computed with further, stays as it is.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
+
+from passes.graph_pass import GraphPass
+from passes.graph_tools import args_of, aten, finish
+
+MOVES = frozenset(
+    {
+        aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.default, aten.squeeze.dim,
+        aten.squeeze.dims, aten.unsqueeze.default, aten.clone.default, aten.alias.default, aten.select.int,
+        aten.slice.Tensor, aten.cat.default, aten.stack.default, aten.permute.default, aten.transpose.int,
+        aten.t.default,
+    }
+)  # fmt: skip
+"""Operators that only move elements: an output behind them is still a sigmoid."""
+
+
+class ExposeLogits(GraphPass):
+    """Lets outputs read the operand of every sigmoid that reaches them through moves alone."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        only_output: set[Node] = set()
+        for node in reversed(graph_module.graph.nodes):
+            if node.op == "output" or (node.target in MOVES and node.users and only_output.issuperset(node.users)):
+                only_output.add(node)
+        changed = False
+        for node in list(graph_module.graph.nodes):
+            if node.target is aten.sigmoid.default and not only_output.isdisjoint(node.users):
+                node.replace_all_uses_with(args_of(node)[0], delete_user_cb=only_output.__contains__)
+                changed = True
+        changed |= finish(graph_module)
+        return PassResult(graph_module, changed)
