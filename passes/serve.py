@@ -17,6 +17,7 @@ from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.graph_tools import clone_graph_module
 from passes.id_bounds import OutOfRange
+from passes.logit_rows import LogitRows
 from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
 from passes.pack_tables import PackedTable, PackTables
@@ -48,7 +49,7 @@ def serve(
     for each in (
         UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), BlockLinears(), RowTerms(),
         StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), SumsAsProducts(), CollapseMoves(),
-        FoldConstants(), Canonicalize(),
+        FoldConstants(), Canonicalize(), LogitRows(),
     ):  # fmt: skip
         result = each(clone)
         if result is not None:
