@@ -32,7 +32,7 @@ def recover(
     *,
     labels: bool = False,
     epochs: int = 3,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
     label_weight: float = 0.9,
     trainable: str | Trainable | Sequence[str] = Trainable.FACTORS,
     held_out: float | Batches = 0.1,
