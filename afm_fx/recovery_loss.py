@@ -52,7 +52,7 @@ class TeacherLogits:
         keep: whether logits may be kept per position, because a position always holds the same batch.
 
     Raises:
-        RecoveryError: it has no floating output, or gives NaN.
+        BatchError: the batch does not fit it.
     """
 
     def __init__(self, teacher: Program, first: RecoveryBatch, *, keep: bool) -> None:
