@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,15 +15,20 @@ from afm_fx.batches import Batch, checked_batches, flat_inputs
 from afm_fx.diagnosis import explain_failed_batch, explain_non_finite
 from afm_fx.errors import CalibrationError
 from afm_fx.inputs import Inputs
-from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments
+from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments, Spread
 from afm_fx.program import Program
 from afm_fx.progress import track
+from afm_fx.sensitivity import Sensitivity, SensitivityCollector
+from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
+from passes.drop_units import hidden_layers
 from passes.graph_tools import clone_graph_module
-from passes.sites import Site, find_sites
+
+Value = TypeVar("Value")
+Mergeable = TypeVar("Mergeable", Moments, Sensitivity, Spread)
 
 KIND = "statistics"
-VERSION = 1
+VERSION = 2
 
 PENDING_ROWS = 4096
 """Rows of a narrow site gathered before their products are taken: small batches would pay per call."""
@@ -34,14 +39,18 @@ class Statistics:
     """Moments per site over the calibration rows; mergeable with ``+``.
 
     Attributes:
-        moments: by site name.
+        moments: by site name; joint tables have an entry of their own beside those of their parts.
         rows: number of rows of the batches (a site may see more, for example one per position of a sequence).
         batches: number of batches.
+        sensitivities: by site name, what errors in the features cost; empty where gradients were not asked for.
+        activations: by name of a hidden layer's Linear, what its units are behind the activation.
     """
 
     moments: Mapping[str, Moments]
     rows: int
     batches: int
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
+    activations: Mapping[str, Spread] = field(default_factory=dict)
 
     def __add__(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows.
@@ -54,8 +63,13 @@ class Statistics:
             raise CalibrationError(
                 f"statistics of different models cannot be merged: sites {differing[:5]} are not in both"
             )
-        moments = {name: own + other.moments[name] for name, own in self.moments.items()}
-        return Statistics(moments, self.rows + other.rows, self.batches + other.batches)
+        return Statistics(
+            _merged(self.moments, other.moments),
+            self.rows + other.rows,
+            self.batches + other.batches,
+            _merged(self.sensitivities, other.sensitivities),
+            _merged(self.activations, other.activations),
+        )
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the statistics as safetensors.
@@ -66,8 +80,17 @@ class Statistics:
         tensors = {}
         for name, moments in self.moments.items():
             tensors[f"{name}/mean"], tensors[f"{name}/scatter"] = moments.mean, moments.scatter
-        counts = {name: moments.count for name, moments in self.moments.items()}
-        header = {"rows": self.rows, "batches": self.batches, "counts": counts}
+        for name, found in self.sensitivities.items():
+            tensors[f"{name}/gradient"], tensors[f"{name}/consumer"] = found.gradient, found.consumer
+        for name, spread in self.activations.items():
+            tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"] = spread.mean, spread.squares
+        header = {
+            "rows": self.rows,
+            "batches": self.batches,
+            "counts": {name: moments.count for name, moments in self.moments.items()},
+            "sensitivity_rows": {name: found.rows for name, found in self.sensitivities.items()},
+            "activation_counts": {name: spread.count for name, spread in self.activations.items()},
+        }
         save_tensors(path, KIND, VERSION, header, tensors, force=force)
 
     @staticmethod
@@ -83,7 +106,15 @@ class Statistics:
                 name: Moments(int(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
                 for name, count in header["counts"].items()
             }
-            return Statistics(moments, int(header["rows"]), int(header["batches"]))
+            sensitivities = {
+                name: Sensitivity(int(rows), tensors[f"{name}/gradient"], tensors[f"{name}/consumer"])
+                for name, rows in header["sensitivity_rows"].items()
+            }
+            activations = {
+                name: Spread(int(count), tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"])
+                for name, count in header["activation_counts"].items()
+            }
+            return Statistics(moments, int(header["rows"]), int(header["batches"]), sensitivities, activations)
 
 
 def calibrate(
@@ -92,6 +123,7 @@ def calibrate(
     *,
     max_rows: int | None = None,
     product_dtype: torch.dtype | None = None,
+    sensitivity_rows: int = 0,
 ) -> Statistics:
     """Runs the program over batches and collects the moments of every site's features.
 
@@ -102,24 +134,49 @@ def calibrate(
         product_dtype: dtype of the products within a batch for sites wider than 64 features; None for the program's
             own. Means, and sums over batches, are float64 always. With float32 a covariance carries a relative error
             of about 1e-7, no more than the float32 features themselves.
+        sensitivity_rows: take gradients on the first so many rows, whole batches of them (:mod:`afm_fx.sensitivity`);
+            they cost about three times as much as inference and need no labels. 0 for none.
 
     Raises:
         CalibrationError: no batches, or NaN or infinite features (which batch, which node).
         BatchError: a batch does not fit, or holds an id outside its table (which batch, which input, which id).
     """
-    sites = [site for site in find_sites(program.graph_module) if site.refusal is None]
-    tapped = _tapped(program.graph_module, sites)
-    totals = {site.name: _Total(program, site.width, product_dtype) for site in sites}
+    plain, joint = plain_taps(program.graph_module), joint_taps(program.graph_module)
+    tables = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
+    alone = [tap for tap in plain if tap.site.name not in tables]
+    totals = [_Total(program, tap, product_dtype) for tap in (*alone, *joint)]
+    layers = list(hidden_layers(program.graph_module))
+    outputs = [total.tap.nodes for total in totals] + [(layer.activations[-1].name,) for layer in layers]
+    tapped = _tapped(program.graph_module, outputs)
+    activations: dict[str, Spread] = {}
+    collector = SensitivityCollector(program, (*alone, *joint)) if sensitivity_rows > 0 else None
     rows = count = 0
-    with torch.no_grad():
-        for batch in track(checked_batches(program, batches, max_rows), "calibrating", _length(batches)):
+    for batch in track(checked_batches(program, batches, max_rows), "calibrating", _length(batches)):
+        with torch.no_grad():
             features = _run(program, tapped, batch)
-            for total, values in zip(totals.values(), features, strict=True):
+            for total, values in zip(totals, features, strict=False):
                 total.add(values, batch)
-            rows, count = rows + batch.rows, count + 1
+            for layer, (values,) in zip(layers, features[len(totals) :], strict=True):
+                spread = Spread.of(values.reshape(-1, layer.units))
+                activations[layer.name] = activations[layer.name] + spread if layer.name in activations else spread
+        if collector is not None and rows < sensitivity_rows:
+            collector.add(batch)
+        rows, count = rows + batch.rows, count + 1
     if count == 0:
         raise CalibrationError("there are no calibration batches")
-    return Statistics({name: total.result() for name, total in totals.items()}, rows, count)
+    moments = {total.tap.site.name: total.result() for total in totals}
+    sensitivities = {} if collector is None else collector.results
+    for tap in joint:
+        for name, columns in parts_of(tap):
+            moments[name] = moments[tap.site.name].part(columns)
+            if tap.site.name in sensitivities:
+                sensitivities[name] = sensitivities[tap.site.name].part(columns)
+    order = [tap.site.name for tap in (*plain, *joint)]
+    return Statistics(_in_order(moments, order), rows, count, _in_order(sensitivities, order), activations)
+
+
+def _in_order(found: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
+    return {name: found[name] for name in names if name in found}
 
 
 def _length(batches: Iterable[Inputs]) -> int | None:
@@ -129,12 +186,17 @@ def _length(batches: Iterable[Inputs]) -> int | None:
         return None
 
 
-def _tapped(module: GraphModule, sites: list[Site]) -> GraphModule:
-    """The program with the sites' features as its output."""
+def _merged(one: Mapping[str, Mergeable], other: Mapping[str, Mergeable]) -> dict[str, Mergeable]:
+    """What both have, added up, and what only one has."""
+    return {**other, **{name: own + other[name] if name in other else own for name, own in one.items()}}
+
+
+def _tapped(module: GraphModule, outputs: Sequence[tuple[str, ...]]) -> GraphModule:
+    """The program with other nodes, by name, as its output."""
     tapped = clone_graph_module(module)
     by_name = {node.name: node for node in tapped.graph.nodes}
     output = next(node for node in tapped.graph.nodes if node.op == "output")
-    taps: tuple[tuple[Node, ...], ...] = tuple(tuple(by_name[name] for name in site.nodes) for site in sites)
+    taps: tuple[tuple[Node, ...], ...] = tuple(tuple(by_name[name] for name in names) for names in outputs)
     output.args = (taps,)
     tapped.graph._codegen = torch.fx.graph.CodeGen()
     tapped.graph.eliminate_dead_code()
@@ -152,18 +214,19 @@ def _run(program: Program, tapped: GraphModule, batch: Batch) -> Any:
 class _Total:
     """Running moments of one site; small batches are gathered first, since every product has a price per call."""
 
-    def __init__(self, program: Program, width: int, product_dtype: torch.dtype | None) -> None:
+    def __init__(self, program: Program, tap: Tap, product_dtype: torch.dtype | None) -> None:
+        self.tap = tap
         self._program = program
-        self._width = width
-        self._product_dtype = torch.float64 if width <= NARROW_WIDTH else product_dtype
-        self._moments = RunningMoments(width)
+        self._width = tap.site.width
+        self._product_dtype = torch.float64 if self._width <= NARROW_WIDTH else product_dtype
+        self._moments = RunningMoments(self._width)
         self._pending: list[tuple[Batch, Tensor]] = []
         self._pending_rows = 0
 
     def add(self, values: tuple[Tensor, ...], batch: Batch) -> None:
         """Adds the features of every use of the site in one batch."""
-        for value in values:
-            rows = value.reshape(-1, self._width)
+        for features in self.tap.read(values):
+            rows = features.reshape(-1, self._width)
             self._pending.append((batch, rows))
             self._pending_rows += rows.shape[0]
         if self._pending_rows >= PENDING_ROWS:

@@ -74,6 +74,10 @@ class Moments:
         """[n, n], the mean of ``y y^T``."""
         return self.covariance + torch.outer(self.mean, self.mean)
 
+    def part(self, columns: Tensor) -> Moments:
+        """The moments of some of the features, those at the positions ``columns`` (int64)."""
+        return Moments(self.count, self.mean[columns], self.scatter[columns][:, columns])
+
     def __add__(self, other: Moments) -> Moments:
         if self.width != other.width:
             raise CalibrationError(f"moments of {self.width} and of {other.width} features cannot be merged")
@@ -84,6 +88,40 @@ class Moments:
         mean = self.mean + difference * (other.count / count)
         between = torch.outer(difference, difference) * (self.count * other.count / count)
         return Moments(count, mean, self.scatter + other.scatter + between)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Count, mean and variance of rows of n features, each feature for itself, in float64; mergeable with ``+``.
+
+    Attributes:
+        count: number N of rows.
+        mean: [n].
+        squares: [n], the sum of squared distances to the mean.
+    """
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @staticmethod
+    def of(rows: Tensor) -> Spread:
+        """The spread of a batch [N, n], within the batch in the rows' own number format."""
+        variance, mean = torch.var_mean(rows, dim=0, correction=0)
+        return Spread(rows.shape[0], mean.cpu().to(torch.float64), variance.cpu().to(torch.float64) * rows.shape[0])
+
+    @property
+    def variance(self) -> Tensor:
+        """[n], the squares divided by N."""
+        return self.squares / max(self.count, 1)
+
+    def __add__(self, other: Spread) -> Spread:
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        between = difference.square() * (self.count * other.count / count)
+        return Spread(count, self.mean + difference * (other.count / count), self.squares + other.squares + between)
 
 
 class RunningMoments:

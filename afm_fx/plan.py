@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from afm_fx.tables import render_table
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
+from passes.drop_units import Units
 from passes.factor import Factor
 from passes.sites import SiteKind
 
 KIND = "plan"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class SitePlan:
         kept_energy: share of the features' energy about the centre that the code keeps, on the calibration rows.
         predicted_error: mean over calibration rows of the squared error of the features; 0 where left alone.
         rows_seen: calibration rows that reached the site.
+        basis: where the site's basis comes from; empty where left alone.
+        tables: names of the tables under one joint code, empty for a plain site.
+        logit_errors: root mean squared logit error on held-out rows with this site alone factored, by the basis that
+            was tried at this rank; empty where nothing was measured.
     """
 
     name: str
@@ -39,6 +44,15 @@ class SitePlan:
     kept_energy: float
     predicted_error: float
     rows_seen: int
+    basis: str = ""
+    tables: tuple[str, ...] = ()
+    logit_errors: Mapping[str, float] = field(default_factory=dict)
+
+    def won(self) -> str:
+        """The site's basis, and how much larger the best other one's logit error was."""
+        others = [error for name, error in self.logit_errors.items() if name != self.basis]
+        own = self.logit_errors.get(self.basis, 0.0)
+        return f"{self.basis} (+{min(others) / own - 1:.0%})" if others and own > 0 else self.basis
 
     @property
     def width(self) -> int:
@@ -55,10 +69,13 @@ class Plan:
         refused: reason by site name, for the sites that could not.
         factors: by site name, for the sites with a rank.
         policy: the policy that chose, as JSON.
-        basis: where the bases come from.
+        basis: where the bases come from; "measured" where each site has its own.
         parameters_before: parameters of the program.
         parameters_after: parameters of the program once the plan is applied.
         warnings: what a user should know.
+        units: hidden units that stay, by name of the Linear that makes them; the others are constant on real rows.
+        logit_error: root mean squared logit error of the whole plan on held-out rows; None where nothing was measured.
+        predicted_logit_error: the same as the sites' own errors add up to.
     """
 
     sites: tuple[SitePlan, ...]
@@ -69,6 +86,9 @@ class Plan:
     parameters_before: int = 0
     parameters_after: int = 0
     warnings: tuple[str, ...] = ()
+    units: Mapping[str, Units] = field(default_factory=dict)
+    logit_error: float | None = None
+    predicted_logit_error: float | None = None
 
     def table(self) -> str:
         """The plan as text, one line per site."""
@@ -77,12 +97,24 @@ class Plan:
             rank = "as it is" if site.rank is None else str(site.rank)
             energy = "" if site.rank is None else f"{site.kept_energy:.2%}"
             error = "" if site.rank is None else f"{site.predicted_error:.3g}"
-            rows.append((site.name, str(site.kind), "x".join(map(str, site.shape)), rank, energy, error, site.reason))
-        rows += [(name, "", "", "refused", "", "", reason) for name, reason in self.refused.items()]
-        columns = ("site", "kind", "shape", "rank", "energy kept", "predicted error", "reason")
+            shape = "x".join(map(str, site.shape))
+            rows.append((site.name, str(site.kind), shape, rank, site.won(), energy, error, site.reason))
+        rows += [(name, "", "", "refused", "", "", "", reason) for name, reason in self.refused.items()]
+        columns = ("site", "kind", "shape", "rank", "basis", "energy kept", "predicted error", "reason")
         share = self.parameters_after / self.parameters_before if self.parameters_before else 1.0
         title = f"plan: {self.parameters_before:,} -> {self.parameters_after:,} parameters ({share:.1%})"
-        return render_table(title, columns, rows, left=2, text=("reason",))
+        text = render_table(title, columns, rows, left=2, text=("basis", "reason"))
+        return "\n".join([text, *self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        for name, units in self.units.items():
+            total = units.constants.shape[0]
+            yield f"{name}: {len(units.dropped)} of {total} units are constant on the calibration rows and left out"
+        if self.logit_error is not None and self.predicted_logit_error is not None:
+            yield (
+                f"root mean squared logit error on held-out rows: {self.logit_error:.4f} "
+                f"(the sites' own errors add up to {self.predicted_logit_error:.4f})"
+            )
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the plan as safetensors.
@@ -99,8 +131,13 @@ class Plan:
                 "offset": factor.offset,
             }
             tensors.update({f"{name}/{part}": tensor for part, tensor in parts.items() if tensor is not None})
+        for name, units in self.units.items():
+            tensors[f"{name}/kept_units"], tensors[f"{name}/unit_constants"] = units.kept, units.constants
         header = {
             "sites": [asdict(site) for site in self.sites],
+            "units": list(self.units),
+            "logit_error": self.logit_error,
+            "predicted_logit_error": self.predicted_logit_error,
             "refused": dict(self.refused),
             "policy": dict(self.policy),
             "basis": self.basis,
@@ -120,9 +157,20 @@ class Plan:
         header, tensors = load_tensors(path, KIND, VERSION)
         with complete(path, KIND):
             sites = tuple(
-                SitePlan(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])})
+                SitePlan(
+                    **{
+                        **site,
+                        "kind": SiteKind(site["kind"]),
+                        "shape": tuple(site["shape"]),
+                        "tables": tuple(site["tables"]),
+                    }
+                )
                 for site in header["sites"]
             )
+            units = {
+                name: Units(tensors[f"{name}/kept_units"], tensors[f"{name}/unit_constants"])
+                for name in header["units"]
+            }
             factors = {
                 site.name: Factor(
                     tensors[f"{site.name}/encoder"],
@@ -144,6 +192,9 @@ class Plan:
                 header["parameters_before"],
                 header["parameters_after"],
                 tuple(header["warnings"]),
+                units,
+                header["logit_error"],
+                header["predicted_logit_error"],
             )
 
 

@@ -2,127 +2,215 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
+from torch.fx import GraphModule
 
-from afm_fx.basis import Basis, BasisKind, eigenbasis, weight_second_moment
+from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics
-from afm_fx.errors import CalibrationError, CalibrationWarning, PolicyError
-from afm_fx.moments import Moments
+from afm_fx.constant_units import constant_units, restricted, without_units
+from afm_fx.errors import CalibrationWarning, PolicyError
+from afm_fx.inputs import Inputs
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
+from afm_fx.simulation import Simulation
+from afm_fx.site_bases import SiteBases, bases_of
+from afm_fx.site_errors import SiteErrors
 from afm_fx.situation import Choice, Situation
-from passes.graph_tools import constant_of
-from passes.sink_codes import analyze
-from passes.sites import Site, SiteKind, find_sites
+from afm_fx.taps import Tap, joined, joint_taps, plain_taps
+from passes.drop_units import Units
+from passes.factor import Factor
+from passes.sink_codes import Analysis, analyze
+from passes.sites import Site, SiteKind
 
 MAX_CHOICES = 5
 """How often a policy is asked at most."""
 
+MEASURED_ROWS = 4096
+"""Held-out rows on which logit errors are measured."""
 
-def make_plan(program: Program, statistics: Statistics, policy: Policy, *, basis: str | BasisKind = "afm") -> Plan:
+
+def make_plan(
+    program: Program,
+    statistics: Statistics,
+    policy: Policy,
+    *,
+    basis: str | BasisKind | None = None,
+    held_out: Iterable[Inputs] | None = None,
+) -> Plan:
     """Picks a rank and a basis per site.
+
+    With held-out rows, every site's logit error is measured for several bases and ranks: the plan takes the best basis
+    for each, hidden units that are constant on real rows are left out, and a ``Budget`` goes where it saves most.
 
     Args:
         program: the captured model.
         statistics: of this program's sites.
         policy: picks the ranks.
-        basis: "afm" (eigenvectors of the features' covariance on the calibration rows) or "weight_svd" (of the
-            weights alone; the calibration rows then only measure the error).
+        basis: "measured" (for each site the one of the smallest measured logit error), "afm" (eigenvectors of the
+            features' covariance on the calibration rows), "gradient", "consumer" and their mixtures
+            (:mod:`afm_fx.sensitivity`), or "weight_svd" (of the weights alone; the calibration rows then only measure
+            the error). Left out: "measured" with held-out rows, or else "afm".
+        held_out: batches of rows that the statistics have not seen, without labels; the first 4,096 rows are used.
 
     Raises:
         PolicyError: the policy asks for something impossible.
         CalibrationError: the statistics belong to another model.
     """
-    try:
-        kind = BasisKind(basis)
-    except ValueError:
-        raise PolicyError(f"there is no basis '{basis}'; choose one of {[kind.value for kind in BasisKind]}") from None
-    factorable = tuple(site for site in find_sites(program.graph_module) if site.refusal is None)
-    bases = {site.name: _basis(program, site, _moments(statistics, site), kind) for site in factorable}
-    uncentred = frozenset(name for name, site_basis in bases.items() if site_basis.centre is None)
-    analysis = analyze(program.graph_module, uncentred=uncentred)
+    kind = _kind(basis, measured=held_out is not None)
+    if kind is BasisKind.MEASURED and held_out is None:
+        raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
+    rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
+    task = _Task.of(program, statistics, policy, kind, rows)
+    choices, parameters = task.choose(policy)
+    ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
     messages = tuple(
-        _thin(site, rows) for site in factorable if (rows := statistics.moments[site.name].count) < site.width
+        _thin(tap.site, count)
+        for tap in task.taps
+        if (count := task.statistics.moments[tap.site.name].count) < tap.site.width
     )
-    situation = Situation(factorable, bases, analysis.ledger)
-    choices, parameters = _chosen(program, policy, situation, uncentred)
-    ranks = {name: choice.rank for name, choice in choices.items()}
     for message in messages:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
+    errors = task.situation.errors
     return Plan(
-        sites=tuple(_site_plan(site, bases[site.name], choices[site.name], statistics) for site in factorable),
-        factors={name: bases[name].factor(rank) for name, rank in ranks.items() if rank is not None},
-        refused={site.name: site.refusal for site in analysis.sites if site.refusal is not None},
+        sites=tuple(task.site_plan(tap, choices[tap.site.name]) for tap in task.taps),
+        factors={name: task.factor(name, rank) for name, rank in ranks.items()},
+        refused=task.refused,
         policy=policy.describe(),
         basis=kind.value,
         parameters_before=program.parameter_count(),
         parameters_after=parameters,
         warnings=messages,
+        units=task.units,
+        logit_error=None if errors is None else math.sqrt(errors.together(ranks)),
+        predicted_logit_error=None if errors is None else _predicted(errors, ranks),
     )
 
 
-def _chosen(
-    program: Program, policy: Policy, situation: Situation, uncentred: frozenset[str]
-) -> tuple[dict[str, Choice], int]:
-    """The policy's choices, and the exact parameter count of the program that they make.
+def _kind(basis: str | BasisKind | None, *, measured: bool) -> BasisKind:
+    if basis is None:
+        return BasisKind.MEASURED if measured else BasisKind.AFM
+    try:
+        return BasisKind(basis)
+    except ValueError:
+        raise PolicyError(f"there is no basis '{basis}'; choose one of {[kind.value for kind in BasisKind]}") from None
 
-    The situation's ledger is that of all sites factored. Where a site is left alone whose features are added to those
-    of another, the rewrite restores more, and may keep more parameters than the ledger says: a policy with a budget
-    is then asked again, with that much in reserve.
+
+def _predicted(errors: SiteErrors, ranks: Mapping[str, int]) -> float:
+    return math.sqrt(sum(errors.best(name, rank)[1] for name, rank in ranks.items()))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one plan is made of.
+
+    Attributes:
+        module: the graph whose sites are planned, joint tables without data.
+        taps: of the sites that may be factored.
+        units: hidden units to keep, by layer.
+        statistics: of the sites of ``module``.
+        bases: by site name.
+        kind: which of them.
+        situation: what the policy is told.
+        refused: reason by name of the other sites.
     """
-    for _ in range(MAX_CHOICES):
-        choices = policy.choose(situation)
-        ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
-        exact = analyze(program.graph_module, uncentred=uncentred, only=ranks).ledger.total(ranks)
-        overshoot = exact - situation.ledger.total(ranks)
-        if overshoot <= situation.reserve:
-            break
-        situation = replace(situation, reserve=overshoot)
-    return choices, exact
 
+    module: GraphModule
+    taps: tuple[Tap, ...]
+    units: Mapping[str, Units]
+    statistics: Statistics
+    bases: Mapping[str, SiteBases]
+    kind: BasisKind
+    situation: Situation
+    refused: Mapping[str, str]
 
-def _site_plan(site: Site, basis: Basis, choice: Choice, statistics: Statistics) -> SitePlan:
-    rank = choice.rank
-    return SitePlan(
-        name=site.name,
-        kind=site.kind,
-        shape=(site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows),
-        rank=rank,
-        reason=choice.reason,
-        kept_energy=1.0 if rank is None else basis.kept_energy(rank),
-        predicted_error=0.0 if rank is None else float(basis.discarded[rank]),
-        rows_seen=statistics.moments[site.name].count,
-    )
-
-
-def _weight(program: Program, site: Site) -> Tensor:
-    return program.graph_module.get_parameter(site.parameter)
-
-
-def _bias(program: Program, site: Site) -> Tensor | None:
-    """The bias of a Linear site (of its first use)."""
-    if site.kind is SiteKind.EMBEDDING:
-        return None
-    node = next(node for node in program.graph_module.graph.nodes if node.name == site.nodes[0])
-    return constant_of(program.graph_module, node.args[2]) if len(node.args) > 2 else None
-
-
-def _moments(statistics: Statistics, site: Site) -> Moments:
-    moments = statistics.moments.get(site.name)
-    if moments is None or moments.width != site.width:
-        found = "no entry" if moments is None else f"{moments.width} features"
-        raise CalibrationError(
-            f"the statistics belong to another model: site '{site.name}' has {site.width} features, "
-            f"they have {found} for it"
+    @staticmethod
+    def of(program: Program, statistics: Statistics, policy: Policy, kind: BasisKind, rows: list[Inputs]) -> _Task:
+        measured = kind is BasisKind.MEASURED
+        units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
+        trimmed, known = without_units(program, units), restricted(statistics, program, units)
+        joint = joint_taps(trimmed.graph_module) if measured and policy.joins_tables else ()
+        parts = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
+        module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
+        order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
+        plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
+        taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
+        bases = bases_of(trimmed, taps, known, one_centre=measured)
+        errors = None
+        if measured:
+            reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None
+            simulation = Simulation(trimmed, rows, taps, max_rows=MEASURED_ROWS, reference=reference)
+            errors = SiteErrors(simulation, bases)
+        single = {name: bases[name][BasisKind.AFM if measured else kind] for name in bases}
+        analysis = _analysis(module, single, None)
+        situation = Situation(
+            sites=tuple(tap.site for tap in taps),
+            bases=single,
+            ledger=analysis.ledger,
+            dense_parameters=program.parameter_count(),
+            errors=errors,
         )
-    if moments.count == 0:
-        raise CalibrationError(f"site '{site.name}' saw no rows in calibration")
-    return moments
+        refused = {site.name: site.refusal for site in analysis.sites if site.refusal is not None}
+        return _Task(module, taps, units, known, bases, kind, situation, refused)
+
+    def choose(self, policy: Policy) -> tuple[dict[str, Choice], int]:
+        """The policy's choices, and the exact parameter count of the program that they make.
+
+        The situation's ledger is that of all sites factored. Where a site is left alone whose features are added to
+        those of another, the rewrite restores more, and may keep more parameters than the ledger says: a policy with a
+        budget is then asked again, with that much in reserve.
+        """
+        situation = self.situation
+        for _ in range(MAX_CHOICES):
+            choices = policy.choose(situation)
+            ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
+            exact = _analysis(self.module, situation.bases, ranks).ledger.total(ranks)
+            overshoot = exact - situation.ledger.total(ranks)
+            if overshoot <= situation.reserve:
+                break
+            situation = replace(situation, reserve=overshoot)
+        return choices, exact
+
+    def factor(self, name: str, rank: int) -> Factor:
+        """The factor of a site at a rank."""
+        return self.bases[name][self._kind_at(name, rank)].factor(rank)
+
+    def site_plan(self, tap: Tap, choice: Choice) -> SitePlan:
+        """The plan of one site."""
+        site, rank = tap.site, choice.rank
+        shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
+        tables = () if tap.joint is None else tap.joint.tables
+        seen = self.statistics.moments[site.name].count
+        if rank is None:
+            return SitePlan(site.name, site.kind, shape, None, choice.reason, 1.0, 0.0, seen, tables=tables)
+        kind = self._kind_at(site.name, rank)
+        basis, errors = self.bases[site.name][kind], self.situation.errors
+        tried = {} if errors is None else errors.candidates(site.name, rank)
+        return SitePlan(
+            name=site.name,
+            kind=site.kind,
+            shape=shape,
+            rank=rank,
+            reason=choice.reason,
+            kept_energy=basis.kept_energy(rank),
+            predicted_error=basis.error(rank),
+            rows_seen=seen,
+            basis=kind.value,
+            tables=tables,
+            logit_errors={name.value: math.sqrt(error) for name, error in tried.items()},
+        )
+
+    def _kind_at(self, name: str, rank: int) -> BasisKind:
+        return self.kind if self.situation.errors is None else self.situation.errors.best(name, rank)[0]
+
+
+def _analysis(module: GraphModule, bases: Mapping[str, object], only: Mapping[str, int] | None) -> Analysis:
+    uncentred = frozenset(name for name, basis in bases.items() if getattr(basis, "centre", None) is None)
+    return analyze(module, uncentred=uncentred, only=only)
 
 
 def _thin(site: Site, rows: int) -> str:
@@ -130,31 +218,3 @@ def _thin(site: Site, rows: int) -> str:
         f"site '{site.name}' saw {rows} rows for {site.width} features: "
         "its covariance is shrunk toward its weights'. Calibrate on more rows"
     )
-
-
-def _basis(program: Program, site: Site, moments: Moments, kind: BasisKind) -> Basis:
-    weight = _weight(program, site)
-    if kind is BasisKind.WEIGHT_SVD:
-        bias = _bias(program, site)
-        centre = None if bias is None or not site.centred else bias.detach().to(torch.float64).cpu()
-        return eigenbasis(weight_second_moment(weight, site.kind), _about(moments, centre), centre)
-    centre = moments.mean if site.centred else None
-    covariance = _about(moments, centre)
-    metric = covariance
-    if moments.count < site.width:
-        metric = _shrunk(covariance, weight_second_moment(weight, site.kind), moments.count)
-    return eigenbasis(metric, covariance, centre)
-
-
-def _about(moments: Moments, centre: Tensor | None) -> Tensor:
-    """The second moment about a centre (None: about zero)."""
-    distance = moments.mean if centre is None else moments.mean - centre
-    return moments.covariance + torch.outer(distance, distance)
-
-
-def _shrunk(covariance: Tensor, prior: Tensor, rows: int) -> Tensor:
-    """``N / (N + n) C + n / (N + n) P``, the prior scaled to the covariance's trace (or taken alone where C is 0)."""
-    width = covariance.shape[0]
-    energy, prior_energy = covariance.trace(), prior.trace()
-    scale = energy / prior_energy if energy > 0 and prior_energy > 0 else torch.ones(())
-    return (rows * covariance + width * scale * prior) / (rows + width)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import heapq
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+from afm_fx.allocation import Allocation, Frontier
 from afm_fx.errors import PolicyError
 from afm_fx.situation import Choice, Situation, leave_what_gains_nothing
 from passes.sites import Site, SiteKind
 
-NEGLIGIBLE_ENERGY = 1e-12
-"""Share of a site's energy that is rounding, not worth a rank."""
-
 
 class Policy(Protocol):
-    """Picks a rank per site."""
+    """Picks a rank per site.
+
+    Attributes:
+        joins_tables: whether tables looked up by the same ids may become one site, where errors are measured.
+    """
+
+    joins_tables: ClassVar[bool]
 
     def choose(self, situation: Situation) -> dict[str, Choice]:
         """One choice per factorable site, by name."""
@@ -30,6 +33,8 @@ class Policy(Protocol):
 
 class _Described:
     """A policy that describes itself by its name and fields."""
+
+    joins_tables: ClassVar[bool] = False
 
     def describe(self) -> dict[str, Any]:
         """The policy as JSON."""
@@ -126,15 +131,18 @@ class Energy(_Described):
 
 @dataclass(frozen=True)
 class Budget(_Described):
-    """The ranks that keep the most energy within a number of parameters.
+    """The ranks that lose least within a number of parameters.
 
-    Greedy: every site starts at its cheapest; then, again and again, the site whose next rank keeps the largest share
-    of its energy per added parameter gets it, until nothing fits any more. A site whose next rank would cost as much
-    as leaving it alone is left alone.
+    Where logit errors are measured (``basis="measured"``), the loss is the logits' mean squared error, and tables
+    looked up by the same ids share one code; otherwise it is the share of its own energy that each site loses.
+    See :class:`afm_fx.allocation.Frontier` for the way to them. A site whose next rank would cost as much as leaving
+    it alone is left alone.
 
     Attributes:
         parameters: share in (0, 1] of the model's parameters that may remain.
     """
+
+    joins_tables: ClassVar[bool] = True
 
     parameters: float
 
@@ -147,93 +155,33 @@ class Budget(_Described):
         Raises:
             PolicyError: even the smallest ranks exceed it; the message says the smallest reachable.
         """
-        return _Allocation(situation, self.parameters).run()
-
-
-class _Allocation:
-    """One greedy allocation."""
-
-    def __init__(self, situation: Situation, fraction: float) -> None:
-        self._situation = situation
-        self._limit = int(fraction * situation.dense_parameters) - situation.reserve
-        self._fraction = fraction
-        self._ranks: dict[str, int | None] = {site.name: 1 for site in situation.sites}
-
-    def run(self) -> dict[str, Choice]:
-        total = self._cheapest()
-        if total > self._limit:
-            dense = self._situation.dense_parameters
+        limit = int(self.parameters * situation.dense_parameters) - situation.reserve
+        frontier = frontier_of(situation)
+        cheapest = frontier.cheapest()
+        if cheapest.cost > limit:
+            dense = situation.dense_parameters
             raise PolicyError(
-                f"a budget of {self._fraction:g} of {dense:,} parameters cannot be reached: the smallest reachable is "
-                f"{total / dense:.4f} ({total:,} parameters)"
+                f"a budget of {self.parameters:g} of {dense:,} parameters cannot be reached: the smallest reachable is "
+                f"{cheapest.cost / dense:.4f} ({cheapest.cost:,} parameters)"
             )
-        self._spend(total)
-        return {name: Choice(rank, self._reason(name, rank)) for name, rank in self._ranks.items()}
-
-    def _total(self, **changed: int | None) -> int:
-        return self._situation.ledger.total({**self._ranks, **changed} if changed else self._ranks)
-
-    def _cheapest(self) -> int:
-        """Leaves alone what rank 1 makes larger."""
-        total = self._total()
-        for name in self._ranks:
-            left = self._total(**{name: None})
-            if left <= total:
-                self._ranks[name], total = None, left
-        return total
-
-    def _spend(self, total: int) -> None:
-        heap = [step for site in self._situation.sites if (step := self._step(site, total)) is not None]
-        heapq.heapify(heap)
-        while heap:
-            _, _, site, stale_total = heapq.heappop(heap)
-            step = self._step(site, total)
-            if step is None:
-                continue
-            if stale_total != total and heap and step[0] > heap[0][0]:
-                heapq.heappush(heap, step)
-                continue
-            rank, cost = self._next(site, total)
-            if total + cost > self._limit:
-                continue
-            self._ranks[site.name], total = rank, total + cost
-            following = self._step(site, total)
-            if following is not None:
-                heapq.heappush(heap, following)
-
-    def _next(self, site: Site, total: int) -> tuple[int | None, int]:
-        """The next level of a site, and its price in parameters."""
-        rank = (self._ranks[site.name] or 0) + 1
-        left = self._total(**{site.name: None})
-        factored = self._total(**{site.name: rank}) if rank < site.width else left
-        return (rank, factored - total) if factored < left else (None, left - total)
-
-    def _step(self, site: Site, total: int) -> _Step | None:
-        """The heap entry of a site's next level, None where it is at its last one."""
-        current = self._ranks[site.name]
-        if current is None:
-            return None
-        basis = self._situation.bases[site.name]
-        if 1.0 - basis.kept_energy(current) <= NEGLIGIBLE_ENERGY:
-            return None
-        rank, cost = self._next(site, total)
-        gained = (1.0 if rank is None else basis.kept_energy(rank)) - basis.kept_energy(current)
-        order = self._situation.sites.index(site)
-        return _Step((-gained / max(cost, 1), order, site, total))
-
-    def _reason(self, name: str, rank: int | None) -> str:
-        if rank is None:
-            return "leaving it alone costs no more than its code would"
-        return f"keeps {self._situation.bases[name].kept_energy(rank):.2%} of the energy"
+        *_, best = frontier.walk(limit)
+        return choices_of(situation, best)
 
 
-class _Step(tuple[float, int, Site, int]):
-    """(minus energy share per parameter, order, site, total it was computed at), compared by the first two."""
+def frontier_of(situation: Situation) -> Frontier:
+    """The frontier of losses over parameters."""
+    return Frontier(
+        situation.sites,
+        {site.name: situation.levels(site) for site in situation.sites},
+        situation.loss,
+        situation.ledger.total,
+        negligible=situation.negligible_loss(),
+    )
 
-    __slots__ = ()
 
-    def __lt__(self, other: tuple[Any, ...]) -> bool:
-        return self[:2] < other[:2]
+def choices_of(situation: Situation, allocation: Allocation) -> dict[str, Choice]:
+    """The choices that an allocation stands for."""
+    return {name: Choice(rank, situation.said(name, rank)) for name, rank in allocation.ranks.items()}
 
 
 def _check_rank(name: str, rank: object) -> None:

@@ -6,8 +6,48 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from afm_fx.basis import Basis
+from afm_fx.site_errors import SiteErrors
 from passes.parameter_ledger import ParameterLedger
 from passes.sites import Site
+
+NEGLIGIBLE_ENERGY = 1e-12
+"""Share of a site's energy that is rounding."""
+
+NEGLIGIBLE_LOGIT_ERROR = 1e-9
+"""Share of the logits' variance that is rounding in float32."""
+
+FINE_WIDTH = 64
+COARSE_RANKS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+)
+"""Ranks tried for sites wider than that: fine where a rank weighs much, multiples of the vector width further on."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +72,42 @@ class Situation:
         bases: by site name.
         ledger: the parameter count as a function of the ranks.
         reserve: parameters to stay below a budget by.
+        errors: measured logit errors, None where nothing is measured.
+        dense_parameters: parameters of the program when every site is left alone.
     """
 
     sites: tuple[Site, ...]
     bases: Mapping[str, Basis]
     ledger: ParameterLedger
+    dense_parameters: int
     reserve: int = 0
+    errors: SiteErrors | None = None
 
-    @property
-    def dense_parameters(self) -> int:
-        """Parameters of the program when every site is left alone."""
-        return self.ledger.total({})
+    def loss(self, name: str, rank: int) -> float:
+        """What a site loses at a rank: mean squared logit error, or its share of lost energy where none is measured."""
+        if self.errors is None:
+            return 1.0 - self.bases[name].kept_energy(rank)
+        return self.errors.best(name, rank)[1]
+
+    def negligible_loss(self) -> float:
+        """Losses up to this are rounding, not worth a rank."""
+        if self.errors is None:
+            return NEGLIGIBLE_ENERGY
+        return NEGLIGIBLE_LOGIT_ERROR * self.errors.simulation.variance
+
+    def levels(self, site: Site) -> list[int]:
+        """The ranks to consider for a site: all of them, or of a wide one whose errors are measured, some."""
+        if self.errors is None or site.width <= FINE_WIDTH:
+            return list(range(1, site.width + 1))
+        return [rank for rank in COARSE_RANKS if rank < site.width]
+
+    def said(self, name: str, rank: int | None) -> str:
+        """Why a site has a rank."""
+        if rank is None:
+            return "leaving it alone costs no more than its code would"
+        if self.errors is None:
+            return f"keeps {self.bases[name].kept_energy(rank):.2%} of the energy"
+        return f"a logit error of {self.errors.best(name, rank)[1] ** 0.5:.2g}"
 
     def site(self, name: str) -> Site | None:
         """The site of a name; the weight's full name is understood too."""

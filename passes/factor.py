@@ -80,6 +80,26 @@ def factor_of(encoder: Tensor, decoder: Tensor, centre: Tensor | None) -> Factor
     return Factor(encoder, decoder, shift, offset - decoder @ shift)
 
 
+@dataclass(frozen=True)
+class JointFactor(Factor):
+    """A factor of a joint table (:mod:`passes.join_tables`) that encodes its tables without joining them.
+
+    Attributes:
+        tables: [V, n_i] each, whose features side by side are the site's.
+    """
+
+    tables: tuple[Tensor, ...] = ()
+
+    def encode_table(self, table: Tensor) -> Tensor:
+        """The codes [V, r] of the joint table, whose own data are not looked at."""
+        codes = torch.empty((table.shape[0], self.rank), dtype=table.dtype, device=table.device)
+        for start in range(0, table.shape[0], ROWS_PER_BLOCK):
+            rows = slice(start, start + ROWS_PER_BLOCK)
+            block = torch.cat([each[rows] for each in self.tables], dim=1)
+            codes[rows] = super().encode_table(block)
+        return codes
+
+
 class BlankFactor(Factor):
     """A factor without meaningful values, for runs that only look at the structure: its codes have no data."""
 

@@ -89,7 +89,7 @@ def test_basis_is_the_same_for_the_same_input_and_orthonormal() -> None:
 def test_weight_second_moment_of_tables_and_linears() -> None:
     weight = torch.randn(70000, 3)
     expected = weight.double().T @ weight.double()
-    torch.testing.assert_close(weight_second_moment(weight, SiteKind.EMBEDDING), expected / 70000)
+    torch.testing.assert_close(weight_second_moment([weight], SiteKind.EMBEDDING), expected / 70000)
     torch.testing.assert_close(
-        weight_second_moment(weight[:9], SiteKind.LINEAR), weight[:9].double() @ weight[:9].double().T
+        weight_second_moment([weight[:9]], SiteKind.LINEAR), weight[:9].double() @ weight[:9].double().T
     )

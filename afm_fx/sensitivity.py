@@ -1,0 +1,146 @@
+"""What an error in a site's features costs downstream: second moments of gradients, label-free.
+
+*gradient*: ``E[g g^T]`` with ``g`` the gradient of the logit in the features. To first order, an error ``d`` that does
+not depend on ``g`` changes the logit by ``E[(g^T d)^2] = tr(E[g g^T] E[d d^T])``.
+
+*consumer*: ``E[J^T J]`` with ``J`` the Jacobian of what the next Linears give in the features, so the metric of the
+next layer through the activation's mask, or of the first fully connected layer for a table. It is estimated with one
+random vector ``v`` a row, for ``E[(J^T v)(J^T v)^T] = E[J^T J]`` where ``E[v v^T] = I`` (Hutchinson, 1990).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from afm_fx.batches import Batch, flat_inputs
+from afm_fx.logits import columns_of, expose_logits
+from afm_fx.moments import gram
+from afm_fx.program import Program
+from afm_fx.simulation import run_nodes
+from afm_fx.taps import Tap
+from passes.graph_tools import aten, constant_of
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Second moments of a site's gradients, in float64; mergeable with ``+``.
+
+    Attributes:
+        rows: how many rows of features they were summed over.
+        gradient: [n, n], the sum of ``g g^T`` over those rows.
+        consumer: [n, n], the sum of ``J^T v v^T J``.
+    """
+
+    rows: int
+    gradient: Tensor
+    consumer: Tensor
+
+    def part(self, columns: Tensor) -> Sensitivity:
+        """The sensitivity to some of the features, those at the positions ``columns`` (int64)."""
+        return Sensitivity(self.rows, self.gradient[columns][:, columns], self.consumer[columns][:, columns])
+
+    def __add__(self, other: Sensitivity) -> Sensitivity:
+        return Sensitivity(self.rows + other.rows, self.gradient + other.gradient, self.consumer + other.consumer)
+
+
+class SensitivityCollector:
+    """Adds up the sensitivities of sites, batch by batch.
+
+    Args:
+        program: the captured model.
+        taps: of the sites.
+        seed: of the random vectors.
+    """
+
+    def __init__(self, program: Program, taps: Sequence[Tap], *, seed: int = 0) -> None:
+        self._program = program
+        self._graph = expose_logits(program)[0].graph_module
+        self._taps = taps
+        self._generator = torch.Generator().manual_seed(seed)
+        self._tapped = {name for tap in taps for name in tap.nodes}
+        self._linears = frozenset(_linears(self._graph))
+        self.results: dict[str, Sensitivity] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Adds a batch."""
+        inputs = flat_inputs(self._program, batch)
+        for name, gradient, consumer in zip(
+            (tap.site.name for tap in self._taps), self._gradients(inputs), self._through_linears(inputs), strict=True
+        ):
+            found = Sensitivity(gradient.shape[0], _moment(gradient), _moment(consumer))
+            self.results[name] = self.results[name] + found if name in self.results else found
+
+    def _gradients(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
+        tapped: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            for node, value, values in run_nodes(self._graph, inputs):
+                if node.op == "get_attr" and isinstance(value, Tensor):
+                    values[node] = value.detach()
+                elif node.name in self._tapped:
+                    tapped[node.name] = values[node] = value if value.requires_grad else _leaf(value)
+            outputs = self._outputs(values)
+            loss = (outputs * self._signs(outputs)).sum()
+        return self._read(loss, tapped)
+
+    def _through_linears(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
+        tapped: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        with torch.enable_grad():
+            for node, value, values in run_nodes(self._graph, inputs):
+                if node.op == "get_attr" and isinstance(value, Tensor):
+                    values[node] = value.detach()
+                    continue
+                if node in self._linears and value.requires_grad:
+                    losses.append((value * self._normal(value)).sum())
+                    values[node] = value.detach()
+                if node.name in self._tapped:
+                    tapped[node.name] = values[node] = _leaf(values[node])
+            outputs = self._outputs(values)
+            if outputs.requires_grad:
+                losses.append((outputs * self._signs(outputs)).sum())
+        return self._read(sum(losses, start=torch.zeros(())), tapped)
+
+    def _outputs(self, values: dict[Node, Any]) -> Tensor:
+        output = next(reversed(self._graph.graph.nodes))
+        return columns_of(map_arg(output.args[0], values.__getitem__))
+
+    def _read(self, loss: Tensor, tapped: dict[str, Tensor]) -> Iterator[Tensor]:
+        """The gradients ``[N, n]`` of every tap."""
+        found = torch.autograd.grad(loss, list(tapped.values()), allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(tapped, found, strict=True))
+        for tap in self._taps:
+            uses = tap.read([gradients[name] for name in tap.nodes])
+            yield torch.cat([use.reshape(-1, tap.site.width) for use in uses])
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator, dtype=like.dtype).to(like.device)
+
+    def _signs(self, like: Tensor) -> Tensor:
+        """Signs that part the columns of the logits: a random one each, so that cross terms average out."""
+        drawn = torch.randint(0, 2, like.shape, generator=self._generator)
+        return (drawn * 2 - 1).to(device=like.device, dtype=like.dtype)
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
+
+
+def _moment(gradients: Tensor) -> Tensor:
+    return gram(gradients).to(device="cpu", dtype=torch.float64)
+
+
+def _linears(graph: GraphModule) -> Iterable[Node]:
+    """The products with a constant matrix."""
+    for node in graph.graph.nodes:
+        place = {aten.linear.default: 1, aten.addmm.default: 2, aten.mm.default: 1, aten.matmul.default: 1}.get(
+            node.target
+        )
+        if place is not None and constant_of(graph, node.args[place]) is not None:
+            yield node

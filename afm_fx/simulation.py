@@ -1,0 +1,190 @@
+"""What factors would do to the logits, measured without rewriting the program.
+
+A rewritten program computes what the original computes on the features that the codes can tell. So every factored
+site's features ``y`` are replaced with ``decode(encode(y))`` in the original graph, and only the nodes behind them are
+computed again: all other values are known from one run of the original over the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from afm_fx.batches import checked_batches, flat_inputs
+from afm_fx.diagnosis import explain_failed_batch
+from afm_fx.errors import CalibrationError
+from afm_fx.inputs import Inputs
+from afm_fx.logits import columns_of, expose_logits
+from afm_fx.program import Program
+from afm_fx.taps import Tap
+from passes.factor import Factor
+from passes.graph_tools import get_attribute
+
+Values = dict[Node, Any]
+
+
+class Simulation:
+    """The program on some rows, with the features of any sites replaced.
+
+    Args:
+        program: the captured model.
+        batches: of what the model takes.
+        taps: of the sites that may be replaced; no two at once that share a node.
+        max_rows: take so many rows at most.
+        reference: the logits to compare with, the program's own where left out.
+
+    Raises:
+        CalibrationError: no batches.
+        BatchError: a batch does not fit.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batches: Iterable[Inputs],
+        taps: Sequence[Tap],
+        *,
+        max_rows: int | None = None,
+        reference: Tensor | None = None,
+    ) -> None:
+        logits, self.before_sigmoid = expose_logits(program)
+        self._graph = logits.graph_module
+        self._order = {node: place for place, node in enumerate(self._graph.graph.nodes)}
+        self._taps = {tap.site.name: tap for tap in taps}
+        self._by_name = {node.name: node for node in self._graph.graph.nodes}
+        self._behind = {name: _behind([self._by_name[node] for node in tap.nodes]) for name, tap in self._taps.items()}
+        self._known: list[Values] = []
+        self.rows = 0
+        with torch.no_grad():
+            for batch in checked_batches(program, batches, max_rows):
+                try:
+                    self._known.append(self._run(flat_inputs(program, batch)))
+                except (IndexError, RuntimeError) as error:
+                    raise explain_failed_batch(program, batch, error) from error
+                self.rows += batch.rows
+        if not self._known:
+            raise CalibrationError("there are no rows to measure logits on")
+        self.original = self._columns(self._known) if reference is None else reference
+
+    @property
+    def variance(self) -> float:
+        """The variance of the original's logits over the rows, on average over their columns."""
+        return float(self.original.double().var(dim=0, correction=0).mean())
+
+    def logits(self, factors: Mapping[str, Factor]) -> Tensor:
+        """The logits ``[rows, columns]`` with the sites' features as their codes tell them.
+
+        Args:
+            factors: by site name.
+        """
+        return self._columns(self._replaced(values, factors) for values in self._known)
+
+    def error(self, factors: Mapping[str, Factor]) -> float:
+        """The mean squared difference of the logits to the original's."""
+        return float((self.logits(factors).double() - self.original.double()).square().mean())
+
+    def features(self, name: str) -> Tensor:
+        """The features ``[N, n]`` of a site, all its uses and rows, as the original computes them."""
+        tap = self._taps[name]
+        parts = [
+            features.reshape(-1, tap.site.width)
+            for values in self._known
+            for features in tap.read([values[self._by_name[node]] for node in tap.nodes])
+        ]
+        return torch.cat(parts)
+
+    def _run(self, inputs: Sequence[Any]) -> Values:
+        return {node: value for node, value, _ in run_nodes(self._graph, inputs)}
+
+    def _columns(self, runs: Iterable[Values]) -> Tensor:
+        output = next(reversed(self._graph.graph.nodes))
+        return torch.cat([columns_of(map_arg(output.args[0], values.__getitem__)) for values in runs])
+
+    def _replaced(self, known: Values, factors: Mapping[str, Factor]) -> Values:
+        """All values with some sites' features replaced; what lies behind none of them is as it was."""
+        if not factors:
+            return known
+        dtype = next(value.dtype for value in known.values() if _is_floating(value))
+        behind = set[Node]().union(*(self._behind[name] for name in factors))
+        changed: Values = {}
+        waiting: dict[Node, Factor] = {}
+        with torch.no_grad():
+            for name, factor in factors.items():
+                tap, cast = self._taps[name], _cast(factor, dtype)
+                nodes = [self._by_name[node] for node in tap.nodes]
+                if behind.isdisjoint(nodes):  # always so for tables: ids do not depend on features
+                    changed.update(zip(nodes, replaced(tap, cast, [known[node] for node in nodes]), strict=True))
+                else:
+                    waiting.update(dict.fromkeys(nodes, cast))
+            for node in sorted(behind - changed.keys(), key=self._order.__getitem__):
+                value = _call(node, changed, known)
+                changed[node] = through(waiting[node], value) if node in waiting else value
+        return {**known, **changed}
+
+
+def replaced(tap: Tap, factor: Factor, values: Sequence[Tensor]) -> list[Tensor]:
+    """What the values of a tap's nodes become when they are encoded and decoded."""
+    decoded = (through(factor, features) for features in tap.read(values))
+    return [part for features in decoded for part in torch.split(features, list(tap.widths), dim=-1)]
+
+
+def through(factor: Factor, features: Tensor) -> Tensor:
+    """The features ``[..., n]`` after encoding and decoding."""
+    codes = features @ factor.encoder.mT
+    return factor.decode(codes if factor.shift is None else codes + factor.shift)
+
+
+def run_nodes(graph: GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[Node, Any, Values]]:
+    """Runs a graph node by node: yields each node but the output with its value and all values so far.
+
+    Whoever iterates may put another value into the last of the three; later nodes then see that one.
+    """
+    values: Values = {}
+    given = iter(inputs)
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            return
+        if node.op == "placeholder":
+            values[node] = next(given)
+        elif node.op == "get_attr":
+            values[node] = get_attribute(graph, str(node.target))
+        else:
+            values[node] = _call(node, values, values)
+        yield node, values[node], values
+
+
+def _call(node: Node, values: Values, otherwise: Values) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda each: values[each] if each in values else otherwise[each])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _behind(nodes: Iterable[Node]) -> frozenset[Node]:
+    """The nodes that depend on some nodes, which are not among them unless they depend on one another."""
+    found, pending = set[Node](), [user for node in nodes for user in node.users]
+    while pending:
+        node = pending.pop()
+        if node not in found and node.op != "output":
+            found.add(node)
+            pending += node.users
+    return frozenset(found)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _cast(factor: Factor, dtype: torch.dtype) -> Factor:
+    def cast(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.to(dtype)
+
+    return replace(
+        factor,
+        encoder=factor.encoder.to(dtype), decoder=factor.decoder.to(dtype),
+        shift=cast(factor.shift), offset=cast(factor.offset),
+    )  # fmt: skip

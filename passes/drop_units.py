@@ -1,0 +1,190 @@
+"""Hidden units that are constant on real rows, and a graph without them.
+
+Replaces ``linear(act(linear(x, W, b)), V, c)``
+with     ``linear(act(linear(x, W[k], b[k])), V[:, k], c + V[:, d] h)``
+
+where ``k`` are the units that are kept, ``d`` those that are dropped, and ``h`` what the activation of those is on real
+rows: 0 for a unit that a ReLU never lets through. Exact on all rows on which the dropped units are ``h``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
+
+from passes.errors import TableIndexError
+from passes.graph_pass import GraphPass
+from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter
+from passes.linear_constants import weight_and_bias
+from passes.sites import site_name
+
+RULE = "drop units"
+
+ACTIVATIONS = frozenset(
+    {
+        aten.relu.default, aten.relu6.default, aten.leaky_relu.default, aten.sigmoid.default, aten.tanh.default,
+        aten.gelu.default, aten.silu.default, aten.elu.default, aten.selu.default, aten.softplus.default,
+        aten.hardtanh.default, aten.hardswish.default, aten.hardsigmoid.default, aten.mish.default, aten.clone.default,
+    }
+)  # fmt: skip
+"""Operators that take every feature through one and the same function."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A Linear whose outputs only an activation reads, and that only Linears.
+
+    Attributes:
+        name: of the first Linear, as a site.
+        linear: its node.
+        activations: the nodes up to the activation's result, in order.
+        consumers: the Linears that read it.
+        units: number of outputs of the first Linear.
+    """
+
+    name: str
+    linear: Node
+    activations: tuple[Node, ...]
+    consumers: tuple[Node, ...]
+    units: int
+
+    @property
+    def consumer_names(self) -> tuple[str, ...]:
+        """The Linears that read it, as sites."""
+        return tuple(site_name(str(args_of(each)[1].target)) for each in self.consumers)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Which units of a hidden layer stay.
+
+    Attributes:
+        kept: [k] int64, ascending.
+        constants: [units] float64, what the activation is for a unit that does not stay (others are not read).
+    """
+
+    kept: Tensor
+    constants: Tensor
+
+    @property
+    def dropped(self) -> Tensor:
+        """[d] int64, ascending."""
+        mask = torch.ones(self.constants.shape[0], dtype=torch.bool)
+        mask[self.kept] = False
+        return mask.nonzero().flatten()
+
+
+@dataclass
+class _Cut:
+    """What becomes of one Linear."""
+
+    outputs: Tensor | None = None
+    inputs: Units | None = None
+
+
+class DropUnits(GraphPass):
+    """Replaces hidden layers with narrower ones.
+
+    Args:
+        units: by name of the hidden layer's first Linear.
+    """
+
+    def __init__(self, units: Mapping[str, Units]) -> None:
+        super().__init__()
+        self.units = dict(units)
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        hidden = {each.name: each for each in hidden_layers(graph_module)}
+        cuts: dict[Node, _Cut] = {}
+        for name, units in self.units.items():
+            layer = hidden.get(name)
+            if layer is None:
+                raise TableIndexError(f"the graph has no hidden layer '{name}' whose units only Linears read")
+            if units.constants.shape[0] != layer.units or not len(units.kept):
+                raise TableIndexError(
+                    f"'{name}' has {layer.units} units, those to keep are {len(units.kept)} of {len(units.constants)}"
+                )
+            cuts.setdefault(layer.linear, _Cut()).outputs = units.kept
+            for consumer in layer.consumers:
+                cuts.setdefault(consumer, _Cut()).inputs = units
+        moved = {node for name in self.units for node in hidden[name].activations}
+        for node in list(graph_module.graph.nodes):
+            if node in cuts or node in moved:
+                with graph_module.graph.inserting_before(node), torch.no_grad():
+                    made = _cut_linear(graph_module, node, cuts[node]) if node in cuts else _again(node)
+                node.replace_all_uses_with(made)
+                graph_module.graph.erase_node(node)
+        changed = finish(graph_module)
+        return PassResult(graph_module, changed or bool(cuts))
+
+
+def hidden_layers(module: GraphModule) -> Iterator[Hidden]:
+    """The hidden layers of a graph whose units could be dropped, in graph order."""
+    own = set(_own_linears(module))
+    for node in module.graph.nodes:
+        if node not in own:
+            continue
+        activations: list[Node] = []
+        reader = node
+        while len(reader.users) == 1 and (after := next(iter(reader.users))).target in ACTIVATIONS:
+            activations.append(after)
+            reader = after
+        consumers = tuple(reader.users)
+        if activations and consumers and all(each in own and each.args[0] is reader for each in consumers):
+            weight = args_of(node)[1]
+            units = int(module.get_parameter(str(weight.target)).shape[0])
+            yield Hidden(site_name(str(weight.target)), node, tuple(activations), consumers, units)
+
+
+def kept_name(name: str) -> str:
+    """The site name of a Linear after units before or behind it were dropped."""
+    return site_name(derived_name(f"{name}.weight", "kept"))
+
+
+def _own_linears(module: GraphModule) -> Iterator[Node]:
+    """The Linears whose weight is a parameter that nothing else reads."""
+    readers: Counter[int] = Counter()
+    for node in module.graph.nodes:
+        tensor = constant_of(module, node)
+        if tensor is not None:
+            readers[id(tensor)] += len(node.users)
+    for node in module.graph.nodes:
+        constants = weight_and_bias(module, node)
+        if constants is not None and isinstance(constants[0], nn.Parameter) and readers[id(constants[0])] == 1:
+            yield node
+
+
+def _cut_linear(module: GraphModule, node: Node, cut: _Cut) -> Node:
+    constants = weight_and_bias(module, node)
+    if constants is None:
+        raise TableIndexError(f"'{node.name}' is no Linear with constant weight and bias")
+    weight, bias = constants
+    wide = weight.detach()
+    shift = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+    if cut.inputs is not None:
+        dropped = cut.inputs.dropped.to(weight.device)
+        shift = wide[:, dropped].to(torch.float64) @ cut.inputs.constants.to(weight.device)[dropped]
+        wide = wide[:, cut.inputs.kept.to(weight.device)]
+    shifted = None if bias is None and not shift.any() else shift + (0 if bias is None else bias.detach())
+    if cut.outputs is not None:
+        kept = cut.outputs.to(weight.device)
+        wide = wide[kept]
+        shifted = None if shifted is None else shifted[kept]
+    name = str(args_of(node)[1].target)
+    arguments = [parameter(module, derived_name(name, "kept"), wide.contiguous(), rule=RULE)]
+    if shifted is not None:
+        as_given = shifted.to(weight.dtype)
+        arguments.append(parameter(module, derived_name(name, "kept", "bias"), as_given, rule=RULE))
+    return call(module.graph, aten.linear.default, args_of(node)[0], *arguments, rule=RULE, like=node)
+
+
+def _again(node: Node) -> Node:
+    target, arguments = cast(Callable[..., Any], node.target), args_of(node)
+    return call(node.graph, target, *arguments, rule=RULE, like=node, **node.kwargs)
