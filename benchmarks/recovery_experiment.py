@@ -21,6 +21,9 @@ from benchmarks.training import predict
 
 ORIGINAL = "original"
 CONTROL = "original, tuned on the labels"
+SENSITIVITY_ROWS, PLANNING_ROWS = 32_768, 4_096
+"""Training rows whose gradients are taken, and validation rows on which the planner measures logit errors."""
+
 COMPRESSED, WITHOUT_LABELS, WITH_LABELS = "compressed", "recovered without labels", "recovered with labels"
 
 
@@ -112,10 +115,11 @@ def experiment(
     """
     program = afm_fx.capture(model, (dataset.train.inputs[:4],))
     rows = min(calibration_rows, len(dataset.train))
-    statistics = afm_fx.calibrate(program, calibration_batches(dataset.train, rows))
+    statistics = afm_fx.calibrate(program, calibration_batches(dataset.train, rows), sensitivity_rows=SENSITIVITY_ROWS)
+    unseen = [(dataset.validation.inputs[:PLANNING_ROWS],)]
     contenders = [_Contender(None, ORIGINAL, program, predict(program, dataset.test))]
     for budget in budgets:
-        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget))
+        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget), held_out=unseen)
         low_rank = afm_fx.apply_plan(program, plan)
         contenders.append(_Contender(budget, COMPRESSED, low_rank, predict(low_rank, dataset.test)))
         for stage, labels in ((WITHOUT_LABELS, False), (WITH_LABELS, True)):
