@@ -17,9 +17,11 @@ class Policy(Protocol):
     """Picks a rank per site.
 
     Attributes:
+        measures: whether it gains from measured logit errors.
         joins_tables: whether tables looked up by the same ids may become one site, where errors are measured.
     """
 
+    measures: ClassVar[bool]
     joins_tables: ClassVar[bool]
 
     def choose(self, situation: Situation) -> dict[str, Choice]:
@@ -35,6 +37,7 @@ class _Described:
     """A policy that describes itself by its name and fields."""
 
     joins_tables: ClassVar[bool] = False
+    measures: ClassVar[bool] = True
 
     def describe(self) -> dict[str, Any]:
         """The policy as JSON."""
@@ -44,6 +47,8 @@ class _Described:
 @dataclass(frozen=True)
 class FullRank(_Described):
     """Every site at its full width: changes nothing but the form. It proves the surgery; it saves nothing."""
+
+    measures: ClassVar[bool] = False
 
     def choose(self, situation: Situation) -> dict[str, Choice]:
         """Every site at its width."""
