@@ -115,7 +115,8 @@ def experiment(
     """
     program = afm_fx.capture(model, (dataset.train.inputs[:4],))
     rows = min(calibration_rows, len(dataset.train))
-    statistics = afm_fx.calibrate(program, calibration_batches(dataset.train, rows), sensitivity_rows=SENSITIVITY_ROWS)
+    batches = calibration_batches(dataset.train, 0, rows)
+    statistics = afm_fx.calibrate(program, batches, sensitivity_rows=SENSITIVITY_ROWS)
     unseen = [(dataset.validation.inputs[:PLANNING_ROWS],)]
     contenders = [_Contender(None, ORIGINAL, program, predict(program, dataset.test))]
     for budget in budgets:
