@@ -170,6 +170,8 @@ class Budget(_Described):
                 f"{cheapest.cost / dense:.4f} ({cheapest.cost:,} parameters)"
             )
         *_, best = frontier.walk(limit)
+        if situation.errors is not None:
+            best = frontier.refined(best, limit, situation.errors.together)
         return choices_of(situation, best)
 
 
