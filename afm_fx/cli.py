@@ -179,8 +179,8 @@ def compress(
         bool, typer.Option("--full-rank", help="Policy: change the form only, to prove the rewrite exact.")
     ] = False,
     basis: Annotated[
-        BasisKind, typer.Option(help="Factor what the layers produce (afm), or their weights.")
-    ] = BasisKind.AFM,
+        BasisKind, typer.Option(help="Where codes come from; measured: for each site the best of them.")
+    ] = BasisKind.MEASURED,
     columns: Annotated[
         str | None,
         typer.Option(help="Columns of the data to use, in the model's order, comma-separated.", show_default=False),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_fx.aoti_export import AotiReport, export_aoti
+from afm_fx.basis import BasisKind
 from afm_fx.capture import capture
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
@@ -43,7 +44,7 @@ class CompressJob:
         columns: columns of the data to use, in this order; None for all.
         batch_size: calibration rows a batch.
         max_rows: calibration rows at most, or None for all.
-        basis: "afm" or "weight_svd".
+        basis: see :func:`afm_fx.make_plan`.
         force: replace existing outputs.
         pack: pack the low-rank program for serving.
         inputs: what the low-rank program takes, "original" or "typed".
@@ -60,7 +61,7 @@ class CompressJob:
     columns: Sequence[str] | None = None
     batch_size: int = 4096
     max_rows: int | None = None
-    basis: str = "afm"
+    basis: str = BasisKind.MEASURED.value
     force: bool = False
     pack: bool = True
     inputs: str = "original"

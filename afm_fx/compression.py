@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.constant_units import without_units
-from afm_fx.errors import PlanError
+from afm_fx.errors import CalibrationWarning, PlanError
+from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
 from afm_fx.plan import Plan, SitePlan
-from afm_fx.planning import make_plan
+from afm_fx.planning import MEASURED_ROWS, make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
 from afm_fx.report import CompressionReport, report_of
@@ -29,6 +31,13 @@ from passes.factor import Factor, JointFactor
 from passes.join_tables import JoinTables, joinable_tables
 from passes.sink_codes import SinkCodes
 from passes.sites import Site, SiteKind, find_sites
+
+SENSITIVITY_ROWS = 32_768
+"""Calibration rows on which gradients are taken."""
+
+FEW_ROWS = "no rows could be kept back: logit errors are measured on calibration rows"
+
+_WITHOUT_GRADIENTS = (BasisKind.AFM, BasisKind.WEIGHT_SVD)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ def compress(
     policy: Policy,
     example_inputs: Inputs | None = None,
     *,
-    basis: str | BasisKind = "afm",
+    basis: str | BasisKind = BasisKind.MEASURED,
     max_rows: int | None = None,
     pack: bool = True,
     inputs: str | InputKind = InputKind.ORIGINAL,
@@ -70,7 +79,8 @@ def compress(
         calibration_batches: batches of what the model takes (no labels), a few thousand rows or more.
         policy: picks the ranks: ``Budget``, ``Energy``, ``Fixed`` or ``FullRank``.
         example_inputs: one batch of at least 2 rows to capture with; the first calibration batch if left out.
-        basis: see :func:`afm_fx.make_plan`.
+        basis: see :func:`afm_fx.make_plan`. For "measured", one row of five is kept back, 4,096 at most, to measure
+            logit errors on, and gradients are taken on 32,768 of the others.
         max_rows: calibrate on so many rows at most.
         pack: pack the low-rank program for serving (:func:`afm_fx.pack`), which changes its form and not its outputs.
         inputs: "original", or "typed": the low-rank program takes ids and features apart (:func:`afm_fx.split_inputs`),
@@ -87,8 +97,7 @@ def compress(
         if example_inputs is None and not isinstance(model, ExportedProgram):
             example_inputs, batches = peek(calibration_batches)
         program = capture(model, example_inputs)
-    statistics = calibrate(program, batches, max_rows=max_rows)
-    plan = make_plan(program, statistics, policy, basis=basis)
+    statistics, plan = _planned(program, batches, policy, basis, max_rows)
     low_rank = apply_plan(program, plan)
     report = report_of(program, low_rank, plan)
     if not pack:
@@ -96,6 +105,25 @@ def compress(
         return Compressed(program, served, statistics, plan, report)
     packed = pack_reported(low_rank, inputs=inputs)
     return Compressed(program, packed.program, statistics, plan, report, packed.report)
+
+
+def _planned(
+    program: Program, batches: Iterable[Inputs], policy: Policy, basis: str | BasisKind, max_rows: int | None
+) -> tuple[Statistics, Plan]:
+    if basis != BasisKind.MEASURED or not policy.measures:
+        gradients = 0 if basis in _WITHOUT_GRADIENTS or not policy.measures else SENSITIVITY_ROWS
+        statistics = calibrate(program, batches, max_rows=max_rows, sensitivity_rows=gradients)
+        return statistics, make_plan(program, statistics, policy, basis=basis)
+    rest = HoldOut(program, batches, MEASURED_ROWS)
+    statistics = calibrate(program, rest, max_rows=max_rows, sensitivity_rows=SENSITIVITY_ROWS)
+    if not rest.rows and rest.first is not None:
+        warnings.warn(
+            "too few rows to keep any back: logit errors are measured on calibration rows",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+        return statistics, make_plan(program, statistics, policy, basis=basis, held_out=[rest.first])
+    return statistics, make_plan(program, statistics, policy, basis=basis, held_out=rest.rows)
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:

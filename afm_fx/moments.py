@@ -76,7 +76,7 @@ class Moments:
 
     def part(self, columns: Tensor) -> Moments:
         """The moments of some of the features, those at the positions ``columns`` (int64)."""
-        return Moments(self.count, self.mean[columns], self.scatter[columns][:, columns])
+        return Moments(self.count, self.mean[columns], self.scatter[columns][:, columns].contiguous())
 
     def __add__(self, other: Moments) -> Moments:
         if self.width != other.width:

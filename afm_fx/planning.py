@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics
-from afm_fx.constant_units import constant_units, restricted, without_units
+from afm_fx.constant_units import constant_units, restricted, touched, without_units
 from afm_fx.costs import Costs
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
@@ -23,7 +23,7 @@ from afm_fx.site_bases import SiteBases, bases_of
 from afm_fx.site_errors import SiteErrors
 from afm_fx.situation import Choice, Decision, Situation
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
-from passes.drop_units import Units
+from passes.drop_units import Units, kept_name
 from passes.factor import Factor
 from passes.sink_codes import Analysis, analyze
 from passes.sites import Site, SiteKind
@@ -63,6 +63,8 @@ def make_plan(
         CalibrationError: the statistics belong to another model.
     """
     kind = _kind(basis, measured=held_out is not None)
+    if kind is BasisKind.MEASURED and not policy.measures:
+        kind = BasisKind.AFM
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
@@ -151,6 +153,7 @@ class PlanningTask:
             errors=errors,
             costs=Costs(program, module, analysis.ledger, _uncentred(single)),
             program=program,
+            renamed={name: kept_name(name) for name in touched(program, units)},
         )
         refused = {site.name: site.refusal for site in analysis.sites if site.refusal is not None}
         return PlanningTask(module, taps, units, known, bases, kind, situation, refused)

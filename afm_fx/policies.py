@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from afm_fx.allocation import Allocation, Cost, Frontier
 from afm_fx.costs import CostKind
@@ -19,8 +19,11 @@ class Policy(Protocol):
     """Picks a rank per site.
 
     Attributes:
+        measures: whether it gains from measured logit errors.
         joins_tables: whether tables looked up by the same ids may become one site, where errors are measured.
     """
+
+    measures: ClassVar[bool]
 
     @property
     def joins_tables(self) -> bool:
@@ -39,6 +42,8 @@ class Policy(Protocol):
 class _Described:
     """A policy that describes itself by its name and fields."""
 
+    measures: ClassVar[bool] = True
+
     @property
     def joins_tables(self) -> bool:
         """Not unless the policy says so."""
@@ -52,6 +57,8 @@ class _Described:
 @dataclass(frozen=True)
 class FullRank(_Described):
     """Every site at its full width: changes nothing but the form. It proves the surgery; it saves nothing."""
+
+    measures: ClassVar[bool] = False
 
     def choose(self, situation: Situation) -> Decision:
         """Every site at its width."""

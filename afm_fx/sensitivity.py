@@ -44,7 +44,8 @@ class Sensitivity:
 
     def part(self, columns: Tensor) -> Sensitivity:
         """The sensitivity to some of the features, those at the positions ``columns`` (int64)."""
-        return Sensitivity(self.rows, self.gradient[columns][:, columns], self.consumer[columns][:, columns])
+        gradient, consumer = (each[columns][:, columns].contiguous() for each in (self.gradient, self.consumer))
+        return Sensitivity(self.rows, gradient, consumer)
 
     def __add__(self, other: Sensitivity) -> Sensitivity:
         return Sensitivity(self.rows + other.rows, self.gradient + other.gradient, self.consumer + other.consumer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from afm_fx.basis import Basis
 from afm_fx.costs import Costs
@@ -12,7 +12,7 @@ from afm_fx.plan import Plan
 from afm_fx.program import Program
 from afm_fx.site_errors import SiteErrors
 from passes.parameter_ledger import ParameterLedger
-from passes.sites import Site
+from passes.sites import Site, site_name
 
 NEGLIGIBLE_ENERGY = 1e-12
 """Share of a site's energy that is rounding."""
@@ -92,6 +92,7 @@ class Situation:
         ledger: the parameter count as a function of the ranks.
         reserve: parameters to stay below a budget by.
         errors: measured logit errors, None where nothing is measured.
+        renamed: names of sites by their names in the original, for Linears that units were dropped from.
         dense_parameters: parameters of the program when every site is left alone.
         costs: bytes and multiply-adds as functions of the ranks, None where nobody can count them.
         program: the original, None where nobody can measure it.
@@ -107,6 +108,7 @@ class Situation:
     costs: Costs | None = None
     program: Program | None = None
     assemble: Callable[[Mapping[str, Choice]], Plan] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def loss(self, name: str, rank: int) -> float:
         """What a site loses at a rank: mean squared logit error, or its share of lost energy where none is measured."""
@@ -135,8 +137,9 @@ class Situation:
         return f"a logit error of {self.errors.best(name, rank)[1] ** 0.5:.2g}"
 
     def site(self, name: str) -> Site | None:
-        """The site of a name; the weight's full name is understood too."""
-        return next((site for site in self.sites if name in (site.name, site.parameter)), None)
+        """The site of a name; the weight's full name is understood too, and the name in the original."""
+        renamed = self.renamed.get(site_name(name))
+        return next((site for site in self.sites if name in (site.name, site.parameter) or renamed == site.name), None)
 
 
 def leave_what_gains_nothing(situation: Situation, choices: Mapping[str, Choice]) -> dict[str, Choice]:

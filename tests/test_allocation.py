@@ -1,0 +1,76 @@
+"""The frontier: cheap to lossless, never over the limit, as good as trying everything."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+
+from afm_fx.allocation import Frontier, Rank
+from passes.sites import Site, SiteKind
+
+LOSSES = {
+    "big": [9.0, 4.0, 1.0, 0.5, 0.1],
+    "small": [2.0, 1.9, 0.2, 0.15, 0.0],
+    "useless": [0.01, 0.009, 0.008, 0.007, 0.006],
+}
+ROWS = {"big": 100, "small": 10, "useless": 40}
+WIDTH = 7
+
+
+def site(name: str) -> Site:
+    return Site(name, f"{name}.weight", SiteKind.EMBEDDING, WIDTH, ROWS[name], True, (name,))
+
+
+def loss(name: str, rank: int) -> float:
+    return LOSSES[name][rank - 1]
+
+
+def cost(ranks: Mapping[str, Rank]) -> float:
+    return float(sum(ROWS[name] * (WIDTH if rank is None else rank) for name, rank in ranks.items()))
+
+
+def frontier(negligible: float = 0.0) -> Frontier:
+    return Frontier(
+        [site(name) for name in LOSSES], dict.fromkeys(LOSSES, range(1, 6)), loss, cost, negligible=negligible
+    )
+
+
+def best_of_all(limit: float) -> float:
+    levels = (1, 2, 3, 4, 5, None)
+    every = (dict(zip(LOSSES, ranks, strict=True)) for ranks in itertools.product(levels, repeat=3))
+    return min(
+        sum(0.0 if rank is None else loss(name, rank) for name, rank in ranks.items())
+        for ranks in every
+        if cost(ranks) <= limit
+    )
+
+
+@pytest.mark.parametrize("limit", [150, 180, 270, 290, 400, 520, 1050])
+def test_within_a_limit_it_is_close_to_the_best_of_all(limit: float) -> None:
+    *_, found = frontier().walk(limit)
+    assert found.cost == cost(found.ranks) <= limit
+    assert found.loss <= best_of_all(limit) * 1.3 + 0.02
+
+
+def test_it_skips_a_level_that_only_helps_with_the_next() -> None:
+    taken = [state.ranks["small"] for state in frontier().walk()]
+    assert taken.index(3) == next(place for place, rank in enumerate(taken) if rank != 1)
+
+
+def test_costs_rise_losses_fall_and_the_end_loses_nothing() -> None:
+    states = list(frontier().walk())
+    assert [state.cost for state in states] == sorted(state.cost for state in states)
+    assert all(one.loss > other.loss for one, other in itertools.pairwise(states))
+    assert states[-1].loss == 0.0
+
+
+def test_negligible_losses_are_not_paid_for() -> None:
+    *_, end = frontier(negligible=0.02).walk()
+    assert end.ranks["useless"] == 1
+
+
+def test_what_costs_less_left_alone_is_left_alone_from_the_start() -> None:
+    dear = Frontier([site("small")], {"small": (WIDTH,)}, loss, cost)
+    assert dear.cheapest().ranks == {"small": None}
