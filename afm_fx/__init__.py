@@ -10,6 +10,7 @@ from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled
+from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
@@ -22,6 +23,7 @@ from afm_fx.program import Program
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
+from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
 from passes import laws
 
@@ -39,6 +41,7 @@ __all__ = [
     "Compressed",
     "CompressionReport",
     "Energy",
+    "Evidence",
     "Explanation",
     "ExportReport",
     "Fixed",
@@ -54,6 +57,7 @@ __all__ = [
     "Reduced",
     "SitePlan",
     "Statistics",
+    "Tolerance",
     "apply_plan",
     "benchmark",
     "calibrate",

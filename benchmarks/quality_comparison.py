@@ -14,8 +14,9 @@ from torch import nn
 
 import afm_fx
 from afm_fx.errors import PolicyError
+from afm_fx.ranking_metrics import auc, log_loss
 from benchmarks.datasets import CtrDataset, Rows
-from benchmarks.paired_bootstrap import AucDifference, auc, bootstrap_auc_differences, log_loss
+from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.training import predict
 
 ORIGINAL = "original"
