@@ -12,6 +12,8 @@ from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled
 from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain
+from afm_fx.latency_policy import Latency
+from afm_fx.latency_table import LatencyTable
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
@@ -46,6 +48,8 @@ __all__ = [
     "ExportReport",
     "Fixed",
     "FullRank",
+    "Latency",
+    "LatencyTable",
     "Moments",
     "PackReport",
     "Packed",
