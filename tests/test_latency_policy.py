@@ -86,7 +86,7 @@ def test_what_is_chosen_is_within_the_limit_by_measurement_and_near_it(task, mon
 
 
 def test_the_clock_is_real_and_an_unreachable_latency_says_what_the_smallest_ranks_take(task) -> None:
-    with pytest.raises(PolicyError, match="a p50 of 0.01 us at batch size 4 cannot be reached") as caught:
+    with pytest.raises(PolicyError, match=r"a p50 of 0\.01 us at batch size 4 cannot be") as caught:
         task.plan(afm_fx.Latency(0.01, batch_size=4, table=TABLE, seconds=0.01))
     found = re.search(r"the smallest ranks take ([\d.]+) us here", str(caught.value))
     assert found is not None
