@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_LARGEST_OVER_SMALLEST = 1e5
 _ZIPF_EXPONENT = 1.1
 
 
@@ -26,6 +25,7 @@ class CriteoShape:
         dense_fields: number of dense features.
         width: width of the embedding tables.
         hidden: widths of the MLP's hidden layers.
+        largest_over_smallest: ratio of the rows of the largest to the smallest table; 1 for tables of equal size.
         spectrum_decay: each further direction of a table has this fraction of the one before it.
     """
 
@@ -34,12 +34,13 @@ class CriteoShape:
     dense_fields: int = 13
     width: int = 16
     hidden: tuple[int, ...] = (400, 400, 400)
+    largest_over_smallest: float = 1e5
     spectrum_decay: float = 0.5
 
     @property
     def table_rows(self) -> tuple[int, ...]:
         """Rows of each table: geometric from few to many, as in click logs, and ``total_rows`` in all."""
-        sizes = np.geomspace(1.0, _LARGEST_OVER_SMALLEST, self.sparse_fields)
+        sizes = np.geomspace(1.0, self.largest_over_smallest, self.sparse_fields)
         free = self.total_rows - 2 * self.sparse_fields
         if free < 0:
             raise ValueError(f"{self.sparse_fields} tables of at least 2 rows need more than {self.total_rows} rows")

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,8 @@ MODELS = (
     "AFM", "AFN", "AutoInt", "CCPM", "DCN", "DCNMix", "DeepFM", "DIFM", "FiBiNET", "IFM", "MLR", "NFM", "ONN", "PNN",
     "WDL", "xDeepFM",
 )  # fmt: skip
+MULTI_TASK = ("ESMM", "MMOE", "PLE", "SharedBottom")
+"""Models of two labels: their outputs are [rows, 2]."""
 SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART = ("AFM", "CCPM")
 
 
@@ -45,23 +47,23 @@ class ModelConfig:
     seed: int = 2024
 
 
-def check_model_name(name: str) -> None:
+def check_model_name(name: str, known: Sequence[str] = MODELS) -> None:
     """Refuses an unknown model before any long work.
 
     Raises:
         UserError: no such model.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
+    if name not in known:
+        raise UserError(f"unknown model '{name}'; known: {', '.join(known)}")
 
 
 def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Module:
-    """A freshly initialized model that takes ``Rows.inputs`` and returns click probabilities [rows, 1].
+    """A freshly initialized model that takes ``Rows.inputs`` and returns click probabilities [rows, 1 or 2].
 
     Raises:
         UserError: no such model.
     """
-    check_model_name(name)
+    check_model_name(name, (*MODELS, *MULTI_TASK))
     deepctr = import_deepctr()
     inputs = deepctr.inputs
     sparse = [inputs.SparseFeat(field.name, field.vocabulary_size, config.embedding_dim) for field in dataset.sparse]

@@ -35,6 +35,8 @@ COMPILED = frozenset({Form.TORCH_COMPILE, Form.AOTI})
 
 DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED = "dense", "dense, packed", "afm_fx", "afm_fx, not packed"
 WEIGHT_SVD, AUTHORS = "weight-SVD", "authors' structure"
+GUARDED = {f"afm_fx, ids: {choice}": choice for choice in ("error", "clamp", "padding-row")}
+"""This pass's packed program with each guard of ids outside their table, by the choice of :func:`afm_fx.pack`."""
 DENSE_INT8, THIS_PASS_INT8 = "dense, int8 Linears", "afm_fx, int8 Linears"
 REDUCED = "afm_fx, float16 tables, int8 Linears"
 DENSE_COMPILE, THIS_PASS_COMPILE = "dense, torch.compile", "afm_fx, torch.compile"
@@ -44,6 +46,7 @@ CONTENDERS: dict[str, tuple[str, Form]] = {
     DENSE: (DENSE, Form.ONNX),
     DENSE_PACKED: (DENSE_PACKED, Form.ONNX),
     THIS_PASS: (THIS_PASS, Form.ONNX),
+    **{name: (name, Form.ONNX) for name in GUARDED},
     THIS_PASS_UNPACKED: (THIS_PASS_UNPACKED, Form.ONNX),
     WEIGHT_SVD: (WEIGHT_SVD, Form.ONNX),
     AUTHORS: (AUTHORS, Form.ONNX),
@@ -132,6 +135,8 @@ class LatencyModel:
 
     def program(self, name: str) -> Program:
         """One of the programs that are served."""
+        if name in GUARDED:
+            return afm_fx.pack(self._low_rank, out_of_range=GUARDED[name])
         makers = {
             DENSE: lambda: self._dense,
             DENSE_PACKED: lambda: self._dense_packed,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,14 +17,20 @@ from afm_fx.ranking_metrics import auc, log_loss
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.training import predict
+from benchmarks.uniform_ranks import best_uniform_plan
 
 ORIGINAL = "original"
+MEASURED = "measured"
 AFM = "AFM"
 WEIGHT_SVD = "SVD"
-WEIGHT_SVD_SAME_RANKS = "SVD, AFM ranks"
+AFM_UNIFORM = "AFM, uniform ranks"
+WEIGHT_SVD_UNIFORM = "SVD, uniform ranks"
 BASES = {AFM: "afm", WEIGHT_SVD: "weight_svd"}
-BUDGETS = (0.5, 0.2, 0.1, 0.05)
+UNIFORM = {AFM_UNIFORM: "afm", WEIGHT_SVD_UNIFORM: "weight_svd"}
+BUDGETS = (0.5, 0.2, 0.1, 1 / 13, 1 / 16, 0.05, 0.03, 0.02)
 CALIBRATION_BATCH_ROWS = 8192
+HELD_OUT_ROWS = 4096
+SENSITIVITY_ROWS = 32_768
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,17 @@ class Variant:
 
     Attributes:
         setting: label of the setting.
-        method: AFM, or SVD of the weights, with ranks of its own or AFM's.
+        method: by measured logit errors, or AFM or SVD of the weights, each with ranks by energy or one rank for all.
         parameters: how many are left.
         share: of the original's parameters.
         auc: on the test rows.
         log_loss: mean cross-entropy in nats on the test rows.
+        seconds: for the plan.
+        logit_error: root mean squared logit error on held-out rows, where the plan measured it.
+        predicted_logit_error: as the sites' own errors add up, where they were measured.
         to_original: AUC minus the original's, paired.
-        to_svd: for AFM, its AUC minus that of weight-SVD under the same setting, paired; None where that is refused.
-        to_svd_same_ranks: for AFM, its AUC minus that of weight-SVD at AFM's ranks, paired.
+        to_peer: for a measured plan, its AUC minus that of the better peer under the same setting, paired: AFM or SVD
+            at uniform ranks for a budget, or at the setting's own ranks.
     """
 
     setting: str
@@ -58,9 +66,11 @@ class Variant:
     share: float
     auc: float
     log_loss: float
+    seconds: float
+    logit_error: float | None
+    predicted_logit_error: float | None
     to_original: AucDifference
-    to_svd: AucDifference | None
-    to_svd_same_ranks: AucDifference | None
+    to_peer: AucDifference | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ class Comparison:
         parameters: of the original.
         auc: of the original.
         log_loss: of the original, in nats.
-        calibration_rows: how many training rows AFM saw.
+        calibration_rows: how many training rows calibrated.
+        calibration_seconds: for moments and gradients.
         seconds: for capture, calibration, all plans and all measurements.
     """
 
@@ -90,6 +101,7 @@ class Comparison:
     variants: tuple[Variant, ...]
     refusals: tuple[Refusal, ...]
     calibration_rows: int
+    calibration_seconds: float
     seconds: float
 
 
@@ -97,7 +109,9 @@ class Comparison:
 class _Candidate:
     setting: str
     method: str
+    plan: afm_fx.Plan
     parameters: int
+    seconds: float
     scores: NDArray[np.float64]
 
     @property
@@ -108,7 +122,7 @@ class _Candidate:
 def default_settings(budgets: Sequence[float] = BUDGETS) -> list[Setting]:
     """The budgets, and three uniform settings: every table at rank 1 or 2, every Linear at rank 4."""
     return [
-        *(Setting(f"budget {budget:g}", afm_fx.Budget(parameters=budget)) for budget in budgets),
+        *(Setting(f"budget {budget:.3g}", afm_fx.Budget(parameters=budget)) for budget in budgets),
         *(Setting(f"tables rank {rank}", afm_fx.Fixed(embedding=rank, linear=None)) for rank in (1, 2)),
         Setting("Linears rank 4", afm_fx.Fixed(embedding=None, linear=4)),
     ]
@@ -123,34 +137,40 @@ def compare(
     resamples: int,
     seed: int,
 ) -> Comparison:
-    """Compresses by every setting with AFM and with weight-SVD, and measures all on the test rows.
+    """Compresses by every setting with measured plans, AFM and weight-SVD, and measures all on the test rows.
 
-    Under a budget each method allots ranks by its own errors; weight-SVD is then also measured at AFM's ranks, which
-    parts what the basis is worth from what the allotment is worth.
+    Under a budget AFM and weight-SVD are also given one rank for all tables and one for all Linears, that pair of all
+    that use the budget up which errs least on held-out rows.
 
     Args:
-        calibration_rows: at most how many training rows calibrate.
+        calibration_rows: at most how many training rows calibrate, those held out included.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
     start = time.perf_counter()
     rows = min(calibration_rows, len(dataset.train))
+    held = min(HELD_OUT_ROWS, rows // 5)
     program = afm_fx.capture(model, (dataset.train.inputs[:4],))
-    statistics = afm_fx.calibrate(program, calibration_batches(dataset.train, rows))
+    began = time.perf_counter()
+    statistics = afm_fx.calibrate(
+        program, calibration_batches(dataset.train, held, rows), sensitivity_rows=SENSITIVITY_ROWS
+    )
+    calibrated = time.perf_counter() - began
+    task = _Planning(program, statistics, [inputs for (inputs,) in calibration_batches(dataset.train, 0, held)])
     candidates: list[_Candidate] = []
     refusals: list[Refusal] = []
     for setting in settings:
-        plans: dict[str, afm_fx.Plan] = {}
-        for method in (WEIGHT_SVD, AFM):
+        for method in methods_of(setting):
+            began = time.perf_counter()
             try:
-                plans[method] = afm_fx.make_plan(program, statistics, setting.policy, basis=BASES[method])
+                plan = task.plan(setting, method)
             except PolicyError as error:
                 refusals.append(Refusal(setting.label, method, str(error)))
-        if AFM in plans and (WEIGHT_SVD not in plans or ranks(plans[AFM]) != ranks(plans[WEIGHT_SVD])):
-            same_ranks = afm_fx.Fixed(embedding=None, linear=None, overrides=ranks(plans[AFM]))
-            plans[WEIGHT_SVD_SAME_RANKS] = afm_fx.make_plan(program, statistics, same_ranks, basis="weight_svd")
-        measure = partial(_measure, program, setting.label, dataset.test)
-        candidates += [measure(method, plan) for method, plan in plans.items()]
+                continue
+            seconds = time.perf_counter() - began
+            compressed = afm_fx.apply_plan(program, plan)
+            scores = predict(compressed, dataset.test)
+            candidates.append(_Candidate(setting.label, method, plan, compressed.parameter_count(), seconds, scores))
     labels = dataset.test.labels.numpy()
     original = predict(program, dataset.test)
     variants = _variants(labels, original, candidates, whole=program.parameter_count(), resamples=resamples, seed=seed)
@@ -161,24 +181,43 @@ def compare(
         variants=tuple(variants),
         refusals=tuple(refusals),
         calibration_rows=rows,
+        calibration_seconds=calibrated,
         seconds=time.perf_counter() - start,
     )
 
 
-def calibration_batches(rows: Rows, count: int) -> Iterator[tuple[torch.Tensor]]:
-    """The first ``count`` rows, which a random split has shuffled, as batches of model inputs."""
-    for inputs in rows.inputs[:count].split(CALIBRATION_BATCH_ROWS):
+def methods_of(setting: Setting) -> tuple[str, ...]:
+    """The methods that a setting is tried with."""
+    return (MEASURED, *(UNIFORM if isinstance(setting.policy, afm_fx.Budget) else ()), *BASES)
+
+
+@dataclass(frozen=True)
+class _Planning:
+    """What every plan is made from."""
+
+    program: afm_fx.Program
+    statistics: afm_fx.Statistics
+    held_out: Sequence[torch.Tensor]
+
+    def plan(self, setting: Setting, method: str) -> afm_fx.Plan:
+        if method == MEASURED:
+            rows = [(inputs,) for inputs in self.held_out]
+            return afm_fx.make_plan(self.program, self.statistics, setting.policy, held_out=rows)
+        if method in BASES:
+            return afm_fx.make_plan(self.program, self.statistics, setting.policy, basis=BASES[method])
+        if not isinstance(setting.policy, afm_fx.Budget):
+            raise PolicyError(f"{method} are those of a budget")
+        budget = float(setting.policy.parameters or 0)
+        plan = best_uniform_plan(self.program, self.statistics, budget, UNIFORM[method], self.held_out)
+        if plan is None:
+            raise PolicyError("no uniform ranks fit the budget")
+        return plan
+
+
+def calibration_batches(rows: Rows, first: int, end: int) -> Iterator[tuple[torch.Tensor]]:
+    """The rows from ``first`` to ``end``, which a random split has shuffled, as batches of model inputs."""
+    for inputs in rows.inputs[first:end].split(CALIBRATION_BATCH_ROWS):
         yield (inputs,)
-
-
-def ranks(plan: afm_fx.Plan) -> dict[str, int]:
-    """The rank of every site that a plan factors."""
-    return {site.name: site.rank for site in plan.sites if site.rank is not None}
-
-
-def _measure(program: afm_fx.Program, setting: str, test: Rows, method: str, plan: afm_fx.Plan) -> _Candidate:
-    compressed = afm_fx.apply_plan(program, plan)
-    return _Candidate(setting, method, compressed.parameter_count(), predict(compressed, test))
 
 
 def _variants(
@@ -191,32 +230,35 @@ def _variants(
     seed: int,
 ) -> list[Variant]:
     scores = {ORIGINAL: original, **{candidate.key: candidate.scores for candidate in candidates}}
-    pairs = [(candidate.key, ORIGINAL) for candidate in candidates]
-    for candidate in candidates:
-        if candidate.method == AFM:
-            pairs += [(candidate.key, other) for other in _svd_partners(candidate, scores) if other is not None]
+    areas = {key: auc(labels, each) for key, each in scores.items()}
+    peers = {
+        candidate.key: peer
+        for candidate in candidates
+        if candidate.method == MEASURED and (peer := _peer(candidate, candidates, areas)) is not None
+    }
+    pairs = [*((candidate.key, ORIGINAL) for candidate in candidates), *peers.items()]
     drawn = bootstrap_auc_differences(labels, scores, pairs, resamples=resamples, seed=seed)
     differences = {(difference.first, difference.second): difference for difference in drawn}
-    variants = []
-    for candidate in candidates:
-        own, same_ranks = _svd_partners(candidate, scores) if candidate.method == AFM else (None, None)
-        variants.append(
-            Variant(
-                setting=candidate.setting,
-                method=candidate.method,
-                parameters=candidate.parameters,
-                share=candidate.parameters / whole,
-                auc=auc(labels, candidate.scores),
-                log_loss=log_loss(labels, candidate.scores),
-                to_original=differences[candidate.key, ORIGINAL],
-                to_svd=differences[candidate.key, own] if own else None,
-                to_svd_same_ranks=differences[candidate.key, same_ranks] if same_ranks else None,
-            )
+    return [
+        Variant(
+            setting=candidate.setting,
+            method=candidate.method,
+            parameters=candidate.parameters,
+            share=candidate.parameters / whole,
+            auc=areas[candidate.key],
+            log_loss=log_loss(labels, candidate.scores),
+            seconds=candidate.seconds,
+            logit_error=candidate.plan.logit_error,
+            predicted_logit_error=candidate.plan.predicted_logit_error,
+            to_original=differences[candidate.key, ORIGINAL],
+            to_peer=differences[candidate.key, peers[candidate.key]] if candidate.key in peers else None,
         )
-    return variants
+        for candidate in candidates
+    ]
 
 
-def _svd_partners(candidate: _Candidate, scores: dict[str, NDArray[np.float64]]) -> tuple[str | None, str | None]:
-    """For an AFM variant, weight-SVD under the same setting and weight-SVD at the same ranks; often they are one."""
-    own, same_ranks = (f"{candidate.setting} / {method}" for method in (WEIGHT_SVD, WEIGHT_SVD_SAME_RANKS))
-    return own if own in scores else None, same_ranks if same_ranks in scores else own
+def _peer(measured: _Candidate, candidates: Sequence[_Candidate], areas: Mapping[str, float]) -> str | None:
+    """The better of AFM and weight-SVD under the same setting, at uniform ranks where it is a budget."""
+    same = [each for each in candidates if each.setting == measured.setting and each is not measured]
+    uniform = [each for each in same if each.method in UNIFORM]
+    return max((each.key for each in uniform or same), key=areas.__getitem__, default=None)

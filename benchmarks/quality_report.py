@@ -17,7 +17,7 @@ from afm_fx.errors import OutputExistsError
 from afm_fx.tables import render_table
 from benchmarks.ctr_models import ModelConfig
 from benchmarks.datasets import CtrDataset, EncodingConfig
-from benchmarks.quality_comparison import ORIGINAL, Comparison
+from benchmarks.quality_comparison import MEASURED, ORIGINAL, Comparison, Variant
 from benchmarks.training import Training, TrainingConfig
 
 PACKAGES = ("torch", "deepctr-torch", "numpy", "pyarrow")
@@ -28,7 +28,7 @@ METRICS = ("parameters", "share", "AUC", "LogLoss")
 WIDTH = 160
 """Columns of the printed table: an interval stays on one line."""
 
-COLUMNS = ("setting", "method", *METRICS, "AUC - original", "AFM - SVD", "AFM - SVD, same ranks")
+COLUMNS = ("setting", "method", *METRICS, "logit error", "AUC - original", "AUC - better peer")
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,11 @@ class QualityReport:
         )
         what = (
             f"AUC and LogLoss on the {len(self.dataset.test):,} test rows; in brackets the 95 % percentile interval of "
-            f"the paired difference over {self.resamples} bootstrap resamples. SVD is that of the weights. Projection "
-            f"only: nothing is tuned after it. Calibrated on {comparison.calibration_rows:,} training rows."
+            f"the paired difference over {self.resamples} bootstrap resamples. SVD is that of the weights; the peer is "
+            f"the better of AFM and SVD, at uniform ranks where the setting is a budget. Logit errors are root mean "
+            f"squares on held-out training rows, in brackets as predicted. Projection only: nothing is tuned after it. "
+            f"Calibrated on {comparison.calibration_rows:,} training rows in {comparison.calibration_seconds:.0f} s; "
+            f"measured plans took {self._planning_seconds()}."
         )
         rows_read = len(self.dataset.train) + len(self.dataset.validation) + len(self.dataset.test)
         head = [
@@ -131,6 +134,10 @@ class QualityReport:
         }
         return json.dumps(content, indent=2, default=_plain) + "\n"
 
+    def _planning_seconds(self) -> str:
+        seconds = [each.seconds for each in self.comparison.variants if each.method == MEASURED]
+        return f"{min(seconds, default=0):.0f} to {max(seconds, default=0):.0f} s"
+
     def _headline(self) -> str:
         data = self.dataset
         widths = "-".join(map(str, self.model_config.hidden_units))
@@ -150,9 +157,7 @@ class QualityReport:
             "100.0%",
             f"{whole.auc:.4f}",
             f"{whole.log_loss:.4f}",
-            "",
-            "",
-            "",
+            *("" for _ in range(len(COLUMNS) - 2 - len(METRICS))),
         )
         return [
             first,
@@ -164,13 +169,19 @@ class QualityReport:
                     f"{variant.share:.1%}",
                     f"{variant.auc:.4f}",
                     f"{variant.log_loss:.4f}",
+                    _logit_error(variant),
                     str(variant.to_original),
-                    str(variant.to_svd or ""),
-                    str(variant.to_svd_same_ranks or ""),
+                    str(variant.to_peer or ""),
                 )
                 for variant in whole.variants
             ),
         ]
+
+
+def _logit_error(variant: Variant) -> str:
+    if variant.logit_error is None or variant.predicted_logit_error is None:
+        return ""
+    return f"{variant.logit_error:.4f} ({variant.predicted_logit_error:.4f})"
 
 
 def output_paths(

@@ -17,6 +17,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.linear_constants import weight_and_bias
 
 RULE = "fold batch norm"
 _EVAL = aten._native_batch_norm_legit_no_training.default
@@ -57,38 +58,33 @@ def _fold(module: GraphModule, node: Node) -> bool:
     if affine is None or result is None:
         return False
     gain, shift = affine
-    if source.target is aten.linear.default and len(source.users) == 1:
-        weight, bias = _constants(module, source)
-        if weight is not None:
-            made = _linear(module, source, gain[:, None] * weight, gain * bias + shift)
-            result.replace_all_uses_with(made)
-            return True
-    consumers = list(result.users)
-    if not consumers or not all(
-        user.target is aten.linear.default and args_of(user)[0] is result and args_of(user)[1] is not result
-        and _constants(module, user)[0] is not None
-        for user in consumers
-    ):  # fmt: skip
+    before = _constants(module, source)
+    if before is not None and len(source.users) == 1:
+        weight, bias = before
+        made = _linear(module, source, gain[:, None] * weight, gain * bias + shift)
+        result.replace_all_uses_with(made)
+        return True
+    after = [(user, constants) for user in result.users if (constants := _reading(module, user, result)) is not None]
+    if not after or len(after) != len(result.users):
         return False
-    for user in consumers:
-        weight, bias = _constants(module, user)
-        if weight is None:
-            raise AssertionError("checked above")
+    for user, (weight, bias) in after:
         made = _linear(module, user, weight * gain, weight @ shift + bias, source)
         user.replace_all_uses_with(made)
     return True
 
 
-def _constants(module: GraphModule, linear: Node) -> tuple[Tensor | None, Tensor]:
+def _reading(module: GraphModule, linear: Node, source: Node) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a Linear of this very source."""
+    return _constants(module, linear) if args_of(linear) and args_of(linear)[0] is source else None
+
+
+def _constants(module: GraphModule, linear: object) -> tuple[Tensor, Tensor] | None:
     """Weight and bias of a Linear in float64 (a zero bias where it has none)."""
-    weight = constant_of(module, args_of(linear)[1])
-    given = args_of(linear)[2] if len(args_of(linear)) > 2 else None
-    bias = None if given is None else constant_of(module, given)
-    if weight is None or (given is not None and bias is None):
-        return None, torch.zeros(())
-    return weight.double(), torch.zeros(
-        weight.shape[0], device=weight.device
-    ).double() if bias is None else bias.double()
+    constants = weight_and_bias(module, linear)
+    if constants is None:
+        return None
+    weight, bias = constants[0].double(), constants[1]
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias.double()
 
 
 def _linear(module: GraphModule, like: Node, weight: Tensor, bias: Tensor, source: Node | None = None) -> Node:

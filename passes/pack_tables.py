@@ -23,6 +23,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
 from passes.feature_columns import Columns, FeatureColumns
+from passes.fill_table import fill_table
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     args_of,
@@ -45,7 +46,6 @@ from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row
 from passes.widen_linears import WidenLinears
 
 RULE = "pack tables"
-ROWS_PER_BLOCK = 65_536
 
 
 @dataclass(frozen=True)
@@ -302,21 +302,10 @@ def _in_consumer_order(groups: list[RowGroup], columns: FeatureColumns) -> list[
 
 @torch.no_grad()
 def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
-    """Copies the tables into the packed one, block by block."""
+    """Puts the packed table in the place of its stand-in."""
     stand_in = get_attribute(module, made.parameter)
     packed = torch.empty(stand_in.shape, dtype=stand_in.dtype, device=stand_in.device)
-    if made.report.padding:
-        packed.zero_()
-    for position, group in enumerate(made.groups):
-        start = made.starts[position]
-        column = 0
-        for table in group.tables.values():
-            region = packed[start : start + group.rows, column : column + table.shape[1]]
-            for row in range(0, table.shape[0], ROWS_PER_BLOCK):
-                region[row : row + ROWS_PER_BLOCK] = table[row : row + ROWS_PER_BLOCK]
-            if free_sources:
-                table.data = region
-            column += table.shape[1]
+    fill_table(packed, made.groups, made.starts, free_sources=free_sources)
     owner_name, _, leaf = made.parameter.rpartition(".")
     owner = module.get_submodule(owner_name)
     parameter_made = nn.Parameter(packed, requires_grad=stand_in.requires_grad)

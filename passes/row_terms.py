@@ -42,7 +42,7 @@ from passes.serving_cost import cost_of
 from passes.sum_of_terms import SumOfTerms, read_sum
 
 RULE = "row terms"
-ROWS_PER_BLOCK = 65_536
+ROWS_PER_BLOCK = 8_192
 
 
 class RowTerms(GraphPass):

@@ -17,10 +17,12 @@ from passes.fold_batch_norm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.graph_tools import clone_graph_module
 from passes.id_bounds import OutOfRange
+from passes.logit_rows import LogitRows
 from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
 from passes.pack_tables import PackedTable, PackTables
 from passes.row_terms import RowTerms
+from passes.sums_as_products import SumsAsProducts
 from passes.unpool_bags import UnpoolBags
 from passes.widen_linears import WidenLinears
 
@@ -46,8 +48,8 @@ def serve(
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
         UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), BlockLinears(), RowTerms(),
-        StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), CollapseMoves(), FoldConstants(),
-        Canonicalize(),
+        StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), SumsAsProducts(), CollapseMoves(),
+        FoldConstants(), Canonicalize(), LogitRows(),
     ):  # fmt: skip
         result = each(clone)
         if result is not None:

@@ -9,20 +9,28 @@ import pytest
 import torch
 
 from afm_fx.errors import UserError
-from benchmarks.ctr_models import MODELS, ModelConfig, build_model
+from benchmarks.ctr_models import MODELS, MULTI_TASK, ModelConfig, build_model
+from benchmarks.packing_models import FAILS_AT_ONE_ROW
 from tests.benchmarks.ctr_data import generated_dataset
 
 pytest.importorskip("deepctr_torch")
 CONFIG = ModelConfig(embedding_dim=4, hidden_units=(8, 8), dropout=0.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_gives_a_probability_per_row(name: str) -> None:
+@pytest.mark.parametrize("name", [*MODELS, *MULTI_TASK])
+def test_every_model_gives_a_probability_per_row_and_label(name: str) -> None:
     data = generated_dataset(200)
     model = build_model(name, data, CONFIG).eval()
     scores = model(data.train.inputs[:5])
-    assert scores.shape == (5, 1)
+    assert scores.shape == (5, 2 if name in MULTI_TASK else 1)
     assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_a_model_that_is_said_to_fail_at_one_row_fails_in_torch_itself() -> None:
+    data = generated_dataset(200)
+    for name in FAILS_AT_ONE_ROW:
+        with pytest.raises((RuntimeError, IndexError)):
+            build_model(name, data, CONFIG).eval()(data.train.inputs[:1])
 
 
 def test_tables_and_mlp_have_the_asked_widths() -> None:

@@ -63,7 +63,7 @@ def test_run_prints_and_writes_what_it_measured(criteo_folder: Path, tmp_path: P
         for variant in comparison["variants"]:
             assert f"{variant['parameters']:,}" in text
             assert f"{variant['auc']:.4f}" in text
-            for role in ("to_original", "to_svd", "to_svd_same_ranks"):
+            for role in ("to_original", "to_peer"):
                 if variant[role]:
                     assert str(AucDifference(**variant[role])) in text, "no interval is broken over two lines"
     assert str(tmp_path) not in page

@@ -11,8 +11,10 @@ from benchmarks.ctr_models import ModelConfig, build_model
 from benchmarks.datasets import CtrDataset
 from benchmarks.quality_comparison import (
     AFM,
+    AFM_UNIFORM,
+    MEASURED,
     WEIGHT_SVD,
-    WEIGHT_SVD_SAME_RANKS,
+    WEIGHT_SVD_UNIFORM,
     Comparison,
     Setting,
     Variant,
@@ -58,28 +60,30 @@ def named(comparison: Comparison, key: str) -> Variant:
     return variant
 
 
-def test_methods_are_compared_under_one_setting_and_at_equal_ranks(comparison: Comparison) -> None:
-    measured = [variant for variant in comparison.variants if variant.method == AFM]
+def test_a_measured_plan_is_compared_with_the_better_peer_of_its_setting(comparison: Comparison) -> None:
+    measured = [variant for variant in comparison.variants if variant.method == MEASURED]
     assert [variant.setting for variant in measured] == ["half", "tables rank 1"]
-    for variant in measured:
-        assert variant.to_svd is not None
-        assert variant.to_svd_same_ranks is not None
-        own = named(comparison, variant.to_svd.second)
-        same_ranks = named(comparison, variant.to_svd_same_ranks.second)
-        assert (own.setting, own.method) == (variant.setting, WEIGHT_SVD)
-        assert same_ranks.setting == variant.setting
-        assert same_ranks.method in {WEIGHT_SVD, WEIGHT_SVD_SAME_RANKS}
-        offsets = variant.parameters - same_ranks.parameters
-        assert 0 <= offsets <= 2 * TABLE_WIDTH, "only the offsets of AFM's centred tables may differ"
-        assert variant.to_svd.difference == pytest.approx(variant.auc - own.auc, abs=1e-12)
-        assert variant.to_svd_same_ranks.difference == pytest.approx(variant.auc - same_ranks.auc, abs=1e-12)
+    for variant, peers in zip(measured, ({AFM_UNIFORM, WEIGHT_SVD_UNIFORM}, {AFM, WEIGHT_SVD}), strict=True):
+        assert variant.to_peer is not None
+        assert variant.logit_error is not None
+        peer = named(comparison, variant.to_peer.second)
+        assert (peer.setting, peer.method in peers) == (variant.setting, True)
+        same = [each for each in comparison.variants if each.setting == variant.setting and each.method in peers]
+        assert peer.auc == max(each.auc for each in same)
+        assert variant.to_peer.difference == pytest.approx(variant.auc - peer.auc, abs=1e-12)
         assert variant.to_original.difference == pytest.approx(variant.auc - comparison.auc, abs=1e-12)
 
 
-def test_weight_svd_is_compared_with_the_original_only(comparison: Comparison) -> None:
-    others = [variant for variant in comparison.variants if variant.method != AFM]
+def test_uniform_ranks_use_the_budget_up(comparison: Comparison) -> None:
+    uniform = [variant for variant in comparison.variants if variant.method in {AFM_UNIFORM, WEIGHT_SVD_UNIFORM}]
+    assert len(uniform) == 2
+    assert all(0.4 < variant.share <= 0.5 for variant in uniform)
+
+
+def test_peers_are_compared_with_the_original_only(comparison: Comparison) -> None:
+    others = [variant for variant in comparison.variants if variant.method != MEASURED]
     assert others
-    assert all(variant.to_svd is None and variant.to_svd_same_ranks is None for variant in others)
+    assert all(variant.to_peer is None for variant in others)
 
 
 def test_budgets_hold_and_change_the_scores(comparison: Comparison) -> None:
@@ -93,10 +97,9 @@ def test_budgets_hold_and_change_the_scores(comparison: Comparison) -> None:
 
 def test_a_budget_that_cannot_be_reached_is_reported_with_its_reason(comparison: Comparison) -> None:
     assert [(refusal.setting, refusal.method) for refusal in comparison.refusals] == [
-        ("nothing", WEIGHT_SVD),
-        ("nothing", AFM),
+        ("nothing", method) for method in (MEASURED, AFM_UNIFORM, WEIGHT_SVD_UNIFORM, AFM, WEIGHT_SVD)
     ]
-    assert all("smallest" in refusal.reason for refusal in comparison.refusals)
+    assert all("smallest" in each.reason for each in comparison.refusals if "uniform" not in each.method)
     assert not [variant for variant in comparison.variants if variant.setting == "nothing"]
 
 

@@ -1,0 +1,82 @@
+"""Takes sums along the last axes as products with ones.
+
+Replaces ``sum(x, last axes)`` with ``matmul(reshape(x, [..., n]), ones [n, 1])``.
+
+A runtime's sum along a row walks row by row, its matrix product many rows at once: in ONNX Runtime on one core the sum
+of 26 numbers in each of 4,096 rows takes 0.9 ms, the product with the reshape before it 0.09 ms, and for one row they
+take the same. A product can also start from the next term of a logit (:mod:`passes.merge_linears`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassResult
+
+from passes.feature_columns import FeatureColumns
+from passes.graph_pass import GraphPass
+from passes.graph_tools import args_of, aten, buffer, call, finish, shape_of, value_of
+
+RULE = "sums as products"
+
+
+class SumsAsProducts(GraphPass):
+    """Replaces sums of a row's last axes by products with a constant column of ones."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        columns, changed = FeatureColumns(graph_module), False
+        ones: dict[tuple[int, torch.dtype, torch.device], Node] = {}
+        for node in list(graph_module.graph.nodes):
+            counts = _kept_and_summed(columns, node)
+            if counts is not None:
+                _replace(graph_module, node, *counts, ones)
+                changed = True
+        changed |= finish(graph_module)
+        return PassResult(graph_module, changed)
+
+
+def _kept_and_summed(columns: FeatureColumns, node: Node) -> tuple[int, int] | None:
+    """How many sums a row has and of how many numbers each, where these lie side by side; None elsewhere."""
+    if node.op != "call_function" or node.target is not aten.sum.dim_IntList or node.kwargs:
+        return None
+    source, axes = args_of(node)[:2]
+    trailing = columns.trailing(source) if isinstance(source, Node) else None
+    if trailing is None or not axes or not value_of(source).is_floating_point():
+        return None
+    summed = {int(axis) % (len(trailing) + 1) - 1 for axis in axes}
+    if -1 in summed:
+        return None
+    long = [axis for axis, size in enumerate(trailing) if size != 1]
+    inner = [axis for axis in long if axis in summed]
+    if not inner or long[-len(inner) :] != inner or 0 in trailing:
+        return None
+    count = math.prod(trailing[axis] for axis in inner)
+    return math.prod(trailing) // count, count
+
+
+def _replace(
+    module: GraphModule, node: Node, kept: int, count: int, ones: dict[tuple[int, torch.dtype, torch.device], Node]
+) -> None:
+    graph, source, value = module.graph, args_of(node)[0], value_of(node)
+    key = (count, value.dtype, value.device)
+    if key not in ones:
+        column = torch.ones((count, 1), dtype=value.dtype, device=value.device)
+        ones[key] = buffer(module, "ones", column, rule=RULE)
+    with graph.inserting_before(node):
+        rows = _shaped(source, [count] if kept == 1 else [kept, count], node)
+        target = aten.mm.default if kept == 1 else aten.matmul.default
+        made = call(graph, target, rows, ones[key], rule=RULE, like=node)
+        made = _shaped(made, list((shape_of(node) or ())[1:]), node)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+
+
+def _shaped(node: Node, trailing: list[int], like: Node) -> Node:
+    """The node as ``[batch, *trailing]``."""
+    shape = shape_of(node) or ()
+    if list(shape[1:]) == trailing:
+        return node
+    batch = shape[0] if isinstance(shape[0], int) else -1
+    return call(node.graph, aten.reshape.default, node, [batch, *trailing], rule=RULE, like=like)
