@@ -25,6 +25,9 @@ from afm_fx.program import Program
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
+from afm_fx.sweep import sweep
+from afm_fx.sweep_point import SweepPoint
+from afm_fx.sweep_result import Sweep
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
 from passes import laws
@@ -61,6 +64,8 @@ __all__ = [
     "Reduced",
     "SitePlan",
     "Statistics",
+    "Sweep",
+    "SweepPoint",
     "Tolerance",
     "apply_plan",
     "benchmark",
@@ -81,4 +86,5 @@ __all__ = [
     "quantize_onnx",
     "reduce_precision",
     "split_inputs",
+    "sweep",
 ]

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.fx import GraphModule
 
@@ -165,11 +166,21 @@ class PlanningTask:
             PolicyError: it asks for something impossible.
         """
         decision, parameters = self.decide(policy)
+        return self.finish(decision, parameters, policy.describe())
+
+    def finish(self, decision: Decision, parameters: int, policy: Mapping[str, Any]) -> Plan:
+        """The plan of a decision, with what is measured on the program that it makes.
+
+        Args:
+            decision: a policy's.
+            parameters: of the program that it makes.
+            policy: the policy as JSON.
+        """
         ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
         errors = self.situation.errors
         return replace(
             self.assemble(decision.choices),
-            policy=policy.describe(),
+            policy=policy,
             parameters_after=parameters,
             warnings=tuple(
                 _thin(tap.site, count)
@@ -205,12 +216,16 @@ class PlanningTask:
         for _ in range(MAX_CHOICES):
             decision = policy.choose(situation)
             ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
-            exact = _analysis(self.module, situation.bases, ranks).ledger.total(ranks)
+            exact = self.parameters(ranks)
             overshoot = exact - situation.ledger.total(ranks)
             if overshoot <= situation.reserve or decision.final:
                 break
             situation = replace(situation, reserve=overshoot)
         return decision, exact
+
+    def parameters(self, ranks: Mapping[str, int]) -> int:
+        """The exact parameter count of the program that some ranks make."""
+        return _analysis(self.module, self.situation.bases, ranks).ledger.total(ranks)
 
     def factor(self, name: str, rank: int) -> Factor:
         """The factor of a site at a rank."""

@@ -67,10 +67,11 @@ def log_loss_rise(labels: Rows, before: Rows, after: Rows) -> Worsening:
         before: [rows], logits of the other.
         after: [rows], logits of the one.
     """
-    differences = _losses(labels, after) - _losses(labels, before)
+    differences = log_losses(labels, after) - log_losses(labels, before)
     spread = float(differences.std(ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
     return Worsening(float(differences.mean()), spread)
 
 
-def _losses(labels: Rows, logits: Rows) -> Rows:
+def log_losses(labels: Rows, logits: Rows) -> Rows:
+    """The negative log-likelihood of every row, in nats, from logits."""
     return np.logaddexp(0.0, logits) - labels * logits
