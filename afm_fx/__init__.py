@@ -23,6 +23,8 @@ from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.program import Program
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
+from afm_fx.recovery import recover
+from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
 from afm_fx.sweep import sweep
@@ -61,6 +63,8 @@ __all__ = [
     "PrecisionReport",
     "Program",
     "QuantizationReport",
+    "Recovered",
+    "RecoveryReport",
     "Reduced",
     "SitePlan",
     "Statistics",
@@ -84,6 +88,7 @@ __all__ = [
     "pack",
     "pack_reported",
     "quantize_onnx",
+    "recover",
     "reduce_precision",
     "split_inputs",
     "sweep",

@@ -203,7 +203,7 @@ class Budget(_Described):
             if cheapest.cost > limit:
                 raise self._unreachable(cheapest.cost, situation.dense_parameters)
             *_, best = frontier.walk(limit)
-            return Decision(choices_of(situation, best))
+            return Decision(choices_of(situation, refined(situation, frontier, best, limit)))
         if situation.costs is None:
             raise PolicyError(f"a budget of {self.kind} needs a program to count them in")
         costs, kind = situation.costs, self.kind
@@ -211,7 +211,10 @@ class Budget(_Described):
         found = best_within(frontier, self.share * dense, lambda ranks: costs.exact(kind, ranks))
         if found is None:
             raise self._unreachable(costs.exact(kind, frontier.cheapest().ranks), dense)
-        return Decision(choices_of(situation, found), final=True)
+        better = refined(situation, frontier, found, found.cost)
+        if costs.exact(kind, better.ranks) > self.share * dense:
+            better = found
+        return Decision(choices_of(situation, better), final=True)
 
     def _unreachable(self, smallest: float, dense: float) -> PolicyError:
         named = "multiply-adds" if self.kind is CostKind.FLOPS else self.kind.value
@@ -233,6 +236,11 @@ def frontier_of(situation: Situation, kind: CostKind = CostKind.PARAMETERS) -> F
         cost,
         negligible=situation.negligible_loss(),
     )
+
+
+def refined(situation: Situation, frontier: Frontier, state: Allocation, limit: float) -> Allocation:
+    """An allocation corrected by errors of the whole program, where they are measured."""
+    return state if situation.errors is None else frontier.refined(state, limit, situation.errors.together)
 
 
 def choices_of(situation: Situation, allocation: Allocation) -> dict[str, Choice]:

@@ -20,7 +20,7 @@ from afm_fx.onnx_export import export_onnx
 from afm_fx.packing import pack
 from afm_fx.plan import Plan
 from afm_fx.planning import PlanningTask
-from afm_fx.policies import Budget, choices_of, frontier_of
+from afm_fx.policies import Budget, choices_of, frontier_of, refined
 from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.ranking_metrics import auc
@@ -95,11 +95,11 @@ def _plans(task: PlanningTask, policies: Sequence[Budget]) -> tuple[dict[float, 
     cheapest = frontier.cheapest().cost
     reachable = [policy for policy in reversed(policies) if int(policy.share * dense) >= cheapest]
     plans: dict[float, Plan] = {}
-    for policy, state in zip(
-        reachable, frontier.within([int(policy.share * dense) for policy in reachable]), strict=True
-    ):
+    limits = [int(policy.share * dense) for policy in reachable]
+    for policy, limit, fork in zip(reachable, limits, frontier.within(limits), strict=True):
+        state = refined(situation, frontier, fork, limit)
         parameters = task.parameters({name: rank for name, rank in state.ranks.items() if rank is not None})
-        if parameters > policy.share * dense:  # what is left alone costs more than the ledger knew
+        if parameters > limit:  # what is left alone costs more than the ledger knew
             plans[policy.share] = task.plan(policy)
         else:
             decision = Decision(choices_of(situation, state))

@@ -16,7 +16,7 @@ from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
 from afm_fx.evidence import Evidence
 from afm_fx.frontier_search import Search, cheapest_passing
-from afm_fx.policies import choices_of, frontier_of
+from afm_fx.policies import choices_of, frontier_of, refined
 from afm_fx.program import Program
 from afm_fx.situation import Decision, Situation
 from afm_fx.worsening import Worsening, auc_drop, log_loss_rise
@@ -105,14 +105,16 @@ class Tolerance:
         def measured(state: Allocation) -> float:
             return math.sqrt(errors.together(state.ranks))
 
-        found = cheapest_passing(frontier_of(situation).walk(), measured, lambda error: error <= limit)
+        frontier = frontier_of(situation)
+        found = cheapest_passing(frontier.walk(), measured, lambda error: error <= limit)
         if not found.passed:
             raise self._unreachable(found, found.outcome)
+        best = refined(situation, frontier, found.allocation, found.allocation.cost)
         evidence = Evidence(
-            "logit RMSE", limit, found.outcome, math.sqrt(found.allocation.loss),
+            "logit RMSE", limit, measured(best), math.sqrt(best.loss),
             rows=errors.simulation.rows, tried=found.tried, conditions="held-out rows without labels",
         )  # fmt: skip
-        return Decision(choices_of(situation, found.allocation), (evidence,), final=True)
+        return Decision(choices_of(situation, best), (evidence,), final=True)
 
     def _by_labels(self, situation: Situation) -> Decision:
         program, assemble = situation.program, situation.assemble

@@ -48,6 +48,9 @@ def quality(
         list[float] | None, typer.Option(help="Share of the parameters to keep; may be given several times.")
     ] = None,
     calibration_rows: Annotated[int, typer.Option(help="At most so many training rows calibrate.")] = 200_000,
+    random_plans: Annotated[
+        int, typer.Option(help="Predict and measure the logit error of so many plans with ranks at random.")
+    ] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of split, initialization, training and bootstrap.")] = 2024,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; its own choice where left out.")] = None,
@@ -78,6 +81,7 @@ def quality(
             calibration_rows=calibration_rows,
             resamples=resamples,
             checkpoint_dir=checkpoint_dir,
+            random_plans=random_plans,
         )
         markdown, json = output_paths(output_dir, dataset, model, tag=tag, force=force)
         report = run_quality(run, shown_command(sys.argv[1:]))

@@ -14,6 +14,10 @@ from torch import nn
 import afm_fx
 from afm_fx.errors import PolicyError
 from afm_fx.ranking_metrics import auc, log_loss
+from afm_fx.simulation import Simulation
+from afm_fx.site_bases import bases_of
+from afm_fx.site_errors import SiteErrors
+from afm_fx.taps import plain_taps
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.training import predict
@@ -93,6 +97,8 @@ class Comparison:
         calibration_rows: how many training rows calibrated.
         calibration_seconds: for moments and gradients.
         seconds: for capture, calibration, all plans and all measurements.
+        rank_correlation: Spearman's, of predicted and measured logit errors over random plans; None without those.
+        random_plans: how many of them.
     """
 
     parameters: int
@@ -103,6 +109,8 @@ class Comparison:
     calibration_rows: int
     calibration_seconds: float
     seconds: float
+    rank_correlation: float | None = None
+    random_plans: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,7 @@ def compare(
     calibration_rows: int,
     resamples: int,
     seed: int,
+    random_plans: int = 0,
 ) -> Comparison:
     """Compresses by every setting with measured plans, AFM and weight-SVD, and measures all on the test rows.
 
@@ -145,7 +154,8 @@ def compare(
     Args:
         calibration_rows: at most how many training rows calibrate, those held out included.
         resamples: of the bootstrap.
-        seed: of the bootstrap.
+        seed: of the bootstrap and of random plans.
+        random_plans: predict and measure the logit error of so many plans with ranks at random.
     """
     start = time.perf_counter()
     rows = min(calibration_rows, len(dataset.train))
@@ -183,6 +193,8 @@ def compare(
         calibration_rows=rows,
         calibration_seconds=calibrated,
         seconds=time.perf_counter() - start,
+        rank_correlation=task.rank_correlation(random_plans, seed) if random_plans else None,
+        random_plans=random_plans,
     )
 
 
@@ -212,6 +224,22 @@ class _Planning:
         if plan is None:
             raise PolicyError("no uniform ranks fit the budget")
         return plan
+
+    def rank_correlation(self, plans: int, seed: int) -> float:
+        """Spearman's correlation of predicted and measured logit errors over plans with ranks at random."""
+        taps = plain_taps(self.program.graph_module)
+        simulation = Simulation(self.program, [(inputs,) for inputs in self.held_out], taps)
+        bases = bases_of(self.program, taps, self.statistics, one_centre=True)
+        errors = SiteErrors(simulation, bases)
+        generator = np.random.default_rng(seed)
+        predicted, measured = [], []
+        for _ in range(plans):
+            ranks = {tap.site.name: int(2 ** generator.uniform(0, np.log2(tap.site.width / 2))) for tap in taps}
+            predicted.append(sum(errors.best(name, rank)[1] for name, rank in ranks.items()))
+            measured.append(errors.together(ranks))
+        first, second = (np.argsort(np.argsort(column)) for column in (predicted, measured))
+        correlation: NDArray[np.float64] = np.asarray(np.corrcoef(first, second))
+        return float(correlation[0, 1])
 
 
 def calibration_batches(rows: Rows, first: int, end: int) -> Iterator[tuple[torch.Tensor]]:

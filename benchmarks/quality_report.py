@@ -95,6 +95,11 @@ class QualityReport:
             f"Calibrated on {comparison.calibration_rows:,} training rows in {comparison.calibration_seconds:.0f} s; "
             f"measured plans took {self._planning_seconds()}."
         )
+        if comparison.rank_correlation is not None:
+            what += (
+                f" Over {comparison.random_plans} plans with ranks at random, predicted and measured logit errors have "
+                f"a rank correlation (Spearman's) of {comparison.rank_correlation:.3f}."
+            )
         rows_read = len(self.dataset.train) + len(self.dataset.validation) + len(self.dataset.test)
         head = [
             f"# {self.model_name} on {self.dataset_name}, {rows_read:,} rows",
@@ -203,11 +208,12 @@ def output_paths(
     return paths
 
 
-def shown_command(arguments: Sequence[str]) -> str:
+def shown_command(arguments: Sequence[str], *, script: str = "benchmarks/quality.py") -> str:
     """The command line to repeat a run, without what belongs to one machine or does not change the numbers.
 
     Args:
         arguments: the command's arguments, without the program's name.
+        script: the program.
     """
     shown: list[str] = []
     left = iter(arguments)
@@ -219,7 +225,7 @@ def shown_command(arguments: Sequence[str]) -> str:
             shown += [DATA_OPTION, "DIR"]
         elif name not in (*LOCAL_OPTIONS, *LOCAL_FLAGS):
             shown.append(argument)
-    return " ".join(["python benchmarks/quality.py", *shown])
+    return " ".join([f"python {script}", *shown])
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,7 @@ class QualityRun:
         budgets: shares of the parameters to keep.
         calibration_rows: at most how many training rows calibrate.
         resamples: of the bootstrap.
+        random_plans: predict and measure so many plans with ranks at random.
         checkpoint_dir: keeps the trained original, and reuses one of the same run.
     """
 
@@ -43,6 +44,7 @@ class QualityRun:
     calibration_rows: int
     resamples: int
     checkpoint_dir: Path | None
+    random_plans: int = 0
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -88,6 +90,7 @@ def run_quality(run: QualityRun, command: str) -> QualityReport:
         calibration_rows=run.calibration_rows,
         resamples=run.resamples,
         seed=run.training.seed,
+        random_plans=run.random_plans,
     )
     return QualityReport(
         dataset_name=run.dataset_name,

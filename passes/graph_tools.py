@@ -44,6 +44,14 @@ def clone_graph_module(module: GraphModule) -> GraphModule:
     return clone
 
 
+def reserve_names(module: GraphModule, names: Collection[str]) -> None:
+    """Keeps names of nodes that are gone from being given again: a copy of a graph has forgotten them."""
+    present = {node.name for node in module.graph.nodes}
+    for name in names:
+        if name not in present:
+            module.graph._graph_namespace.create_name(name, None)
+
+
 def _copy(thing: Copied) -> Copied:
     """A deep copy. Copying the structure of a graph's inputs makes torch warn about a class of its own."""
     with warnings.catch_warnings():

@@ -36,6 +36,7 @@ from passes.graph_tools import (
     finish,
     get_attribute,
     parameter,
+    reserve_names,
     shape_of,
     value_of,
 )
@@ -88,12 +89,14 @@ class PackTables(GraphPass):
     def call(self, graph_module: GraphModule) -> PassResult:
         module, kept, refused = graph_module, [], set[frozenset[str]]()
         cost = _cost(module)
+        names = {node.name for node in module.graph.nodes}
         while True:
             plans = [plan for plan in _plans(module) if frozenset(_names(plan)) not in refused]
             plan = next((each for each in plans if not any(name.startswith("packed_") for name in _names(each))), None)
             if plan is None:
                 break
             candidate = clone_graph_module(module)
+            reserve_names(candidate, names)
             made = _Packing(candidate, _names(plan), self.out_of_range).run()
             if made is None:
                 refused.add(frozenset(_names(plan)))

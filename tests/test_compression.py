@@ -16,7 +16,8 @@ from tests.graphs import Tower, tower_batch
 
 def test_compress_captures_with_the_first_batch_and_calibrates_on_all() -> None:
     model = Tower()
-    compressed = afm_fx.compress(model, (tower_batch(20) for _ in range(3)), afm_fx.Fixed(embedding=2, linear=3))
+    policy = afm_fx.Fixed(embedding=2, linear=3)
+    compressed = afm_fx.compress(model, (tower_batch(20) for _ in range(3)), policy, basis="afm")
     assert compressed.statistics.rows == 60
     unpacked = afm_fx.apply_plan(compressed.original, compressed.plan)
     assert unpacked.parameter_count() == compressed.plan.parameters_after == compressed.report.parameters_after
@@ -62,7 +63,8 @@ def test_no_batches_and_a_batch_of_one_row_are_told_apart() -> None:
 
 
 def test_the_report_says_sizes_ranks_and_reasons() -> None:
-    report = afm_fx.compress(Tower(), [tower_batch(50)], afm_fx.Fixed(embedding=2, linear=3)).report
+    policy = afm_fx.Fixed(embedding=2, linear=3)
+    report = afm_fx.compress(Tower(), [tower_batch(50)], policy, basis="afm").report
     document = json.loads(report.to_json())
     assert document["parameters_after"] == report.parameters_after
     assert [site["rank"] for site in document["sites"]] == [2, 2, 2, 3, 3]

@@ -44,7 +44,7 @@ def trained() -> tuple[nn.Module, CtrDataset]:
 @pytest.fixture(scope="module")
 def comparison(trained: tuple[nn.Module, CtrDataset]) -> Comparison:
     model, data = trained
-    return compare(model, data, SETTINGS, calibration_rows=2000, resamples=100, seed=1)
+    return compare(model, data, SETTINGS, calibration_rows=2000, resamples=100, seed=1, random_plans=8)
 
 
 def test_original_is_measured_on_the_test_rows(comparison: Comparison, trained: tuple[nn.Module, CtrDataset]) -> None:
@@ -78,6 +78,12 @@ def test_uniform_ranks_use_the_budget_up(comparison: Comparison) -> None:
     uniform = [variant for variant in comparison.variants if variant.method in {AFM_UNIFORM, WEIGHT_SVD_UNIFORM}]
     assert len(uniform) == 2
     assert all(0.4 < variant.share <= 0.5 for variant in uniform)
+
+
+def test_predicted_errors_order_random_plans_as_measured_ones_do(comparison: Comparison) -> None:
+    assert comparison.random_plans == 8
+    assert comparison.rank_correlation is not None
+    assert 0.5 < comparison.rank_correlation <= 1
 
 
 def test_peers_are_compared_with_the_original_only(comparison: Comparison) -> None:

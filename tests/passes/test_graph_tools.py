@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from afm_fx.capture import capture
 from passes import graph_tools
-from passes.graph_tools import PROVENANCE, aten
+from passes.graph_tools import PROVENANCE, aten, clone_graph_module, reserve_names
 
 
 class Deep(nn.Module):
@@ -200,3 +200,19 @@ def test_state_of_a_submodule_that_is_called_as_a_whole_is_kept() -> None:
     assert not graph_tools.drop_unused_state(module)
     rows = torch.randn(2, 3)
     assert torch.equal(module(rows), model(rows))
+
+
+def test_reserved_names_of_nodes_that_are_gone_are_not_given_again() -> None:
+    graph = torch.fx.Graph()
+    given = graph.placeholder("given")
+    first = graph.call_function(aten.relu.default, (given,))
+    kept = graph.call_function(aten.neg.default, (first,))
+    graph.output(kept)
+    module = GraphModule(torch.nn.Module(), graph)
+    gone = first.name
+    kept.args = (given,)
+    graph.erase_node(first)
+    clone = clone_graph_module(module)
+    reserve_names(clone, {gone, kept.name})
+    with clone.graph.inserting_after(next(iter(clone.graph.nodes))):
+        assert clone.graph.call_function(aten.relu.default, (next(iter(clone.graph.nodes)),)).name != gone
