@@ -10,7 +10,10 @@ from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled
+from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain
+from afm_fx.latency_policy import Latency
+from afm_fx.latency_table import LatencyTable
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
@@ -24,6 +27,10 @@ from afm_fx.recovery import recover
 from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
+from afm_fx.sweep import sweep
+from afm_fx.sweep_point import SweepPoint
+from afm_fx.sweep_result import Sweep
+from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
 from passes import laws
 
@@ -41,10 +48,13 @@ __all__ = [
     "Compressed",
     "CompressionReport",
     "Energy",
+    "Evidence",
     "Explanation",
     "ExportReport",
     "Fixed",
     "FullRank",
+    "Latency",
+    "LatencyTable",
     "Moments",
     "PackReport",
     "Packed",
@@ -58,6 +68,9 @@ __all__ = [
     "Reduced",
     "SitePlan",
     "Statistics",
+    "Sweep",
+    "SweepPoint",
+    "Tolerance",
     "apply_plan",
     "benchmark",
     "calibrate",
@@ -78,4 +91,5 @@ __all__ = [
     "recover",
     "reduce_precision",
     "split_inputs",
+    "sweep",
 ]

@@ -82,13 +82,36 @@ class Frontier:
                 ranks[name], total = None, left
         return self._allocation(ranks, total)
 
-    def walk(self, limit: float | None = None) -> Iterator[Allocation]:
+    def within(self, limits: Sequence[float]) -> list[Allocation]:
+        """Where :meth:`walk` ends for each of several limits, for the work of one walk: they share its beginning.
+
+        Args:
+            limits: ascending, none below the cost of the cheapest.
+        """
+        forks: list[Allocation] = []
+        waiting = list(limits)
+        last = None
+        for state in self.walk():
+            while waiting and last is not None and state.cost > waiting[0]:
+                forks.append(last)
+                waiting.pop(0)
+            last = state
+            if not waiting:
+                break
+        forks += [last] * len(waiting) if last is not None else []
+        return [list(self.walk(limit, fork))[-1] for limit, fork in zip(limits, forks, strict=True)]
+
+    def walk(self, limit: float | None = None, start: Allocation | None = None) -> Iterator[Allocation]:
         """The frontier from its cheap end; with a limit, no allocation costs more, and what still fits is taken.
 
         Costs of sites depend on one another a little (a Linear on codes has as many columns as they have), so the
         order in which sites wait is that of the costs when they were last looked at; a step is taken at its cost now.
+
+        Args:
+            limit: of the cost.
+            start: an allocation that an earlier walk passed, to go on from.
         """
-        state = self.cheapest()
+        state = start or self.cheapest()
         yield state
         waiting = [step for name in self._names if (step := self._step(name, state, limit)) is not None]
         heapq.heapify(waiting)

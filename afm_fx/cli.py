@@ -1,44 +1,39 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress`` and ``bench``.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep`` and ``bench``.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from afm_fx import __version__
 from afm_fx.aoti_model import load_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
+from afm_fx.command_errors import reported_errors
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument
 from afm_fx.compress_job import CompressJob, run_compress_job
 from afm_fx.contenders import AOTI_SUFFIX
 from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
-from afm_fx.errors import AfmFxError, UserError
+from afm_fx.errors import UserError
 from afm_fx.explanation import explain as explain_program
 from afm_fx.onnx_buckets import check_batch_sizes
 from afm_fx.onnx_inputs import inputs_from_file, random_onnx_inputs, traffic_examples
 from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
+from afm_fx.sweep_command import sweep
 from afm_fx.synthetic import ClickGenerator
 from afm_fx.typed_inputs import InputKind
 from afm_fx.user_model import build_model
 from passes.reduce_tables import TableFormat
 
-EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
-
-MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
 app = typer.Typer(
     name="afm-fx",
     help="Makes trained click-through-rate models low-rank, proves the rewrite, and exports them to ONNX.",
@@ -48,17 +43,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="State dict for the model: .safetensors, or saved with torch.save (read with weights_only=True).",
-        show_default=False,
-    ),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -90,7 +74,7 @@ def demo(
     Writes dense.onnx, low_rank.onnx, plan.safetensors, report.json and demo.json. Needs the extras deepctr and cpu
     (or gpu).
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         settings = DemoSettings(
             out=out,
             rows=rows,
@@ -125,7 +109,7 @@ def explain(
 
     Example: afm-fx explain shop.models:ctr --checkpoint ctr.pt --html explanation.html
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         for path in (json_out, html_out):
             if path is not None:
                 refuse_existing_file(path, force=force)
@@ -243,7 +227,7 @@ def compress(
 
     Example: afm-fx compress shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --budget 0.2 --out compressed
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
         sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
         names = None if columns is None else _names(columns)
@@ -273,6 +257,9 @@ def compress(
         if outcome.buckets is not None:
             typer.echo(outcome.buckets.table())
         typer.echo(f"Written to {out}/: {', '.join(name for name in job.outputs if (out / name).exists())}")
+
+
+app.command()(sweep)
 
 
 @app.command()
@@ -305,7 +292,7 @@ def bench(
 
     Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         contenders = dict(_name_and_value(each, "a file is given as NAME=FILE") for each in files)
         if len(contenders) < len(files):
             raise UserError("a name is given to two files")
@@ -386,43 +373,3 @@ def _batch_sizes(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"batch sizes are whole numbers with commas between, say 1,256,4096; got '{text}'") from None
-
-
-@contextlib.contextmanager
-def _reported_errors(debug: bool) -> Iterator[None]:
-    """Tells errors and warnings in one line each on standard error, and exits with the code of their kind."""
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            yield
-    except UserError as error:
-        if debug:
-            raise
-        _tell("error", str(error))
-        raise typer.Exit(EXIT_USER_ERROR) from None
-    except KeyboardInterrupt:
-        _tell("error", "interrupted")
-        raise typer.Exit(130) from None
-    except typer.Exit:
-        raise
-    except Exception as error:  # whatever else failed is told in one line as well
-        if debug:
-            raise
-        _tell("error", f"{_kind(error)}{error} (--debug shows where)")
-        raise typer.Exit(EXIT_FAILURE) from None
-
-
-def _kind(error: Exception) -> str:
-    return "" if isinstance(error, AfmFxError) else f"{type(error).__name__}: "
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):  # for developers
-        _tell("warning", str(message))
-
-
-def _tell(label: str, text: str) -> None:
-    style = {"error": "bold red", "warning": "bold yellow"}[label]
-    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
-    console.print(f"[{style}]{label}:[/]", end=" ")
-    console.print(" ".join(text.split()), markup=False)

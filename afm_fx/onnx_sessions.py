@@ -21,12 +21,16 @@ _ONNX_TYPES = {
 }  # fmt: skip
 
 
-def open_session(path: Path, threads: int) -> Any:
-    """An ONNX Runtime session on the CPU.
+CPU = "CPUExecutionProvider"
+
+
+def open_session(path: Path, threads: int, provider: str = CPU) -> Any:
+    """An ONNX Runtime session.
 
     Args:
         path: the ONNX file.
         threads: worker threads within an operator; operators run one after the other.
+        provider: ONNX Runtime's name of the execution provider.
 
     Raises:
         FileFormatError: there is no such file, or ONNX Runtime cannot load it.
@@ -46,7 +50,7 @@ def open_session(path: Path, threads: int) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's errors derive from nothing common
         reason = " ".join(str(error).split())[:300]
         raise FileFormatError(f"ONNX Runtime cannot load '{path}': {reason}") from error

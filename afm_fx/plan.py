@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from afm_fx.evidence import Evidence
 from afm_fx.tables import render_table
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from passes.drop_units import Units
@@ -76,6 +77,7 @@ class Plan:
         units: hidden units that stay, by name of the Linear that makes them; the others are constant on real rows.
         logit_error: root mean squared logit error of the whole plan on held-out rows; None where nothing was measured.
         predicted_logit_error: the same as the sites' own errors add up to.
+        evidence: what the policy measured on the program that the plan makes.
     """
 
     sites: tuple[SitePlan, ...]
@@ -89,6 +91,7 @@ class Plan:
     units: Mapping[str, Units] = field(default_factory=dict)
     logit_error: float | None = None
     predicted_logit_error: float | None = None
+    evidence: tuple[Evidence, ...] = ()
 
     def table(self) -> str:
         """The plan as text, one line per site."""
@@ -115,6 +118,7 @@ class Plan:
                 f"root mean squared logit error on held-out rows: {self.logit_error:.4f} "
                 f"(the sites' own errors add up to {self.predicted_logit_error:.4f})"
             )
+        yield from (each.sentence() for each in self.evidence)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the plan as safetensors.
@@ -144,6 +148,7 @@ class Plan:
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "warnings": list(self.warnings),
+            "evidence": [asdict(each) for each in self.evidence],
         }
         save_tensors(path, KIND, VERSION, header, tensors, force=force)
 
@@ -195,6 +200,7 @@ class Plan:
                 units,
                 header["logit_error"],
                 header["predicted_logit_error"],
+                tuple(Evidence(**each) for each in header.get("evidence", ())),
             )
 
 

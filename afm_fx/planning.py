@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.fx import GraphModule
 
 from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics
 from afm_fx.constant_units import constant_units, restricted, touched, without_units
+from afm_fx.costs import Costs
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
 from afm_fx.plan import Plan, SitePlan
@@ -20,7 +22,7 @@ from afm_fx.program import Program
 from afm_fx.simulation import Simulation
 from afm_fx.site_bases import SiteBases, bases_of
 from afm_fx.site_errors import SiteErrors
-from afm_fx.situation import Choice, Situation
+from afm_fx.situation import Choice, Decision, Situation
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
 from passes.drop_units import Units, kept_name
 from passes.factor import Factor
@@ -67,30 +69,11 @@ def make_plan(
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
-    task = _Task.of(program, statistics, policy, kind, rows)
-    choices, parameters = task.choose(policy)
-    ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
-    messages = tuple(
-        _thin(tap.site, count)
-        for tap in task.taps
-        if (count := task.statistics.moments[tap.site.name].count) < tap.site.width
-    )
-    for message in messages:
+    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables)
+    plan = task.plan(policy)
+    for message in plan.warnings:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
-    errors = task.situation.errors
-    return Plan(
-        sites=tuple(task.site_plan(tap, choices[tap.site.name]) for tap in task.taps),
-        factors={name: task.factor(name, rank) for name, rank in ranks.items()},
-        refused=task.refused,
-        policy=policy.describe(),
-        basis=kind.value,
-        parameters_before=program.parameter_count(),
-        parameters_after=parameters,
-        warnings=messages,
-        units=task.units,
-        logit_error=None if errors is None else math.sqrt(errors.together(ranks)),
-        predicted_logit_error=None if errors is None else _predicted(errors, ranks),
-    )
+    return plan
 
 
 def _kind(basis: str | BasisKind | None, *, measured: bool) -> BasisKind:
@@ -107,8 +90,8 @@ def _predicted(errors: SiteErrors, ranks: Mapping[str, int]) -> float:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What one plan is made of.
+class PlanningTask:
+    """What plans of one program are made of; several policies may share one, and with it all that was measured.
 
     Attributes:
         module: the graph whose sites are planned, joint tables without data.
@@ -131,11 +114,25 @@ class _Task:
     refused: Mapping[str, str]
 
     @staticmethod
-    def of(program: Program, statistics: Statistics, policy: Policy, kind: BasisKind, rows: list[Inputs]) -> _Task:
+    def of(
+        program: Program, statistics: Statistics, kind: BasisKind, rows: list[Inputs], *, joins_tables: bool
+    ) -> PlanningTask:
+        """Everything that is known before a policy decides.
+
+        Args:
+            program: the captured model.
+            statistics: of this program.
+            kind: of the bases.
+            rows: held-out batches to measure on, empty where nothing is measured.
+            joins_tables: make tables looked up by the same ids one site, where errors are measured.
+
+        Raises:
+            CalibrationError: the statistics belong to another model.
+        """
         measured = kind is BasisKind.MEASURED
         units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
         trimmed, known = without_units(program, units), restricted(statistics, program, units)
-        joint = joint_taps(trimmed.graph_module) if measured and policy.joins_tables else ()
+        joint = joint_taps(trimmed.graph_module) if measured and joins_tables else ()
         parts = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
         module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
@@ -155,28 +152,80 @@ class _Task:
             ledger=analysis.ledger,
             dense_parameters=program.parameter_count(),
             errors=errors,
+            costs=Costs(program, module, analysis.ledger, _uncentred(single)),
+            program=program,
             renamed={name: kept_name(name) for name in touched(program, units)},
         )
         refused = {site.name: site.refusal for site in analysis.sites if site.refusal is not None}
-        return _Task(module, taps, units, known, bases, kind, situation, refused)
+        return PlanningTask(module, taps, units, known, bases, kind, situation, refused)
 
-    def choose(self, policy: Policy) -> tuple[dict[str, Choice], int]:
+    def plan(self, policy: Policy) -> Plan:
+        """The policy's plan.
+
+        Raises:
+            PolicyError: it asks for something impossible.
+        """
+        decision, parameters = self.decide(policy)
+        return self.finish(decision, parameters, policy.describe())
+
+    def finish(self, decision: Decision, parameters: int, policy: Mapping[str, Any]) -> Plan:
+        """The plan of a decision, with what is measured on the program that it makes.
+
+        Args:
+            decision: a policy's.
+            parameters: of the program that it makes.
+            policy: the policy as JSON.
+        """
+        ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
+        errors = self.situation.errors
+        return replace(
+            self.assemble(decision.choices),
+            policy=policy,
+            parameters_after=parameters,
+            warnings=tuple(
+                _thin(tap.site, count)
+                for tap in self.taps
+                if (count := self.statistics.moments[tap.site.name].count) < tap.site.width
+            ),
+            logit_error=None if errors is None else math.sqrt(errors.together(ranks)),
+            predicted_logit_error=None if errors is None else _predicted(errors, ranks),
+            evidence=decision.evidence,
+        )
+
+    def assemble(self, choices: Mapping[str, Choice]) -> Plan:
+        """The plan of some choices, before anything is counted or measured on the program that it makes."""
+        return Plan(
+            sites=tuple(self.site_plan(tap, choices[tap.site.name]) for tap in self.taps),
+            factors={
+                name: self.factor(name, choice.rank) for name, choice in choices.items() if choice.rank is not None
+            },
+            refused=self.refused,
+            basis=self.kind.value,
+            parameters_before=self.situation.dense_parameters,
+            units=self.units,
+        )
+
+    def decide(self, policy: Policy) -> tuple[Decision, int]:
         """The policy's choices, and the exact parameter count of the program that they make.
 
         The situation's ledger is that of all sites factored. Where a site is left alone whose features are added to
         those of another, the rewrite restores more, and may keep more parameters than the ledger says: a policy with a
         budget is then asked again, with that much in reserve.
         """
-        situation = self.situation
+        situation = replace(self.situation, assemble=self.assemble)
         for _ in range(MAX_CHOICES):
-            choices = policy.choose(situation)
-            ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
-            exact = _analysis(self.module, situation.bases, ranks).ledger.total(ranks)
+            decision = policy.choose(situation)
+            ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
+            exact = self.parameters(ranks)
             overshoot = exact - situation.ledger.total(ranks)
-            if overshoot <= situation.reserve:
+            if overshoot <= situation.reserve or decision.final:
                 break
             situation = replace(situation, reserve=overshoot)
-        return choices, exact
+        return decision, exact
+
+    def parameters(self, ranks: Mapping[str, int]) -> int:
+        """The exact parameter count of the program that some ranks make."""
+        return _analysis(self.module, self.situation.bases, ranks).ledger.total(ranks)
 
     def factor(self, name: str, rank: int) -> Factor:
         """The factor of a site at a rank."""
@@ -212,8 +261,11 @@ class _Task:
 
 
 def _analysis(module: GraphModule, bases: Mapping[str, object], only: Mapping[str, int] | None) -> Analysis:
-    uncentred = frozenset(name for name, basis in bases.items() if getattr(basis, "centre", None) is None)
-    return analyze(module, uncentred=uncentred, only=only)
+    return analyze(module, uncentred=_uncentred(bases), only=only)
+
+
+def _uncentred(bases: Mapping[str, object]) -> frozenset[str]:
+    return frozenset(name for name, basis in bases.items() if getattr(basis, "centre", None) is None)
 
 
 def _thin(site: Site, rows: int) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from afm_fx.allocation import Allocation, Frontier
+from afm_fx.allocation import Allocation, Cost, Frontier
+from afm_fx.costs import CostKind
 from afm_fx.errors import PolicyError
-from afm_fx.situation import Choice, Situation, leave_what_gains_nothing
+from afm_fx.fitting import best_within
+from afm_fx.situation import Choice, Decision, Situation, leave_what_gains_nothing
 from passes.sites import Site, SiteKind
 
 
@@ -22,9 +24,13 @@ class Policy(Protocol):
     """
 
     measures: ClassVar[bool]
-    joins_tables: ClassVar[bool]
 
-    def choose(self, situation: Situation) -> dict[str, Choice]:
+    @property
+    def joins_tables(self) -> bool:
+        """See above."""
+        ...
+
+    def choose(self, situation: Situation) -> Decision:
         """One choice per factorable site, by name."""
         ...
 
@@ -36,8 +42,12 @@ class Policy(Protocol):
 class _Described:
     """A policy that describes itself by its name and fields."""
 
-    joins_tables: ClassVar[bool] = False
     measures: ClassVar[bool] = True
+
+    @property
+    def joins_tables(self) -> bool:
+        """Not unless the policy says so."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """The policy as JSON."""
@@ -50,9 +60,9 @@ class FullRank(_Described):
 
     measures: ClassVar[bool] = False
 
-    def choose(self, situation: Situation) -> dict[str, Choice]:
+    def choose(self, situation: Situation) -> Decision:
         """Every site at its width."""
-        return {site.name: Choice(site.width, "full rank") for site in situation.sites}
+        return Decision({site.name: Choice(site.width, "full rank") for site in situation.sites})
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Fixed(_Described):
         for name, rank in self.overrides.items():
             _check_rank(f"overrides['{name}']", rank)
 
-    def choose(self, situation: Situation) -> dict[str, Choice]:
+    def choose(self, situation: Situation) -> Decision:
         """The kind's rank, or the override."""
         overrides = self._resolve(situation)
         choices = {}
@@ -93,7 +103,7 @@ class Fixed(_Described):
                 choices[site.name] = Choice(None, f"{site.width} features are no more than rank {rank}")
             else:
                 choices[site.name] = Choice(rank, f"rank of every {site.kind} site")
-        return leave_what_gains_nothing(situation, choices)
+        return Decision(leave_what_gains_nothing(situation, choices))
 
     def _resolve(self, situation: Situation) -> dict[str, int | None]:
         resolved = {}
@@ -120,7 +130,7 @@ class Energy(_Described):
     def __post_init__(self) -> None:
         _check_fraction("Energy", self.fraction)
 
-    def choose(self, situation: Situation) -> dict[str, Choice]:
+    def choose(self, situation: Situation) -> Decision:
         """The smallest sufficient rank per site."""
         choices = {}
         for site in situation.sites:
@@ -131,59 +141,106 @@ class Energy(_Described):
                 if rank == site.width or basis.kept_energy(rank) >= self.fraction
             )
             choices[site.name] = Choice(rank, f"keeps {basis.kept_energy(rank):.2%} of the energy")
-        return leave_what_gains_nothing(situation, choices)
+        return Decision(leave_what_gains_nothing(situation, choices))
 
 
 @dataclass(frozen=True)
 class Budget(_Described):
-    """The ranks that lose least within a number of parameters.
+    """The ranks that lose least within a share of the model's parameters, bytes or multiply-adds: exactly one is given.
 
-    Where logit errors are measured (``basis="measured"``), the loss is the logits' mean squared error, and tables
-    looked up by the same ids share one code; otherwise it is the share of its own energy that each site loses.
-    See :class:`afm_fx.allocation.Frontier` for the way to them. A site whose next rank would cost as much as leaving
-    it alone is left alone.
+    Where logit errors are measured (``basis="measured"``), the loss is the logits' mean squared error; otherwise it is
+    the share of its own energy that each site loses. Tables looked up by the same ids then share one code, which saves
+    parameters; not so under a budget of multiply-adds, for it saves none and decodes more.
+    See :class:`afm_fx.allocation.Frontier` for the way to the ranks. A site whose next rank would cost as much as
+    leaving it alone is left alone. Costs are those before packing.
 
     Attributes:
         parameters: share in (0, 1] of the model's parameters that may remain.
+        bytes: share in (0, 1] of the bytes of the model's state (in its number formats, buffers included).
+        flops: share in (0, 1] of the multiply-adds for one row (:mod:`passes.multiply_adds`).
     """
 
-    joins_tables: ClassVar[bool] = True
-
-    parameters: float
+    parameters: float | None = None
+    bytes: float | None = None
+    flops: float | None = None
 
     def __post_init__(self) -> None:
-        _check_fraction("Budget", self.parameters)
+        given = [kind for kind in CostKind if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise PolicyError(f"Budget takes exactly one of parameters, bytes and flops, got {given or 'none'}")
+        _check_fraction("Budget", self.share)
 
-    def choose(self, situation: Situation) -> dict[str, Choice]:
+    @property
+    def kind(self) -> CostKind:
+        """What the budget is of."""
+        return next(kind for kind in CostKind if getattr(self, kind) is not None)
+
+    @property
+    def share(self) -> float:
+        """The share that may remain."""
+        share: float = getattr(self, self.kind)
+        return share
+
+    @property
+    def joins_tables(self) -> bool:
+        """Where that saves something."""
+        return self.flops is None
+
+    def describe(self) -> dict[str, Any]:
+        """The policy as JSON."""
+        return {"policy": "Budget", self.kind.value: self.share}
+
+    def choose(self, situation: Situation) -> Decision:
         """Ranks within the budget.
 
         Raises:
             PolicyError: even the smallest ranks exceed it; the message says the smallest reachable.
         """
-        limit = int(self.parameters * situation.dense_parameters) - situation.reserve
-        frontier = frontier_of(situation)
-        cheapest = frontier.cheapest()
-        if cheapest.cost > limit:
-            dense = situation.dense_parameters
-            raise PolicyError(
-                f"a budget of {self.parameters:g} of {dense:,} parameters cannot be reached: the smallest reachable is "
-                f"{cheapest.cost / dense:.4f} ({cheapest.cost:,} parameters)"
-            )
-        *_, best = frontier.walk(limit)
-        if situation.errors is not None:
-            best = frontier.refined(best, limit, situation.errors.together)
-        return choices_of(situation, best)
+        if self.kind is CostKind.PARAMETERS:
+            limit = int(self.share * situation.dense_parameters) - situation.reserve
+            frontier = frontier_of(situation)
+            cheapest = frontier.cheapest()
+            if cheapest.cost > limit:
+                raise self._unreachable(cheapest.cost, situation.dense_parameters)
+            *_, best = frontier.walk(limit)
+            return Decision(choices_of(situation, refined(situation, frontier, best, limit)))
+        if situation.costs is None:
+            raise PolicyError(f"a budget of {self.kind} needs a program to count them in")
+        costs, kind = situation.costs, self.kind
+        dense, frontier = costs.dense(kind), frontier_of(situation, kind)
+        found = best_within(frontier, self.share * dense, lambda ranks: costs.exact(kind, ranks))
+        if found is None:
+            raise self._unreachable(costs.exact(kind, frontier.cheapest().ranks), dense)
+        better = refined(situation, frontier, found, found.cost)
+        if costs.exact(kind, better.ranks) > self.share * dense:
+            better = found
+        return Decision(choices_of(situation, better), final=True)
+
+    def _unreachable(self, smallest: float, dense: float) -> PolicyError:
+        named = "multiply-adds" if self.kind is CostKind.FLOPS else self.kind.value
+        return PolicyError(
+            f"a budget of {self.share:g} of {dense:,.0f} {named} cannot be reached: the smallest reachable is "
+            f"{smallest / dense:.4f} ({smallest:,.0f} {named})"
+        )
 
 
-def frontier_of(situation: Situation) -> Frontier:
-    """The frontier of losses over parameters."""
+def frontier_of(situation: Situation, kind: CostKind = CostKind.PARAMETERS) -> Frontier:
+    """The frontier of losses over a cost."""
+    cost: Cost = situation.ledger.total
+    if kind is not CostKind.PARAMETERS and situation.costs is not None:
+        cost = situation.costs.estimate(kind)
     return Frontier(
         situation.sites,
         {site.name: situation.levels(site) for site in situation.sites},
         situation.loss,
-        situation.ledger.total,
+        cost,
         negligible=situation.negligible_loss(),
     )
+
+
+def refined(situation: Situation, frontier: Frontier, state: Allocation, limit: float) -> Allocation:
+    """An allocation corrected by errors of the whole program, where they are measured."""
+    return state if situation.errors is None else frontier.refined(state, limit, situation.errors.together)
 
 
 def choices_of(situation: Situation, allocation: Allocation) -> dict[str, Choice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from afm_fx.evidence import Evidence
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.program import Program
 from afm_fx.tables import render_table
@@ -25,6 +26,7 @@ class CompressionReport:
         sites: one entry per factorable site.
         refused: (site, reason) of the others.
         warnings: what a user should know.
+        evidence: what the policy measured on the low-rank program.
     """
 
     parameters_before: int
@@ -37,6 +39,7 @@ class CompressionReport:
     sites: tuple[SitePlan, ...]
     refused: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    evidence: tuple[Evidence, ...] = ()
 
     @property
     def compression_ratio(self) -> float:
@@ -81,4 +84,5 @@ def report_of(original: Program, low_rank: Program, plan: Plan) -> CompressionRe
         sites=plan.sites,
         refused=tuple(plan.refused.items()),
         warnings=(*original.warnings, *plan.warnings),
+        evidence=plan.evidence,
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from afm_fx.basis import Basis
+from afm_fx.costs import Costs
+from afm_fx.evidence import Evidence
+from afm_fx.plan import Plan
+from afm_fx.program import Program
 from afm_fx.site_errors import SiteErrors
 from passes.parameter_ledger import ParameterLedger
 from passes.sites import Site, site_name
@@ -64,6 +68,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a policy chose, and what it measured for that.
+
+    Attributes:
+        choices: one per site that may be factored, by name.
+        evidence: what was measured on programs made on the way.
+        final: the policy looked at the program that the choices make, and is not to be asked again with more reserve.
+    """
+
+    choices: Mapping[str, Choice]
+    evidence: tuple[Evidence, ...] = ()
+    final: bool = False
+
+
+@dataclass(frozen=True)
 class Situation:
     """The sites that may be factored and what is known about them.
 
@@ -75,6 +94,9 @@ class Situation:
         errors: measured logit errors, None where nothing is measured.
         renamed: names of sites by their names in the original, for Linears that units were dropped from.
         dense_parameters: parameters of the program when every site is left alone.
+        costs: bytes and multiply-adds as functions of the ranks, None where nobody can count them.
+        program: the original, None where nobody can measure it.
+        assemble: makes the plan of some choices, for policies that measure the program that it makes.
     """
 
     sites: tuple[Site, ...]
@@ -83,6 +105,9 @@ class Situation:
     dense_parameters: int
     reserve: int = 0
     errors: SiteErrors | None = None
+    costs: Costs | None = None
+    program: Program | None = None
+    assemble: Callable[[Mapping[str, Choice]], Plan] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def loss(self, name: str, rank: int) -> float:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import afm_fx
+from afm_fx.ranking_metrics import auc, log_loss
 from benchmarks.datasets import CtrDataset, Rows
-from benchmarks.paired_bootstrap import AucDifference, auc, bootstrap_auc_differences, log_loss
+from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.quality_comparison import calibration_batches
 from benchmarks.training import predict
 

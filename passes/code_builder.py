@@ -94,11 +94,13 @@ class CodeBuilder:
 
     def new_parameter(self, name: str, tensor: Tensor, like: Tensor, record: Record, *, rule: str) -> Node:
         """A parameter in the number format and on the device of another tensor, counted in the ledger."""
-        self.records.append(record)
         if self.dry:
             blank = torch.empty(tensor.shape, device="meta", dtype=like.dtype)
-            return parameter(self.module, name, blank, rule=rule, device=like.device)
-        return parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
+            node = parameter(self.module, name, blank, rule=rule, device=like.device)
+        else:
+            node = parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
+        self.records.append(replace(record, name=str(node.target)))
+        return node
 
     def new_index(self, index: Sequence[int], near: Node) -> Node:
         """Positions as a buffer on the device of another node's value, made once per graph."""

@@ -102,6 +102,7 @@ class Record:
     origin: str | None = None
     inputs: Extent = Extent()
     variant: int = 0
+    name: str = ""
 
     def count(self, ranks: Ranks) -> int:
         """The number of scalars under an assignment of ranks."""

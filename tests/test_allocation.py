@@ -93,3 +93,9 @@ def test_refining_keeps_what_cannot_be_bettered() -> None:
     *_, state = frontier().walk(400)
     same = frontier().refined(state, 400, lambda ranks: 1.0)
     assert same == state
+
+
+def test_several_limits_share_one_walk_and_end_where_each_alone_would() -> None:
+    limits = [150.0, 180.0, 270.0, 290.0, 400.0, 1050.0, 2000.0]
+    alone = [list(frontier().walk(limit))[-1] for limit in limits]
+    assert frontier().within(limits) == alone

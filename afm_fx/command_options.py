@@ -1,0 +1,21 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="State dict for the model: .safetensors, or saved with torch.save (read with weights_only=True).",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
