@@ -95,15 +95,20 @@ class Plan:
 
     def table(self) -> str:
         """The plan as text, one line per site."""
+        measured = any(site.logit_errors for site in self.sites)
         rows = []
         for site in self.sites:
-            rank = "as it is" if site.rank is None else str(site.rank)
-            energy = "" if site.rank is None else f"{site.kept_energy:.2%}"
-            error = "" if site.rank is None else f"{site.predicted_error:.3g}"
             shape = "x".join(map(str, site.shape))
-            rows.append((site.name, str(site.kind), shape, rank, site.won(), energy, error, site.reason))
+            if site.rank is None:
+                rows.append((site.name, str(site.kind), shape, "as it is", "", "", "", site.reason))
+                continue
+            error = f"{site.logit_errors[site.basis]:.2g}" if measured else f"{site.predicted_error:.3g}"
+            reason = "" if measured else site.reason
+            energy = f"{site.kept_energy:.2%}"
+            rows.append((site.name, str(site.kind), shape, str(site.rank), site.won(), energy, error, reason))
         rows += [(name, "", "", "refused", "", "", "", reason) for name, reason in self.refused.items()]
-        columns = ("site", "kind", "shape", "rank", "basis", "energy kept", "predicted error", "reason")
+        error = "logit error" if measured else "predicted error"
+        columns = ("site", "kind", "shape", "rank", "basis", "energy kept", error, "reason")
         share = self.parameters_after / self.parameters_before if self.parameters_before else 1.0
         title = f"plan: {self.parameters_before:,} -> {self.parameters_after:,} parameters ({share:.1%})"
         text = render_table(title, columns, rows, left=2, text=("basis", "reason"))
