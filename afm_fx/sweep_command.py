@@ -18,6 +18,7 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.held_out import HoldOut
 from afm_fx.output_directory import refuse_existing_file
 from afm_fx.planning import MEASURED_ROWS
+from afm_fx.policies import Budget
 from afm_fx.sweep import BUDGETS
 from afm_fx.sweep import sweep as sweep_budgets
 from afm_fx.user_model import build_model
@@ -113,7 +114,7 @@ def sweep(
 
 def _shares(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        return [Budget(parameters=float(part)).share for part in text.split(",")]
     except ValueError:
         raise UserError(f"budgets are numbers with commas between, say 0.5,0.2,0.1; got '{text}'") from None
 

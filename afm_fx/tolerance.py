@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,15 @@ from afm_fx.compression import apply_plan
 from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
 from afm_fx.evidence import Evidence
-from afm_fx.frontier_search import Search, cheapest_passing
+from afm_fx.limit_search import Search, smallest_passing
 from afm_fx.policies import choices_of, frontier_of, refined
 from afm_fx.program import Program
 from afm_fx.situation import Decision, Situation
 from afm_fx.worsening import Worsening, auc_drop, log_loss_rise
 
 Compare = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], Worsening]
+
+Found = TypeVar("Found")
 
 _LIMITS = ("logit_rmse", "auc_drop", "logloss_rise")
 
@@ -90,7 +92,7 @@ class Tolerance:
         return described if self.evaluation is None else {**described, "confidence": self.confidence}
 
     def choose(self, situation: Situation) -> Decision:
-        """The smallest model on the frontier that keeps the limit.
+        """The smallest budget of parameters whose ranks keep the limit.
 
         Raises:
             PolicyError: no model keeps it, nothing is measured, or the evaluation cannot be used.
@@ -102,19 +104,18 @@ class Tolerance:
         if errors is None:
             raise PolicyError('logit_rmse needs measured logit errors: basis="measured" and held-out rows')
 
-        def measured(state: Allocation) -> float:
-            return math.sqrt(errors.together(state.ranks))
+        def measured(allocation: Allocation) -> float:
+            return math.sqrt(errors.together(allocation.ranks))
 
-        frontier = frontier_of(situation)
-        found = cheapest_passing(frontier.walk(), measured, lambda error: error <= limit)
+        found = self._smallest(situation, measured, lambda error: error <= limit)
+        allocation, error = found.outcome
         if not found.passed:
-            raise self._unreachable(found, found.outcome)
-        best = refined(situation, frontier, found.allocation, found.allocation.cost)
+            raise self._unreachable(found.tried, allocation, error)
         evidence = Evidence(
-            "logit RMSE", limit, measured(best), math.sqrt(best.loss),
+            "logit RMSE", limit, error, math.sqrt(allocation.loss),
             rows=errors.simulation.rows, tried=found.tried, conditions="held-out rows without labels",
         )  # fmt: skip
-        return Decision(choices_of(situation, best), (evidence,), final=True)
+        return Decision(choices_of(situation, allocation), (evidence,), final=True)
 
     def _by_labels(self, situation: Situation) -> Decision:
         program, assemble = situation.program, situation.assemble
@@ -123,21 +124,40 @@ class Tolerance:
         rows = labelled_rows(program, self.evaluation)
         before = predicted_logits(program, rows)
 
-        def measured(state: Allocation) -> Worsening:
-            return self._worst(rows, before, apply_plan(program, assemble(choices_of(situation, state))))
+        def measured(allocation: Allocation) -> Worsening:
+            return self._worst(rows, before, apply_plan(program, assemble(choices_of(situation, allocation))))
 
-        found = cheapest_passing(
-            frontier_of(situation).walk(), measured, lambda worsening: worsening.bound(self.confidence) <= self.limit
-        )
-        bound = found.outcome.bound(self.confidence)
+        found = self._smallest(situation, measured, lambda each: each.bound(self.confidence) <= self.limit)
+        allocation, worsening = found.outcome
+        bound = worsening.bound(self.confidence)
         if not found.passed:
-            raise self._unreachable(found, bound)
+            raise self._unreachable(found.tried, allocation, bound)
         evidence = Evidence(
-            "AUC drop" if self.auc_drop is not None else "LogLoss rise", self.limit, found.outcome.estimate,
+            "AUC drop" if self.auc_drop is not None else "LogLoss rise", self.limit, worsening.estimate,
             bound=bound, confidence=self.confidence, rows=rows.rows, tried=found.tried,
             conditions="one-sided bound, paired with the original on the evaluation rows",
         )  # fmt: skip
-        return Decision(choices_of(situation, found.allocation), (evidence,), final=True)
+        return Decision(choices_of(situation, allocation), (evidence,), final=True)
+
+    def _smallest(
+        self, situation: Situation, measured: Callable[[Allocation], Found], keeps: Callable[[Found], bool]
+    ) -> Search[tuple[Allocation, Found]]:
+        """The smallest budget of parameters whose allocation keeps the limit."""
+        frontier = frontier_of(situation)
+        known: dict[tuple[tuple[str, int | None], ...], Found] = {}
+
+        def test(budget: float) -> tuple[Allocation, Found]:
+            *_, last = frontier.walk(budget)
+            allocation = refined(situation, frontier, last, budget)
+            key = tuple(allocation.ranks.items())
+            if key not in known:
+                known[key] = measured(allocation)
+            return allocation, known[key]
+
+        lowest = frontier.cheapest().cost
+        highest = max(lowest, situation.ledger.total({}))
+        found = smallest_passing(lowest, highest, test, lambda outcome: keeps(outcome[1]))
+        return replace(found, tried=len(known))
 
     def _worst(self, rows: LabelledRows, before: NDArray[np.float64], program: Program) -> Worsening:
         """The worsening of the column in which it is worst."""
@@ -146,11 +166,10 @@ class Tolerance:
         columns = zip(rows.labels.T, before.T, after.T, strict=True)
         return max((compare(*each) for each in columns), key=lambda worsening: worsening.bound(self.confidence))
 
-    def _unreachable(self, found: Search[Any], reached: float) -> PolicyError:
-        bounded = (
-            "" if self.logit_rmse is not None else f" (with {self.confidence:.0%} confidence; more rows narrow it)"
-        )
+    def _unreachable(self, tried: int, allocation: Allocation, reached: float) -> PolicyError:
+        confident = f" (with {self.confidence:.0%} confidence; more rows narrow it)"
+        bounded = "" if self.logit_rmse is not None else confident
         return PolicyError(
-            f"a {self.quantity} of {self.limit:g} cannot be reached: the most exact of {found.tried} measured models "
-            f"has {reached:.4g}{bounded} at {found.allocation.cost:,.0f} parameters"
+            f"a {self.quantity} of {self.limit:g} cannot be reached: the most exact of {tried} measured models "
+            f"has {reached:.4g}{bounded} at {allocation.cost:,.0f} parameters"
         )

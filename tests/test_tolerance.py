@@ -82,9 +82,8 @@ def test_fewer_rows_or_more_confidence_make_a_larger_model(task, labelled) -> No
         return share(task.plan(afm_fx.Tolerance(logloss_rise=0.01, **given)))
 
     plain = planned(evaluation=labelled)
-    assert planned(evaluation=[(ids[::6], clicks[::6]) for ids, clicks in labelled]) >= plain
-    assert planned(evaluation=labelled, confidence=0.999) >= plain
-    assert plain < 0.9
+    fewer = [(ids[::6], clicks[::6]) for ids, clicks in labelled]
+    assert 0.9 > planned(evaluation=fewer, confidence=0.99) > plain
 
 
 @pytest.mark.parametrize(
