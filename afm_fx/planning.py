@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics
 from afm_fx.constant_units import constant_units, restricted, touched, without_units
+from afm_fx.coverage import Coverage, coverage_of, traffic_of
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
 from afm_fx.plan import Plan, SitePlan
@@ -41,6 +42,7 @@ def make_plan(
     *,
     basis: str | BasisKind | None = None,
     held_out: Iterable[Inputs] | None = None,
+    unseen_share: float | None = None,
 ) -> Plan:
     """Picks a rank and a basis per site.
 
@@ -56,9 +58,11 @@ def make_plan(
             (:mod:`afm_fx.sensitivity`), or "weight_svd" (of the weights alone; the calibration rows then only measure
             the error). Left out: "measured" with held-out rows, or else "afm".
         held_out: batches of rows that the statistics have not seen, without labels; the first 4,096 rows are used.
+        unseen_share: the share of later lookups to expect on table rows that calibration did not see, 0 to 1; bases
+            are made for that mixture. Left out: estimated for each table (:mod:`afm_fx.traffic`).
 
     Raises:
-        PolicyError: the policy asks for something impossible.
+        PolicyError: the policy asks for something impossible, or the share is none.
         CalibrationError: the statistics belong to another model.
     """
     kind = _kind(basis, measured=held_out is not None)
@@ -67,7 +71,9 @@ def make_plan(
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
-    task = _Task.of(program, statistics, policy, kind, rows)
+    if unseen_share is not None and not 0 <= unseen_share <= 1:
+        raise PolicyError(f"unseen_share is a share from 0 to 1, got {unseen_share!r}")
+    task = _Task.of(program, statistics, policy, kind, rows=rows, unseen_share=unseen_share)
     choices, parameters = task.choose(policy)
     ranks = {name: choice.rank for name, choice in choices.items() if choice.rank is not None}
     messages = tuple(
@@ -119,6 +125,7 @@ class _Task:
         kind: which of them.
         situation: what the policy is told.
         refused: reason by name of the other sites.
+        coverage: of the tables that were counted, by site name.
     """
 
     module: GraphModule
@@ -129,9 +136,18 @@ class _Task:
     kind: BasisKind
     situation: Situation
     refused: Mapping[str, str]
+    coverage: Mapping[str, Coverage]
 
     @staticmethod
-    def of(program: Program, statistics: Statistics, policy: Policy, kind: BasisKind, rows: list[Inputs]) -> _Task:
+    def of(
+        program: Program,
+        statistics: Statistics,
+        policy: Policy,
+        kind: BasisKind,
+        *,
+        rows: list[Inputs],
+        unseen_share: float | None,
+    ) -> _Task:
         measured = kind is BasisKind.MEASURED
         units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
         trimmed, known = without_units(program, units), restricted(statistics, program, units)
@@ -141,7 +157,7 @@ class _Task:
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
         taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
-        bases = bases_of(trimmed, taps, known, one_centre=measured)
+        bases = bases_of(trimmed, taps, known, one_centre=measured, unseen_share=unseen_share)
         errors = None
         if measured:
             reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None
@@ -158,7 +174,11 @@ class _Task:
             renamed={name: kept_name(name) for name in touched(program, units)},
         )
         refused = {site.name: site.refusal for site in analysis.sites if site.refusal is not None}
-        return _Task(module, taps, units, known, bases, kind, situation, refused)
+        later = traffic_of(program, rows, MEASURED_ROWS) if rows else {}
+        coverage = {
+            name: coverage_of(traffic, later.get(name), unseen_share) for name, traffic in statistics.traffic.items()
+        }
+        return _Task(module, taps, units, known, bases, kind, situation, refused, coverage)
 
     def choose(self, policy: Policy) -> tuple[dict[str, Choice], int]:
         """The policy's choices, and the exact parameter count of the program that they make.
@@ -187,9 +207,12 @@ class _Task:
         site, rank = tap.site, choice.rank
         shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
         tables = () if tap.joint is None else tap.joint.tables
-        seen = self.statistics.moments[site.name].count
+        seen = round(self.statistics.moments[site.name].count)
+        coverage = self.coverage.get(site.name)
         if rank is None:
-            return SitePlan(site.name, site.kind, shape, None, choice.reason, 1.0, 0.0, seen, tables=tables)
+            return SitePlan(
+                site.name, site.kind, shape, None, choice.reason, 1.0, 0.0, seen, tables=tables, coverage=coverage
+            )
         kind = self._kind_at(site.name, rank)
         basis, errors = self.bases[site.name][kind], self.situation.errors
         tried = {} if errors is None else errors.candidates(site.name, rank)
@@ -205,6 +228,7 @@ class _Task:
             basis=kind.value,
             tables=tables,
             logit_errors={name.value: math.sqrt(error) for name, error in tried.items()},
+            coverage=coverage,
         )
 
     def _kind_at(self, name: str, rank: int) -> BasisKind:
@@ -216,8 +240,8 @@ def _analysis(module: GraphModule, bases: Mapping[str, object], only: Mapping[st
     return analyze(module, uncentred=uncentred, only=only)
 
 
-def _thin(site: Site, rows: int) -> str:
+def _thin(site: Site, rows: float) -> str:
     return (
-        f"site '{site.name}' saw {rows} rows for {site.width} features: "
+        f"site '{site.name}' saw {rows:.0f} rows for {site.width} features: "
         "its covariance is shrunk toward its weights'. Calibrate on more rows"
     )

@@ -69,7 +69,8 @@ def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple
     try:
         with safe_open(str(target), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # Copies start where torch aligns them: products of tensors in the file's own layout may round differently.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         header = json.loads(metadata.get(HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"'{target}' is truncated, damaged, or not a {kind} file: {error}") from error
