@@ -20,6 +20,8 @@ from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.program import Program
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
+from afm_fx.recovery import recover
+from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.report import CompressionReport
 from afm_fx.typed_inputs import split_inputs
@@ -51,6 +53,8 @@ __all__ = [
     "PrecisionReport",
     "Program",
     "QuantizationReport",
+    "Recovered",
+    "RecoveryReport",
     "Reduced",
     "SitePlan",
     "Statistics",
@@ -71,6 +75,7 @@ __all__ = [
     "pack",
     "pack_reported",
     "quantize_onnx",
+    "recover",
     "reduce_precision",
     "split_inputs",
 ]

@@ -51,7 +51,7 @@ def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int |
             args, kwargs = program.bind(inputs)
         except BatchError as error:
             raise BatchError(f"batch {number}: {error}") from error
-        rows = _rows(program, args, kwargs)
+        rows = rows_of(program, args, kwargs)
         if max_rows is not None and seen + rows > max_rows and program.dynamic_batch:
             rows = max_rows - seen
             args, kwargs = _first_rows(program, args, kwargs, rows)
@@ -75,7 +75,8 @@ def peek(batches: Iterable[Inputs]) -> tuple[Inputs, Iterable[Inputs]]:
     return first, batches if isinstance(batches, list | tuple) else itertools.chain([first], iterator)
 
 
-def _rows(program: Program, args: Any, kwargs: Any) -> int:
+def rows_of(program: Program, args: Any, kwargs: Any) -> int:
+    """The number of rows of bound inputs; 1 where no input carries the batch."""
     leaves = pytree.tree_leaves((args, kwargs))
     return next((int(leaf.shape[0]) for leaf, batched in zip(leaves, program.batched, strict=True) if batched), 1)
 

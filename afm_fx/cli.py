@@ -217,6 +217,21 @@ def compress(
     aoti: Annotated[
         bool, typer.Option("--aoti", help="Also compile the low-rank model with AOTInductor (needs a C++ compiler).")
     ] = False,
+    recover_epochs: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Train the low-rank model on the original's logits for so many passes over the data, say 3."
+        ),
+    ] = 0,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="With --recover-epochs: columns of labels from 0 to 1, one per task in the order of the outputs, "
+            "comma-separated, to learn from as well.",
+            show_default=False,
+        ),
+    ] = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -231,14 +246,19 @@ def compress(
     with _reported_errors(debug):
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
         sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
-        names = None if columns is None else [name.strip() for name in columns.split(",")]
+        names = None if columns is None else _names(columns)
+        tasks = () if labels is None else tuple(_names(labels))
+        if tasks and not recover_epochs:
+            raise UserError("--labels are for recovery: say how long with --recover-epochs 3")
         job = CompressJob(
             model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
-            None if tables is None else tables.value, aoti,
+            None if tables is None else tables.value, aoti, recover_epochs, tasks,
         )  # fmt: skip
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
         typer.echo(outcome.compressed.report.table())
+        if outcome.recovery is not None:
+            typer.echo(outcome.recovery.table())
         if outcome.compressed.packing is not None:
             typer.echo(outcome.compressed.packing.table())
         if outcome.precision is not None:
@@ -355,6 +375,10 @@ def _name_and_value(text: str, rule: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise UserError(f"{rule}; got '{text}'")
     return name, value
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _batch_sizes(text: str) -> list[int]:

@@ -18,8 +18,12 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs
+from afm_fx.packing import pack_reported
 from afm_fx.policies import Policy
+from afm_fx.recovery import recover
+from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
+from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model
 
 DENSE, LOW_RANK, PLAN, REPORT = "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json"
@@ -51,6 +55,8 @@ class CompressJob:
         buckets: batch sizes for which the low-rank program is also exported with fixed shapes.
         tables: store the low-rank program's tables in "float16" or "int8"; None for as they are.
         aoti: compile the low-rank program with AOTInductor as well.
+        recover_epochs: train the low-rank program on the original's logits for so many epochs over the data; 0 for not.
+        labels: columns of labels, one per task, to recover on as well.
     """
 
     model: str
@@ -68,6 +74,8 @@ class CompressJob:
     buckets: tuple[int, ...] = ()
     tables: str | None = None
     aoti: bool = False
+    recover_epochs: int = 0
+    labels: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -87,6 +95,7 @@ class CompressOutcome:
         buckets: the exports with fixed shapes, None where there are none.
         precision: what became of the low-rank program's tables, None where they are as they were.
         package: of the low-rank program compiled with AOTInductor, None where that was not asked for.
+        recovery: how the low-rank program was recovered, None where it was not.
     """
 
     compressed: Compressed
@@ -94,6 +103,7 @@ class CompressOutcome:
     buckets: BucketsReport | None = None
     precision: PrecisionReport | None = None
     package: AotiReport | None = None
+    recovery: RecoveryReport | None = None
 
 
 def run_compress_job(job: CompressJob) -> CompressOutcome:
@@ -111,10 +121,17 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     file = open_data(job.data)
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
-    batches = FileBatches(file, program, job.batch_size, job.columns)
-    compressed = compress(
-        program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
-    )
+    columns = job.columns
+    if job.labels and columns is None:  # a model of one tensor would take them for features
+        columns = [name for name in file.names if name not in job.labels]
+    batches = FileBatches(file, program, job.batch_size, columns)
+    recovery = None
+    if job.recover_epochs:
+        compressed, recovery = _recovered(job, batches)
+    else:
+        compressed = compress(
+            program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
+        )
     precision = None
     if job.tables is not None:
         rows = itertools.islice(batches, max(1, COMPARED_ROWS // job.batch_size))
@@ -123,9 +140,24 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     with staged_outputs(job.out, job.outputs) as staging:
         low_rank = compressed.program
         buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, job.buckets) if job.buckets else None
-        exports = write_outputs(compressed, staging, buckets, precision)
+        exports = write_outputs(compressed, staging, buckets, precision, recovery)
         package = export_aoti(low_rank, staging / PACKAGE) if job.aoti else None
-    return CompressOutcome(compressed, exports, buckets, precision, package)
+    return CompressOutcome(compressed, exports, buckets, precision, package, recovery)
+
+
+def _recovered(job: CompressJob, batches: FileBatches) -> tuple[Compressed, RecoveryReport]:
+    """Compresses, recovers, and only then packs: a packed program has parameters that follow from others."""
+    pairs = replace(batches, labels=job.labels)  # before any work: the columns may be missing
+    compressed = compress(batches.program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=False)
+    recovered = recover(
+        compressed.program, compressed.original, pairs, labels=bool(job.labels), epochs=job.recover_epochs
+    )
+    program = recovered.program
+    if job.pack:
+        packed = pack_reported(program, inputs=job.inputs)
+        return replace(compressed, program=packed.program, packing=packed.report), recovered.report
+    served = split_inputs(program) if job.inputs == InputKind.TYPED else program
+    return replace(compressed, program=served), recovered.report
 
 
 def write_outputs(
@@ -133,6 +165,7 @@ def write_outputs(
     directory: Path,
     buckets: BucketsReport | None = None,
     precision: PrecisionReport | None = None,
+    recovery: RecoveryReport | None = None,
 ) -> tuple[ExportReport, ExportReport]:
     """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
     dense = export_onnx(compressed.original, directory / DENSE)
@@ -141,6 +174,7 @@ def write_outputs(
     report: dict[str, Any] = json.loads(compressed.report.to_json())
     report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
     report["precision"] = None if precision is None else asdict(precision)
+    report["recovery"] = None if recovery is None else asdict(recovery)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
     report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -36,6 +36,10 @@ class PlanError(UserError):
     """A plan does not fit the program it is applied to."""
 
 
+class RecoveryError(UserError):
+    """Recovery cannot be done as asked (batches, labels, parameters, checkpoint), or its loss became NaN."""
+
+
 class FileFormatError(UserError):
     """A file (checkpoint, statistics, plan, data) is truncated, damaged, or of another kind or version."""
 

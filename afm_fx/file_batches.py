@@ -3,6 +3,8 @@
 Columns are matched to the model's inputs by name: the dict's key where the model takes a dict, else the name of the
 argument. Columns that the model does not take (a label, say) are left out. A model with one tensor also takes a file
 whose only array has another name, or whose columns, in order, are the tensor's columns.
+
+Where columns of labels are named, batches are pairs of inputs and labels.
 """
 
 from __future__ import annotations
@@ -105,12 +107,14 @@ class FileBatches:
         program: what takes them.
         batch_size: rows a batch; the last batch may hold fewer.
         columns: names of the file's columns to use, in this order; None for all.
+        labels: names of columns of labels, one per task.
     """
 
     file: DataFile
     program: Program
     batch_size: int = 4096
     columns: Sequence[str] | None = None
+    labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -125,13 +129,18 @@ class FileBatches:
         leaves, structure = pytree.tree_flatten((self.program.example_args, self.program.example_kwargs))
         for tensors in self._match().chunks(self.batch_size):
             filled = list(leaves)
-            for position, tensor in zip(positions, tensors, strict=True):
+            for position, tensor in zip(positions, tensors[: len(positions)], strict=True):
                 filled[position] = tensor
             args, kwargs = pytree.tree_unflatten(filled, structure)
-            yield tuple(args) if args else kwargs
+            inputs = tuple(args) if args else kwargs
+            yield (inputs, tensors[-1]) if self.labels else inputs
 
     def _match(self) -> ColumnMatch:
-        return match_columns(self.file, list(input_tensors(self.program).values()), self.columns)
+        match = match_columns(self.file, list(input_tensors(self.program).values()), self.columns)
+        if not self.labels:
+            return match
+        example = torch.zeros((2, len(self.labels)))
+        return ColumnMatch(self.file, (*match.inputs, _Input("labels", example, _available(self.file, self.labels))))
 
 
 def input_tensors(program: Program) -> dict[int, tuple[str, Tensor]]:

@@ -203,11 +203,12 @@ def output_paths(
     return paths
 
 
-def shown_command(arguments: Sequence[str]) -> str:
+def shown_command(arguments: Sequence[str], *, script: str = "benchmarks/quality.py") -> str:
     """The command line to repeat a run, without what belongs to one machine or does not change the numbers.
 
     Args:
         arguments: the command's arguments, without the program's name.
+        script: the program.
     """
     shown: list[str] = []
     left = iter(arguments)
@@ -219,7 +220,7 @@ def shown_command(arguments: Sequence[str]) -> str:
             shown += [DATA_OPTION, "DIR"]
         elif name not in (*LOCAL_OPTIONS, *LOCAL_FLAGS):
             shown.append(argument)
-    return " ".join(["python benchmarks/quality.py", *shown])
+    return " ".join([f"python {script}", *shown])
 
 
 def _plain(value: Any) -> Any:

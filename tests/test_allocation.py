@@ -74,3 +74,22 @@ def test_negligible_losses_are_not_paid_for() -> None:
 def test_what_costs_less_left_alone_is_left_alone_from_the_start() -> None:
     dear = Frontier([site("small")], {"small": (WIDTH,)}, loss, cost)
     assert dear.cheapest().ranks == {"small": None}
+
+
+def test_refining_finds_what_only_the_whole_program_shows() -> None:
+    start = Frontier([site(name) for name in LOSSES], dict.fromkeys(LOSSES, range(1, 6)), loss, cost)
+    *_, state = start.walk(420)
+
+    def together(ranks: Mapping[str, Rank]) -> float:
+        alone = sum(0.0 if rank is None else loss(name, rank) for name, rank in ranks.items())
+        return alone + (5.0 if ranks["big"] == state.ranks["big"] else 0.0)
+
+    better = start.refined(state, 420, together)
+    assert better.cost == cost(better.ranks) <= 420
+    assert together(better.ranks) < together(state.ranks)
+
+
+def test_refining_keeps_what_cannot_be_bettered() -> None:
+    *_, state = frontier().walk(400)
+    same = frontier().refined(state, 400, lambda ranks: 1.0)
+    assert same == state

@@ -92,6 +92,25 @@ def test_compress_writes_both_models_plan_and_report(shop, tmp_path):
     assert f"{report['parameters_after']:,}" in result.stdout
 
 
+def test_compress_recovers_on_the_originals_logits_and_on_labels_before_it_packs(shop, tmp_path):
+    pytest.importorskip("onnxruntime")
+    arguments = ["compress", f"{shop}:clicks", "--data", "rows.npz", *RANKS, "--batch-size", "50"]
+    result = run(*arguments, "--out", "out", "--recover-epochs", "2", "--labels", "label")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    recovery = report["recovery"]
+    assert [epoch["number"] for epoch in recovery["epochs"]] == [0, 1, 2]
+    assert recovery["epochs"][2]["log_loss"] < recovery["epochs"][0]["log_loss"]
+    assert recovery["held_out_rows"] == 50
+    assert report["packing"] is not None
+    assert "parameters trained" in result.stdout
+    alone = run(*arguments, "--out", "other", "--labels", "label")
+    assert (alone.exit_code, "say how long with --recover-epochs" in " ".join(alone.stderr.split())) == (2, True)
+    missing = run(*arguments, "--out", "other", "--recover-epochs", "2", "--labels", "clicked")
+    assert (missing.exit_code, "has no column 'clicked'" in " ".join(missing.stderr.split())) == (2, True)
+    assert not (tmp_path / "other").exists()
+
+
 def test_compress_reduces_tables_and_reports_their_error(shop, tmp_path):
     pytest.importorskip("onnxruntime")
     wide = ["--embedding-rank", "7", "--linear-rank", "4", "--no-pack"]

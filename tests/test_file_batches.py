@@ -57,6 +57,17 @@ def data(**arrays):
     return ArrayFile(Path("data.npz"), arrays)
 
 
+def test_columns_of_labels_come_beside_the_inputs_one_task_each(dict_program):
+    file = data(item=np.arange(5), price=np.ones(5), click=np.array([0, 1, 1, 0, 1]), buy=np.array([0, 0, 1, 0, 0.5]))
+    (inputs, labels), *_ = FileBatches(file, dict_program, 3, labels=("click", "buy"))
+    assert inputs[0]["item"].tolist() == [0, 1, 2]
+    assert labels.tolist() == [[0, 0], [1, 0], [1, 1]]
+    (_, one), *_ = FileBatches(file, dict_program, 3, labels=("click",))
+    assert one.shape == (3, 1)
+    with pytest.raises(BatchError, match="no column 'bought'; it has"):
+        FileBatches(file, dict_program, 3, labels=("bought",))
+
+
 def test_columns_fill_a_dict_by_key_whatever_their_order_and_others_are_left_out(dict_program):
     file = data(label=np.ones(5), price=np.linspace(0, 1, 5), item=np.arange(5, dtype=np.int32))
     batches = list(FileBatches(file, dict_program, batch_size=2))

@@ -13,11 +13,13 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.errors import PolicyError
+from afm_fx.logits import columns_of, expose_logits
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import ZOO, captured, zoo_params
 
 CALIBRATION_ROWS = 64
 CALIBRATION_SEEDS = (10, 11, 12, 13)
+HELD_OUT_ROWS, HELD_OUT_SEED = 32, 14
 FRESH_SEED = 5
 BUDGET = 0.3
 UNREACHABLE = {
@@ -33,22 +35,27 @@ def calibration_batches(entry: ZooEntry) -> list[Any]:
     return [entry.inputs(CALIBRATION_ROWS, seed) for seed in CALIBRATION_SEEDS]
 
 
+def held_out(entry: ZooEntry) -> Any:
+    return entry.inputs(HELD_OUT_ROWS, HELD_OUT_SEED)
+
+
 @functools.cache
 def statistics_of(name: str) -> afm_fx.Statistics:
     entry = next(entry for entry in ZOO if entry.name == name)
-    return afm_fx.calibrate(captured(name)[1], calibration_batches(entry))
+    return afm_fx.calibrate(captured(name)[1], calibration_batches(entry), sensitivity_rows=CALIBRATION_ROWS)
 
 
 @functools.cache
 def budgeted(name: str) -> tuple[float, afm_fx.Plan, afm_fx.Program]:
     """The model under the budget, or under the smallest reachable one where that is larger: (budget, plan, program)."""
-    program, statistics = captured(name)[1], statistics_of(name)
+    entry = next(entry for entry in ZOO if entry.name == name)
+    program, statistics, rows = captured(name)[1], statistics_of(name), [held_out(entry)]
     budget = BUDGET
     try:
-        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget))
+        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget), held_out=rows)
     except PolicyError as refusal:
         budget = _smallest_reachable(refusal)
-        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget))
+        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget), held_out=rows)
     return budget, plan, afm_fx.apply_plan(program, plan)
 
 
@@ -69,7 +76,7 @@ def assert_batch_is_symbolic(program: afm_fx.Program) -> None:
 @pytest.mark.parametrize("entry", zoo_params())
 def test_full_rank_changes_nothing_but_the_form(entry: ZooEntry) -> None:
     program = captured(entry.name)[1].to(torch.float64)
-    compressed = afm_fx.compress(program, calibration_batches(entry), afm_fx.FullRank())
+    compressed = afm_fx.compress(program, calibration_batches(entry), afm_fx.FullRank(), pack=False)
     assert_batch_is_symbolic(captured(entry.name)[1])
     assert_batch_is_symbolic(compressed.program)
     for rows in (2, 9, 33):
@@ -87,6 +94,10 @@ def test_a_budget_is_kept_or_its_smallest_reachable_is_named_and_reachable(entry
     assert budget == BUDGET or entry.name in UNREACHABLE
     assert low_rank.parameter_count() <= budget * program.parameter_count()
     assert low_rank.parameter_count() == plan.parameters_after
+    (before, _), (after, _) = map(expose_logits, (program, low_rank))
+    rows_held = held_out(entry)
+    difference = columns_of(before.run(rows_held)).double() - columns_of(after.run(rows_held)).double()
+    assert plan.logit_error == pytest.approx(float(difference.square().mean().sqrt()), rel=1e-2, abs=1e-5)
     for rows in (2, 17):
         outputs = pytree.tree_leaves(low_rank.run(entry.inputs(rows, FRESH_SEED)))
         originals = pytree.tree_leaves(program.run(entry.inputs(rows, FRESH_SEED)))
