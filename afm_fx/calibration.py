@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,9 +18,11 @@ from afm_fx.inputs import Inputs
 from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments, Spread
 from afm_fx.program import Program
 from afm_fx.progress import track
+from afm_fx.row_sample import RowSample, RowSampler
 from afm_fx.sensitivity import Sensitivity, SensitivityCollector
 from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
+from afm_fx.traffic import Traffic, TrafficCounter, merged_traffic, scaled_traffic
 from passes.drop_units import hidden_layers
 from passes.graph_tools import clone_graph_module
 
@@ -28,7 +30,10 @@ Value = TypeVar("Value")
 Mergeable = TypeVar("Mergeable", Moments, Sensitivity, Spread)
 
 KIND = "statistics"
-VERSION = 2
+VERSION = 3
+
+SAMPLED_ROWS = 8192
+"""Calibration rows that statistics keep as they are, so that a plan can be refitted to new weights."""
 
 PENDING_ROWS = 4096
 """Rows of a narrow site gathered before their products are taken: small batches would pay per call."""
@@ -40,17 +45,23 @@ class Statistics:
 
     Attributes:
         moments: by site name; joint tables have an entry of their own beside those of their parts.
-        rows: number of rows of the batches (a site may see more, for example one per position of a sequence).
+        rows: number of rows of the batches (a site may see more, for example one per position of a sequence), or their
+            weight once they have decayed.
         batches: number of batches.
         sensitivities: by site name, what errors in the features cost; empty where gradients were not asked for.
         activations: by name of a hidden layer's Linear, what its units are behind the activation.
+        traffic: by site name, how often each row of a table was looked up; tables above
+            :data:`afm_fx.traffic.MAX_ROWS` rows have none.
+        sample: some of the rows themselves, None where there are none.
     """
 
     moments: Mapping[str, Moments]
-    rows: int
+    rows: float
     batches: int
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     activations: Mapping[str, Spread] = field(default_factory=dict)
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    sample: RowSample | None = None
 
     def __add__(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows.
@@ -69,7 +80,37 @@ class Statistics:
             self.batches + other.batches,
             _merged(self.sensitivities, other.sensitivities),
             _merged(self.activations, other.activations),
+            merged_traffic(self.traffic, other.traffic),
+            self.sample + other.sample if self.sample and other.sample else self.sample or other.sample,
         )
+
+    def decayed(self, factor: float) -> Statistics:
+        """The statistics of the same rows, each counted ``factor`` times.
+
+        Means, covariances and metrics stay what they are: the rows weigh less against those that are merged later.
+
+        Raises:
+            CalibrationError: the factor is not above 0 and up to 1.
+        """
+        if not 0 < factor <= 1:
+            raise CalibrationError(f"a decay is a factor above 0 and up to 1, got {factor!r}")
+        return replace(
+            self,
+            moments=_scaled(self.moments, factor),
+            rows=self.rows * factor,
+            sensitivities=_scaled(self.sensitivities, factor),
+            activations=_scaled(self.activations, factor),
+            traffic=scaled_traffic(self.traffic, factor),
+            sample=None if self.sample is None else self.sample.decayed(factor),
+        )
+
+    def updated(self, new: Statistics, *, decay: float) -> Statistics:
+        """These statistics decayed, and new ones: with one update a period, rows of k periods ago weigh ``decay**k``.
+
+        Raises:
+            CalibrationError: the two belong to different models, or the decay is not above 0 and up to 1.
+        """
+        return self.decayed(decay) + new
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the statistics as safetensors.
@@ -84,12 +125,20 @@ class Statistics:
             tensors[f"{name}/gradient"], tensors[f"{name}/consumer"] = found.gradient, found.consumer
         for name, spread in self.activations.items():
             tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"] = spread.mean, spread.squares
+        keepers: dict[int, str] = {}
+        for name, traffic in self.traffic.items():  # tables of one joint table share their counts
+            tensors[f"{keepers.setdefault(id(traffic), name)}/traffic"] = traffic.counts
+        if self.sample is not None:
+            tensors |= {f"sample/{name}": column for name, column in self.sample.columns.items()}
+            tensors["sample_keys"] = self.sample.keys
         header = {
             "rows": self.rows,
             "batches": self.batches,
             "counts": {name: moments.count for name, moments in self.moments.items()},
             "sensitivity_rows": {name: found.rows for name, found in self.sensitivities.items()},
             "activation_counts": {name: spread.count for name, spread in self.activations.items()},
+            "traffic": {name: [keepers[id(traffic)], traffic.pooled] for name, traffic in self.traffic.items()},
+            "sample": None if self.sample is None else [self.sample.limit, list(self.sample.columns)],
         }
         save_tensors(path, KIND, VERSION, header, tensors, force=force)
 
@@ -103,18 +152,30 @@ class Statistics:
         header, tensors = load_tensors(path, KIND, VERSION)
         with complete(path, KIND):
             moments = {
-                name: Moments(int(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
+                name: Moments(_number(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
                 for name, count in header["counts"].items()
             }
             sensitivities = {
-                name: Sensitivity(int(rows), tensors[f"{name}/gradient"], tensors[f"{name}/consumer"])
+                name: Sensitivity(_number(rows), tensors[f"{name}/gradient"], tensors[f"{name}/consumer"])
                 for name, rows in header["sensitivity_rows"].items()
             }
             activations = {
-                name: Spread(int(count), tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"])
+                name: Spread(_number(count), tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"])
                 for name, count in header["activation_counts"].items()
             }
-            return Statistics(moments, int(header["rows"]), int(header["batches"]), sensitivities, activations)
+            kept = {
+                keeper: Traffic(tensors[f"{keeper}/traffic"], bool(pooled))
+                for keeper, pooled in header["traffic"].values()
+            }
+            return Statistics(
+                moments,
+                _number(header["rows"]),
+                int(header["batches"]),
+                sensitivities,
+                activations,
+                {name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
+                _sample(header["sample"], tensors),
+            )
 
 
 def calibrate(
@@ -124,6 +185,7 @@ def calibrate(
     max_rows: int | None = None,
     product_dtype: torch.dtype | None = None,
     sensitivity_rows: int = 0,
+    sampled_rows: int = SAMPLED_ROWS,
 ) -> Statistics:
     """Runs the program over batches and collects the moments of every site's features.
 
@@ -136,6 +198,8 @@ def calibrate(
             of about 1e-7, no more than the float32 features themselves.
         sensitivity_rows: take gradients on the first so many rows, whole batches of them (:mod:`afm_fx.sensitivity`);
             they cost about three times as much as inference and need no labels. 0 for none.
+        sampled_rows: keep so many of the rows, drawn at random, in the statistics and their file, for
+            :func:`afm_fx.refit_plan`. 0 for none.
 
     Raises:
         CalibrationError: no batches, or NaN or infinite features (which batch, which node).
@@ -146,33 +210,48 @@ def calibrate(
     alone = [tap for tap in plain if tap.site.name not in tables]
     totals = [_Total(program, tap, product_dtype) for tap in (*alone, *joint)]
     layers = list(hidden_layers(program.graph_module))
+    counter, sampler = TrafficCounter(program.graph_module, (*alone, *joint)), RowSampler(program, sampled_rows)
     outputs = [total.tap.nodes for total in totals] + [(layer.activations[-1].name,) for layer in layers]
-    tapped = _tapped(program.graph_module, outputs)
+    inner = len(outputs)
+    outputs += counter.nodes
+    tapped = tapped_module(program.graph_module, outputs)
     activations: dict[str, Spread] = {}
     collector = SensitivityCollector(program, (*alone, *joint)) if sensitivity_rows > 0 else None
     rows = count = 0
     for batch in track(checked_batches(program, batches, max_rows), "calibrating", _length(batches)):
         with torch.no_grad():
-            features = _run(program, tapped, batch)
+            features = run_tapped(program, tapped, batch)
             for total, values in zip(totals, features, strict=False):
                 total.add(values, batch)
-            for layer, (values,) in zip(layers, features[len(totals) :], strict=True):
+            for layer, (values,) in zip(layers, features[len(totals) : inner], strict=True):
                 spread = Spread.of(values.reshape(-1, layer.units))
                 activations[layer.name] = activations[layer.name] + spread if layer.name in activations else spread
+            counter.add(features[inner:])
+            sampler.add(batch)
         if collector is not None and rows < sensitivity_rows:
             collector.add(batch)
         rows, count = rows + batch.rows, count + 1
     if count == 0:
         raise CalibrationError("there are no calibration batches")
-    moments = {total.tap.site.name: total.result() for total in totals}
+    moments, traffic = {total.tap.site.name: total.result() for total in totals}, counter.result()
     sensitivities = {} if collector is None else collector.results
     for tap in joint:
         for name, columns in parts_of(tap):
             moments[name] = moments[tap.site.name].part(columns)
+            if tap.site.name in traffic:
+                traffic[name] = traffic[tap.site.name]
             if tap.site.name in sensitivities:
                 sensitivities[name] = sensitivities[tap.site.name].part(columns)
     order = [tap.site.name for tap in (*plain, *joint)]
-    return Statistics(_in_order(moments, order), rows, count, _in_order(sensitivities, order), activations)
+    return Statistics(
+        _in_order(moments, order),
+        rows,
+        count,
+        _in_order(sensitivities, order),
+        activations,
+        _in_order(traffic, order),
+        sampler.result(),
+    )
 
 
 def _in_order(found: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
@@ -191,7 +270,24 @@ def _merged(one: Mapping[str, Mergeable], other: Mapping[str, Mergeable]) -> dic
     return {**other, **{name: own + other[name] if name in other else own for name, own in one.items()}}
 
 
-def _tapped(module: GraphModule, outputs: Sequence[tuple[str, ...]]) -> GraphModule:
+def _scaled(found: Mapping[str, Mergeable], factor: float) -> dict[str, Mergeable]:
+    return {name: each.scaled(factor) for name, each in found.items()}
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number of rows")
+    return value
+
+
+def _sample(header: Sequence[Any] | None, tensors: Mapping[str, Tensor]) -> RowSample | None:
+    if header is None:
+        return None
+    limit, names = header
+    return RowSample(int(limit), tensors["sample_keys"], {name: tensors[f"sample/{name}"] for name in names})
+
+
+def tapped_module(module: GraphModule, outputs: Sequence[tuple[str, ...]]) -> GraphModule:
     """The program with other nodes, by name, as its output."""
     tapped = clone_graph_module(module)
     by_name = {node.name: node for node in tapped.graph.nodes}
@@ -204,7 +300,12 @@ def _tapped(module: GraphModule, outputs: Sequence[tuple[str, ...]]) -> GraphMod
     return tapped
 
 
-def _run(program: Program, tapped: GraphModule, batch: Batch) -> Any:
+def run_tapped(program: Program, tapped: GraphModule, batch: Batch) -> Any:
+    """What a tapped copy of the program gives for a batch.
+
+    Raises:
+        BatchError: the batch does not fit, or holds an id outside its table.
+    """
     try:
         return tapped(*flat_inputs(program, batch))
     except (IndexError, RuntimeError) as error:

@@ -76,6 +76,8 @@ def restricted(statistics: Statistics, program: Program, units: Mapping[str, Uni
         statistics.rows,
         statistics.batches,
         {renamed.get(name, name): _part(each, kept.get(name)) for name, each in statistics.sensitivities.items()},
+        traffic=statistics.traffic,
+        sample=statistics.sample,
     )
 
 

@@ -26,12 +26,12 @@ class Moments:
     """Count, mean and scatter of rows of n features, in float64.
 
     Attributes:
-        count: number N of rows.
+        count: number N of rows, not whole where rows have weights.
         mean: [n].
         scatter: [n, n], the sum of ``(y - mean)(y - mean)^T``.
     """
 
-    count: int
+    count: float
     mean: Tensor
     scatter: Tensor
 
@@ -78,6 +78,10 @@ class Moments:
         """The moments of some of the features, those at the positions ``columns`` (int64)."""
         return Moments(self.count, self.mean[columns], self.scatter[columns][:, columns].contiguous())
 
+    def scaled(self, factor: float) -> Moments:
+        """The moments with every row counted ``factor`` times."""
+        return Moments(self.count * factor, self.mean, self.scatter * factor)
+
     def __add__(self, other: Moments) -> Moments:
         if self.width != other.width:
             raise CalibrationError(f"moments of {self.width} and of {other.width} features cannot be merged")
@@ -95,12 +99,12 @@ class Spread:
     """Count, mean and variance of rows of n features, each feature for itself, in float64; mergeable with ``+``.
 
     Attributes:
-        count: number N of rows.
+        count: number N of rows, not whole where rows have weights.
         mean: [n].
         squares: [n], the sum of squared distances to the mean.
     """
 
-    count: int
+    count: float
     mean: Tensor
     squares: Tensor
 
@@ -113,7 +117,11 @@ class Spread:
     @property
     def variance(self) -> Tensor:
         """[n], the squares divided by N."""
-        return self.squares / max(self.count, 1)
+        return self.squares / self.count if self.count > 0 else self.squares
+
+    def scaled(self, factor: float) -> Spread:
+        """The spread with every row counted ``factor`` times."""
+        return Spread(self.count * factor, self.mean, self.squares * factor)
 
     def __add__(self, other: Spread) -> Spread:
         if self.count == 0 or other.count == 0:

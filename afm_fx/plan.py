@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from afm_fx.coverage import Coverage
 from afm_fx.evidence import Evidence
 from afm_fx.tables import render_table
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
@@ -15,7 +16,10 @@ from passes.factor import Factor
 from passes.sites import SiteKind
 
 KIND = "plan"
-VERSION = 2
+VERSION = 3
+
+SHOWN_TABLES = 5
+"""Tables whose coverage is spelled out below a plan, those that calibration knows least of."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class SitePlan:
         tables: names of the tables under one joint code, empty for a plain site.
         logit_errors: root mean squared logit error on held-out rows with this site alone factored, by the basis that
             was tried at this rank; empty where nothing was measured.
+        coverage: what calibration saw of a table's rows; None for a Linear, and where they were not counted.
     """
 
     name: str
@@ -48,6 +53,7 @@ class SitePlan:
     basis: str = ""
     tables: tuple[str, ...] = ()
     logit_errors: Mapping[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     def won(self) -> str:
         """The site's basis, and how much larger the best other one's logit error was."""
@@ -115,6 +121,12 @@ class Plan:
         return "\n".join([text, *self._notes()])
 
     def _notes(self) -> Iterator[str]:
+        known = [(site, site.coverage) for site in self.sites if site.coverage is not None]
+        partly = [(site, found) for site, found in known if found.rows_seen < site.shape[0]]
+        for site, found in sorted(partly, key=lambda each: -each[1].expected_unseen)[:SHOWN_TABLES]:
+            yield f"{site.name}: {found.describe(site.shape[0])}"
+        if len(partly) > SHOWN_TABLES:
+            yield f"calibration saw a part of {len(partly) - SHOWN_TABLES} other tables too, more of each"
         for name, units in self.units.items():
             total = units.constants.shape[0]
             yield f"{name}: {len(units.dropped)} of {total} units are constant on the calibration rows and left out"
@@ -173,6 +185,7 @@ class Plan:
                         "kind": SiteKind(site["kind"]),
                         "shape": tuple(site["shape"]),
                         "tables": tuple(site["tables"]),
+                        "coverage": None if site["coverage"] is None else Coverage(**site["coverage"]),
                     }
                 )
                 for site in header["sites"]

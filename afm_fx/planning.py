@@ -14,6 +14,7 @@ from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics
 from afm_fx.constant_units import constant_units, restricted, touched, without_units
 from afm_fx.costs import Costs
+from afm_fx.coverage import Coverage, coverage_of, traffic_of
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
 from afm_fx.plan import Plan, SitePlan
@@ -43,6 +44,7 @@ def make_plan(
     *,
     basis: str | BasisKind | None = None,
     held_out: Iterable[Inputs] | None = None,
+    unseen_share: float | None = None,
 ) -> Plan:
     """Picks a rank and a basis per site.
 
@@ -58,9 +60,11 @@ def make_plan(
             (:mod:`afm_fx.sensitivity`), or "weight_svd" (of the weights alone; the calibration rows then only measure
             the error). Left out: "measured" with held-out rows, or else "afm".
         held_out: batches of rows that the statistics have not seen, without labels; the first 4,096 rows are used.
+        unseen_share: the share of later lookups to expect on table rows that calibration did not see, 0 to 1; bases
+            are made for that mixture. Left out: estimated for each table (:mod:`afm_fx.traffic`).
 
     Raises:
-        PolicyError: the policy asks for something impossible.
+        PolicyError: the policy asks for something impossible, or the share is none.
         CalibrationError: the statistics belong to another model.
     """
     kind = _kind(basis, measured=held_out is not None)
@@ -69,7 +73,9 @@ def make_plan(
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
-    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables)
+    if unseen_share is not None and not 0 <= unseen_share <= 1:
+        raise PolicyError(f"unseen_share is a share from 0 to 1, got {unseen_share!r}")
+    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables, unseen_share=unseen_share)
     plan = task.plan(policy)
     for message in plan.warnings:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
@@ -102,6 +108,7 @@ class PlanningTask:
         kind: which of them.
         situation: what the policy is told.
         refused: reason by name of the other sites.
+        coverage: of the tables that were counted, by site name.
     """
 
     module: GraphModule
@@ -112,10 +119,17 @@ class PlanningTask:
     kind: BasisKind
     situation: Situation
     refused: Mapping[str, str]
+    coverage: Mapping[str, Coverage]
 
     @staticmethod
     def of(
-        program: Program, statistics: Statistics, kind: BasisKind, rows: list[Inputs], *, joins_tables: bool
+        program: Program,
+        statistics: Statistics,
+        kind: BasisKind,
+        rows: list[Inputs],
+        *,
+        joins_tables: bool,
+        unseen_share: float | None = None,
     ) -> PlanningTask:
         """Everything that is known before a policy decides.
 
@@ -125,6 +139,7 @@ class PlanningTask:
             kind: of the bases.
             rows: held-out batches to measure on, empty where nothing is measured.
             joins_tables: make tables looked up by the same ids one site, where errors are measured.
+            unseen_share: see :func:`make_plan`.
 
         Raises:
             CalibrationError: the statistics belong to another model.
@@ -138,7 +153,7 @@ class PlanningTask:
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
         taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
-        bases = bases_of(trimmed, taps, known, one_centre=measured)
+        bases = bases_of(trimmed, taps, known, one_centre=measured, unseen_share=unseen_share)
         errors = None
         if measured:
             reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None
@@ -157,7 +172,11 @@ class PlanningTask:
             renamed={name: kept_name(name) for name in touched(program, units)},
         )
         refused = {site.name: site.refusal for site in analysis.sites if site.refusal is not None}
-        return PlanningTask(module, taps, units, known, bases, kind, situation, refused)
+        later = traffic_of(program, rows, MEASURED_ROWS) if rows else {}
+        coverage = {
+            name: coverage_of(traffic, later.get(name), unseen_share) for name, traffic in statistics.traffic.items()
+        }
+        return PlanningTask(module, taps, units, known, bases, kind, situation, refused, coverage)
 
     def plan(self, policy: Policy) -> Plan:
         """The policy's plan.
@@ -236,9 +255,12 @@ class PlanningTask:
         site, rank = tap.site, choice.rank
         shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
         tables = () if tap.joint is None else tap.joint.tables
-        seen = self.statistics.moments[site.name].count
+        seen = round(self.statistics.moments[site.name].count)
+        coverage = self.coverage.get(site.name)
         if rank is None:
-            return SitePlan(site.name, site.kind, shape, None, choice.reason, 1.0, 0.0, seen, tables=tables)
+            return SitePlan(
+                site.name, site.kind, shape, None, choice.reason, 1.0, 0.0, seen, tables=tables, coverage=coverage
+            )
         kind = self._kind_at(site.name, rank)
         basis, errors = self.bases[site.name][kind], self.situation.errors
         tried = {} if errors is None else errors.candidates(site.name, rank)
@@ -254,6 +276,7 @@ class PlanningTask:
             basis=kind.value,
             tables=tables,
             logit_errors={name.value: math.sqrt(error) for name, error in tried.items()},
+            coverage=coverage,
         )
 
     def _kind_at(self, name: str, rank: int) -> BasisKind:
@@ -268,8 +291,8 @@ def _uncentred(bases: Mapping[str, object]) -> frozenset[str]:
     return frozenset(name for name, basis in bases.items() if getattr(basis, "centre", None) is None)
 
 
-def _thin(site: Site, rows: int) -> str:
+def _thin(site: Site, rows: float) -> str:
     return (
-        f"site '{site.name}' saw {rows} rows for {site.width} features: "
+        f"site '{site.name}' saw {rows:.0f} rows for {site.width} features: "
         "its covariance is shrunk toward its weights'. Calibrate on more rows"
     )

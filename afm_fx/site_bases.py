@@ -1,11 +1,22 @@
-"""The candidate bases of a site, from its weights and from what calibration saw."""
+"""The candidate bases of a site, from its weights and from what calibration saw.
+
+A table's rows that calibration did not see belong to no moments of traffic. They will be asked for all the same, in a
+share ``p`` of the lookups (:mod:`afm_fx.traffic`), so bases and centres are made for the mixture to come: with mean
+``m`` and covariance ``C`` of the traffic, and ``u`` and ``D`` those of the rows not seen,
+
+    mean (1 - p) m + p u,     covariance (1 - p) C + p D + p (1 - p) (u - m)(u - m)^T.
+
+Errors are still those on the calibration rows. Rows that were never trained are noise of equal variance in all
+directions about zero: mixed in, they turn no eigenvector of the covariance, and move the centre by ``p`` of the way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afm_fx.basis import Basis, BasisKind, eigenbasis, metric_basis, scaled, weight_second_moment
 from afm_fx.calibration import Statistics
@@ -13,6 +24,7 @@ from afm_fx.errors import CalibrationError
 from afm_fx.moments import Moments
 from afm_fx.program import Program
 from afm_fx.sensitivity import Sensitivity
+from afm_fx.table_moments import table_moments
 from afm_fx.taps import Tap
 from passes.graph_tools import constant_of
 from passes.sites import Site, SiteKind
@@ -26,15 +38,26 @@ class SiteBases:
         tap: of the site.
         statistics: of this program.
         one_centre: give the basis of the weights the mean on real rows as its centre too, as the others have it.
+        unseen_share: of later lookups, on rows of a table that calibration did not see; None for what the statistics
+            say about each table.
 
     Raises:
         CalibrationError: the statistics belong to another model, or saw no rows of the site.
     """
 
-    def __init__(self, program: Program, tap: Tap, statistics: Statistics, *, one_centre: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        tap: Tap,
+        statistics: Statistics,
+        *,
+        one_centre: bool = False,
+        unseen_share: float | None = None,
+    ) -> None:
         self._program, self._tap, self._site = program, tap, tap.site
-        self._one_centre = one_centre
+        self._one_centre, self._unseen_share = one_centre, unseen_share
         self._moments = _moments(statistics, tap.site)
+        self._traffic = statistics.traffic.get(tap.site.name)
         self._sensitivity = statistics.sensitivities.get(tap.site.name)
         self._made: dict[BasisKind, Basis] = {}
 
@@ -55,15 +78,17 @@ class SiteBases:
         return self._made[kind]
 
     def _make(self, kind: BasisKind) -> Basis:
-        centre = self._moments.mean if self._site.centred else None
+        expected = self._expected
+        centre = expected.mean if self._site.centred else None
         if kind is BasisKind.WEIGHT_SVD:
             if not self._one_centre:
                 bias = self._bias()
                 centre = None if bias is None or centre is None else bias.detach().to(torch.float64).cpu()
             return eigenbasis(self._weight_second_moment(), _about(self._moments, centre), centre)
         seen = _about(self._moments, centre)
-        thin = self._moments.count < self._site.width
-        covariance = _shrunk(seen, self._weight_second_moment(), self._moments.count) if thin else seen
+        covariance = _about(expected, centre)
+        if self._moments.count < self._site.width:
+            covariance = _shrunk(covariance, self._weight_second_moment(), self._moments.count)
         if kind is BasisKind.AFM:
             return eigenbasis(covariance, seen, centre)
         if self._sensitivity is None:
@@ -72,10 +97,21 @@ class SiteBases:
             )
         return metric_basis(_METRICS[kind](self._sensitivity, covariance), covariance, seen, centre)
 
+    @cached_property
+    def _expected(self) -> Moments:
+        """The moments of the traffic to come, rows that calibration did not see included."""
+        traffic = self._traffic
+        if traffic is None or traffic.pooled or traffic.rows_seen == traffic.rows:
+            return self._moments
+        share = traffic.unseen_share if self._unseen_share is None else self._unseen_share
+        unseen = table_moments(self._weights(), ~traffic.seen)
+        return self._moments.scaled((1 - share) / self._moments.count) + unseen.scaled(share / unseen.count)
+
     def _weight_second_moment(self) -> Tensor:
-        names = (self._site.parameter,) if self._tap.joint is None else self._tap.joint.parameters
-        weights = [self._program.graph_module.get_parameter(name) for name in names]
-        return weight_second_moment(weights, self._site.kind)
+        return weight_second_moment(self._weights(), self._site.kind)
+
+    def _weights(self) -> list[nn.Parameter]:
+        return weights_of(self._program, self._tap)
 
     def _bias(self) -> Tensor | None:
         """The bias of a Linear site (of its first use)."""
@@ -102,18 +138,33 @@ _METRICS: Mapping[BasisKind, Callable[[Sensitivity, Tensor], Tensor]] = {
 }
 
 
+def weights_of(program: Program, tap: Tap) -> list[nn.Parameter]:
+    """A site's weight, or the tables that a joint one joins."""
+    names = (tap.site.parameter,) if tap.joint is None else tap.joint.parameters
+    return [program.graph_module.get_parameter(name) for name in names]
+
+
 def bases_of(
-    program: Program, taps: Sequence[Tap], statistics: Statistics, *, one_centre: bool = False
+    program: Program,
+    taps: Sequence[Tap],
+    statistics: Statistics,
+    *,
+    one_centre: bool = False,
+    unseen_share: float | None = None,
 ) -> dict[str, SiteBases]:
     """The candidate bases of every tapped site, by its name.
 
     Args:
         one_centre: see :class:`SiteBases`.
+        unseen_share: see :class:`SiteBases`.
 
     Raises:
         CalibrationError: the statistics belong to another model, or saw no rows of a site.
     """
-    return {tap.site.name: SiteBases(program, tap, statistics, one_centre=one_centre) for tap in taps}
+    return {
+        tap.site.name: SiteBases(program, tap, statistics, one_centre=one_centre, unseen_share=unseen_share)
+        for tap in taps
+    }
 
 
 def _moments(statistics: Statistics, site: Site) -> Moments:
@@ -135,7 +186,7 @@ def _about(moments: Moments, centre: Tensor | None) -> Tensor:
     return moments.covariance + torch.outer(distance, distance)
 
 
-def _shrunk(covariance: Tensor, prior: Tensor, rows: int) -> Tensor:
+def _shrunk(covariance: Tensor, prior: Tensor, rows: float) -> Tensor:
     """``N / (N + n) C + n / (N + n) P``, the prior scaled to the covariance's trace (or taken alone where C is 0)."""
     width = covariance.shape[0]
     energy, prior_energy = covariance.trace(), prior.trace()

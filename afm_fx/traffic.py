@@ -1,0 +1,170 @@
+"""Traffic: how often calibration looked up each row of a table, and what that says about the rows it never saw.
+
+Rows that calibration did not see take no part in a covariance over traffic, and may be asked for all the same. How
+often, two explanations of their absence say:
+
+* The calibration rows are a sample of all traffic. The share of later lookups that will be of other rows is then
+  estimated by ``N_1 / N``, the rows seen exactly once over the lookups (Good, 1953, after Turing).
+* They come from a part of the ids (one region, one day, the users of a test). Ids are then as good as exchangeable,
+  and the share is that of the rows not seen, ``U / V``.
+
+Nothing in the counts tells the two apart, so the second gets a prior probability :data:`PARTIAL`:
+
+    share = (1 - PARTIAL) N_1 / N + PARTIAL U / V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from afm_fx.errors import CalibrationError
+from afm_fx.taps import Tap
+from passes.lookups import BAGS, ids_of
+
+MAX_ROWS = 1 << 26
+"""Rows of a table up to which each is counted, in 8 bytes; of larger tables nothing is known about coverage."""
+
+PARTIAL = 0.1
+"""Prior probability that calibration saw only a part of the ids."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How often each row of a table was looked up; mergeable with ``+``.
+
+    Attributes:
+        counts: [V] float64; not whole once they have decayed.
+        pooled: whether the looked up rows are pooled, so that features are not rows of the table.
+    """
+
+    counts: Tensor
+    pooled: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Number V of rows."""
+        return int(self.counts.shape[0])
+
+    @property
+    def seen(self) -> Tensor:
+        """[V] bool, the rows that were looked up."""
+        return self.counts > 0
+
+    @property
+    def rows_seen(self) -> int:
+        """Number of rows that were looked up."""
+        return int(self.seen.sum())
+
+    @property
+    def lookups(self) -> float:
+        """Number N of lookups."""
+        return float(self.counts.sum())
+
+    @property
+    def unseen_share(self) -> float:
+        """The share of later lookups to expect on rows not seen; see the head of this file.
+
+        Of decayed counts, those of at most 1 stand for rows seen once, which errs on the side of more.
+        """
+        unseen, lookups = self.rows - self.rows_seen, self.lookups
+        if unseen == 0:
+            return 0.0
+        if lookups == 0:
+            return 1.0
+        once = int((self.seen & (self.counts <= 1)).sum())
+        return (1 - PARTIAL) * min(once / lookups, 1.0) + PARTIAL * unseen / self.rows
+
+    def missed(self, later: Traffic) -> float:
+        """The share of other lookups that is of rows not seen here."""
+        counts = _lengthened(later.counts, self.rows)
+        known = _lengthened(self.counts, later.rows) > 0
+        total = float(counts.sum())
+        return float(counts[~known].sum()) / total if total > 0 else 0.0
+
+    def grown_to(self, rows: int) -> Traffic:
+        """The traffic of the table with rows added at its end.
+
+        Raises:
+            CalibrationError: the table has fewer rows than were counted.
+        """
+        if rows < self.rows:
+            raise CalibrationError(f"{self.rows:,} rows of a table were counted that has {rows:,}")
+        return Traffic(_lengthened(self.counts, rows), self.pooled)
+
+    def scaled(self, factor: float) -> Traffic:
+        """The same lookups, each counted ``factor`` times."""
+        return Traffic(self.counts * factor, self.pooled)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        rows = max(self.rows, other.rows)
+        counts = _lengthened(self.counts, rows) + _lengthened(other.counts, rows)
+        return Traffic(counts, self.pooled or other.pooled)
+
+
+class TrafficCounter:
+    """Counts the lookups of tables, batch by batch.
+
+    Args:
+        module: the captured graph.
+        taps: of its sites; those that are no tables, or too large ones, are left out.
+    """
+
+    def __init__(self, module: GraphModule, taps: Sequence[Tap]) -> None:
+        nodes = {node.name: node for node in module.graph.nodes}
+        self._pooled: dict[str, bool] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._nodes: dict[str, tuple[str, ...]] = {}
+        for tap in taps:
+            lookups = [_lookup(nodes[place[0]]) for place in tap.places]
+            ids = [found for lookup in lookups if (found := ids_of(lookup)) is not None]
+            if ids and tap.site.rows <= MAX_ROWS:
+                self._nodes[tap.site.name] = tuple(node.name for node in ids)
+                self._pooled[tap.site.name] = any(lookup.target in BAGS for lookup in lookups)
+                self._counts[tap.site.name] = torch.zeros(tap.site.rows, dtype=torch.float64)
+
+    @property
+    def nodes(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the nodes that hold the ids, for every table."""
+        return tuple(self._nodes.values())
+
+    def add(self, values: Iterable[Sequence[Tensor]]) -> None:
+        """Adds the lookups of a batch, given the values of :attr:`nodes`."""
+        for counts, uses in zip(self._counts.values(), values, strict=True):
+            for ids in uses:
+                rows = ids.reshape(-1).cpu().long() % len(counts)  # an index may count from the end
+                counts.index_add_(0, rows, torch.ones(len(rows), dtype=counts.dtype))
+
+    def result(self) -> dict[str, Traffic]:
+        """The traffic by site name."""
+        return {name: Traffic(counts.clone(), self._pooled[name]) for name, counts in self._counts.items()}
+
+
+def scaled_traffic(found: Mapping[str, Traffic], factor: float) -> dict[str, Traffic]:
+    """Every table's lookups counted ``factor`` times."""
+    made = {id(each): each.scaled(factor) for each in found.values()}  # tables of one joint table share theirs
+    return {name: made[id(each)] for name, each in found.items()}
+
+
+def merged_traffic(one: Mapping[str, Traffic], other: Mapping[str, Traffic]) -> dict[str, Traffic]:
+    """The lookups of both, for the tables whose lookups both know: counts of one alone would not be those of all."""
+    made: dict[tuple[int, int], Traffic] = {}
+    for name in one.keys() & other.keys():
+        pair = id(one[name]), id(other[name])
+        made.setdefault(pair, one[name] + other[name])
+    return {name: made[id(own), id(other[name])] for name, own in one.items() if name in other}
+
+
+def _lookup(node: torch.fx.Node) -> torch.fx.Node:
+    """The operator behind a node of features: a bag's are the first of its results."""
+    before = node.args[0] if node.args else None
+    return before if isinstance(before, torch.fx.Node) and before.target in BAGS else node
+
+
+def _lengthened(counts: Tensor, rows: int) -> Tensor:
+    missing = rows - counts.shape[0]
+    return counts if missing <= 0 else torch.cat([counts, counts.new_zeros(missing)])

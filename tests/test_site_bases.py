@@ -1,0 +1,100 @@
+"""Bases of tables that calibration saw only a part of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import afm_fx
+from afm_fx.basis import BasisKind
+from afm_fx.errors import PolicyError
+from afm_fx.site_bases import SiteBases
+from afm_fx.taps import plain_taps
+from tests.fast_capture import fast_capture
+from tests.graphs import ROWS, Tower, tower_batch
+
+SEEN = 6
+
+
+@pytest.fixture(scope="module")
+def program() -> afm_fx.Program:
+    """Rows that traffic asks for vary along one axis, the others along another, about other means."""
+    torch.manual_seed(0)
+    model = Tower()
+    with torch.no_grad():
+        table = model.looked_up()[0].weight
+        table.mul_(0.01)
+        table[:SEEN, 0] += torch.randn(SEEN) + 2
+        table[SEEN:, 1] += torch.randn(ROWS - SEEN) - 2
+    return fast_capture(model, tower_batch(4)).to(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def statistics(program: afm_fx.Program) -> afm_fx.Statistics:
+    torch.manual_seed(1)
+    ids, dense = tower_batch(200)
+    return afm_fx.calibrate(program, [(ids % SEEN, dense)])
+
+
+def bases(program: afm_fx.Program, statistics: afm_fx.Statistics, share: float | None) -> SiteBases:
+    return SiteBases(program, plain_taps(program.graph_module)[0], statistics, unseen_share=share)
+
+
+def error_on(program: afm_fx.Program, rows: slice, found: SiteBases) -> float:
+    table = program.graph_module.get_parameter("tables.0.weight").detach()[rows]
+    factor = found[BasisKind.AFM].factor(1)
+    codes = table @ factor.encoder.mT + (0 if factor.shift is None else factor.shift)
+    return float((factor.decode(codes) - table).square().sum(dim=1).mean())
+
+
+def test_the_basis_is_that_of_calibration_on_the_mixture_it_is_made_for(program, statistics) -> None:
+    share = 0.25
+    traffic = statistics.traffic["tables.0"]
+    weights = traffic.counts / traffic.lookups * (1 - share)
+    weights[SEEN:] = share / (ROWS - SEEN)
+    table = program.graph_module.get_parameter("tables.0.weight").detach()
+    centre = weights @ table
+    covariance = (table - centre).mT @ ((table - centre) * weights[:, None])
+    found = bases(program, statistics, share)[BasisKind.AFM]
+    assert found.centre is not None
+    torch.testing.assert_close(found.centre, centre, rtol=1e-10, atol=1e-12)
+    expected = torch.linalg.eigh(covariance).eigenvectors[:, -1]
+    assert float((found.vectors[:, 0] @ expected).abs()) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_rows_not_seen_are_described_better_and_the_stated_error_stays_that_of_the_traffic(program, statistics) -> None:
+    ignorant, mixed = bases(program, statistics, 0.0), bases(program, statistics, 0.5)
+    unseen = slice(SEEN, ROWS)
+    assert error_on(program, unseen, mixed) < 0.5 * error_on(program, unseen, ignorant)
+    counts = statistics.traffic["tables.0"].counts[:SEEN]
+    each = [error_on(program, slice(row, row + 1), mixed) for row in range(SEEN)]
+    measured = sum(error * float(count) for error, count in zip(each, counts, strict=True)) / float(counts.sum())
+    assert mixed[BasisKind.AFM].error(1) == pytest.approx(measured, rel=1e-9)
+
+
+def test_a_table_seen_whole_has_the_plain_basis_whatever_the_share(program) -> None:
+    torch.manual_seed(2)
+    whole = afm_fx.calibrate(program, [tower_batch(200)])
+    assert whole.traffic["tables.0"].rows_seen == ROWS
+    assert torch.equal(
+        bases(program, whole, None)[BasisKind.AFM].vectors, bases(program, whole, 0.9)[BasisKind.AFM].vectors
+    )
+
+
+def test_the_plan_tells_coverage_and_what_held_out_rows_missed(program, statistics, tmp_path) -> None:
+    policy = afm_fx.Fixed(embedding=1, linear=None)
+    held_out = [(torch.arange(ROWS)[:, None].repeat(1, 3), torch.randn(ROWS, 2))]
+    plan = afm_fx.make_plan(program, statistics, policy, held_out=held_out)
+    coverage = plan.sites[0].coverage
+    assert coverage is not None
+    assert coverage.rows_seen == SEEN
+    assert coverage.expected_unseen == statistics.traffic["tables.0"].unseen_share > 0
+    assert coverage.held_out_unseen == pytest.approx(1 - SEEN / ROWS)
+    assert f"tables.0: {SEEN} of {ROWS} rows seen" in plan.table()
+    plan.save(tmp_path / "plan.safetensors")
+    assert afm_fx.Plan.load(tmp_path / "plan.safetensors").sites == plan.sites
+
+
+def test_a_share_that_is_none_is_refused(program, statistics) -> None:
+    with pytest.raises(PolicyError, match=r"share from 0 to 1, got 1\.5"):
+        afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=1, linear=None), unseen_share=1.5)
