@@ -26,6 +26,7 @@ from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
+from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
@@ -66,6 +67,8 @@ __all__ = [
     "Recovered",
     "RecoveryReport",
     "Reduced",
+    "Refit",
+    "SiteDrift",
     "SitePlan",
     "Statistics",
     "Sweep",
@@ -90,6 +93,7 @@ __all__ = [
     "quantize_onnx",
     "recover",
     "reduce_precision",
+    "refit_plan",
     "split_inputs",
     "sweep",
 ]

@@ -32,9 +32,6 @@ Mergeable = TypeVar("Mergeable", Moments, Sensitivity, Spread)
 KIND = "statistics"
 VERSION = 3
 
-SAMPLED_ROWS = 8192
-"""Calibration rows that statistics keep as they are, so that a plan can be refitted to new weights."""
-
 PENDING_ROWS = 4096
 """Rows of a narrow site gathered before their products are taken: small batches would pay per call."""
 
@@ -185,7 +182,7 @@ def calibrate(
     max_rows: int | None = None,
     product_dtype: torch.dtype | None = None,
     sensitivity_rows: int = 0,
-    sampled_rows: int = SAMPLED_ROWS,
+    sampled_rows: int = 0,
 ) -> Statistics:
     """Runs the program over batches and collects the moments of every site's features.
 
@@ -199,7 +196,8 @@ def calibrate(
         sensitivity_rows: take gradients on the first so many rows, whole batches of them (:mod:`afm_fx.sensitivity`);
             they cost about three times as much as inference and need no labels. 0 for none.
         sampled_rows: keep so many of the rows, drawn at random, in the statistics and their file, for
-            :func:`afm_fx.refit_plan`. 0 for none.
+            :func:`afm_fx.refit_plan`; some thousands are enough. These are real rows: keep the file as you keep your
+            logs. 0 for none.
 
     Raises:
         CalibrationError: no batches, or NaN or infinite features (which batch, which node).

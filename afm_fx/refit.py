@@ -1,0 +1,178 @@
+"""A saved plan for a fresh checkpoint of the same model, without new batches.
+
+Models are retrained hourly, and what their traffic looks like changes slower than their weights. Ranks, joint tables
+and dropped units stay as the plan has them; bases are made again.
+
+* **Tables.** The moments of looked up features depend only on how often every row is looked up. The counts that
+  calibration took, times the new table, give them exactly.
+* **Linears, and gradients.** Where the statistics hold a sample of rows (``calibrate(sampled_rows=...)``), the fresh
+  checkpoint runs on it. Otherwise the moments and gradients of the earlier checkpoint stand in, and only the weights
+  that are encoded are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from afm_fx.basis import BasisKind
+from afm_fx.calibration import Statistics, calibrate
+from afm_fx.constant_units import restricted, without_units
+from afm_fx.errors import PlanError
+from afm_fx.moments import Moments
+from afm_fx.plan import Plan, SitePlan
+from afm_fx.program import Program
+from afm_fx.site_bases import SiteBases, weights_of
+from afm_fx.table_moments import table_moments
+from afm_fx.tables import render_table
+from afm_fx.taps import Tap, joint_taps, plain_taps
+from afm_fx.traffic import Traffic
+from passes.errors import PassError
+from passes.factor import Factor
+from passes.sites import SiteKind
+
+SAMPLE_BATCH = 4096
+
+LOST = 0.02
+"""Calibration is due where a site's code keeps so much less of its energy than it did when the plan was made."""
+
+
+@dataclass(frozen=True)
+class SiteDrift:
+    """What became of one factored site.
+
+    Attributes:
+        name: of the site.
+        kept_then: share of the features' energy about their mean that the code kept when the plan was made.
+        kept_by_old: the share that the plan's own factor keeps of the new features.
+        kept_now: the share that the new factor keeps.
+    """
+
+    name: str
+    kept_then: float
+    kept_by_old: float
+    kept_now: float
+
+    @property
+    def lost(self) -> bool:
+        """Whether the rank tells less of the features than it did."""
+        return self.kept_now < self.kept_then - LOST
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A plan for a fresh checkpoint.
+
+    Attributes:
+        plan: the plan.
+        drift: one entry per factored site.
+    """
+
+    plan: Plan
+    drift: tuple[SiteDrift, ...]
+
+    @property
+    def calibration_is_due(self) -> bool:
+        """Whether some site has changed so much that ranks should be chosen again."""
+        return any(site.lost for site in self.drift)
+
+    def table(self) -> str:
+        """The drift as text, one line per site."""
+        rows = [
+            (each.name, f"{each.kept_then:.2%}", f"{each.kept_by_old:.2%}", f"{each.kept_now:.2%}",
+             "calibrate again" if each.lost else "")
+            for each in self.drift
+        ]  # fmt: skip
+        columns = ("site", "energy kept then", "by the old factor now", "by the new factor", "")
+        return render_table("drift", columns, rows)
+
+
+def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
+    """Makes a plan's factors again for a fresh checkpoint of its model, from saved statistics.
+
+    Args:
+        plan: of the earlier checkpoint.
+        program: the fresh checkpoint, captured. Tables may have rows added at their end.
+        statistics: that the plan was made from, or an update of them.
+
+    Raises:
+        PlanError: the plan belongs to another model, or the statistics lack what a basis of the plan needs.
+        CalibrationError: the statistics belong to another model.
+    """
+    try:
+        trimmed = without_units(program, plan.units)
+    except PassError as error:
+        raise PlanError(f"the plan does not fit this program: {error}") from error
+    known = restricted(_on_sample(program, statistics), program, plan.units)
+    taps = {tap.site.name: tap for tap in (*plain_taps(trimmed.graph_module), *joint_taps(trimmed.graph_module))}
+    sites: list[SitePlan] = []
+    factors: dict[str, Factor] = {}
+    drift: list[SiteDrift] = []
+    for site in plan.sites:
+        tap = taps.get(site.name)
+        if tap is None or tap.site.width != site.width:
+            raise PlanError(f"the plan is for another model: it knows site '{site.name}' of {site.width} features")
+        rows = tap.site.rows if site.kind is SiteKind.EMBEDDING else tap.site.width
+        shape = (rows, site.shape[1])
+        if site.rank is None:
+            sites.append(replace(site, shape=shape))
+            continue
+        moments = _moments(tap, trimmed, known)
+        fresh = replace(known, moments={**known.moments, site.name: moments}, traffic=_grown(known, tap))
+        bases = SiteBases(trimmed, tap, fresh, one_centre=plan.basis == BasisKind.MEASURED)
+        basis = bases[BasisKind(site.basis)]
+        factors[site.name] = basis.factor(site.rank)
+        kept = basis.kept_energy(site.rank)
+        old = 1.0 - _left_out(plan.factors[site.name], moments)
+        drift.append(SiteDrift(site.name, site.kept_energy, old, kept))
+        sites.append(
+            replace(site, shape=shape, kept_energy=kept, predicted_error=basis.error(site.rank), logit_errors={})
+        )
+    made = replace(plan, sites=tuple(sites), factors=factors, logit_error=None, predicted_logit_error=None, evidence=())
+    return Refit(made, tuple(drift))
+
+
+def _grown(statistics: Statistics, tap: Tap) -> Mapping[str, Traffic]:
+    traffic = statistics.traffic.get(tap.site.name)
+    if traffic is None or tap.site.kind is not SiteKind.EMBEDDING:
+        return statistics.traffic
+    return {**statistics.traffic, tap.site.name: traffic.grown_to(tap.site.rows)}
+
+
+def _on_sample(program: Program, statistics: Statistics) -> Statistics:
+    """The statistics with what the fresh checkpoint does on the rows that they hold, if they hold any."""
+    if statistics.sample is None:
+        return statistics
+    rows = statistics.sample.batches(program, SAMPLE_BATCH)
+    gradients = statistics.sample.rows if statistics.sensitivities else 0
+    found = calibrate(program, rows, sensitivity_rows=gradients)
+    return replace(statistics, moments=found.moments, sensitivities=found.sensitivities)
+
+
+def _moments(tap: Tap, program: Program, statistics: Statistics) -> Moments:
+    """What the fresh checkpoint's features look like."""
+    known = statistics.moments.get(tap.site.name)
+    if known is None:
+        raise PlanError(f"the statistics know no site '{tap.site.name}'")
+    traffic = statistics.traffic.get(tap.site.name)
+    if tap.site.kind is SiteKind.LINEAR or traffic is None or traffic.pooled:
+        return known
+    return table_moments(weights_of(program, tap), traffic.grown_to(tap.site.rows).counts)
+
+
+def _left_out(factor: Factor, moments: Moments) -> float:
+    """The share of the features' energy about their mean that a factor does not tell."""
+    total = float(moments.covariance.trace())
+    if total <= 0:
+        return 0.0
+    rest = torch.eye(factor.width, dtype=torch.float64) - factor.decoder @ factor.encoder
+    constant = torch.zeros(factor.width, dtype=torch.float64)
+    if factor.shift is not None:
+        constant = factor.decoder @ factor.shift
+    if factor.offset is not None:
+        constant = constant + factor.offset
+    bias = rest @ moments.mean - constant
+    error = float((rest @ moments.covariance @ rest.mT).trace() + bias.square().sum())
+    return error / total
