@@ -8,6 +8,9 @@ and dropped units stay as the plan has them; bases are made again.
 * **Linears, and gradients.** Where the statistics hold a sample of rows (``calibrate(sampled_rows=...)``), the fresh
   checkpoint runs on it. Otherwise the moments and gradients of the earlier checkpoint stand in, and only the weights
   that are encoded are new.
+
+A share of unseen rows that the plan was given by hand is not in it: what the traffic says takes its place. Constants of
+dropped units stay.
 """
 
 from __future__ import annotations
@@ -114,8 +117,7 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
         tap = taps.get(site.name)
         if tap is None or tap.site.width != site.width:
             raise PlanError(f"the plan is for another model: it knows site '{site.name}' of {site.width} features")
-        rows = tap.site.rows if site.kind is SiteKind.EMBEDDING else tap.site.width
-        shape = (rows, site.shape[1])
+        shape = _shape(tap, site)
         if site.rank is None:
             sites.append(replace(site, shape=shape))
             continue
@@ -130,8 +132,31 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
         sites.append(
             replace(site, shape=shape, kept_energy=kept, predicted_error=basis.error(site.rank), logit_errors={})
         )
-    made = replace(plan, sites=tuple(sites), factors=factors, logit_error=None, predicted_logit_error=None, evidence=())
+    added = sum(
+        (new.shape[0] - old.shape[0]) * (new.rank or new.width)
+        for old, new in zip(plan.sites, sites, strict=True)
+        if new.kind is SiteKind.EMBEDDING
+    )
+    made = replace(
+        plan,
+        sites=tuple(sites), factors=factors,
+        parameters_before=program.parameter_count(), parameters_after=plan.parameters_after + added,
+        logit_error=None, predicted_logit_error=None, evidence=(),
+    )  # fmt: skip
     return Refit(made, tuple(drift))
+
+
+def _shape(tap: Tap, site: SitePlan) -> tuple[int, int]:
+    """The shape of a site's weight in the fresh checkpoint; only tables may have grown."""
+    if site.kind is SiteKind.LINEAR:
+        shape = (tap.site.width, tap.site.rows)
+        fits = shape == site.shape
+    else:
+        shape = (tap.site.rows, tap.site.width)
+        fits = shape[0] >= site.shape[0]
+    if not fits:
+        raise PlanError(f"'{site.name}' is {list(shape)} in this checkpoint, the plan is for {list(site.shape)}")
+    return shape
 
 
 def _grown(statistics: Statistics, tap: Tap) -> Mapping[str, Traffic]:
@@ -163,8 +188,10 @@ def _moments(tap: Tap, program: Program, statistics: Statistics) -> Moments:
 
 
 def _left_out(factor: Factor, moments: Moments) -> float:
-    """The share of the features' energy about their mean that a factor does not tell."""
+    """The share of the features' energy (about their mean, or about zero if uncentred) that a factor does not tell."""
     total = float(moments.covariance.trace())
+    if factor.offset is None:
+        total += float(moments.mean.square().sum())
     if total <= 0:
         return 0.0
     rest = torch.eye(factor.width, dtype=torch.float64) - factor.decoder @ factor.encoder

@@ -99,3 +99,19 @@ def test_a_plan_of_another_model_is_refused(plan, statistics) -> None:
     other = afm_fx.capture(Tower(), tower_batch(4))
     with pytest.raises(PlanError):
         afm_fx.refit_plan(plan, other, dataclasses.replace(statistics, sample=None))
+
+
+def test_tables_may_have_grown_and_nothing_else_may_have_changed_shape(statistics) -> None:
+    program = wide_and_deep()
+    plan = afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=2, linear=None), basis="afm")
+    grown = WideAndDeep()
+    for table in (*grown.tables, *grown.weights):
+        added = torch.randn(5, table.weight.shape[1])
+        table.weight = torch.nn.Parameter(torch.cat([table.weight, added]))
+    larger = afm_fx.capture(grown.eval(), (rows_of_ids(4),)).to(torch.float64)
+    refit = afm_fx.refit_plan(plan, larger, dataclasses.replace(statistics, sample=None))
+    low_rank = afm_fx.apply_plan(larger, refit.plan)
+    assert refit.plan.parameters_before == larger.parameter_count()
+    assert low_rank.graph_module.get_parameter("tables.0.codes.weight").shape == (45, 2)
+    with pytest.raises(PlanError, match=r"\[40, 6\] in this checkpoint"):
+        afm_fx.refit_plan(refit.plan, program, statistics)
