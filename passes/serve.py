@@ -1,7 +1,8 @@
 """The serving rewrites in their order, each kept only where it is cheaper to serve.
 
 The order: constants first, because the others look for constant weights; Linears before tables, because what they read
-decides the order of the fields; moves last, once it is settled what is moved.
+decides the order of the fields; moves last, once it is settled what is moved. Sums that became products may merge with
+the Linears that read the same features, so these are asked once more.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def serve(
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
         UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), BlockLinears(), RowTerms(),
-        StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), SumsAsProducts(), CollapseMoves(),
-        FoldConstants(), Canonicalize(), LogitRows(),
+        StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), SumsAsProducts(), MergeLinears(),
+        StartProducts(), CollapseMoves(), FoldConstants(), Canonicalize(), LogitRows(),
     ):  # fmt: skip
         result = each(clone)
         if result is not None:

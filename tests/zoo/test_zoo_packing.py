@@ -16,6 +16,10 @@ from tests.zoo.models import captured, zoo_params
 from tests.zoo.test_zoo_rewrite import FRESH_SEED, assert_batch_is_symbolic, budgeted
 
 
+SHAPED_SUMS = 1
+"""A sum that became a product, which is faster, may need one operator more for its shape."""
+
+
 @functools.cache
 def packed_dense(name: str) -> Packed:
     """The model packed in float64, once for all tests of it."""
@@ -43,7 +47,7 @@ def test_packing_changes_nothing_but_the_form(entry: ZooEntry) -> None:
     packed = packed_dense(entry.name)
     assert_same_outputs(entry, program, packed.program)
     assert_batch_is_symbolic(packed.program)
-    assert packed.report.nodes_after <= packed.report.nodes_before
+    assert packed.report.nodes_after <= packed.report.nodes_before + SHAPED_SUMS
     assert pack_reported(packed.program).report.nodes_after == packed.report.nodes_after
 
 
@@ -61,7 +65,7 @@ def test_packing_a_compressed_program_changes_nothing_but_the_form(entry: ZooEnt
     program = budgeted(entry.name)[2].to(torch.float64)
     packed = packed_low_rank(entry.name)
     assert_same_outputs(entry, program, packed.program)
-    assert packed.report.nodes_after <= packed.report.nodes_before
+    assert packed.report.nodes_after <= packed.report.nodes_before + SHAPED_SUMS
 
 
 @pytest.mark.parametrize("entry", zoo_params())
