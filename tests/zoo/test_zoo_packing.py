@@ -15,7 +15,6 @@ from tests.zoo.entry import ZooEntry
 from tests.zoo.models import captured, zoo_params
 from tests.zoo.test_zoo_rewrite import FRESH_SEED, assert_batch_is_symbolic, budgeted
 
-
 SHAPED_SUMS = 1
 """A sum that became a product, which is faster, may need one operator more for its shape."""
 
