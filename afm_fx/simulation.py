@@ -53,8 +53,7 @@ class Simulation:
         max_rows: int | None = None,
         reference: Tensor | None = None,
     ) -> None:
-        logits, self.before_sigmoid = expose_logits(program)
-        self._graph = logits.graph_module
+        self._graph = expose_logits(program)[0].graph_module
         self._order = {node: place for place, node in enumerate(self._graph.graph.nodes)}
         self._taps = {tap.site.name: tap for tap in taps}
         self._by_name = {node.name: node for node in self._graph.graph.nodes}
@@ -64,7 +63,8 @@ class Simulation:
         with torch.no_grad():
             for batch in checked_batches(program, batches, max_rows):
                 try:
-                    self._known.append(self._run(flat_inputs(program, batch)))
+                    values = run_nodes(self._graph, flat_inputs(program, batch))
+                    self._known.append({node: value for node, value, _ in values})
                 except (IndexError, RuntimeError) as error:
                     raise explain_failed_batch(program, batch, error) from error
                 self.rows += batch.rows
@@ -88,19 +88,6 @@ class Simulation:
     def error(self, factors: Mapping[str, Factor]) -> float:
         """The mean squared difference of the logits to the original's."""
         return float((self.logits(factors).double() - self.original.double()).square().mean())
-
-    def features(self, name: str) -> Tensor:
-        """The features ``[N, n]`` of a site, all its uses and rows, as the original computes them."""
-        tap = self._taps[name]
-        parts = [
-            features.reshape(-1, tap.site.width)
-            for values in self._known
-            for features in tap.read([values[self._by_name[node]] for node in tap.nodes])
-        ]
-        return torch.cat(parts)
-
-    def _run(self, inputs: Sequence[Any]) -> Values:
-        return {node: value for node, value, _ in run_nodes(self._graph, inputs)}
 
     def _columns(self, runs: Iterable[Values]) -> Tensor:
         output = next(reversed(self._graph.graph.nodes))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 import afm_fx
-from afm_fx.logits import columns_of, expose_logits
+from afm_fx.simulation import Simulation
 from passes.sink_codes import analyze
 from passes.sites import Site, SiteKind
 
@@ -30,8 +30,10 @@ def best_uniform_plan(
     plans = [
         afm_fx.make_plan(program, statistics, policy, basis=basis) for policy in _uniform_policies(program, budget)
     ]
-    wanted = _logits(program, held_out)
-    errors = [float((_logits(afm_fx.apply_plan(program, plan), held_out) - wanted).square().mean()) for plan in plans]
+    rows = [(inputs,) for inputs in held_out]
+    wanted = Simulation(program, rows, ()).original
+    cut = [Simulation(afm_fx.apply_plan(program, plan), rows, (), reference=wanted) for plan in plans]
+    errors = [each.error({}) for each in cut]
     return plans[errors.index(min(errors))] if plans else None
 
 
@@ -59,9 +61,3 @@ def _ranks(sites: Sequence[Site], table_rank: int, linear_rank: int | None) -> d
         return rank if gains else None
 
     return {site.name: of(site) for site in sites}
-
-
-def _logits(program: afm_fx.Program, batches: Sequence[torch.Tensor]) -> torch.Tensor:
-    logits, _ = expose_logits(program)
-    with torch.no_grad():
-        return torch.cat([columns_of(logits(batch)) for batch in batches]).double()
