@@ -1,7 +1,8 @@
 # make demo   train, compress, export, check and time a small model on generated data; prints one table
 # make test   lint, types, tests
 # make fuzz   rewrite over 2,000 random models and check each; an hour or so on two cores
-# make golden write the verdicts of all covered models again, after a change of the laws; read the diff
+# make golden write docs/laws.md and the verdicts of all covered models again, after a change of the laws; read the diff
+# make docs   build the documentation into docs/_build; warnings are errors
 # make lint   only ruff and mypy
 # make format let ruff rewrite the sources
 # make clean  remove what the above made
@@ -16,14 +17,14 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 	echo $$path && break; done)
 # ONNX Runtime for the GPU only where a driver answers: the two builds cannot live side by side.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-EXTRAS ?= $(RUNTIME),deepctr,parquet,plot,report,dev
+EXTRAS ?= $(RUNTIME),deepctr,parquet,plot,report,docs,dev
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard afm_fx passes benchmarks examples tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz golden lint format clean
+.PHONY: help demo test fuzz golden docs lint format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -40,6 +41,10 @@ fuzz: $(INSTALLED)
 
 golden: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.golden
+	$(BIN)/python -m tests.laws_page
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
@@ -58,4 +63,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-ci demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ci demo-output docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled
 from afm_fx.evidence import Evidence
-from afm_fx.explanation import Explanation, explain
+from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.latency_policy import Latency
 from afm_fx.latency_table import LatencyTable
 from afm_fx.moments import Moments
@@ -22,12 +22,14 @@ from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.program import Program
+from afm_fx.quality_comparison import QualityComparison, compare_quality
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport
+from afm_fx.report_facts import Recipe, RecipeFile, ReportFacts
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
@@ -63,11 +65,15 @@ __all__ = [
     "Policy",
     "PrecisionReport",
     "Program",
+    "QualityComparison",
     "QuantizationReport",
+    "Recipe",
+    "RecipeFile",
     "Recovered",
     "RecoveryReport",
     "Reduced",
     "Refit",
+    "ReportFacts",
     "SiteDrift",
     "SitePlan",
     "Statistics",
@@ -79,8 +85,10 @@ __all__ = [
     "calibrate",
     "capture",
     "chains_table",
+    "compare_quality",
     "compress",
     "explain",
+    "explain_plan",
     "export_aoti",
     "export_onnx",
     "export_onnx_buckets",

@@ -102,7 +102,7 @@ def export_aoti(
             thread that they wait for gets no core.
         check: compare the package with torch on fresh random inputs at several batch sizes.
         force: replace an existing file.
-        tolerance: largest accepted difference relative to max(1, |output|); by default that of the output's dtype.
+        tolerance: largest accepted difference relative to ``max(1, |output|)``; by default that of the output's dtype.
         seed: of the random inputs.
 
     Raises:

@@ -211,19 +211,30 @@ def compress(
         str | None,
         typer.Option(
             metavar="COLUMNS",
-            help="With --recover-epochs: columns of labels from 0 to 1, one per task in the order of the outputs, "
-            "comma-separated, to learn from as well.",
+            help="With --recover-epochs or --evaluation: columns of labels from 0 to 1, one per task in the order of "
+            "the outputs, comma-separated, to learn from and to measure on.",
             show_default=False,
         ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also draw a page that tells all of it (needs the extra report).", show_default=False),
+    ] = None,
+    report_batch_sizes: Annotated[
+        str, typer.Option(help="With --report: rows per call at which both files are timed for some seconds, or none.")
+    ] = "1,64,1024",
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="With --report and --labels: rows to measure AUC and LogLoss on.", show_default=False),
     ] = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model and export it.
 
-    Writes dense.onnx, low_rank.onnx, plan.safetensors and report.json (and low_rank.pt2 with --aoti), or nothing where
-    anything goes wrong. All exports are checked against torch. Choose one policy: --budget, --energy, --full-rank, or
-    ranks.
+    Writes dense.onnx, low_rank.onnx, plan.safetensors and report.json (and low_rank.pt2 with --aoti, a page with
+    --report), or nothing where anything goes wrong. All exports are checked against torch. Choose one policy: --budget,
+    --energy, --full-rank, or ranks.
 
     Example: afm-fx compress shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --budget 0.2 --out compressed
     """
@@ -232,11 +243,16 @@ def compress(
         sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
         names = None if columns is None else _names(columns)
         tasks = () if labels is None else tuple(_names(labels))
-        if tasks and not recover_epochs:
-            raise UserError("--labels are for recovery: say how long with --recover-epochs 3")
+        if tasks and not recover_epochs and evaluation is None:
+            raise UserError(
+                "--labels are for recovery, say how long with --recover-epochs 3, or to measure on --evaluation rows"
+            )
+        if evaluation is not None and not (tasks and report is not None):
+            raise UserError("--evaluation is measured for --report, on the columns that --labels names")
+        timed = () if report is None or report_batch_sizes == "none" else tuple(_batch_sizes(report_batch_sizes))
         job = CompressJob(
             model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
-            None if tables is None else tables.value, aoti, recover_epochs, tasks,
+            None if tables is None else tables.value, aoti, recover_epochs, tasks, report, timed, evaluation,
         )  # fmt: skip
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())
@@ -257,6 +273,8 @@ def compress(
         if outcome.buckets is not None:
             typer.echo(outcome.buckets.table())
         typer.echo(f"Written to {out}/: {', '.join(name for name in job.outputs if (out / name).exists())}")
+        if report is not None:
+            typer.echo(f"Report: {report}")
 
 
 app.command()(sweep)

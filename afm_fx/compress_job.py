@@ -12,17 +12,20 @@ from typing import Any
 from afm_fx.aoti_export import AotiReport, export_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.capture import capture
+from afm_fx.compress_report import compress_page
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
 from afm_fx.onnx_export import ExportReport, export_onnx
-from afm_fx.output_directory import refuse_existing, staged_outputs
+from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
 from afm_fx.packing import pack_reported
 from afm_fx.policies import Policy
+from afm_fx.program import Program
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
+from afm_fx.report_page import check_report_packages
 from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model
 
@@ -56,7 +59,10 @@ class CompressJob:
         tables: store the low-rank program's tables in "float16" or "int8"; None for as they are.
         aoti: compile the low-rank program with AOTInductor as well.
         recover_epochs: train the low-rank program on the original's logits for so many epochs over the data; 0 for not.
-        labels: columns of labels, one per task, to recover on as well.
+        labels: columns of labels, one per task, to recover on as well, and in ``evaluation``.
+        report: page to write, see :meth:`afm_fx.CompressionReport.to_html`; None for none.
+        report_batch_sizes: batch sizes at which both files are timed for the page; empty for no timing.
+        evaluation: rows with ``labels`` on which AUC and LogLoss are measured for the page; None for none.
     """
 
     model: str
@@ -76,6 +82,9 @@ class CompressJob:
     aoti: bool = False
     recover_epochs: int = 0
     labels: tuple[str, ...] = ()
+    report: Path | None = None
+    report_batch_sizes: tuple[int, ...] = ()
+    evaluation: Path | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -111,13 +120,16 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
 
     Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
     the calibration rows.
-    With buckets also ``low_rank.batch_<size>.onnx`` and ``low_rank.weights.data``.
+    With buckets also ``low_rank.batch_<size>.onnx`` and ``low_rank.weights.data``. The report's page is written last.
 
     Raises:
         UserError: model, checkpoint, data, policy or output directory are wrong; the message says which and how.
         ExportError: a program cannot be exported, or the file disagrees with torch.
     """
     refuse_existing(job.out, job.outputs, force=job.force)
+    if job.report is not None:
+        refuse_existing(job.report.parent, [job.report.name], force=job.force)
+        check_report_packages()
     file = open_data(job.data)
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
@@ -125,6 +137,7 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     if job.labels and columns is None:  # a model of one tensor would take them for features
         columns = [name for name in file.names if name not in job.labels]
     batches = FileBatches(file, program, job.batch_size, columns)
+    evaluation = None if job.evaluation is None else _labelled(job, program)
     recovery = None
     if job.recover_epochs:
         compressed, recovery = _recovered(job, batches)
@@ -142,7 +155,21 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
         buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, job.buckets) if job.buckets else None
         exports = write_outputs(compressed, staging, buckets, precision, recovery)
         package = export_aoti(low_rank, staging / PACKAGE) if job.aoti else None
-    return CompressOutcome(compressed, exports, buckets, precision, package, recovery)
+        outcome = CompressOutcome(compressed, exports, buckets, precision, package, recovery)
+        page = None
+        if job.report is not None:
+            files = (staging / DENSE, staging / LOW_RANK, staging / PLAN)
+            page = compress_page(job, outcome, batches, evaluation, files)
+    if job.report is not None and page is not None:
+        write_text(job.report, page, force=job.force)
+    return outcome
+
+
+def _labelled(job: CompressJob, program: Program) -> FileBatches:
+    """The rows to measure quality on; columns that are missing are told before any work."""
+    file = open_data(job.evaluation or job.data)
+    names = [name for name in file.names if name not in job.labels] if job.columns is None else job.columns
+    return FileBatches(file, program, job.batch_size, names, job.labels)
 
 
 def _recovered(job: CompressJob, batches: FileBatches) -> tuple[Compressed, RecoveryReport]:

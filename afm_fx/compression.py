@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
 
 from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
-from afm_fx.constant_units import without_units
 from afm_fx.errors import CalibrationWarning, PlanError
 from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
 from afm_fx.plan import Plan, SitePlan
+from afm_fx.planned_graph import planned_graph
 from afm_fx.planning import MEASURED_ROWS, make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
@@ -27,8 +26,6 @@ from afm_fx.report import CompressionReport, report_of
 from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
-from passes.factor import Factor, JointFactor
-from passes.join_tables import JoinTables, joinable_tables
 from passes.sink_codes import SinkCodes
 from passes.sites import Site, SiteKind, find_sites
 
@@ -99,7 +96,7 @@ def compress(
         program = capture(model, example_inputs)
     statistics, plan = _planned(program, batches, policy, basis, max_rows)
     low_rank = apply_plan(program, plan)
-    report = report_of(program, low_rank, plan)
+    report = report_of(program, low_rank, plan, statistics)
     if not pack:
         served = split_inputs(low_rank) if inputs == InputKind.TYPED else low_rank
         return Compressed(program, served, statistics, plan, report)
@@ -133,8 +130,7 @@ def apply_plan(program: Program, plan: Plan) -> Program:
         PlanError: the plan belongs to another model or to a checkpoint of other shapes.
     """
     try:
-        clone = without_units(program, plan.units).clone().graph_module
-        factors = _joined(clone, plan)
+        clone, factors = planned_graph(program, plan)
         sites = {site.name: site for site in find_sites(clone)}
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:
@@ -144,21 +140,6 @@ def apply_plan(program: Program, plan: Plan) -> Program:
         raise PlanError(f"the plan does not fit this program: {error}") from error
     Canonicalize()(clone)
     return program.with_graph(clone)
-
-
-def _joined(module: GraphModule, plan: Plan) -> dict[str, Factor]:
-    """Joins the tables that the plan gives one code, and returns the factors, which encode them where they are."""
-    factors = dict(plan.factors)
-    found = {joint.name: joint for joint in joinable_tables(module)}
-    for planned in plan.sites:
-        joint = found.get(planned.name)
-        if not planned.tables or planned.rank is None or joint is None or joint.tables != planned.tables:
-            continue
-        factor = factors[planned.name]
-        tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
-        factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
-    JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
-    return factors
 
 
 def _check(planned: SitePlan, site: Site | None) -> None:

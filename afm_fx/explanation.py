@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_of, chains_table
@@ -16,8 +17,10 @@ from afm_fx.explanation_json import explanation_from_json, explanation_to_json
 from afm_fx.flow import FlowNode, flow_of
 from afm_fx.inputs import Inputs
 from afm_fx.output_directory import refuse_existing_file, write_text
+from afm_fx.plan import Plan
+from afm_fx.planned_graph import planned_graph
 from afm_fx.program import Program
-from passes.sink_codes import Fate, analyze
+from passes.sink_codes import Analysis, Fate, analyze
 from passes.sites import Site
 
 
@@ -117,13 +120,38 @@ def explain(model: nn.Module | ExportedProgram | Program, example_inputs: Inputs
         CaptureError: the model cannot be captured.
     """
     program = model if isinstance(model, Program) else capture(model, example_inputs)
-    analysis = analyze(program.graph_module)
+    return _explanation(program, program.graph_module, analyze(program.graph_module))
+
+
+def explain_plan(program: Program, plan: Plan) -> Explanation:
+    """Explains what a plan does with every use of every site: as :func:`explain`, with the plan's sites and ranks.
+
+    Sites that the plan leaves alone are refused with its reason. Hidden units that leave and tables under one code are
+    as they are in the graph that the plan is applied to.
+
+    Args:
+        program: that the plan was made for; it is left as it is.
+        plan: ranks and factors.
+
+    Raises:
+        PassError: the plan belongs to another program.
+    """
+    module, factors = planned_graph(program, plan)
+    uncentred = {name for name, factor in factors.items() if factor.offset is None}
+    ranks = {name: factor.rank for name, factor in factors.items()}
+    analysis = analyze(module, uncentred=uncentred, only=ranks, ranks=ranks)
+    alone = {name: site.reason for site in plan.sites if site.rank is None for name in (site.tables or (site.name,))}
+    sites = tuple(replace(site, refusal=site.refusal or alone.get(site.name)) for site in analysis.sites)
+    return _explanation(program, module, replace(analysis, sites=sites))
+
+
+def _explanation(program: Program, module: GraphModule, analysis: Analysis) -> Explanation:
     return Explanation(
         parameters=program.parameter_count(),
-        operators=sum(node.op == "call_function" for node in program.graph_module.graph.nodes),
+        operators=sum(node.op == "call_function" for node in module.graph.nodes),
         front_door=program.front_door,
         warnings=program.warnings,
         sites=analysis.sites,
-        chains=tuple(chains_of(program.graph_module, analysis)),
-        flow=flow_of(program.graph_module, analysis),
+        chains=tuple(chains_of(module, analysis)),
+        flow=flow_of(module, analysis),
     )

@@ -119,7 +119,7 @@ def export_onnx(
         check: run ``onnx.checker`` on the file and compare ONNX Runtime with torch on fresh random inputs.
         force: replace an existing file.
         external_data_bytes: weights beyond this many bytes go to the second file.
-        tolerance: largest accepted difference relative to max(1, |output|); by default that of the output's dtype.
+        tolerance: largest accepted difference relative to ``max(1, |output|)``; by default that of the output's dtype.
         seed: of the random inputs.
 
     Raises:

@@ -51,6 +51,10 @@ def quality(
     random_plans: Annotated[
         int, typer.Option(help="Predict and measure the logit error of so many plans with ranks at random.")
     ] = 0,
+    latency_batch_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Also time the original and measured plans at this batch size; may be given several times."),
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of split, initialization, training and bootstrap.")] = 2024,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; its own choice where left out.")] = None,
@@ -82,6 +86,7 @@ def quality(
             resamples=resamples,
             checkpoint_dir=checkpoint_dir,
             random_plans=random_plans,
+            latency_batch_sizes=latency_batch_size or (),
         )
         markdown, json = output_paths(output_dir, dataset, model, tag=tag, force=force)
         report = run_quality(run, shown_command(sys.argv[1:]))

@@ -20,6 +20,7 @@ from afm_fx.site_errors import SiteErrors
 from afm_fx.taps import plain_taps
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
+from benchmarks.quality_latency import time_plans
 from benchmarks.training import predict
 from benchmarks.uniform_ranks import best_uniform_plan
 
@@ -99,6 +100,7 @@ class Comparison:
         seconds: for capture, calibration, all plans and all measurements.
         rank_correlation: Spearman's, of predicted and measured logit errors over random plans; None without those.
         random_plans: how many of them.
+        timing: of the original and of measured plans under budgets; None where nothing was timed.
     """
 
     parameters: int
@@ -111,6 +113,7 @@ class Comparison:
     seconds: float
     rank_correlation: float | None = None
     random_plans: int = 0
+    timing: afm_fx.BenchmarkResult | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def compare(
     resamples: int,
     seed: int,
     random_plans: int = 0,
+    latency_batch_sizes: Sequence[int] = (),
 ) -> Comparison:
     """Compresses by every setting with measured plans, AFM and weight-SVD, and measures all on the test rows.
 
@@ -156,6 +160,7 @@ def compare(
         resamples: of the bootstrap.
         seed: of the bootstrap and of random plans.
         random_plans: predict and measure the logit error of so many plans with ranks at random.
+        latency_batch_sizes: time the original and what measured plans under budgets make of it, at these batch sizes.
     """
     start = time.perf_counter()
     rows = min(calibration_rows, len(dataset.train))
@@ -184,6 +189,7 @@ def compare(
     labels = dataset.test.labels.numpy()
     original = predict(program, dataset.test)
     variants = _variants(labels, original, candidates, whole=program.parameter_count(), resamples=resamples, seed=seed)
+    timed = {each.setting: each.plan for each in candidates if each.method == MEASURED and "budget" in each.setting}
     return Comparison(
         parameters=program.parameter_count(),
         auc=auc(labels, original),
@@ -195,6 +201,7 @@ def compare(
         seconds=time.perf_counter() - start,
         rank_correlation=task.rank_correlation(random_plans, seed) if random_plans else None,
         random_plans=random_plans,
+        timing=time_plans(program, timed, dataset.test.inputs, latency_batch_sizes) if latency_batch_sizes else None,
     )
 
 

@@ -18,6 +18,7 @@ from afm_fx.tables import render_table
 from benchmarks.ctr_models import ModelConfig
 from benchmarks.datasets import CtrDataset, EncodingConfig
 from benchmarks.quality_comparison import MEASURED, ORIGINAL, Comparison, Variant
+from benchmarks.result_files import markdown_table
 from benchmarks.training import Training, TrainingConfig
 
 PACKAGES = ("torch", "deepctr-torch", "numpy", "pyarrow")
@@ -74,6 +75,7 @@ class QualityReport:
         """The result as text."""
         lines = [self._headline(), render_table("", COLUMNS, self._cells(), left=2, width=WIDTH)]
         lines += [f"{refusal.setting}, {refusal.method}: {refusal.reason}" for refusal in self.comparison.refusals]
+        lines += [] if self.comparison.timing is None else [self.comparison.timing.table()]
         return "\n".join(lines)
 
     def markdown(self) -> str:
@@ -114,6 +116,13 @@ class QualityReport:
             for refusal in self.comparison.refusals
         ]
         parts = ["\n\n".join(head), "\n".join(table), *(["\n".join(refusals)] if refusals else [])]
+        if comparison.timing is not None:
+            timing = comparison.timing
+            parts += [
+                "Latency in ONNX Runtime, the low-rank programs packed:",
+                markdown_table(timing.columns, timing.rows(), left=3),
+                timing.conditions().replace("\n", "  \n"),
+            ]
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:

@@ -31,6 +31,7 @@ class QualityRun:
         resamples: of the bootstrap.
         random_plans: predict and measure so many plans with ranks at random.
         checkpoint_dir: keeps the trained original, and reuses one of the same run.
+        latency_batch_sizes: time the original and what measured plans make of it at these batch sizes.
     """
 
     dataset_name: str
@@ -45,6 +46,7 @@ class QualityRun:
     resamples: int
     checkpoint_dir: Path | None
     random_plans: int = 0
+    latency_batch_sizes: Sequence[int] = ()
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -91,6 +93,7 @@ def run_quality(run: QualityRun, command: str) -> QualityReport:
         resamples=run.resamples,
         seed=run.training.seed,
         random_plans=run.random_plans,
+        latency_batch_sizes=run.latency_batch_sizes,
     )
     return QualityReport(
         dataset_name=run.dataset_name,

@@ -116,7 +116,21 @@ def _operands(node: Node) -> list[Node]:
 
 def table() -> dict[str, Entry]:
     """All laws by operator name, for documentation."""
-    return {str(target): entry for target, entry in _TABLE.items()}
+    return _by_name(_TABLE)
+
+
+def tables() -> dict[str, dict[str, Entry]]:
+    """All laws by what the operands are, and by operator name, for documentation; first those of :func:`table`."""
+    return {
+        "one low-rank operand": table(),
+        "two low-rank operands": _by_name(_OF_TWO),
+        "products of features that are not summed up yet": _by_name(_OF_PRODUCTS),
+        "features whose axes are not the last ones": _by_name(_OF_VIEWS),
+    }
+
+
+def _by_name(entries: dict[Any, Entry]) -> dict[str, Entry]:
+    return {str(target): entry for target, entry in entries.items()}
 
 
 _REASONS = {Law.NONLINEAR: BENDS, Law.INTERACTION: MULTIPLIES}

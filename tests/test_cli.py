@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -109,6 +110,28 @@ def test_compress_recovers_on_the_originals_logits_and_on_labels_before_it_packs
     missing = run(*arguments, "--out", "other", "--recover-epochs", "2", "--labels", "clicked")
     assert (missing.exit_code, "has no column 'clicked'" in " ".join(missing.stderr.split())) == (2, True)
     assert not (tmp_path / "other").exists()
+
+
+def test_compress_draws_a_report_that_names_its_files_and_measures_on_labels(shop, tmp_path, monkeypatch):
+    for package in ("onnxruntime", "pygraphviz", "matplotlib"):
+        pytest.importorskip(package)
+    monkeypatch.setattr("afm_fx.compress_report.SECONDS", 0.01)
+    command = ["compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS, "--report", "report.html"]
+    result = run(*command, "--report-batch-sizes", "1,8", "--evaluation", "rows.npz", "--labels", "label")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>{shop}:clicks</h1>" in page
+    assert "500 labelled rows" in page
+    digest = hashlib.sha256((tmp_path / "out" / "plan.safetensors").read_bytes()).hexdigest()
+    assert digest in page
+    assert "low-rank</td>" in page
+    again = run(*command, "--force", "--evaluation", "rows.npz")
+    assert (again.exit_code, "--labels names" in " ".join(again.stderr.split())) == (2, True)
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    before = (tmp_path / "out" / "low_rank.onnx").stat().st_mtime_ns
+    missing = run(*command, "--force")
+    assert (missing.exit_code, "pip install 'afm-fx[report]'" in " ".join(missing.stderr.split())) == (2, True)
+    assert (tmp_path / "out" / "low_rank.onnx").stat().st_mtime_ns == before
 
 
 def test_compress_reduces_tables_and_reports_their_error(shop, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ import afm_fx
 from afm_fx.errors import CaptureError, OutputExistsError
 from afm_fx.explanation import Explanation
 from benchmarks.criteo_shape import CriteoShape
+from passes.sink_codes import Fate
 from tests.graphs import ROWS, Tower, tower_batch
+from tests.wide_and_deep import WideAndDeep, rows_of_ids
 
 
 class Mixed(nn.Module):
@@ -101,6 +104,37 @@ def test_a_module_its_program_and_its_exported_program_are_explained_alike() -> 
     from_exported = afm_fx.explain(exported)
     assert from_exported.front_door == "ExportedProgram"
     assert from_exported.chains == from_module.chains
+
+
+def test_a_plan_is_explained_with_its_own_sites_ranks_and_reasons() -> None:
+    program = afm_fx.capture(Tower().eval(), tower_batch(4))
+    policy = afm_fx.Fixed(embedding=2, linear=3, overrides={"second": None})
+    plan = afm_fx.make_plan(program, afm_fx.calibrate(program, [tower_batch(200)]), policy)
+    explained = afm_fx.explain_plan(program, plan)
+    assert {site.name: site.refusal for site in explained.sites if site.refusal is not None} == {
+        "second": "left alone by override",
+        "last": plan.refused["last"],
+    }
+    assert explained.uses("absorbed") == afm_fx.explain(program).uses("absorbed")
+    assert {chain.site.name for chain in explained.chains if chain.verdict.fate is Fate.RESTORED} == {"first"}
+    assert program.parameter_count() == plan.parameters_before
+
+
+def test_a_plan_with_joint_tables_and_left_out_units_is_explained_in_the_graph_it_is_applied_to() -> None:
+    plan = afm_fx.compress(WideAndDeep().eval(), [rows_of_ids(300)], afm_fx.Budget(0.5), pack=False).plan
+    assert plan.units
+    program = afm_fx.capture(WideAndDeep().eval(), rows_of_ids(4))
+    alone = next(site for site in plan.sites if site.tables and site.rank is not None)
+    sites = tuple(replace(site, rank=None, reason="on a whim") if site is alone else site for site in plan.sites)
+    factors = {name: factor for name, factor in plan.factors.items() if name != alone.name}
+    explained = afm_fx.explain_plan(program, replace(plan, sites=sites, factors=factors))
+    names = {site.name for site in explained.sites}
+    assert {"first.kept", *factors} <= names
+    assert alone.name not in names
+    refused = {
+        chain.site.name: chain.verdict.reason for chain in explained.chains if chain.verdict.fate is Fate.REFUSED
+    }
+    assert refused[alone.tables[0]] == "on a whim"
 
 
 def test_a_module_without_example_inputs_is_refused() -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,42 +15,7 @@ import afm_fx
 from afm_fx.errors import MissingPackageError, OutputExistsError
 from afm_fx.explanation import Explanation
 from tests.graphs import Tower, tower_batch
-
-NASTY = "<b>&\"x'{{ 7 * 7 }}</script>"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and text, and fails where tags do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self._open or self._open[-1] not in ("script", "style"):
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
+from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
 
 
 def page_of(explanation: Explanation, folder: Path, title: str = "A tower") -> str:
@@ -79,12 +41,7 @@ def test_the_page_holds_every_site_every_reason_and_every_source_line(tower: Exp
 
 
 def test_the_page_loads_nothing(tower: Explanation, tmp_path: Path) -> None:
-    text = page_of(tower, tmp_path)
-    page = Page(text)
-    assert not {"link", "img", "iframe", "object", "embed", "base", "image", "use"} & {tag for tag, _ in page.tags}
-    for tag, attributes in page.tags:
-        assert not {"src", "href", "xlink:href", "data", "action", "srcset"} & set(attributes), tag
-    assert not re.search(r"https?:|//[a-z]|@import|fetch\(|XMLHttpRequest|import\(|url\((?!#)", text)
+    loads_nothing(page_of(tower, tmp_path))
 
 
 def test_every_arrow_and_every_mark_leads_to_a_box(tower: Explanation, tmp_path: Path) -> None:
@@ -147,24 +104,13 @@ def test_without_the_extra_the_error_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-def in_browser(page: Path, *options: str) -> str:
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
-    done = subprocess.run(  # noqa: S603 - a browser found on PATH, a page of our own
-        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout
-
-
 def test_a_browser_runs_the_page_and_marks_what_is_picked(tower: Explanation, tmp_path: Path) -> None:
     text = page_of(tower, tmp_path)
     key = re.search(r'class="box linear absorbed" id="(b\d+)"', text)
     assert key is not None
-    errors = "<script>window.addEventListener('error', (e) => { document.title = 'FAILED ' + e.message; });</script>"
     click = f"<script>document.getElementById('{key[1]}').dispatchEvent(new MouseEvent('click'));</script>"
     page = tmp_path / "picked.html"
-    page.write_text(text.replace("<head>", f"<head>{errors}").replace("</body>", f"{click}</body>"), encoding="utf-8")
+    page.write_text(telling_errors(text).replace("</body>", f"{click}</body>"), encoding="utf-8")
     document = in_browser(page, "--dump-dom")
     assert "FAILED" not in document.partition("<body>")[0].rpartition("<title>")[2]
     assert re.search(
@@ -177,11 +123,6 @@ def test_a_browser_runs_the_page_and_marks_what_is_picked(tower: Explanation, tm
 
 def test_a_browser_draws_it_in_light_and_in_dark(tower: Explanation, tmp_path: Path) -> None:
     page_of(tower, tmp_path)
-    shots = []
-    for dark in (False, True):
-        shot = tmp_path / f"{dark}.png"
-        scheme = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
-        in_browser(tmp_path / "page.html", "--window-size=1440,900", f"--screenshot={shot}", *scheme)
-        shots.append(shot.read_bytes())
+    shots = screenshots(tmp_path / "page.html")
     assert all(shot.startswith(b"\x89PNG") and len(shot) > 20_000 for shot in shots)  # a blank page takes some 5,000
     assert shots[0] != shots[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.paired_bootstrap import AucDifference
 from benchmarks.quality_command import app
+from benchmarks.quality_latency import time_plans
 
 pytest.importorskip("deepctr_torch")
 
@@ -48,12 +50,19 @@ def arguments(folder: Path, output: Path, **changes: str) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def test_run_prints_and_writes_what_it_measured(criteo_folder: Path, tmp_path: Path) -> None:
+def test_run_prints_and_writes_what_it_measured(
+    criteo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "results"
-    done = CliRunner().invoke(app, arguments(criteo_folder, output), catch_exceptions=False)
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("benchmarks.quality_comparison.time_plans", functools.partial(time_plans, seconds=0.01))
+    timed = [*arguments(criteo_folder, output), "--latency-batch-size", "2"]
+    done = CliRunner().invoke(app, timed, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     content = json.loads((output / "quality-criteo-DeepFM.json").read_text())
     comparison = content["comparison"]
+    timings = comparison["timing"]["timings"]
+    assert [(each["contender"], each["batch_size"]) for each in timings] == [("original", 2), ("budget 0.6", 2)]
     assert content["dataset"]["train_rows"] == 480
     assert len(content["dataset"]["sparse_fields"]) == 26
     assert {"torch", "python", "deepctr-torch"} <= content["environment"]["versions"].keys()

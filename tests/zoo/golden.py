@@ -97,7 +97,7 @@ def as_page(models: Mapping[str, Iterable[Use]]) -> str:
         "# Verdicts in the covered models",
         "",
         f"Written by `{COMMAND}` from the analysis alone, without data; a test holds it to the code. What the verdicts",
-        "mean is told in the [README](../README.md#verdicts).",
+        "mean is told in [What it does, and where it stops](explain.md#verdicts).",
         "",
         "Uses of tables and Linears, counted per verdict. A Linear's own restore before an activation is the chain",
         "Linear → activation → Linear, which is rewritten into thin Linears around the activation.",

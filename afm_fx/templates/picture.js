@@ -39,7 +39,9 @@
   document.getElementById("nearer").addEventListener("click", () => middle(1.3));
   document.getElementById("farther").addEventListener("click", () => middle(1 / 1.3));
 
+  const scrolls = canvas.dataset.wheel === "scrolls"; // within a longer page the plain wheel is the page's
   canvas.addEventListener("wheel", (event) => {
+    if (scrolls && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     const { left: x, top: y } = room();
     if (event.ctrlKey || event.metaKey || !event.shiftKey && Math.abs(event.deltaY) > Math.abs(event.deltaX)) {

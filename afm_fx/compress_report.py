@@ -1,0 +1,62 @@
+"""The report's page of a compression from files: with what was measured on its files, and the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
+from afm_fx.benchmark_result import BenchmarkResult
+from afm_fx.compress_recipe import recipe_of
+from afm_fx.file_batches import FileBatches
+from afm_fx.quality_comparison import compare_quality
+from afm_fx.report_facts import ReportFacts
+from afm_fx.report_page import report_page
+
+if TYPE_CHECKING:
+    from afm_fx.compress_job import CompressJob, CompressOutcome
+
+SECONDS = 0.5
+"""Timing of each file at each batch size, about: enough for a median to look at, not for a benchmark to publish."""
+
+
+def compress_page(
+    job: CompressJob,
+    outcome: CompressOutcome,
+    batches: FileBatches,
+    evaluation: FileBatches | None,
+    files: tuple[Path, Path, Path],
+) -> str:
+    """The page, as text.
+
+    Args:
+        job: what was asked for.
+        outcome: what was done.
+        batches: the calibration rows.
+        evaluation: rows with labels, or None.
+        files: the original's and the low-rank program's ONNX file and the plan, wherever they are at the moment.
+
+    Raises:
+        UserError: the labels cannot be used, or the extra ``report`` is not installed.
+    """
+    compressed = outcome.compressed
+    dense, low_rank, plan = files
+    facts = ReportFacts(
+        timing=_timing(job, batches, dense, low_rank) if job.report_batch_sizes else None,
+        quality=None if evaluation is None else compare_quality(compressed.original, compressed.program, evaluation),
+        exports=outcome.exports,
+        packing=compressed.packing,
+        precision=outcome.precision,
+        recovery=outcome.recovery,
+        recipe=recipe_of(job, batches.file.rows, plan),
+    )
+    return report_page(compressed.report, job.model, facts)
+
+
+def _timing(job: CompressJob, batches: FileBatches, dense: Path, low_rank: Path) -> BenchmarkResult:
+    """Both files side by side on calibration rows, one thread."""
+    rows = max(job.report_batch_sizes) * MAX_DIFFERENT_BATCHES
+    inputs = next(iter(replace(batches, batch_size=min(rows, batches.file.rows), labels=())))
+    files = {"original": dense, "low-rank": low_rank}
+    return benchmark(files, inputs, batch_sizes=job.report_batch_sizes, threads=1, seconds=SECONDS)

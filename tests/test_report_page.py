@@ -1,0 +1,173 @@
+"""The report's page: complete, self-contained, safe with any name, the same again, and alive in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import afm_fx
+from afm_fx.errors import MissingPackageError, OutputExistsError, UserError
+from afm_fx.report_page import error_text, size_text
+from tests.graphs import Tower, tower_batch
+from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
+
+pytest.importorskip("pygraphviz")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def compressed() -> afm_fx.Compressed:
+    torch.manual_seed(3)
+    policy = afm_fx.Fixed(embedding=2, linear=3, overrides={"second": None})
+    return afm_fx.compress(Tower().eval(), [tower_batch(400)], policy)
+
+
+@pytest.fixture(scope="module")
+def facts(compressed: afm_fx.Compressed) -> afm_fx.ReportFacts:
+    torch.manual_seed(4)
+    inputs, labels = tower_batch(200), torch.arange(200) % 2
+    programs = {"original": compressed.original, "low-rank": compressed.program}
+    return afm_fx.ReportFacts(
+        timing=afm_fx.benchmark(programs, inputs, batch_sizes=(1, 8), seconds=0.001, rounds=2),
+        quality=afm_fx.compare_quality(compressed.original, compressed.program, [(inputs, labels)]),
+        packing=compressed.packing,
+        recipe=afm_fx.Recipe(
+            "afm-fx compress shop:ctr", (afm_fx.RecipeFile("plan", "plan.safetensors", "9 bytes", "ab"),)
+        ),
+    )
+
+
+def written(report: afm_fx.CompressionReport, folder: Path, facts: afm_fx.ReportFacts | None = None) -> str:
+    report.to_html(folder / "report.html", title="A tower", facts=facts)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_tells_sizes_ranks_reasons_and_measurements(
+    compressed: afm_fx.Compressed, facts: afm_fx.ReportFacts, tmp_path: Path
+) -> None:
+    report, text = compressed.report, written(compressed.report, tmp_path, facts)
+    words = Page(text).words
+    for site in report.sites:
+        assert site.name in words
+        assert (f"rank {site.rank} of {site.width}" in words) == (site.rank is not None)
+    assert "left alone by override" in words
+    assert "one feature wide, there is nothing to factor" in words
+    assert f"{report.parameters_before:,}" in words
+    assert f"{report.parameters_after:,}" in words
+    assert compressed.plan.logit_error is not None
+    assert error_text(compressed.plan.logit_error) in words
+    assert facts.quality is not None
+    assert facts.timing is not None
+    assert f"{facts.quality.tasks[0].auc_after:.4f}" in words
+    assert f"{facts.timing.timing('low-rank', 8).p50_us:,.0f}" in words
+    assert "afm-fx compress shop:ctr" in words
+    assert f"torch {torch.__version__}" in words
+    assert len(re.findall('<svg class="plot"', text)) == len(report.sites) + 1
+
+
+def test_what_was_not_measured_is_said(compressed: afm_fx.Compressed, tmp_path: Path) -> None:
+    words = Page(written(compressed.report, tmp_path)).words
+    assert "Not measured." in words
+    assert "AUC and LogLoss were not measured" in words
+
+
+def test_the_page_loads_nothing(compressed: afm_fx.Compressed, facts: afm_fx.ReportFacts, tmp_path: Path) -> None:
+    loads_nothing(written(compressed.report, tmp_path, facts))
+
+
+def test_the_same_compression_gives_the_same_page_and_its_plots_follow_the_colours(
+    compressed: afm_fx.Compressed, tmp_path: Path
+) -> None:
+    first = written(compressed.report, tmp_path / "first")
+    assert first == written(compressed.report, tmp_path / "second")
+    plots = re.findall(r'<svg class="plot".*?</svg>', first, re.DOTALL)
+    assert plots
+    for plot in plots:
+        assert "var(--on-codes)" in plot or "as it is" in plot
+        assert not re.search(r"#[0-9a-f]{6}\b", plot), "a colour that dark mode would not change"
+        assert ">100%<" in plot, "text is text"
+
+
+def test_names_that_are_markup_are_shown_as_they_are(
+    compressed: afm_fx.Compressed, facts: afm_fx.ReportFacts, tmp_path: Path
+) -> None:
+    report, background, timing = compressed.report, compressed.report.background, facts.timing
+    assert background is not None
+    assert timing is not None
+    sites = tuple(
+        replace(site, reason=f"why {NASTY}") if site.rank is None else replace(site, name=site.name, basis=NASTY)
+        for site in background.plan.sites
+    )
+    named = tuple(
+        replace(each, contender=f"$x$ {NASTY}") if each.contender == "low-rank" else each for each in timing.timings
+    )
+    nasty = replace(
+        report,
+        warnings=(f"warned {NASTY}",),
+        refused=((f"refused {NASTY}", NASTY),),
+        background=replace(background, plan=replace(background.plan, sites=sites)),
+    )
+    recipe = afm_fx.Recipe(f"command {NASTY}", (afm_fx.RecipeFile(NASTY, f"file {NASTY}", NASTY),))
+    nasty.to_html(
+        tmp_path / "nasty.html",
+        title=NASTY,
+        facts=replace(facts, recipe=recipe, timing=replace(timing, timings=named)),
+    )
+    page = Page((tmp_path / "nasty.html").read_text(encoding="utf-8"))
+    for plain in ("why", "warned", "refused", "command", "file", "$x$"):
+        assert f"{plain} {NASTY}" in page.words
+    assert [tag for tag, _ in page.tags].count("script") == 1
+
+
+def test_the_json_has_no_background(compressed: afm_fx.Compressed) -> None:
+    document = json.loads(compressed.report.to_json())
+    assert "background" not in document
+    assert document["parameters_after"] == compressed.report.parameters_after
+
+
+def test_a_report_without_background_says_what_it_is_not(compressed: afm_fx.Compressed, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="put together"):
+        replace(compressed.report, background=None).to_html(tmp_path / "report.html")
+
+
+def test_an_existing_file_is_kept_unless_forced(compressed: afm_fx.Compressed, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        compressed.report.to_html(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib.figure", "pygraphviz"])
+def test_without_the_extra_the_error_says_what_to_install(
+    compressed: afm_fx.Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'afm-fx\[report\]'"):
+        compressed.report.to_html(tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_are_told_in_decimal_units_and_small_errors_in_two_digits() -> None:
+    assert [error_text(error) for error in (0.0, 0.01234, 0.00012345)] == ["0.0000", "0.0123", "0.00012"]
+    assert [size_text(size) for size in (999, 1_500, 2_500_000, 3_000_000_000)] == [
+        "999 bytes", "1.50 kB", "2.50 MB", "3.00 GB",
+    ]  # fmt: skip
+
+
+def test_a_browser_draws_it_without_errors_in_light_and_in_dark(
+    compressed: afm_fx.Compressed, facts: afm_fx.ReportFacts, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(telling_errors(written(compressed.report, tmp_path / "made", facts)), encoding="utf-8")
+    document = in_browser(page, "--dump-dom", "--window-size=1440,900")
+    assert "FAILED" not in document.partition("<body>")[0].rpartition("<title>")[2]
+    assert re.search(r'<g id="stage" transform="translate\([-\d.]+,[-\d.]+\) scale\([\d.]+\)"', document)
+    shots = screenshots(page)
+    assert all(shot.startswith(b"\x89PNG") and len(shot) > 20_000 for shot in shots)  # a blank page takes some 5,000
+    assert shots[0] != shots[1]
