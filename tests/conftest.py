@@ -2,20 +2,27 @@
 
 Hypothesis draws the same examples in every run, so that a change is judged by what it changes; ``make fuzz`` draws
 new ones.
+
+What torch's exporter reads anew at every export is read once a process here: the hundreds of functions that it
+translates operators with, which takes longer than most exports of small models.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 SEED = 7
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
-settings.register_profile("stable", derandomize=True, deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile(
+    "stable", max_examples=60, derandomize=True, deadline=None, print_blob=True, suppress_health_check=SLOW
+)
 settings.register_profile(
     "fuzz", max_examples=2_400, derandomize=False, deadline=None, print_blob=True, suppress_health_check=SLOW
 )
@@ -31,4 +38,11 @@ def _one_thread() -> None:
 def _seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_registry() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield

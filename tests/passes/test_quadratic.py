@@ -17,6 +17,8 @@ from passes.sink_codes import Fate, SinkCodes, analyze
 from passes.sites import find_sites
 from tests.passes.test_sink_codes import FIELDS, WIDTH, Looked, build, inputs
 
+pytestmark = pytest.mark.xdist_group("quadratic")  # one worker captures every case once
+
 Function = Callable[[Looked], Tensor]
 ONES, OTHERS = (0, 0, 0, 1, 1, 2), (1, 2, 3, 2, 3, 3)
 

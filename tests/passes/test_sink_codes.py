@@ -17,6 +17,8 @@ from passes.graph_tools import PROVENANCE, aten, clone_graph_module
 from passes.sink_codes import Fate, SinkCodes, analyze
 from passes.sites import find_sites
 
+pytestmark = pytest.mark.xdist_group("sink codes")  # one worker captures every case once
+
 BATCH, FIELDS, ROWS, WIDTH = 5, 4, 9, 6
 
 

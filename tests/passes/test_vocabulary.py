@@ -12,6 +12,8 @@ from passes.sink_codes import Fate, SinkCodes, analyze
 from tests.passes.test_sink_codes import WIDTH, Looked, assert_equal, build, orthonormal_factors, rewritten
 from tests.passes.vocabulary_cases import ABSORBED, CASES, ON_CODES, RESTORED, normalized
 
+pytestmark = pytest.mark.xdist_group("vocabulary")  # one worker captures every case once
+
 
 @pytest.mark.parametrize("name", ON_CODES)
 def test_kept_on_codes_until_a_linear_takes_them_in(name: str) -> None:
