@@ -71,7 +71,9 @@ class LatencyTable:
             if product.weight.count(ranks):
                 inputs, outputs = product.weight.columns.at(ranks), product.weight.rows.at(ranks)
                 spent += product.positions * self.product_us(inputs, outputs)
-        return spent + sum(each.positions * self.lookup_us(each.width(ranks)) for each in work.lookups)
+        return spent + sum(
+            each.positions * self.lookup_us(width) for each in work.lookups if (width := each.width(ranks))
+        )
 
     def to_json(self) -> str:
         """The table as a JSON document."""

@@ -30,7 +30,7 @@ class SitePlan:
         name: the site's name.
         kind: embedding or linear.
         shape: the weight's shape, [V, n] of a table or [n, inputs] of a Linear.
-        rank: code width, None where the site is left as it is.
+        rank: code width, 0 where one constant row stands for all, None where the site is left as it is.
         reason: why.
         kept_energy: share of the features' energy about the centre that the code keeps, on the calibration rows.
         predicted_error: mean over calibration rows of the squared error of the features; 0 where left alone.
@@ -57,6 +57,8 @@ class SitePlan:
 
     def won(self) -> str:
         """The site's basis, and how much larger the best other one's logit error was."""
+        if self.rank == 0:
+            return "constant row"
         others = [error for name, error in self.logit_errors.items() if name != self.basis]
         own = self.logit_errors.get(self.basis, 0.0)
         return f"{self.basis} (+{min(others) / own - 1:.0%})" if others and own > 0 else self.basis

@@ -85,7 +85,7 @@ class Fixed(_Described):
         _check_rank("embedding", self.embedding)
         _check_rank("linear", self.linear)
         for name, rank in self.overrides.items():
-            _check_rank(f"overrides['{name}']", rank)
+            _check_rank(f"overrides['{name}']", rank, least=0)
 
     def choose(self, situation: Situation) -> Decision:
         """The kind's rank, or the override."""
@@ -113,6 +113,8 @@ class Fixed(_Described):
                 raise PolicyError(_unknown(name, situation.sites))
             if rank is not None and rank > site.width:
                 raise PolicyError(f"overrides['{name}'] asks for rank {rank}, the site has only {site.width} features")
+            if rank is not None and rank < site.lowest_rank:
+                raise PolicyError(f"overrides['{name}'] asks for rank 0: only plain lookups can become a constant row")
             resolved[site.name] = rank
         return resolved
 
@@ -248,9 +250,9 @@ def choices_of(situation: Situation, allocation: Allocation) -> dict[str, Choice
     return {name: Choice(rank, situation.said(name, rank)) for name, rank in allocation.ranks.items()}
 
 
-def _check_rank(name: str, rank: object) -> None:
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise PolicyError(f"{name} must be a rank of at least 1, or None to leave sites alone, got {rank!r}")
+def _check_rank(name: str, rank: object, least: int = 1) -> None:
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < least):
+        raise PolicyError(f"{name} must be a rank of at least {least}, or None to leave sites alone, got {rank!r}")
 
 
 def _check_fraction(name: str, fraction: object) -> None:

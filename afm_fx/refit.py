@@ -133,7 +133,7 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
             replace(site, shape=shape, kept_energy=kept, predicted_error=basis.error(site.rank), logit_errors={})
         )
     added = sum(
-        (new.shape[0] - old.shape[0]) * (new.rank or new.width)
+        (new.shape[0] - old.shape[0]) * (new.width if new.rank is None else new.rank)
         for old, new in zip(plan.sites, sites, strict=True)
         if new.kind is SiteKind.EMBEDDING
     )

@@ -55,6 +55,8 @@ class SiteErrors:
         return self.simulation.error(factors)
 
     def _kinds(self, site: str, rank: int) -> tuple[BasisKind, ...]:
+        if rank == 0:
+            return (BasisKind.AFM,)  # a constant row is the same for all
         below = [anchor for anchor in ANCHORS if anchor <= rank]
         if rank in ANCHORS or not below:
             return self._bases[site].kinds

@@ -123,15 +123,22 @@ class Situation:
         return NEGLIGIBLE_LOGIT_ERROR * self.errors.simulation.variance
 
     def levels(self, site: Site) -> list[int]:
-        """The ranks to consider for a site: all of them, or of a wide one whose errors are measured, some."""
-        if self.errors is None or site.width <= FINE_WIDTH:
+        """The ranks to consider for a site: all of them, or of a wide one whose errors are measured, some.
+
+        Rank 0, a constant row, is considered only where its error is measured.
+        """
+        if self.errors is None:
             return list(range(1, site.width + 1))
-        return [rank for rank in COARSE_RANKS if rank < site.width]
+        if site.width <= FINE_WIDTH:
+            return list(range(site.lowest_rank, site.width + 1))
+        return [rank for rank in (0, *COARSE_RANKS) if site.lowest_rank <= rank < site.width]
 
     def said(self, name: str, rank: int | None) -> str:
         """Why a site has a rank."""
         if rank is None:
             return "leaving it alone costs no more than its code would"
+        if rank == 0:
+            return f"one constant row stands for all, at a logit error of {self.loss(name, rank) ** 0.5:.2g}"
         if self.errors is None:
             return f"keeps {self.bases[name].kept_energy(rank):.2%} of the energy"
         return f"a logit error of {self.errors.best(name, rank)[1] ** 0.5:.2g}"

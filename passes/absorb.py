@@ -178,25 +178,40 @@ def linear_on(
 ) -> Node:
     """The Linear node on codes; with a factor, the Linear that yields the code of its own output."""
     ready = builder.compact(value, rule=RULE, like=node)
-    code = ready.code
-    if ready.units is not None:
-        code = builder.beside([code, ready.units], rule=RULE, like=node)
-    weight = _new_weight(builder, node, ready, affine, factored)
-    return builder.emit(aten.linear.default, code, *weight, rule=RULE, like=node)
+    weight, bias = _new_weight(builder, node, ready, affine, factored)
+    if weight is None:
+        return _constant_result(builder, node, ready, bias, factored[0].rank if factored else affine.weight.shape[0])
+    parts = [*([ready.code] if has_codes(ready) else []), *([] if ready.units is None else [ready.units])]
+    code = builder.beside(parts, rule=RULE, like=node)
+    return builder.emit(aten.linear.default, code, weight, bias, rule=RULE, like=node)
+
+
+def has_codes(value: LowRankValue) -> bool:
+    """Whether any features come from a code: constants (tables of rank 0) do not."""
+    return any(block.columns for block in value.blocks)
+
+
+def _constant_result(builder: CodeBuilder, node: Node, value: LowRankValue, bias: Node | None, width: int) -> Node:
+    """The result [*lead, width] of a map that reads constants alone."""
+    zeros = builder.pick(value.code, [], rule=RULE, like=node)
+    if bias is not None:
+        return builder.emit(aten.add.Tensor, zeros, bias, rule=RULE, like=node)
+    return builder.emit(aten.expand.default, zeros, [*(-1 for _ in value.lead), width], rule=RULE, like=node)
 
 
 def _new_weight(
     builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
-) -> tuple[Node, Node | None]:
-    """Weight and bias on codes, each made once for all uses whose constants are the same."""
+) -> tuple[Node | None, Node | None]:
+    """Weight (None where there is no code to read) and bias, each made once for all uses of the same constants."""
     if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
         return affine.origin, affine.bias_origin
+    reads = has_codes(value) or value.units is not None
     pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.gated_key) for block in value.blocks)
     offsets = tuple(block.decoder.offset_key for block in value.blocks)
     matrix_key = ("linear", affine.weight_key, factored is not None, pieces)
     bias_key = ("bias", affine.key, factored is not None, pieces, offsets)
     if bias_key in builder.shared:
-        return builder.shared[matrix_key], builder.shared[bias_key]
+        return builder.shared.get(matrix_key), builder.shared[bias_key]
     rows = Extent(int(affine.weight.shape[0]))
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
     absorbed = absorbed_shape if builder.dry else absorbed_weight
@@ -208,7 +223,7 @@ def _new_weight(
         needs |= {site} if factor.offset is not None else set()
     like = value_of(value.code)
     name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
-    if matrix_key not in builder.shared:
+    if reads and matrix_key not in builder.shared:
         made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
         variant = builder.variant(origin, pieces)
         record = Record(rows, inputs, made_for, origin=origin, inputs=inputs, variant=variant)
@@ -220,7 +235,7 @@ def _new_weight(
         variant = builder.variant(origin, (pieces, offsets))
         record = Record(rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant)
         builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
-    return builder.shared[matrix_key], builder.shared[bias_key]
+    return builder.shared.get(matrix_key), builder.shared[bias_key]
 
 
 def _unchanged(value: LowRankValue) -> bool:
@@ -230,8 +245,11 @@ def _unchanged(value: LowRankValue) -> bool:
 
 
 def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The map on ``[code, units]``: [k, C + K] and [k], in float64, from one on the features, [k, features] and [k]."""
-    width = width_of(value.code)
+    """The map on ``[code, units]``: [k, C + K] and [k], in float64, from one on the features, [k, features] and [k].
+
+    A value without codes has C = 0.
+    """
+    width = width_of(value.code) if has_codes(value) else 0
     units = 0 if value.units is None else width_of(value.units)
     total = None if bias is None else bias.to(torch.float64)
     result = torch.zeros((weight.shape[0], width + units), dtype=torch.float64, device=weight.device)
@@ -241,7 +259,7 @@ def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) ->
         piece = weight[:, first : first + block.width].to(torch.float64)
         first += block.width
         part = piece if decoder.matrix is None else piece @ decoder.matrix.to(piece.device)
-        result.index_add_(1, torch.tensor(block.columns, device=piece.device), part)
+        result.index_add_(1, torch.tensor(block.columns, dtype=torch.int64, device=piece.device), part)
         if decoder.offset is not None:
             carried = piece @ decoder.offset.to(piece.device)
             total = carried if total is None else total + carried

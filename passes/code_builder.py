@@ -137,8 +137,11 @@ class CodeBuilder:
         return self.emit(aten.reshape.default, code, self.sizes(code, lead, like, *tail), rule=rule, like=like)
 
     def pick(self, node: Node, columns: Sequence[int], *, rule: str, like: Node) -> Node:
-        """Columns of the last axis, as slices."""
+        """Columns of the last axis, as slices; for no columns, one of zeros."""
         axis = len(value_of(node).shape) - 1
+        if not columns:
+            first = self.pick(node, [0], rule=rule, like=like)
+            return self.emit(aten.zeros_like.default, first, rule=rule, like=like)
         if list(columns) == list(range(width_of(node))):
             return node
         pieces = [
@@ -158,7 +161,7 @@ class CodeBuilder:
         return self.emit(aten.reshape.default, vector, [-1, 1], rule=rule, like=like)
 
     def compact(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue:
-        """The value with only the code columns and units that its blocks use."""
+        """The value with only the code columns and units that its blocks use, or one column of zeros."""
         columns = sorted({column for block in value.blocks for column in block.columns})
         units = sorted({block.unit for block in value.blocks if block.unit is not None})
         to_column = {column: place for place, column in enumerate(columns)}
@@ -213,6 +216,11 @@ class CodeBuilder:
         row_units = [[block.unit for block in row if block.unit is not None] for row in rows]
         width, units = len(row_columns[0]), len(row_units[0])
         code = self.pick(value.code, list(itertools.chain(*row_columns)), rule=rule, like=like)
+        if not width:  # constants alone: every row's code is one column of zeros
+            ones = [1] * len(outer)
+            code = self.view(code, value.lead, like, *ones, 1, rule=rule)
+            sizes = [*(-1 for _ in value.lead), *outer, 1]
+            code, width = self.emit(aten.expand.default, code, sizes, rule=rule, like=like), 1
         kept = None
         if value.units is not None and units:
             kept = self.pick(value.units, list(itertools.chain(*row_units)), rule=rule, like=like)

@@ -121,7 +121,7 @@ class CodeProducts:
 
     def _rows(self, value: LowRankValue, columns: Sequence[Sequence[int]]) -> Node:
         """Code columns [*lead, rows, longest], filled up with zeros."""
-        longest = max(len(row) for row in columns)
+        longest = max(1, *(len(row) for row in columns))
         source, filler = value.code, width_of(value.code)
         if any(len(row) < longest for row in columns):
             source = self.builder.beside([source, self._filled(value, 0)], rule=RULE, like=self.like)
@@ -146,7 +146,7 @@ class CodeProducts:
     def augmented(self, value: LowRankValue, blocks: Sequence[Block]) -> Node:
         """The codes of some blocks with a 1 and their units behind them, [*lead, blocks, rank]."""
         extra = augmentation(blocks)
-        rank = max(block.decoder.rank for block in blocks)
+        rank = _longest(blocks)
         parts, width = [value.code], width_of(value.code)
         first_unit = width
         if extra.unit and value.units is not None:
@@ -169,7 +169,7 @@ class CodeProducts:
 
     def decoders(self, value: LowRankValue, blocks: Sequence[Block]) -> Node:
         """The decoders of some blocks with their offsets as columns, [blocks, width, rank], filled up with zeros."""
-        extra, rank = augmentation(blocks), max(block.decoder.rank for block in blocks)
+        extra, rank = augmentation(blocks), _longest(blocks)
         width = max(block.width for block in blocks)
         keys = [(block.decoder.key, block.decoder.offset_key, block.decoder.gated_key) for block in blocks]
         places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
@@ -193,8 +193,8 @@ class CodeProducts:
     ) -> Node:
         """``[A, o, g]`` of one decoder, [width, rank + extra]."""
         width, rank = size
-        matrix = constants.matrix(decoder)
-        if decoder.rank < rank:
+        matrix = constants.matrix(decoder) if decoder.rank else constants.zeros(decoder.width, rank)
+        if 0 < decoder.rank < rank:
             matrix = self.emit(aten.constant_pad_nd.default, matrix, [0, rank - decoder.rank])
         parts = [matrix]
         if extra.one:
@@ -252,6 +252,11 @@ class CodeProducts:
         members[owners, torch.arange(len(owners))] = 1
         key = ("members", tuple(owners), results)
         return self.emit(aten.linear.default, scores, self.builder.new_buffer("members", members, key, scores))
+
+
+def _longest(blocks: Sequence[Block]) -> int:
+    """Code columns of the longest of some blocks, at least 1: constants have a zero in place of a code."""
+    return max(1, *(block.decoder.rank for block in blocks))
 
 
 def _offset_keys(pair: Pair) -> tuple[object, ...]:

@@ -43,7 +43,8 @@ class DecoderConstants:
         return self._assembled(("matrix", decoder.key), lambda: self._beside(decoder))
 
     def _beside(self, decoder: Decoder) -> Node:
-        return self.emit(aten.cat.default, [self.matrix(part) for part in decoder.parts], 1)
+        parts = [self.matrix(part) for part in decoder.parts if part.rank]
+        return parts[0] if len(parts) == 1 else self.emit(aten.cat.default, parts, 1)
 
     def offset(self, decoder: Decoder) -> Node | None:
         """``o`` [width] as a parameter, or as the sum of its parts' offsets; None for zero."""
@@ -109,9 +110,9 @@ class DecoderConstants:
         node: Node = self.builder.shared[key]
         return node
 
-    def zeros(self, width: int) -> Node:
-        """A vector of zeros [width]."""
-        return self._assembled(("zeros", width), lambda: self._filled(aten.zeros.default, [width]))
+    def zeros(self, *sizes: int) -> Node:
+        """Zeros [*sizes]."""
+        return self._assembled(("zeros", *sizes), lambda: self._filled(aten.zeros.default, list(sizes)))
 
     def _filled(self, target: Callable[..., Tensor], *sizes: object) -> Node:
         """A constant that needs no parameter."""

@@ -6,7 +6,7 @@ approximate ``y ~ A B (y - m) + m``. With ``o = (I - A B) m`` the code is ``z = 
     y ~ A z + o_perp,     o_perp = (I - A A^T) o,
 
 so that the offset is orthogonal to the decoder's columns and ``|A z + o_perp|^2 = |z|^2 + |o_perp|^2``.
-An uncentred factor (``m = 0``) has no offset and maps zero to zero.
+An uncentred factor (``m = 0``) has no offset and maps zero to zero. At rank 0 the features are the constant ``m``.
 """
 
 from __future__ import annotations

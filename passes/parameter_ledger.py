@@ -128,7 +128,10 @@ class ParameterLedger:
     kept: frozenset[str] = frozenset()
 
     def total(self, ranks: Ranks) -> int:
-        """Number of parameters of the rewritten program."""
+        """Number of parameters of the rewritten program.
+
+        With ranks of 0 it is an upper bound: what only a constant was multiplied by is not needed any more.
+        """
         total, seen = self.untouched, set()
         for record in self.records:
             if record.origin is not None:

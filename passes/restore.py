@@ -66,7 +66,9 @@ class _Restore:
         features = sum(block.width for block in run)
         decoders = [block.decoder for block in run]
         first = decoders[0]
-        if len(run) == 1 or first.is_elementwise:
+        if not columns:
+            decoded = self._constant(code, decoders, features)
+        elif len(run) == 1 or first.is_elementwise:
             decoded = self._decode_one(code, first, run)
         else:
             rows = self._view(code, len(run), first.rank)
@@ -79,6 +81,15 @@ class _Restore:
                 decoded = self._plus_offsets(decoded, decoders)
             decoded = self._view(decoded, features)
         return self._plus_gated(decoded, run)
+
+    def _constant(self, zeros: Node, decoders: Sequence[Decoder], features: int) -> Node:
+        """Features without a code: their offsets, or zeros."""
+        if all(decoder.offset is None for decoder in decoders):
+            return self._emit(aten.expand.default, zeros, [*(-1 for _ in self.value.lead), features])
+        offsets = self.constants.stack([self.constants.offset_or_zeros(each) for each in decoders], decoders[0].width)
+        with self.constants.at_start():
+            offsets = self._emit(aten.reshape.default, offsets, [features])
+        return self._emit(aten.add.Tensor, zeros, offsets)
 
     def _decode_one(self, code: Node, decoder: Decoder, run: Sequence[Block]) -> Node:
         if not decoder.is_elementwise:

@@ -31,7 +31,7 @@ from passes.errors import GraphInvariantError, PassError, RewriteError, TableInd
 from passes.factor import Factor, blank_factor
 from passes.graph_change import GraphPicture, replaced_operands
 from passes.graph_pass import GraphPass
-from passes.graph_tools import FACTORED_SITE, clone_graph_module, constant_of, finish, value_of
+from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, constant_of, finish, value_of
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
@@ -250,12 +250,16 @@ class _Walk:
                 if done[name] != factor.rank:
                     raise TableIndexError(f"site '{name}' is in codes {done[name]} wide, its factor is {factor.rank}")
                 continue
+            if site is None and factor.rank == 0:
+                continue  # a constant row leaves no trace of its table
             if site is None:
                 raise TableIndexError(f"the graph has no site '{name}'")
             if site.refusal is not None:
                 raise TableIndexError(f"site '{name}' may not be factored: {site.refusal}")
             if site.width != factor.width:
                 raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
+            if factor.rank < site.lowest_rank:
+                raise TableIndexError(f"site '{name}' needs a code: no constant row can stand for its features")
             if factor.offset is not None and not site.centred:
                 raise TableIndexError(
                     f"site '{name}' has features that must stay zero or are summed, its factor has an offset"
@@ -359,6 +363,10 @@ class _Walk:
 
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         lookup = _lookup_of(node)
+        lead = tuple(value_of(node).shape)[:-1]
+        block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
+        if factor.rank == 0:
+            return LowRankValue(self._no_code(node, lookup), lead, (site.width,), (block,))
         if site.name not in self._tables:
             table = self.builder.constant(lookup.node.args[0])
             if table is None:
@@ -368,8 +376,13 @@ class _Walk:
             codes = factor.encode_table(table)
             self._tables[site.name] = self.builder.new_parameter(name, codes, table, record, rule=LOOKUP)
         code = looked_up(self.builder, lookup, self._tables[site.name], rule=LOOKUP)
-        block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
-        return LowRankValue(code, tuple(value_of(node).shape)[:-1], (site.width,), (block,))
+        return LowRankValue(code, lead, (site.width,), (block,))
+
+    def _no_code(self, node: Node, lookup: Lookup) -> Node:
+        """Stands for the code of a table of rank 0: a column of zeros, for its leading axes."""
+        column = self.builder.emit(aten.unsqueeze.default, lookup.ids, -1, rule=LOOKUP, like=node)
+        form = {"dtype": value_of(node).dtype, "device": value_of(node).device}
+        return self.builder.emit(aten.zeros_like.default, column, rule=LOOKUP, like=node, **form)
 
     def _factor_linear(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         source = node.args[0]

@@ -35,6 +35,7 @@ class Site:
             where rows are summed).
         nodes: names of the nodes that produce the features.
         refusal: why the site is left as it is, None where it may be factored.
+        lowest_rank: 0 where one constant row may stand for all (plain lookups of single rows), or else 1.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Site:
     centred: bool
     nodes: tuple[str, ...]
     refusal: str | None = None
+    lowest_rank: int = 1
 
 
 def find_sites(module: GraphModule) -> tuple[Site, ...]:
@@ -93,6 +95,7 @@ def _site_of(module: GraphModule, weights: list[Node], order: Mapping[str, int])
         centred=not any(lookup.keeps_zero for lookup in lookups),
         nodes=tuple(node.name for node in producers),
         refusal=_refusal(tensor, kind, others) or next(iter(refusals), None),
+        lowest_rank=0 if lookups and all(lookup.pooling is None for lookup in lookups) else 1,
     )
 
 
