@@ -101,7 +101,7 @@ def test_a_measured_plan_drops_a_table_that_hardly_matters() -> None:
     torch.manual_seed(2)
     model = Tower()
     with torch.no_grad():
-        model.tables[1].weight.mul_(1e-6).add_(0.3)
+        model.looked_up()[1].weight.mul_(1e-6).add_(0.3)
     batches = [tower_batch(400) for _ in range(4)]
     plan = afm_fx.compress(model, batches, afm_fx.Budget(parameters=0.5)).plan
     ranks = {site.name: site.rank for site in plan.sites}
