@@ -12,6 +12,7 @@ from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled
 from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain, explain_plan
+from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
 from afm_fx.latency_table import LatencyTable
 from afm_fx.moments import Moments
@@ -104,4 +105,5 @@ __all__ = [
     "refit_plan",
     "split_inputs",
     "sweep",
+    "to_exported_program",
 ]

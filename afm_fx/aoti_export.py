@@ -20,13 +20,12 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.aoti_model import INPUTS_KEY, AotiModel, PackageInput, load_aoti
 from afm_fx.errors import ExportError, MissingPackageError, UserError
+from afm_fx.exported_program import exported
 from afm_fx.onnx_parity import output_difference, parity_rows, short_reason
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call, random_inputs
 from afm_fx.tables import render_table
-from passes.graph_tools import clone_graph_module
-from passes.unpool_bags import UnpoolBags
 
 NO_COMPILER = (
     "AOTInductor needs a C++ compiler and found none: install g++ (on Debian and Ubuntu 'apt-get install g++', on "
@@ -162,7 +161,6 @@ def _package_inputs(program: Program) -> tuple[PackageInput, ...]:
 
 def _compile(program: Program, staged: Path, inputs: tuple[PackageInput, ...], threads: int) -> None:
     _find_compiler()
-    args, kwargs = example_call(program)
     original = program.original_inputs
     typed = None if original is None else original.mapping.to_json()
     metadata = json.dumps({"threads": threads, "inputs": [asdict(each) for each in inputs], "typed": typed})
@@ -170,11 +168,9 @@ def _compile(program: Program, staged: Path, inputs: tuple[PackageInput, ...], t
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = clone_graph_module(program.graph_module)
-            UnpoolBags()(module)  # lookups and sums are fused into one loop, bags are calls
-            exported = torch.export.export(module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes())
+            graph = exported(program, unpool_bags=True)  # lookups and sums are fused into one loop, bags are calls
             with torch.no_grad():
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(staged), inductor_configs=configs)
+                torch._inductor.aoti_compile_and_package(graph, package_path=str(staged), inductor_configs=configs)
     except Exception as error:  # the compiler raises many unrelated types
         raise ExportError(f"AOTInductor cannot compile this program: {short_reason(error)}") from error
 

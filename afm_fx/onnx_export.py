@@ -25,14 +25,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import ExportError, UserError
+from afm_fx.exported_program import exported
 from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call, random_inputs
 from afm_fx.tables import render_table
-from passes.graph_tools import clone_graph_module
-from passes.unpool_bags import UnpoolBags
 
 EXTERNAL_DATA_BYTES = 1_500_000_000
 """Weights beyond this go into a second file: one protobuf message holds less than 2 GB, graph included."""
@@ -231,15 +230,13 @@ def _move_into_place(directory: Path, target: Path) -> None:
 
 
 def _translate(program: Program) -> ir.Model:
-    args, kwargs = example_call(program)
     inputs, outputs = _input_names(program), _output_names(program)
     try:
         with _quiet():
-            module = clone_graph_module(program.graph_module)
-            UnpoolBags()(module)  # the exporter would loop over the bags, and in float32 whatever the table's format
-            exported = torch.export.export(module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes())
+            # The exporter would loop over bags, and in float32 whatever the table's format.
+            graph = exported(program, unpool_bags=True)
             onnx_program = torch.onnx.export(
-                exported, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
+                graph, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
             )
     except Exception as error:  # the exporter raises many unrelated types
         raise ExportError(f"torch cannot express this program in ONNX: {short_reason(error)}") from error
