@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from afm_fx.errors import FileFormatError
 from afm_fx.latencies import calls_needed, shown_us
 from afm_fx.loadgen import LoadTest, LoadTestOutcome, Scenario
 from afm_fx.machine import Machine
@@ -177,6 +178,28 @@ class LoadResult:
     def to_json(self) -> str:
         """The result as JSON."""
         return json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}, indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> LoadResult:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            FileFormatError: the text is damaged, or of another kind or version.
+        """
+        try:
+            content = json.loads(text)
+            if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
+                raise FileFormatError(f"no load result of version {VERSION}")
+            machine = dict(content["machine"])
+            machine["packages"] = tuple((str(name), str(version)) for name, version in machine["packages"])
+            runs = {
+                key: tuple(LoadRun(**{**each, "resident": tuple(each["resident"])}) for each in content[key])
+                for key in ("runs", "probes")
+            }
+            scenario = Scenario(content["scenario"])
+            return LoadResult(**{**content, **runs, "machine": Machine(**machine), "scenario": scenario})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"a damaged load result: {error}") from error
 
     def to_csv(self) -> str:
         """One line per contender; empty cells for what was not measured."""
