@@ -17,7 +17,7 @@ from afm_fx.inputs import Inputs
 from afm_fx.load_result import LoadResult, LoadRun, load_run
 from afm_fx.loadgen import LoadTest, Scenario, run_load_test, warm_up
 from afm_fx.machine import this_machine
-from afm_fx.qps_search import confirmed_qps, highest_qps
+from afm_fx.qps_search import PRECISION, confirmed_qps, highest_qps
 
 MOST_REQUESTS, MOST_ROWS = 256, 1 << 20
 """LoadGen draws from at most so many different requests, of at most so many rows in all."""
@@ -53,7 +53,8 @@ def load_test(
 
     In the scenario "server" it sends requests at the rate ``qps``. Where that is left out, the highest rate is sought
     at which the 99th percentile stays within the bound: by doubling and bisection in short runs, then in a run of full
-    length, which LoadGen must call valid and which alone is reported; the short ones are in ``probes``.
+    length, which LoadGen must call valid and which alone is reported; the short ones are in ``probes``. A rate that is
+    5 % too high lets the queue grow by 5 % of the time, so that no run is shorter than 20 times the bound.
 
     Args:
         contenders: as for :func:`afm_fx.benchmark`; the first is the reference of ratios.
@@ -131,15 +132,17 @@ class _Tester:
             first = FIRST_SHARE / warm_up(self.calls)
         confirmed: list[LoadRun] = []
         bound_us = 1e3 * (test.latency_bound_ms or 0)
+        shortest = bound_us / 1e6 / PRECISION
 
         def holds(qps: float) -> bool:
-            short = replace(test, seconds=probe_seconds, min_queries=PROBE_QUERIES, qps=qps)
+            short = replace(test, seconds=max(probe_seconds, shortest), min_queries=PROBE_QUERIES, qps=qps)
             run = self.run(short, f"probe-{len(self.probes) + 1:02d}")
             self.probes.append(run)
             return run.p99_us is not None and run.p99_us <= bound_us
 
         def valid(qps: float) -> bool:
-            confirmed.append(self.run(replace(test, qps=qps), f"server-{len(confirmed) + 1}"))
+            long = replace(test, seconds=max(test.seconds, shortest), qps=qps)
+            confirmed.append(self.run(long, f"server-{len(confirmed) + 1}"))
             return confirmed[-1].valid
 
         confirmed_qps(valid, highest_qps(holds, first))
