@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 	echo $$path && break; done)
 # ONNX Runtime for the GPU only where a driver answers: the two builds cannot live side by side.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-EXTRAS ?= $(RUNTIME),deepctr,parquet,plot,report,docs,dev
+EXTRAS ?= $(RUNTIME),deepctr,loadgen,parquet,plot,report,docs,dev
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

@@ -4,17 +4,20 @@ from afm_fx.aoti_export import AotiReport, export_aoti
 from afm_fx.aoti_model import AotiModel, load_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
+from afm_fx.benchmark_comparison import BenchmarkComparison, compare_benchmarks
 from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.compression import Compressed, apply_plan, compress
-from afm_fx.contenders import Compiled
+from afm_fx.contenders import Compiled, OnnxFile
 from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
 from afm_fx.latency_table import LatencyTable
+from afm_fx.load_result import LoadResult
+from afm_fx.model_contender import ModelFactory
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
@@ -31,6 +34,7 @@ from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport
 from afm_fx.report_facts import Recipe, RecipeFile, ReportFacts
+from afm_fx.serving_load import load_test
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
@@ -44,6 +48,7 @@ __all__ = [
     "AotiModel",
     "AotiReport",
     "BasisKind",
+    "BenchmarkComparison",
     "BenchmarkResult",
     "BucketsReport",
     "Budget",
@@ -59,7 +64,10 @@ __all__ = [
     "FullRank",
     "Latency",
     "LatencyTable",
+    "LoadResult",
+    "ModelFactory",
     "Moments",
+    "OnnxFile",
     "PackReport",
     "Packed",
     "Plan",
@@ -87,6 +95,7 @@ __all__ = [
     "capture",
     "chains_table",
     "compare_quality",
+    "compare_benchmarks",
     "compress",
     "explain",
     "explain_plan",
@@ -96,6 +105,7 @@ __all__ = [
     "find_chains",
     "laws",
     "load_aoti",
+    "load_test",
     "make_plan",
     "pack",
     "pack_reported",

@@ -2,7 +2,8 @@
 
 All contenders are timed in one process in interleaved rounds, in a random order that changes with every round, so that
 what the machine does meanwhile falls on all of them alike. Ratios are meaningful only within one such run, and only
-those are given. A round starts each contender with one call that is not timed, which pays for the switch.
+those are given. A round starts each contender with one call that is not timed, which pays for the switch. A contender
+on a device takes two turns a round: calls from host memory to host memory, and calls on what lies on the device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import gc
 import itertools
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +26,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.benchmark_result import BenchmarkResult, Settings, Timing
-from afm_fx.contenders import Competitor, CompiledContender, Contender, ProgramContender, make_contender
+from afm_fx.contenders import Competitor, CompiledContender, Contender, OnnxFile, ProgramContender, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
+from afm_fx.footprint import Footprint, measure_footprint
 from afm_fx.inputs import Inputs, batch_flags
+from afm_fx.latencies import Latencies, latencies
 from afm_fx.machine import available_cores, this_machine
-from afm_fx.progress import progress_bar
+from afm_fx.model_contender import ModelFactory
+from afm_fx.progress import progress_bar, track
 
 MAX_DIFFERENT_BATCHES = 16
 """Contenders walk through at most this many different batches, so that a table's rows are not always the same few."""
@@ -46,11 +51,13 @@ def benchmark(
     rounds: int = 10,
     warmup: int = 10,
     seed: int = 0,
+    memory: bool = False,
 ) -> BenchmarkResult:
     """Times every contender at every batch size.
 
     Args:
-        contenders: name to ONNX file, AOTInductor package (``.pt2``), program (run eagerly, or in
+        contenders: name to ONNX file (on the CPU, or in :class:`afm_fx.OnnxFile` by any execution provider),
+            AOTInductor package (``.pt2``), :class:`afm_fx.ModelFactory`, program (run eagerly, or in
             :class:`afm_fx.Compiled` by ``torch.compile``) or callable. The first is the reference of all ratios.
         inputs: rows of what the model takes (tensor, tuple or dict); cut, or repeated, to each batch size.
         batch_sizes: rows per call.
@@ -61,6 +68,8 @@ def benchmark(
         rounds: turns that each contender takes at each batch size.
         warmup: calls before anything is timed (fewer, at least 2, where they would take longer than ``seconds``).
         seed: of the order of contenders within rounds.
+        memory: also measure load time and memory of every file and model factory, each in a process of its own
+            (a few seconds each); see :class:`afm_fx.footprint.Footprint`.
 
     Raises:
         BenchmarkError: no contenders, a missing or damaged file, impossible settings, or a contender that fails.
@@ -78,18 +87,19 @@ def benchmark(
     )
     _check(contenders, settings)
     entrants = [make_contender(name, competitor, settings.threads) for name, competitor in contenders.items()]
-    calls = _prepare(entrants, inputs, settings.batch_sizes)
+    lanes = _prepare(entrants, inputs, settings.batch_sizes)
+    footprints = _footprints(contenders, inputs, entrants, settings) if memory else ()
     order = random.Random(seed)  # noqa: S311 - an order of play, not a secret
     timings: list[Timing] = []
     bar = progress_bar()
     bar.live.auto_refresh = False  # a thread that redraws would run into the timed calls
-    with _torch_threads(settings.threads), torch.inference_mode(), bar:
+    with torch_threads(settings.threads), torch.inference_mode(), bar:
         task = bar.add_task("benchmark", total=len(settings.batch_sizes) * rounds)
         advance = functools.partial(bar.update, task, advance=1, refresh=True)
         for batch_size in settings.batch_sizes:
-            measured = _measure(entrants, calls[batch_size], settings, order, advance)
-            timings += _timings(entrants, measured, batch_size)
-    return BenchmarkResult(machine=this_machine(), settings=settings, timings=tuple(timings))
+            measured = _measure(lanes[batch_size], settings, order, advance)
+            timings += _timings(lanes[batch_size], measured, batch_size)
+    return BenchmarkResult(this_machine(), settings, tuple(timings), footprints)
 
 
 def _check(contenders: Mapping[str, Competitor], settings: Settings) -> None:
@@ -111,20 +121,43 @@ def _check(contenders: Mapping[str, Competitor], settings: Settings) -> None:
         )
 
 
-Calls = list[Callable[[], Any]]
+@dataclass(frozen=True)
+class _Lane:
+    """One contender's calls of one kind: end-to-end, or on the device only."""
+
+    entrant: Contender
+    on_device: bool
+    calls: list[Callable[[], Any]]
 
 
-def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[int]) -> dict[int, list[Calls]]:
-    """Calls per batch size and contender; everything is checked before anything is timed."""
-    flags = _batched(entrants, inputs)
+def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[int]) -> dict[int, list[_Lane]]:
+    """Lanes per batch size, the first contender's first; everything is checked before anything is timed."""
+    flags = which_carry_the_batch(entrants, inputs)
     prepared = {}
     for batch_size in batch_sizes:
-        batches = _batches(inputs, flags, batch_size)
-        prepared[batch_size] = [[entrant.prepare(batch) for batch in batches] for entrant in entrants]
+        batches = cut_batches(inputs, flags, batch_size)
+        lanes = prepared[batch_size] = list[_Lane]()
+        for entrant in entrants:
+            lanes.append(_Lane(entrant, False, [entrant.prepare(batch) for batch in batches]))
+            on_device = [call for batch in batches if (call := entrant.prepare_on_device(batch)) is not None]
+            if on_device:
+                lanes.append(_Lane(entrant, True, on_device))
     return prepared
 
 
-def _batched(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
+def _footprints(
+    contenders: Mapping[str, Competitor], inputs: Inputs, entrants: list[Contender], settings: Settings
+) -> tuple[Footprint, ...]:
+    flags = which_carry_the_batch(entrants, inputs)
+    batches = [cut_batches(inputs, flags, size, most=1)[0] for size in sorted(settings.batch_sizes)]
+    return tuple(
+        measure_footprint(name, competitor, batches, settings.threads)
+        for name, competitor in track(contenders.items(), "load times and memory")
+        if isinstance(competitor, (str, os.PathLike, OnnxFile, ModelFactory))
+    )
+
+
+def which_carry_the_batch(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
     """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells."""
     for entrant in entrants:
         program = entrant.compiled.program if isinstance(entrant, CompiledContender) else None
@@ -140,14 +173,26 @@ def _batched(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
     return flags
 
 
-def _batches(inputs: Inputs, flags: tuple[bool, ...], batch_size: int) -> list[Inputs]:
-    """Consecutive cuts of the inputs; where they hold fewer rows than one batch, their rows repeated."""
+def cut_batches(
+    inputs: Inputs, flags: tuple[bool, ...], batch_size: int, most: int = MAX_DIFFERENT_BATCHES
+) -> list[Inputs]:
+    """Consecutive cuts of the inputs; where they hold fewer rows than one batch, their rows repeated.
+
+    Args:
+        inputs: rows of what the contenders take.
+        flags: which of their leaves carry the batch.
+        batch_size: rows of a cut.
+        most: cuts at most.
+
+    Raises:
+        BatchError: the inputs hold no rows.
+    """
     leaves, spec = pytree.tree_flatten(inputs)
     rows = next(leaf.shape[0] for leaf, flag in zip(leaves, flags, strict=True) if flag)
     if rows == 0:
         raise BatchError("the inputs hold no rows")
     batches = []
-    for start in range(max(1, min(rows // batch_size, MAX_DIFFERENT_BATCHES))):
+    for start in range(max(1, min(rows // batch_size, most))):
         index = (torch.arange(batch_size) + start * batch_size) % rows
         cut = [
             leaf[index.to(leaf.device)].contiguous() if flag and isinstance(leaf, Tensor) else leaf
@@ -164,25 +209,25 @@ class _Measured:
     warmup: int
     rounds: tuple[tuple[int, ...], ...]
 
+    def latencies(self) -> Latencies:
+        """Percentiles over all rounds."""
+        return latencies(np.concatenate(self.rounds))
+
 
 def _measure(
-    entrants: list[Contender],
-    calls: list[Calls],
-    settings: Settings,
-    order: random.Random,
-    advance: Callable[[], None],
+    lanes: list[_Lane], settings: Settings, order: random.Random, advance: Callable[[], None]
 ) -> list[_Measured]:
-    streams = [itertools.cycle(each) for each in calls]
+    streams = [itertools.cycle(lane.calls) for lane in lanes]
     warmups, per_round = [], []
-    for entrant, stream in zip(entrants, streams, strict=True):
-        spent = _warm_up(entrant, stream, settings)
+    for lane, stream in zip(lanes, streams, strict=True):
+        spent = _warm_up(lane.entrant, stream, settings)
         warmups.append(len(spent))
         typical = float(np.median(spent[len(spent) // 2 :])) / 1e9
         repeats = min(max(math.ceil(settings.seconds / typical), settings.min_repeats), settings.max_repeats)
         per_round.append(math.ceil(repeats / settings.rounds))
-    spent_by_round: list[list[tuple[int, ...]]] = [[] for _ in entrants]
+    spent_by_round: list[list[tuple[int, ...]]] = [[] for _ in lanes]
     for _ in range(settings.rounds):
-        turns = list(range(len(entrants)))
+        turns = list(range(len(lanes)))
         order.shuffle(turns)
         for turn in turns:
             with _no_garbage_collection():
@@ -215,36 +260,47 @@ def _time(stream: Iterator[Callable[[], Any]], repeats: int) -> tuple[int, ...]:
     return tuple(spent)
 
 
-def _timings(entrants: list[Contender], measured: list[_Measured], batch_size: int) -> list[Timing]:
-    reference = measured[0]
-    reference_p50 = float(np.median(np.concatenate(reference.rounds)))
+def _timings(lanes: list[_Lane], measured: list[_Measured], batch_size: int) -> list[Timing]:
+    by_kind = {
+        on_device: {
+            lane.entrant.name: each
+            for lane, each in zip(lanes, measured, strict=True)
+            if lane.on_device is on_device
+        }
+        for on_device in (False, True)
+    }  # fmt: skip
+    reference = lanes[0].entrant.name
     timings = []
-    for entrant, each in zip(entrants, measured, strict=True):
-        spent = np.concatenate(each.rounds)
-        p50, p90, p99 = (float(value) for value in np.percentile(spent, (50, 90, 99)))
-        by_round = [
-            float(np.median(own) / np.median(other)) for own, other in zip(each.rounds, reference.rounds, strict=True)
-        ]
+    for entrant in (lane.entrant for lane in lanes if not lane.on_device):
+        own, first = by_kind[False][entrant.name], by_kind[False][reference]
+        device, first_device = by_kind[True].get(entrant.name), by_kind[True].get(reference)
+        medians = [float(np.median(spent)) for spent in own.rounds]
+        ratios = [mine / float(np.median(other)) for mine, other in zip(medians, first.rounds, strict=True)]
+        found = own.latencies()
         timings.append(
             Timing(
                 contender=entrant.name,
                 runtime=entrant.runtime,
+                device=entrant.device,
                 batch_size=batch_size,
-                warmup=each.warmup,
-                repeats=len(spent),
-                p50_us=p50 / 1e3,
-                p90_us=p90 / 1e3,
-                p99_us=p99 / 1e3,
-                rows_per_second=batch_size * len(spent) / (float(spent.sum()) / 1e9),
-                ratio=p50 / reference_p50,
-                ratio_range=(min(by_round), max(by_round)),
+                warmup=own.warmup,
+                end_to_end=found,
+                device_only=None if device is None else device.latencies(),
+                rows_per_second=batch_size * found.calls / (sum(map(sum, own.rounds)) / 1e9),
+                p50_range_us=(min(medians) / 1e3, max(medians) / 1e3),
+                ratio=found.p50_us / first.latencies().p50_us,
+                ratio_range=(min(ratios), max(ratios)),
+                device_only_ratio=None
+                if device is None or first_device is None
+                else device.latencies().p50_us / first_device.latencies().p50_us,
             )
         )
     return timings
 
 
 @contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """Pins torch's threads within an operator, and gives them back at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -18,6 +18,13 @@ from afm_fx.program import Program
 from afm_fx.random_inputs import random_inputs
 
 WARMUP, FEWEST, MOST = 5, 15, 2000
+_INSTALL = {
+    "cuda": "afm-fx[gpu] in place of afm-fx[cpu]: the two ONNX Runtimes cannot live side by side",
+    "tensorrt": "afm-fx[gpu] in place of afm-fx[cpu], and NVIDIA TensorRT",
+    "openvino": "onnxruntime-openvino in place of onnxruntime: the two cannot live side by side",
+}
+"""What brings an execution provider along."""
+
 BATCHES = 8
 """Different batches that a program is timed on, in turn."""
 
@@ -37,8 +44,10 @@ def provider_name(provider: str) -> str:
     for name in available:
         if provider.lower() in (name.lower(), _short(name)):
             return str(name)
+    hint = _INSTALL.get(provider.lower())
     raise PolicyError(
         f"ONNX Runtime has no execution provider '{provider}' here; it has {', '.join(map(_short, available))}"
+        + (f". Install {hint}" if hint else "")
     )
 
 

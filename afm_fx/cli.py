@@ -1,4 +1,4 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep`` and ``bench``.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``bench`` and ``load``.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """
@@ -11,22 +11,19 @@ from typing import Annotated
 import typer
 
 from afm_fx import __version__
-from afm_fx.aoti_model import load_aoti
 from afm_fx.basis import BasisKind
-from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
+from afm_fx.bench_command import bench
 from afm_fx.capture import capture
 from afm_fx.command_errors import reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, whole_numbers
 from afm_fx.compress_job import CompressJob, run_compress_job
-from afm_fx.contenders import AOTI_SUFFIX
-from afm_fx.data_files import open_data
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
 from afm_fx.errors import UserError
 from afm_fx.explanation import explain as explain_program
+from afm_fx.load_command import load
 from afm_fx.onnx_buckets import check_batch_sizes
-from afm_fx.onnx_inputs import inputs_from_file, random_onnx_inputs, traffic_examples
-from afm_fx.output_directory import refuse_existing, refuse_existing_file, staged_outputs
+from afm_fx.output_directory import refuse_existing_file
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.sweep_command import sweep
 from afm_fx.synthetic import ClickGenerator
@@ -240,7 +237,7 @@ def compress(
     """
     with reported_errors(debug):
         policy = _policy(budget, energy, embedding_rank, linear_rank, rank or [], full_rank=full_rank)
-        sizes = () if buckets is None else check_batch_sizes(_batch_sizes(buckets))
+        sizes = () if buckets is None else check_batch_sizes(whole_numbers(buckets))
         names = None if columns is None else _names(columns)
         tasks = () if labels is None else tuple(_names(labels))
         if tasks and not recover_epochs and evaluation is None:
@@ -278,63 +275,8 @@ def compress(
 
 
 app.command()(sweep)
-
-
-@app.command()
-def bench(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME=FILE...",
-            help="ONNX files or AOTInductor packages (.pt2) to time; the first is the reference of all ratios.",
-        ),
-    ],
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Rows to run, .npz, .npy or .parquet; real ids matter, for they decide what lies in the cache.",
-            show_default="random: numbers in [0, 1), ids 0 and 1",
-        ),
-    ] = None,
-    batch_sizes: Annotated[str, typer.Option(help="Rows per call, comma-separated.")] = "1,16,256,4096",
-    threads: Annotated[int, typer.Option(min=1, help="Threads within an operator.")] = 1,
-    seconds: Annotated[float, typer.Option(help="Time for each file at each batch size, about.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of random inputs and of the order of the runs.")] = 0,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)
-    ] = None,
-    force: ForceOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Time ONNX files and AOTInductor packages side by side, in interleaved runs.
-
-    Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
-    """
-    with reported_errors(debug):
-        contenders = dict(_name_and_value(each, "a file is given as NAME=FILE") for each in files)
-        if len(contenders) < len(files):
-            raise UserError("a name is given to two files")
-        sizes = _batch_sizes(batch_sizes)
-
-        if json_out is not None:
-            refuse_existing(json_out.parent, [json_out.name], force=force)
-        file = None if inputs is None else open_data(inputs)
-        paths = [Path(each) for each in contenders.values()]
-        onnx_files = [path for path in paths if path.suffix != AOTI_SUFFIX]
-        if onnx_files:
-            examples, mapping = traffic_examples(onnx_files, () if file is None else file.names)
-        else:
-            examples, mapping = load_aoti(paths[0]).examples(), None
-        rows = max(sizes) * MAX_DIFFERENT_BATCHES
-        if file is None:
-            batch = random_onnx_inputs(examples, rows, seed, mapping)
-        else:
-            batch = inputs_from_file(file, examples, rows)
-        result = benchmark(contenders, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed)
-        if json_out is not None:
-            with staged_outputs(json_out.parent, [json_out.name]) as staging:
-                (staging / json_out.name).write_text(result.to_json() + "\n", encoding="utf-8")
-        typer.echo(result.table())
+app.command()(bench)
+app.command()(load)
 
 
 def _policy(
@@ -384,10 +326,3 @@ def _name_and_value(text: str, rule: str) -> tuple[str, str]:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _batch_sizes(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"batch sizes are whole numbers with commas between, say 1,256,4096; got '{text}'") from None

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from afm_fx.errors import UserError
+
 MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
@@ -19,3 +21,15 @@ CheckpointOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Batch sizes, given with commas between.
+
+    Raises:
+        UserError: they are no whole numbers.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"batch sizes are whole numbers with commas between, say 1,256,4096; got '{text}'") from None

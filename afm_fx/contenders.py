@@ -1,11 +1,11 @@
-"""What takes part in a benchmark: an ONNX file under ONNX Runtime, an AOTInductor package, a program or any callable
-under torch, compiled or not."""
+"""What takes part in a benchmark: an ONNX file under one of ONNX Runtime's execution providers, an AOTInductor package,
+a model, a program or any callable under torch, compiled or not."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -15,15 +15,35 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.aoti_model import AotiModel, load_aoti
+from afm_fx.call_times import provider_name
 from afm_fx.errors import BatchError, BenchmarkError, UserError
 from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
+from afm_fx.model_contender import ModelFactory, model_contender
 from afm_fx.onnx_sessions import feed_of, open_session
 from afm_fx.program import Program
 
-Competitor: TypeAlias = "str | os.PathLike[str] | Program | Compiled | Callable[..., Any]"
-"""What a user may enter: the path of an ONNX file or of a ``.pt2`` package, a program, or a callable."""
+Competitor: TypeAlias = "str | os.PathLike[str] | OnnxFile | ModelFactory | Program | Compiled | Callable[..., Any]"
+"""What a user may enter: the path of an ONNX file or of a ``.pt2`` package, an ONNX file with its execution provider, a
+model factory, a program, or a callable."""
 
 AOTI_SUFFIX = ".pt2"
+
+_ON_CUDA = {"cuda", "tensorrt"}
+"""Execution providers whose inputs and outputs may stay in CUDA memory."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file and what runs it.
+
+    Attributes:
+        path: the file.
+        provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt", "openvino", or any other by the name
+            that it has there, with or without "ExecutionProvider".
+    """
+
+    path: Path
+    provider: str = "cpu"
 
 
 class Contender(Protocol):
@@ -36,16 +56,43 @@ class Contender(Protocol):
 
     @property
     def runtime(self) -> str:
-        """What runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile"."""
+        """What runs it: "ONNX Runtime" (with the execution provider where that is not the CPU's), "AOTInductor",
+        "torch" or "torch.compile"."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
         ...
 
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """A call without arguments that runs the batch; only the call is timed.
+        """A call without arguments that runs the batch, from host memory to host memory; only the call is timed.
 
         Raises:
             BatchError: the contender does not take this batch.
         """
         ...
+
+    def prepare_on_device(self, batch: Inputs) -> Callable[[], Any] | None:
+        """The same with inputs and outputs that stay on the device, over when the device is done; None on the CPU.
+
+        Raises:
+            BatchError: the contender does not take this batch.
+        """
+        ...
+
+
+class OnCpu:
+    """What all contenders on the CPU have in common: no device to time apart."""
+
+    @property
+    def device(self) -> str:
+        """See :class:`Contender`."""
+        return "cpu"
+
+    def prepare_on_device(self, batch: Inputs) -> None:
+        """See :class:`Contender`."""
+        del batch
 
 
 def make_contender(name: str, competitor: Competitor, threads: int) -> Contender:
@@ -57,15 +104,18 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
         threads: worker threads of ONNX Runtime within an operator; torch's are set by who measures.
 
     Raises:
-        BenchmarkError: the file is missing or damaged, ONNX Runtime is not installed, or the competitor is none of
-            these.
+        BenchmarkError: the file is missing or damaged, ONNX Runtime or its execution provider is not installed, the
+            model cannot be built, or the competitor is none of these.
     """
     if isinstance(competitor, Compiled):
         return CompiledContender(name, competitor)
     if isinstance(competitor, Program):
         return ProgramContender(name, competitor)
-    if isinstance(competitor, (str, os.PathLike)):
-        return _file_contender(name, Path(competitor), threads)
+    if isinstance(competitor, (str, os.PathLike, OnnxFile, ModelFactory)):
+        try:
+            return _loaded(name, competitor, threads)
+        except UserError as error:
+            raise BenchmarkError(f"contender '{name}': {error}") from error
     if callable(competitor):
         return CallableContender(name, competitor)
     raise BenchmarkError(
@@ -74,13 +124,33 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
     )
 
 
-def _file_contender(name: str, path: Path, threads: int) -> Contender:
-    try:
-        if path.suffix == AOTI_SUFFIX:
-            return AotiContender(name, load_aoti(path))
-        return OnnxContender(name, open_session(path, threads))
-    except UserError as error:
-        raise BenchmarkError(f"contender '{name}': {error}") from error
+def _loaded(name: str, competitor: str | os.PathLike[str] | OnnxFile | ModelFactory, threads: int) -> Contender:
+    if isinstance(competitor, ModelFactory):
+        return model_contender(name, competitor)
+    file = competitor if isinstance(competitor, OnnxFile) else OnnxFile(Path(competitor))
+    if file.path.suffix == AOTI_SUFFIX:
+        return AotiContender(name, load_aoti(file.path))
+    return _onnx_contender(name, file, threads)
+
+
+def _onnx_contender(name: str, file: OnnxFile, threads: int) -> OnnxContender:
+    """Opens an ONNX file with the execution provider asked for, and no other instead.
+
+    ONNX Runtime itself opens the file on the CPU where a provider is installed but cannot start (no driver, a missing
+    library), and says so in its log only.
+    """
+    provider = provider_name(file.provider)
+    session = open_session(file.path, threads, provider)
+    used = session.get_providers()
+    if used[0] != provider:
+        raise BenchmarkError(
+            f"ONNX Runtime could not start {provider} and would run '{file.path}' with {used[0]} instead; its driver "
+            "or its libraries are missing or of another version"
+        )
+    session.disable_fallback()  # else a call that fails is repeated on the CPU
+    short = provider.removesuffix("ExecutionProvider")
+    runtime = "ONNX Runtime" if short == "CPU" else f"ONNX Runtime {short}"
+    return OnnxContender(name, session, runtime, "cuda" if short.lower() in _ON_CUDA else "cpu")
 
 
 @dataclass(frozen=True)
@@ -103,7 +173,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class ProgramContender:
+class ProgramContender(OnCpu):
     """A captured program, run eagerly by torch."""
 
     name: str
@@ -138,7 +208,7 @@ class ProgramContender:
 
 
 @dataclass(frozen=True)
-class CallableContender:
+class CallableContender(OnCpu):
     """Any callable. A tuple is unpacked; a dict is keyword inputs of a module that names them, else one argument."""
 
     name: str
@@ -154,23 +224,55 @@ class CallableContender:
 
 @dataclass(frozen=True)
 class OnnxContender:
-    """An ONNX file under ONNX Runtime's CPU provider."""
+    """An ONNX file under one of ONNX Runtime's execution providers."""
 
     name: str
     session: Any
     runtime: str = "ONNX Runtime"
+    device: str = "cpu"
 
     def prepare(self, batch: Inputs) -> Callable[[], Any]:
         """Binds the batch by name where it is a dict of the file's input names, else by position."""
+        return functools.partial(self.session.run, None, self._feed(batch))
+
+    def prepare_on_device(self, batch: Inputs) -> Callable[[], Any] | None:
+        """A call on inputs that were copied to the device before, see :class:`Contender`."""
+        return None if self.device == "cpu" else bound_call(self.session, self._feed(batch), self.device)
+
+    def _feed(self, batch: Inputs) -> dict[str, Any]:
         try:
-            feed = feed_of(self.session, batch)
+            return feed_of(self.session, batch)
         except BatchError as error:
             raise BatchError(f"contender '{self.name}' {error}") from error
-        return functools.partial(self.session.run, None, feed)
+
+
+def bound_call(session: Any, feed: Mapping[str, Any], device: str) -> Callable[[], Any]:
+    """A call of a session on inputs that lie on a device, leaving its outputs there, over when the device is done.
+
+    Args:
+        session: of ONNX Runtime.
+        feed: arrays in host memory by input name; they are copied now and not in the call.
+        device: "cuda", or "cpu".
+    """
+    import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); whoever has a session has it
+
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device, 0)
+    binding.synchronize_inputs()
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding
+
+    return call
 
 
 @dataclass(frozen=True)
-class AotiContender:
+class AotiContender(OnCpu):
     """An AOTInductor package. Arguments are flattened before the call, as a C++ server would hold them."""
 
     name: str
@@ -187,7 +289,7 @@ class AotiContender:
 
 
 @dataclass(frozen=True)
-class CompiledContender:
+class CompiledContender(OnCpu):
     """A program under ``torch.compile``; its first calls compile it."""
 
     name: str

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-MEASURED_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")
+MEASURED_PACKAGES = (
+    "torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnx", "numpy", "mlcommons-loadgen",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Machine:
         system: operating system and architecture.
         python: version of the interpreter.
         packages: (name, version) of every installed package that bears on the measurement.
+        gpu: name and driver of every NVIDIA device, None where there is none.
     """
 
     cpu: str
@@ -28,12 +31,14 @@ class Machine:
     system: str
     python: str
     packages: tuple[tuple[str, str], ...]
+    gpu: str | None = None
 
     def line(self) -> str:
         """The machine on one line."""
         versions = ", ".join(f"{name} {version}" for name, version in self.packages)
         cores = f"{self.cores} core{'s' if self.cores > 1 else ''}"
-        return f"{self.cpu}, {cores}, {self.system}, Python {self.python}, {versions}"
+        gpu = "" if self.gpu is None else f"{self.gpu}, "
+        return f"{self.cpu}, {cores}, {gpu}{self.system}, Python {self.python}, {versions}"
 
 
 def this_machine() -> Machine:
@@ -50,6 +55,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         packages=tuple(packages),
+        gpu=_gpu_name(),
     )
 
 
@@ -69,3 +75,19 @@ def _cpu_name() -> str:
             if key.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine() or "unknown processor"
+
+
+def _gpu_name(driver: Path = Path("/proc/driver/nvidia")) -> str | None:
+    """What NVIDIA's driver says of its devices, whichever runtime uses them."""
+    names = []
+    for information in sorted(driver.glob("gpus/*/information")):
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                names.append(value.strip())
+    if not names:
+        return None
+    version = driver / "version"
+    words = version.read_text(encoding="utf-8", errors="replace").split() if version.is_file() else []
+    release = next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
+    return f"{' + '.join(names)}, driver {release}"

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,11 +17,13 @@ from torch import Tensor, nn
 from afm_fx.aoti_export import export_aoti
 from afm_fx.benchmark import benchmark
 from afm_fx.capture import capture
-from afm_fx.contenders import Competitor, Compiled, make_contender
+from afm_fx.contenders import Competitor, Compiled, OnnxFile, bound_call, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.onnx_export import export_onnx
+from afm_fx.onnx_sessions import open_session
 from afm_fx.program import Program
 
+benchmark_module = importlib.import_module("afm_fx.benchmark")  # the package's attribute is the function
 QUICK: dict[str, Any] = {"seconds": 0.01, "min_repeats": 4, "max_repeats": 6, "rounds": 2, "warmup": 2}
 
 
@@ -75,8 +80,10 @@ def test_a_file_and_a_program_are_timed_at_every_batch_size(program: Program, pa
         (size, name) for size in (1, 3, 8) for name in ("file", "torch")
     ]
     for timing in result.timings:
-        assert 0 < timing.p50_us <= timing.p90_us <= timing.p99_us
-        assert 4 <= timing.repeats <= 6
+        assert 0 < timing.p50_range_us[0] <= timing.p50_us <= timing.p50_range_us[1]
+        assert 4 <= timing.end_to_end.calls <= 6
+        assert timing.end_to_end.p90_us is None  # so few calls carry a median at best
+        assert timing.device_only is None
         assert timing.warmup == 2
         assert timing.rows_per_second > 0
         first = result.timing("file", timing.batch_size)
@@ -252,6 +259,57 @@ def test_a_compiled_program_is_compiled_once_for_all_batch_sizes_but_one(program
         for rows in (5, 2, 64, 300):
             function(torch.randn(rows, 3))
     assert len(graphs) == 1
+
+
+class OnDevice:
+    """A contender that says it runs on a device, and notes how it was called."""
+
+    name, runtime, device = "device", "fake", "cuda"
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def prepare(self, batch: Tensor) -> Callable[[], Any]:
+        return lambda: self.log.append("end-to-end") or time.sleep(2e-4)
+
+    def prepare_on_device(self, batch: Tensor) -> Callable[[], Any]:
+        return lambda: self.log.append("device-only")
+
+
+def test_a_device_is_timed_end_to_end_and_alone_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    entrants = {"device": OnDevice(log), "cpu": make_contender("cpu", Recorder(), 1)}
+    monkeypatch.setattr(benchmark_module, "make_contender", lambda name, *_: entrants[name])
+    contenders: dict[str, Any] = dict.fromkeys(entrants, "")
+    settings = {**QUICK, "min_repeats": 40, "max_repeats": 40}
+    result = benchmark(contenders, torch.randn(4, 3), batch_sizes=(2,), **settings)
+    device, cpu = result.timing("device", 2), result.timing("cpu", 2)
+    assert device.device_only is not None
+    assert device.device_only.calls == device.end_to_end.calls == 40
+    assert device.device_only.p50_us < 100 < device.end_to_end.p50_us  # the copies that only one of them makes
+    assert device.device_only_ratio == 1.0
+    assert (cpu.device_only, cpu.device_only_ratio) == (None, None)
+    assert log.count("device-only") == log.count("end-to-end") == 40 + 2 + 2  # timed, warm-up, one at each turn
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"'a': ONNX Runtime has no execution provider 'quantum' here; it has"):
+        benchmark({"a": OnnxFile(path, "quantum")}, torch.randn(4, 3), **QUICK)
+    session = mock.Mock()
+    session.get_providers.return_value = ["CPUExecutionProvider"]
+    with (
+        mock.patch("afm_fx.contenders.provider_name", return_value="CUDAExecutionProvider"),
+        mock.patch("afm_fx.contenders.open_session", return_value=session),
+        pytest.raises(BenchmarkError, match="could not start CUDAExecutionProvider"),
+    ):
+        make_contender("a", OnnxFile(path, "cuda"), 1)
+
+
+def test_a_call_on_bound_inputs_computes_what_a_plain_one_does(path: Path) -> None:
+    session = open_session(path, 1)
+    feed = {"x": torch.randn(5, 3).numpy()}
+    (output,) = bound_call(session, feed, "cpu")().copy_outputs_to_cpu()
+    torch.testing.assert_close(torch.from_numpy(output), torch.from_numpy(session.run(None, feed)[0]))
 
 
 def test_a_damaged_package_is_named(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ PASSES_MAY_IMPORT = {"numpy", "torch", "passes"} | (sys.stdlib_module_names - FI
 """Graph passes know graphs and tensors: no data, no ONNX, no files."""
 
 OPTIONAL = {
-    "deepctr_torch", "jinja2", "matplotlib", "onnxruntime", "pandas", "pyarrow", "pygraphviz", "requests", "scipy",
-    "sklearn",
+    "deepctr_torch", "jinja2", "matplotlib", "mlperf_loadgen", "onnxruntime", "pandas", "pyarrow", "pygraphviz",
+    "requests", "scipy", "sklearn",
 }  # fmt: skip
 """Distributions of an extra: importing ``afm_fx`` must not need them."""
 

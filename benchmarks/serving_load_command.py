@@ -1,0 +1,161 @@
+"""The command line of ``benchmarks/serving_load.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from afm_fx.errors import AfmFxError, UserError
+from afm_fx.latencies import shown_us
+from benchmarks.criteo_shape import CriteoShape
+from benchmarks.latency_contenders import DENSE, THIS_PASS, LatencyModel
+from benchmarks.load_proof import LoadProof, ProofSettings, prove, run_apart
+from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
+
+TRAFFIC_ROWS = 65_536
+SPEED_COLUMNS = (
+    "", "one after the other, QPS", "p50 us", "p99 us", "all at once, QPS", "rows/s", "highest QPS within the bound",
+    "p99 there, us",
+)  # fmt: skip
+PROOF_COLUMNS = (
+    "", "QPS", "requests", "lost", "p50 us", "p99 us", "p99.9 us", "memory MB", "grew by MB", "LoadGen", "holds",
+)  # fmt: skip
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def serving_load(
+    *,
+    batch_size: Annotated[int, typer.Option(help="Rows of a request.")] = 64,
+    latency_bound: Annotated[float, typer.Option(metavar="MS", help="Bound of p99 in milliseconds.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Duration of a run that measures.")] = 10.0,
+    half_seconds: Annotated[float, typer.Option(help="Duration of the run at half the highest rate.")] = 60.0,
+    threads: Annotated[int, typer.Option(help="Threads within an operator.")] = 1,
+    table_rows: Annotated[int, typer.Option(help="Rows of all 26 tables together.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Of weights and traffic.")] = 0,
+    output_dir: Annotated[
+        Path, typer.Option(help="Where the markdown and JSON results go.", show_default="benchmarks/results")
+    ] = RESULTS,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where models and LoadGen's logs are kept.", show_default="a temporary one")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
+) -> None:
+    """Put a Criteo-shaped DeepFM, dense and low-rank, under load with MLPerf LoadGen.
+
+    Finds the highest rate of random arrivals whose 99th percentile stays within the bound, and then holds half of it
+    for a minute: no request may be lost, p99 must stay within the bound, memory must not grow. Exit code 1: it does
+    not hold.
+    """
+    settings = ProofSettings(batch_size, latency_bound, seconds, half_seconds, threads)
+    try:
+        files = result_files(output_dir, "serving_load", force=force)
+        model = LatencyModel(CriteoShape(total_rows=table_rows), seed=seed)
+        with tempfile.TemporaryDirectory() as folder:
+            place = work_dir or Path(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            entries = model.entries(place, (DENSE, THIS_PASS), threads)
+            rows = place / "traffic.npy"
+            np.save(rows, model.shape.batch(TRAFFIC_ROWS, seed + 2).numpy())
+            exported = {name: Path(str(entry.competitor)) for name, entry in entries.items()}
+            before = os.getloadavg()[0]
+            proofs = prove(exported, rows, place / "logs", settings, run_apart)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except AfmFxError as error:
+        typer.echo(f"failed: {error}", err=True)
+        raise typer.Exit(1) from error
+    command = shown_command("benchmarks/serving_load.py", sys.argv[1:])
+    page = markdown(command, settings, proofs, before)
+    typer.echo(page)
+    files.write(page, as_json(command, settings, proofs, before))
+    if not all(proof.holds for proof in proofs.values()):
+        raise typer.Exit(1)
+
+
+def speed_rows(proofs: Mapping[str, LoadProof]) -> list[tuple[str, ...]]:
+    """How fast each server is, under ``SPEED_COLUMNS``."""
+    rows = []
+    for name, proof in proofs.items():
+        single, offline, highest = (each.runs[0] for each in (proof.single_stream, proof.offline, proof.highest))
+        rows.append((
+            name, f"{single.qps:,.0f}", shown_us(single.p50_us), shown_us(single.p99_us), f"{offline.qps:,.0f}",
+            f"{offline.qps * proof.offline.batch_size:,.0f}", f"{highest.qps:,.0f}", shown_us(highest.p99_us),
+        ))  # fmt: skip
+    return rows
+
+
+def proof_rows(proofs: Mapping[str, LoadProof]) -> list[tuple[str, ...]]:
+    """How each server held half its highest rate, under ``PROOF_COLUMNS``."""
+    rows = []
+    for name, proof in proofs.items():
+        run = proof.half.runs[0]
+        growth = "not known" if run.memory_growth is None else f"{run.memory_growth / 1e6:.2f}"
+        memory = "not known" if not run.resident else f"{run.resident[-1] / 1e6:,.0f}"
+        rows.append((
+            name, f"{run.qps:,.0f}", f"{run.queries:,}", str(proof.lost),
+            *(shown_us(value) for value in (run.p50_us, run.p99_us, run.p999_us)), memory, growth,
+            "VALID" if run.valid else "INVALID", "yes" if proof.holds else "NO",
+        ))  # fmt: skip
+    return rows
+
+
+def markdown(command: str, settings: ProofSettings, proofs: Mapping[str, LoadProof], load_before: float) -> str:
+    """The page that is committed."""
+    some = next(iter(proofs.values())).half
+    busy = (
+        f"Before the runs, {load_before:.1f} other processes wanted the {some.machine.cores} cores on average"
+        + (": the machine was busy, and every rate here is lower for it." if load_before > 0.5 else ".")
+    )  # fmt: skip
+    parts = [
+        "# A Criteo-shaped DeepFM under load",
+        f"`{command}`",
+        f"MLPerf LoadGen's numbers. A request has {settings.batch_size} rows and is one of {some.requests} that lie "
+        f"prepared; {settings.threads} thread{'s' if settings.threads > 1 else ''} within an operator, in ONNX "
+        "Runtime. With random arrivals (Poisson) one worker thread answers, beside LoadGen's issuing thread. Each "
+        "server has a process of its own, one after the other.",
+        f"{some.machine.line()}.  \n{busy}",
+        f"The highest rate is one at which p99 stays within {settings.latency_bound_ms:g} ms in a run of "
+        f"{settings.seconds:g} s that LoadGen calls valid.",
+        markdown_table(SPEED_COLUMNS, speed_rows(proofs)),
+        f"## Half the highest rate, for {settings.half_seconds:g} s",
+        "It holds where no request is lost, p99 stays within the bound, LoadGen calls the run valid, and the median "
+        "resident memory of the last third of the run exceeds that of the middle third by no more than 1 %.",
+        markdown_table(PROOF_COLUMNS, proof_rows(proofs)),
+        "`serving_load.json` holds the search's short runs, memory over time, and LoadGen's own summary of the long "
+        "runs.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(
+    command: str, settings: ProofSettings, proofs: Mapping[str, LoadProof], load_before: float
+) -> dict[str, Any]:
+    """The same as data."""
+    return {
+        "command": command,
+        "settings": dataclasses.asdict(settings),
+        "load_average_before": load_before,
+        "contenders": {
+            name: {
+                "holds": proof.holds,
+                "single_stream": json.loads(proof.single_stream.to_json()),
+                "offline": json.loads(proof.offline.to_json()),
+                "highest": json.loads(proof.highest.to_json()),
+                "half": json.loads(proof.half.to_json()),
+                "half_summary": proof.half_summary.splitlines(),
+            }
+            for name, proof in proofs.items()
+        },
+    }

@@ -1,0 +1,84 @@
+"""The proof under load: of a small file for a moment, and what breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import afm_fx
+from afm_fx.cli import app
+from afm_fx.load_result import LoadResult
+from benchmarks.load_proof import LoadProof, ProofSettings, prove
+from benchmarks.serving_load_command import PROOF_COLUMNS, SPEED_COLUMNS, as_json, markdown, proof_rows, speed_rows
+
+pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen has no wheel for this Python")
+pytest.importorskip("onnxruntime")
+
+SETTINGS = ProofSettings(batch_size=8, latency_bound_ms=100.0, seconds=0.1, half_seconds=2.5)
+
+
+def run_here(arguments: Sequence[str]) -> LoadResult:
+    """``afm-fx load`` in this process, with few requests."""
+    folder = Path(arguments[arguments.index("--out") + 1])
+    path = folder.with_suffix(".json")
+    quick = ["--min-queries", "500"]
+    result = CliRunner().invoke(app, ["load", *arguments, *quick, "--json", str(path)])
+    assert path.is_file(), result.output
+    return LoadResult.from_json(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> LoadProof:
+    folder = tmp_path_factory.mktemp("load")
+    program = afm_fx.capture(nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 1)).eval(), torch.rand(2, 16))
+    path = afm_fx.export_onnx(program, folder / "small.onnx", check=False).path
+    np.save(folder / "rows.npy", np.random.default_rng(0).random((64, 16), dtype=np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("afm_fx.serving_load.highest_qps", lambda holds, first: 600.0)  # its search takes many seconds
+        return prove({"small": path}, folder / "rows.npy", folder / "logs", SETTINGS, run_here)["small"]
+
+
+def test_half_the_rate_that_was_found_is_held_without_a_loss(proof: LoadProof) -> None:
+    highest, half = proof.highest.runs[0], proof.half.runs[0]
+    assert highest.valid
+    assert half.target_qps == pytest.approx(highest.target_qps / 2, rel=1e-4)
+    assert half.queries == half.answered >= 500
+    assert proof.lost == 0
+    assert proof.within_bound
+    assert half.memory_growth is not None
+    assert "Scenario : Server" in proof.half_summary
+
+
+def test_a_loss_a_late_tail_or_growth_break_the_proof(proof: LoadProof) -> None:
+    run = dataclasses.replace(proof.half.runs[0], valid=True, p99_us=1_000.0, resident=(1_000_000,) * 9)
+
+    def with_run(**changes: object) -> LoadProof:
+        return dataclasses.replace(
+            proof, half=dataclasses.replace(proof.half, runs=(dataclasses.replace(run, **changes),))
+        )
+
+    assert with_run().holds
+    assert not with_run(answered=run.queries - 1).holds
+    assert not with_run(p99_us=101_000.0).holds
+    assert not with_run(p99_us=None).holds
+    assert not with_run(resident=(1_000_000,) * 6 + (1_100_000,) * 3).holds
+    assert not with_run(valid=False).holds
+
+
+def test_the_page_and_the_data_show_every_server(proof: LoadProof) -> None:
+    proofs = {"small": proof}
+    assert [len(row) for row in speed_rows(proofs)] == [len(SPEED_COLUMNS)]
+    assert [len(row) for row in proof_rows(proofs)] == [len(PROOF_COLUMNS)]
+    page = markdown("python benchmarks/serving_load.py", SETTINGS, proofs, 1.5)
+    assert "the machine was busy" in page
+    assert "`python benchmarks/serving_load.py`" in page
+    content = json.loads(json.dumps(as_json("command", SETTINGS, proofs, 0.0)))
+    assert content["contenders"]["small"]["half"]["runs"][0]["answered"] == proof.half.runs[0].answered

@@ -1,0 +1,96 @@
+"""How the command line names contenders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from afm_fx.contender_names import contender_inputs, parse_contenders
+from afm_fx.contenders import OnnxFile
+from afm_fx.errors import BenchmarkError, UserError
+from afm_fx.model_contender import ModelFactory, model_contender
+
+MODEL = """
+import torch
+from torch import nn
+
+class Clicks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.item, self.last = nn.Embedding(60, 8), nn.Linear(9, 1)
+
+    def forward(self, item, price):
+        return self.last(torch.cat([self.item(item), price.unsqueeze(1)], dim=1))
+
+def clicks():
+    torch.manual_seed(0)
+    return Clicks(), (torch.tensor([0, 1]), torch.rand(2))
+
+def nested():
+    return Clicks(), {"deep": {"item": torch.tensor([0, 1])}}
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of models in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named_shop.py").write_text(MODEL)
+    monkeypatch.delitem(sys.modules, "named_shop", raising=False)
+    return "named_shop"
+
+
+def test_files_take_a_provider_and_models_take_compile_and_cuda() -> None:
+    found = parse_contenders(
+        ["a=x.onnx", "b=x.onnx@tensorrt", "c=x.pt2", "d=m:f", "e=m:f@compile,cuda"], "cuda", Path("w.pt")
+    )
+    assert found == {
+        "a": OnnxFile(Path("x.onnx"), "cuda"),
+        "b": OnnxFile(Path("x.onnx"), "tensorrt"),
+        "c": OnnxFile(Path("x.pt2")),
+        "d": ModelFactory("m:f", Path("w.pt")),
+        "e": ModelFactory("m:f", Path("w.pt"), compiled=True, device="cuda"),
+    }
+
+
+def test_a_file_with_an_at_in_its_name_is_that_file(tmp_path: Path) -> None:
+    path = tmp_path / "a@b.onnx"
+    path.write_bytes(b"")
+    assert parse_contenders([f"a={path}"]) == {"a": OnnxFile(path)}
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["x.onnx"], "given as NAME=FILE"),
+        (["a=x.onnx", "a=y.onnx"], "a name is given to two files"),
+        (["a=m:f@fast"], "a model runs as it is, or with @compile, @cuda"),
+        (["a=x.pt2@cuda"], "compiled for its device"),
+    ],
+)
+def test_what_is_not_of_this_form_is_refused(texts: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        parse_contenders(texts)
+
+
+def test_models_alone_tell_what_they_take(shop: str) -> None:
+    factory = ModelFactory(f"{shop}:clicks")
+    inputs = contender_inputs({"eager": factory}, None, rows=5, seed=0)
+    assert {name: (value.dtype, value.shape) for name, value in inputs.items()} == {
+        "item": (torch.int64, (5,)), "price": (torch.float32, (5,))
+    }  # fmt: skip
+    contender = model_contender("eager", factory)
+    expected, _ = factory.build()
+    torch.testing.assert_close(contender.prepare(inputs)(), expected(**inputs))
+    assert contender.prepare_on_device(inputs) is None
+
+
+def test_inputs_without_names_and_a_device_that_is_not_there_are_refused(shop: str) -> None:
+    with pytest.raises(BenchmarkError, match="nested deeper"):
+        contender_inputs({"eager": ModelFactory(f"{shop}:nested")}, None, rows=5, seed=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(BenchmarkError, match="finds no CUDA device"):
+            model_contender("eager", ModelFactory(f"{shop}:clicks", device="cuda"))
