@@ -16,6 +16,7 @@ from afm_fx.latency_policy import Latency
 from afm_fx.latency_table import LatencyTable
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
+from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.packing import Packed, PackReport, pack, pack_reported
 from afm_fx.plan import Plan, SitePlan
@@ -28,14 +29,14 @@ from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport
+from afm_fx.runtime import Session
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
+from afm_fx.version import __version__
 from passes import laws
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AotiModel",
@@ -45,6 +46,7 @@ __all__ = [
     "BucketsReport",
     "Budget",
     "Chain",
+    "CheckReport",
     "Compiled",
     "Compressed",
     "CompressionReport",
@@ -52,6 +54,7 @@ __all__ = [
     "Evidence",
     "Explanation",
     "ExportReport",
+    "Finding",
     "Fixed",
     "FullRank",
     "Latency",
@@ -68,6 +71,7 @@ __all__ = [
     "RecoveryReport",
     "Reduced",
     "Refit",
+    "Session",
     "SiteDrift",
     "SitePlan",
     "Statistics",
@@ -79,6 +83,7 @@ __all__ = [
     "calibrate",
     "capture",
     "chains_table",
+    "check_onnx",
     "compress",
     "explain",
     "export_aoti",

@@ -1,4 +1,4 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep`` and ``bench``.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``check`` and ``bench``.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """
@@ -15,6 +15,7 @@ from afm_fx.aoti_model import load_aoti
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
+from afm_fx.check_command import check
 from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument
 from afm_fx.compress_job import CompressJob, run_compress_job
@@ -260,6 +261,7 @@ def compress(
 
 
 app.command()(sweep)
+app.command()(check)
 
 
 @app.command()

@@ -1,0 +1,325 @@
+"""Serves exported files with ONNX Runtime: a thin, typed layer that uses the provider it was told to, or fails.
+
+A batch of any size goes to the smallest bucket that holds it (:mod:`afm_fx.bucket`); one larger than all buckets is cut
+into pieces. A file with a free batch size and no buckets takes every batch as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afm_fx.bucket import Bucket, Device
+from afm_fx.errors import BatchError, ProviderError, UserError
+from afm_fx.execution_providers import (
+    Provider,
+    check_threads,
+    import_runtime,
+    open_inference_session,
+    provider_of,
+    require_provider,
+)
+from afm_fx.file_inputs import file_tensors
+from afm_fx.file_values import FileValue
+from afm_fx.inputs import Inputs
+from afm_fx.onnx_buckets import check_batch_sizes
+from afm_fx.onnx_parity import short_reason
+from afm_fx.onnx_sessions import check_tensor, session_options
+from afm_fx.session_files import SessionFile, session_files
+
+WARM_UP_ROWS = 2
+"""Rows of the batches that warm a file without buckets up."""
+
+
+class Session:
+    """An exported model, loaded and warm.
+
+    One thread or many may call :meth:`run`; calls of one bucket wait for each other. Weights that lie in a file of their
+    own are mapped by the operating system and not copied, by all bucket files the same ones.
+
+    Attributes:
+        path: what was opened.
+        provider: where it runs.
+        inputs: what the files take, in order.
+        outputs: what they give, in order.
+        batch_sizes: the buckets in ascending order; empty where every batch runs as it is.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        provider: str | Provider = Provider.CPU,
+        *,
+        buckets: Sequence[int] | None = None,
+        threads: int = 1,
+        cuda_graph: bool = False,
+        device_id: int = 0,
+        provider_options: Mapping[str, str] | None = None,
+        warm_up: int = 3,
+        seed: int = 0,
+    ) -> None:
+        """Opens and warms up everything, so that the first batch is as fast as any.
+
+        Args:
+            path: an ONNX file, or the name that :func:`afm_fx.export_onnx_buckets` was given: then all its bucket files
+                are opened. Where a file and bucket files of one name are there, the name without ".onnx" stands for the
+                buckets.
+            provider: "cpu", "cuda", "tensorrt" or "openvino".
+            buckets: batch sizes for a file whose batch size is free: batches are padded to these, in memory that is
+                bound once.
+            threads: threads within an operator, on the CPU.
+            cuda_graph: record the launches of every bucket as a CUDA graph and replay them; "cuda" and "tensorrt" only,
+                and only with buckets.
+            device_id: which GPU.
+            provider_options: further options of the provider, as ONNX Runtime spells them.
+            warm_up: calls that each bucket is warmed up with, at least 1; CUDA graphs need 3.
+            seed: of the random inputs that they get.
+
+        Raises:
+            FileFormatError: there are no such files, or they are damaged.
+            UnsafeFileError: a file names weights outside its folder.
+            MissingPackageError: ONNX Runtime is not installed.
+            ProviderError: the provider is not there, cannot do what was asked, or does not run all of the model.
+            UserError: impossible buckets, or settings that do not belong together.
+        """
+        self.path = Path(path)
+        self.provider = provider_of(provider)
+        check_threads(threads)
+        if warm_up < 1:
+            raise UserError(f"a session is warmed up with at least 1 call, got {warm_up}")
+        files = session_files(self.path)
+        sizes = _bucket_sizes(files, buckets)
+        _check_graphs(self.provider, sizes, cuda_graph=cuda_graph)
+        self._runtime = import_runtime(self.path)
+        kind = require_provider(self._runtime, self.provider)
+        self._file = files[0]
+        self.inputs: tuple[FileValue, ...] = self._file.inputs
+        self.outputs: tuple[FileValue, ...] = self._file.outputs
+        self.batch_sizes: tuple[int, ...] = sizes
+        asked = dict(provider_options or {})
+        if kind.device != "cpu":
+            asked.setdefault("device_id", str(device_id))
+        if cuda_graph and kind.graph_option is not None:
+            asked[kind.graph_option] = "1"
+        sessions = [
+            open_inference_session(
+                self._runtime,
+                file.path,
+                self.provider,
+                session_options(self._runtime, threads),
+                asked,
+                model=file.model,
+            )
+            for file in files
+        ]
+        self._session = sessions[0]
+        self._values = self._session.get_inputs()
+        self._names = [each.name for each in self.inputs]
+        self._buckets: tuple[Bucket, ...] = ()
+        device = Device(kind.device, device_id if kind.device != "cpu" else 0)
+        generator = np.random.default_rng(seed)
+        if not sizes:
+            self._warm_up_free(warm_up, generator)
+            return
+        each_file = files * len(sizes) if len(files) == 1 else files
+        each_session = sessions * len(sizes) if len(files) == 1 else sessions
+        made = []
+        for number, (file, session, rows) in enumerate(zip(each_file, each_session, sizes, strict=True)):
+            example = random_feed(file, rows, generator)
+            graph = number + 1 if cuda_graph else None
+            try:
+                bucket = Bucket(self._runtime, session, file, example, rows, device, graph_id=graph)
+                for _ in range(warm_up):
+                    bucket.run([torch.from_numpy(example[name]) for name in self._names], rows)
+            except UserError:
+                raise
+            except Exception as error:  # ONNX Runtime's errors derive from nothing common
+                raise self._failed(error) from error
+            made.append(bucket)
+        self._buckets = tuple(made)
+
+    def run(self, batch: Inputs) -> Tensor | dict[str, Tensor]:
+        """Runs one batch.
+
+        Args:
+            batch: a dict of exactly the file's inputs, or tensors in their order; for a file with typed inputs also a
+                batch of the original's. Any number of rows from 1 on.
+
+        Returns:
+            The output where there is one, else outputs by name, a row per row of the batch; on the host, or on the GPU
+            where the inputs are there and the session has buckets.
+
+        Raises:
+            BatchError: a name, shape or number format does not fit, there are no rows, an id is outside its table (where
+                the file checks ids), or the batch must be cut and an output has no batch axis.
+        """
+        tensors = self._bind(batch)
+        rows = self._rows(tensors)
+        try:
+            results = self._run_free(tensors) if not self._buckets else self._run_buckets(tensors, rows)
+        except UserError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise self._failed(error) from error
+        if len(results) == 1:
+            return results[0]
+        return dict(zip((each.name for each in self.outputs), results, strict=True))
+
+    def __repr__(self) -> str:
+        """What is served, where."""
+        sizes = f", batch sizes {', '.join(map(str, self.batch_sizes))}" if self.batch_sizes else ""
+        return f"Session('{self.path}', '{self.provider}'{sizes})"
+
+    def _bind(self, batch: Inputs) -> list[Tensor]:
+        if isinstance(batch, dict) and len(batch) == len(self._names):
+            tensors = [batch.get(name) for name in self._names]
+            if self._fits(tensors):
+                return tensors
+        self._check_names(batch)
+        try:
+            tensors = file_tensors(batch, self._names, self._file.mapping)
+            for value, wanted, tensor in zip(self._values, self.inputs, tensors, strict=True):
+                check_tensor(value, tensor, free_rows=wanted.batched)
+        except BatchError as error:
+            raise BatchError(f"'{self.path.name}' {error}") from error
+        return tensors
+
+    def _fits(self, tensors: Sequence[Any]) -> bool:
+        """Whether tensors need no second look; the usual case, and the fast one."""
+        for value, wanted, tensor in zip(self._values, self.inputs, tensors, strict=True):
+            if not isinstance(tensor, Tensor):
+                return False
+            try:
+                check_tensor(value, tensor, free_rows=wanted.batched)
+            except BatchError:
+                return False
+        return True
+
+    def _check_names(self, batch: Inputs) -> None:
+        """A dict is bound by name: one with other names is a mistake, not a list of inputs."""
+        if not isinstance(batch, dict) or not all(isinstance(value, Tensor) for value in batch.values()):
+            return
+        mapping = self._file.mapping
+        known = [self._names] if mapping is None else [self._names, [each.name for each in mapping.originals]]
+        if any(set(names) == set(batch) for names in known):
+            return
+        missing = [name for name in self._names if name not in batch]
+        extra = [name for name in batch if name not in self._names]
+        more = "" if mapping is None else f", or the original's {known[1]}"
+        raise BatchError(
+            f"'{self.path.name}' takes inputs {self._names}{more}: missing {missing}, unexpected {extra}"
+        )
+
+    def _rows(self, tensors: Sequence[Tensor]) -> int:
+        """The batch's rows; 1 where no input carries a batch."""
+        sizes = {
+            value.name: int(tensor.shape[0]) for value, tensor in zip(self.inputs, tensors, strict=True) if value.batched
+        }
+        counts = set(sizes.values())
+        if len(counts) > 1:
+            raise BatchError(f"'{self.path.name}' takes one batch size, but the inputs disagree on it: {sizes}")
+        if 0 in counts:
+            raise BatchError(f"'{self.path.name}' takes at least one row, the batch is empty (0 rows)")
+        return counts.pop() if counts else 1
+
+    def _run_free(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(self._names, tensors, strict=True)}
+        return [torch.from_numpy(result) for result in self._session.run(None, feed)]
+
+    def _run_buckets(self, tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
+        if rows <= self.batch_sizes[-1]:
+            return self._smallest(rows).run(tensors, rows)
+        whole = [value.name for value in self.outputs if not value.batched]
+        if whole:
+            raise BatchError(
+                f"'{self.path.name}' cannot run {rows} rows in pieces of {self.batch_sizes[-1]}: output '{whole[0]}' has "
+                "no batch axis. Add a larger bucket"
+            )
+        pieces = [
+            self._smallest(end - start).run(
+                [
+                    tensor[start:end] if value.batched else tensor
+                    for value, tensor in zip(self.inputs, tensors, strict=True)
+                ],
+                end - start,
+            )
+            for start, end in cuts(rows, self.batch_sizes[-1])
+        ]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def _smallest(self, rows: int) -> Bucket:
+        return next(bucket for bucket in self._buckets if bucket.rows >= rows)
+
+    def _warm_up_free(self, calls: int, generator: np.random.Generator) -> None:
+        try:
+            for _ in range(calls):
+                self._session.run(None, random_feed(self._file, self._file.batch_size or WARM_UP_ROWS, generator))
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> UserError:
+        """A run's failure in the terms of whoever called: mostly an id that the file itself refuses."""
+        reason = short_reason(error)
+        if self.provider is Provider.CPU:
+            return BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}")
+        return ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}")
+
+
+def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
+    """Where a batch is cut into pieces of at most ``largest`` rows: pairs of begin and end."""
+    for start in range(0, rows, largest):
+        yield start, min(start + largest, rows)
+
+
+def random_feed(file: SessionFile, rows: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Inputs that any file takes, by name: uniform numbers in [0, 1), and ids that are known to be valid.
+
+    Those are the ones that a file with typed inputs names, and 0, the first row of a table, where nothing is known. Free
+    sizes other than the batch are 1.
+    """
+    feed = {}
+    columns = {} if file.mapping is None else {each.name: each.columns or () for each in file.mapping.inputs}
+    for value in file.inputs:
+        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        if value.batched:
+            shape[0] = rows
+        dtype = np.dtype(value.dtype)
+        if np.issubdtype(dtype, np.floating):
+            feed[value.name] = generator.random(shape).astype(dtype)
+            continue
+        feed[value.name] = np.zeros(shape, dtype)
+        flat = feed[value.name].reshape(shape[0] if shape else 1, -1)
+        for place, column in enumerate(columns.get(value.name, ())):
+            if column.smallest is not None and column.largest is not None:
+                flat[:, place] = generator.integers(column.smallest, column.largest, shape[0], endpoint=True)
+    return feed
+
+
+def _bucket_sizes(files: Sequence[SessionFile], buckets: Sequence[int] | None) -> tuple[int, ...]:
+    fixed = tuple(file.batch_size for file in files if file.batch_size is not None)
+    if buckets is None:
+        return fixed
+    sizes = tuple(sorted(check_batch_sizes(buckets)))
+    if fixed and sizes != fixed:
+        raise UserError(
+            f"'{files[0].path}' takes batches of {', '.join(map(str, fixed))} rows and no others; buckets are for files "
+            "whose batch size is free"
+        )
+    if not any(value.batched for value in files[0].inputs):
+        raise UserError(f"'{files[0].path}' has no input with a batch axis, so there is nothing to pad to buckets")
+    return sizes
+
+
+def _check_graphs(provider: Provider, sizes: Sequence[int], *, cuda_graph: bool) -> None:
+    if not cuda_graph:
+        return
+    if provider not in {Provider.CUDA, Provider.TENSORRT}:
+        raise ProviderError(f"CUDA graphs need the provider 'cuda' or 'tensorrt', this session runs on '{provider}'")
+    if not sizes:
+        raise UserError("a CUDA graph has one batch size: give buckets=(1, 16, 64), or bucket files")
