@@ -35,7 +35,7 @@ from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
-from afm_fx.version import __version__
+from afm_fx.version import __version__ as __version__
 from passes import laws
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 A batch is written into that memory, the rest of it filled with copies of its last row, the session runs, and as many
 rows of the outputs are read as the batch has. The last row is repeated, and not zeros, because it holds ids that every
-table has, and because what looks at a whole batch (the scales of int8 products) sees no value that the batch does not hold.
+table has, and because what looks at a whole batch (the scales of int8 products) sees no value that the batch does not
+hold.
 
 A CUDA graph replays what was recorded at the addresses at which it was recorded, which is why the memory is bound once.
 Several batch sizes of one file are told apart by ``gpu_graph_id``. ONNX Runtime runs a graph once or twice before it
@@ -61,12 +62,14 @@ class Slot:
         self.host = host
         self._runtime = runtime
         self._device = device
+        # Releases before 1.23 or so take tensors of other packages only by way of the host.
+        self.direct = not device.is_host and hasattr(runtime.OrtValue, "from_dlpack")
         # Built over an array of the host, an OrtValue is that array; on a device it is a copy.
         self.memory = runtime.OrtValue.ortvalue_from_numpy(host, device.kind, device.number)
 
     def write(self, tensor: Tensor, rows: int) -> None:
         """Copies rows into the memory and repeats the last one; what carries no batch is copied whole."""
-        if tensor.is_cuda and not self._device.is_host and hasattr(self._runtime.OrtValue, "from_dlpack"):
+        if tensor.is_cuda and self.direct:
             self.write_on_device(tensor)
             return
         array = tensor.detach().cpu().numpy()
@@ -90,7 +93,7 @@ class Slot:
     def read(self, rows: int, *, on_device: bool) -> Tensor:
         """A copy of the rows, on the host or where the memory is; what carries no batch is read whole."""
         end = rows if self.value.batched else None
-        if on_device and not self._device.is_host:
+        if on_device and self.direct:
             result = torch.from_dlpack(self.memory)[slice(end)].clone()
             _wait_for_torch(result)
             return result
@@ -111,9 +114,9 @@ class Bucket:
         session: Any,
         file: SessionFile,
         example: Mapping[str, np.ndarray],
+        *,
         rows: int,
         device: Device,
-        *,
         graph_id: int | None = None,
     ) -> None:
         """Runs the example once, which tells the outputs' shapes, and binds memory for them.
@@ -141,8 +144,8 @@ class Bucket:
         for value, result in zip(file.outputs, results, strict=True):
             if value.batched and result.shape[:1] != (rows,):
                 raise FileFormatError(
-                    f"output '{value.name}' of '{file.path}' has shape {list(result.shape)} for {rows} rows: a file whose "
-                    "outputs have not one row per row of the batch cannot be padded to buckets"
+                    f"output '{value.name}' of '{file.path}' has shape {list(result.shape)} for {rows} rows: a file "
+                    "whose outputs have not one row per row of the batch cannot be padded to buckets"
                 )
             self._outputs.append(Slot(runtime, value, np.array(result), device))
         self._binding = session.io_binding()

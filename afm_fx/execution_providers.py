@@ -1,13 +1,13 @@
-"""ONNX Runtime's execution providers by short names: which are there, what to install, and how a session is asked for one.
+"""ONNX Runtime's execution providers by short names: which are there, what to install, how a session gets one.
 
-A session uses the provider that was chosen, or is not opened. ONNX Runtime falls back in three ways, and each is closed:
+A session uses the provider that was chosen, or is not opened. ONNX Runtime falls back in three ways; each is closed:
 
 - It tries another provider where one cannot be created or fails in a run: ``enable_fallback`` and ``disable_fallback``.
-- It logs a warning and goes on with the CPU where a provider's library does not load (a CUDA or cuDNN that is missing or
-  of another version): the session's list of providers is looked at.
-- It gives operators that a provider does not have to the CPU. ``session.disable_cpu_ep_fallback`` would refuse those, but
-  it also refuses operators that only compute *shapes*, which the CUDA provider itself leaves to the CPU, where their
-  results are wanted; every file with a free batch size may hold such. So ONNX Runtime is asked to record which
+- It logs a warning and goes on with the CPU where a provider's library does not load (a CUDA or cuDNN that is missing
+  or of another version): the session's list of providers is looked at.
+- It gives operators that a provider does not have to the CPU. ``session.disable_cpu_ep_fallback`` would refuse those,
+  but it also refuses operators that only compute *shapes*, which the CUDA provider itself leaves to the CPU, where
+  their results are wanted; every file with a free batch size may hold such. So ONNX Runtime is asked to record which
   operators it gave to whom, and what the CPU got is accepted only where it depends on nothing but shapes and constants.
   Releases that cannot record that are told to refuse any operator on the CPU.
 """
@@ -185,8 +185,8 @@ def _refuse_cpu_operators(session: Any, graph: onnx.GraphProto, provider: Provid
     if left:
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         raise ProviderError(
-            f"provider '{provider}' does not run all of '{path}': {len(left)} operators would run on the CPU ({shown}). "
-            "Export with another form of them, or choose another provider"
+            f"provider '{provider}' does not run all of '{path}': {len(left)} operators would run on the CPU "
+            f"({shown}). Export with another form of them, or choose another provider"
         )
 
 

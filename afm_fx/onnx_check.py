@@ -6,13 +6,13 @@ The rules, and what breaking one is:
   path is absolute, climbs out of the folder or is a link out of it (:mod:`afm_fx.onnx_file`).
 - *opset* (error): the file says which version of the standard operators it uses, and the installed ``onnx`` knows it.
 - *domain* (error): operators are ONNX's own. Runtimes for other hardware know no others.
-- *control flow* (error): no ``If``, ``Loop``, ``Scan``, and no sequences or optional values: those cannot be recorded in a
-  CUDA graph, and compilers refuse them.
+- *control flow* (error): no ``If``, ``Loop``, ``Scan``, and no sequences or optional values: those cannot be recorded
+  in a CUDA graph, and compilers refuse them.
 - *checker* (error): ``onnx.checker`` with strict shape inference accepts it.
-- *metadata* (error where a note is damaged, warning where it is missing): the file says what wrote it, from which plan and
-  how (:mod:`afm_fx.recipe`).
-- *copies* (error): on CUDA, ONNX Runtime copies nothing between host and device inside the model. It is looked up in what
-  ONNX Runtime makes of the file, and therefore only where CUDA is there.
+- *metadata* (error where a note is damaged, warning where it is missing): the file says what wrote it, from which plan
+  and how (:mod:`afm_fx.recipe`).
+- *copies* (error): on CUDA, ONNX Runtime copies nothing between host and device inside the model. It is looked up in
+  what ONNX Runtime makes of the file, and therefore only where CUDA is there.
 """
 
 from __future__ import annotations

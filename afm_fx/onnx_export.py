@@ -22,20 +22,18 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import ExportError, UserError
 from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
+from afm_fx.onnx_signature import batched_inputs, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call, random_inputs
-from afm_fx.recipe import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe
 from afm_fx.tables import render_table
-from afm_fx.version import __version__
-from passes.graph_tools import clone_graph_module, shape_of
+from passes.graph_tools import clone_graph_module
 from passes.unpool_bags import UnpoolBags
 
 EXTERNAL_DATA_BYTES = 1_500_000_000
@@ -253,63 +251,12 @@ def _translate(program: Program) -> ir.Model:
     model: ir.Model = onnx_program.model
     _name_batch_axis(model, program, inputs)
     _drop_bookkeeping(model)
-    _sign(model, program, inputs, outputs)
+    sign(model, program_recipe(program, inputs, outputs))
     if program.original_inputs is not None:
         mapping = program.original_inputs.mapping
         mapping = mapping if program.dtype is None else mapping.with_floats(program.dtype)
         model.metadata_props[METADATA_KEY] = mapping.to_json()
     return model
-
-
-def _sign(model: ir.Model, program: Program, inputs: list[str], outputs: list[str]) -> None:
-    """Notes what wrote the file, from which plan and how."""
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    sizes = [leaf.shape[0] for leaf, flag in zip(leaves, program.batched, strict=True) if flag]
-    rows = None if program.dynamic_batch or not sizes else int(sizes[0])
-    results = batched_outputs(program)
-    note = FileRecipe(
-        program.recipe,
-        made_by=f"{PRODUCER} {__version__}",
-        exporter=f"torch {torch.__version__.partition('+')[0]}",
-        batch_size=rows,
-        batched_inputs=tuple(sorted(_batched_inputs(program, inputs), key=inputs.index)),
-        batched_outputs=None
-        if results is None
-        else tuple(name for name, flag in zip(outputs, results, strict=True) if flag),
-    )
-    sign(model, note)
-
-
-def sign(model: ir.Model, note: FileRecipe) -> None:
-    """Writes a recipe, the plan's digest and the producer into a model."""
-    model.producer_name, model.producer_version = PRODUCER, __version__
-    model.metadata_props[RECIPE_KEY] = note.to_json()
-    model.metadata_props.pop(PLAN_KEY, None)
-    if note.recipe.plan is not None:
-        model.metadata_props[PLAN_KEY] = note.recipe.plan
-
-
-def batched_outputs(program: Program) -> tuple[bool, ...] | None:
-    """For every output tensor, whether its axis 0 is the batch; None where the graph does not tell."""
-    flags = program.batched
-    shapes = [shape_of(node) for node, flag in zip(program.placeholders(), flags, strict=True) if flag]
-    symbols = {str(shape[0]) for shape in shapes if shape}
-    (result,) = (node for node in program.graph_module.graph.nodes if node.op == "output")
-    found = []
-    for leaf in pytree.tree_leaves(result.args[0]):
-        if not isinstance(leaf, Node):
-            continue
-        shape = shape_of(leaf)
-        if shape is None:
-            return None
-        found.append(bool(shape) and str(shape[0]) in symbols)
-    return tuple(found)
-
-
-def _batched_inputs(program: Program, inputs: list[str]) -> set[str]:
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    flags = [flag for leaf, flag in zip(leaves, program.batched, strict=True) if isinstance(leaf, Tensor)]
-    return {name for name, flag in zip(inputs, flags, strict=True) if flag}
 
 
 def _input_names(program: Program) -> list[str]:
@@ -352,7 +299,7 @@ def _unique(name: str, taken: list[str]) -> str:
 
 def _name_batch_axis(model: ir.Model, program: Program, inputs: list[str]) -> None:
     """Calls the batch axis "batch" wherever its exporter-given symbol stands."""
-    batched = _batched_inputs(program, inputs)
+    batched = batched_inputs(program, inputs)
     first_axes = [value.shape[0] for value in model.graph.inputs if value.name in batched and value.shape is not None]
     symbols = {str(axis.value) for axis in first_axes if isinstance(axis, ir.SymbolicDim)}
     if not symbols:

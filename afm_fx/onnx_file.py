@@ -1,16 +1,15 @@
 """Reads an ONNX file without its external weights, and refuses what it must not lead a runtime to.
 
-An ONNX file may name other files that hold its weights. A runtime opens them by the names, offsets and lengths that the
-file gives, so whoever writes the file chooses what is read. Here they are looked at before anything else reads the file:
-every name must lead, symbolic links resolved, to a regular file in the folder of the ONNX file, and every piece must lie
-inside that file and be as long as the tensor's shape and type say. Tensors inside the file must be as long as they say,
-too. Nothing is executed, and no weight is read.
+An ONNX file may name other files that hold its weights. A runtime opens them by the names, offsets and lengths that
+the file gives, so whoever writes the file chooses what is read. Here they are looked at before anything else reads the
+file: every name must lead, symbolic links resolved, to a regular file in the folder of the ONNX file, and every piece
+must lie inside that file and be as long as the tensor's shape and type say. Tensors inside the file must be as long as
+they say, too. Nothing is executed, and no weight in another file is read.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -189,7 +188,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
 
 def _external_problem(folder: Path, piece: ExternalPiece) -> Problem | None:
     try:
-        size = os.stat(external_file(folder, piece.location)).st_size
+        size = external_file(folder, piece.location).stat().st_size
     except UnsafeFileError as error:
         return Problem(piece.tensor, str(error), unsafe=True)
     except (FileFormatError, OSError) as error:

@@ -74,7 +74,7 @@ def feed_of(session: Any, batch: Inputs) -> dict[str, Any]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
-def check_tensor(value: Any, tensor: Tensor, *, free_rows: bool = False) -> None:
+def check_tensor(value: Any, tensor: Any, *, free_rows: bool = False) -> None:
     """Refuses a tensor that an input does not take.
 
     Args:
@@ -85,6 +85,8 @@ def check_tensor(value: Any, tensor: Tensor, *, free_rows: bool = False) -> None
     Raises:
         BatchError: another shape or number format; the message begins with "takes".
     """
+    if not isinstance(tensor, Tensor):
+        raise BatchError(f"takes input '{value.name}' as a tensor, the batch holds a {type(tensor).__name__}")
     shape = list(tensor.shape)
     fits = len(shape) == len(value.shape) and all(
         not isinstance(size, int) or size == given or (free_rows and axis == 0)

@@ -140,7 +140,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """"sha256:..." of what the plan does (:mod:`afm_fx.plan_digest`): the key of a compile cache, say."""
+        """What the plan does, as "sha256:..." (:mod:`afm_fx.plan_digest`): the key of a compile cache, say."""
         return plan_digest(self.sites, self.factors, self.units)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:

@@ -1,9 +1,9 @@
 """A plan's digest: the same for plans that make the same program of the same model.
 
-What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers, and the hidden
-units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not, so that a later release
-whose plans tell more computes the same digest, and neither does the order of anything but the sites. The digest is
-SHA-256 over one line of canonical JSON and the tensors' bytes, little-endian, in the order of their names.
+What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers, and the
+hidden units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not, so that a later
+release whose plans tell more computes the same digest, and neither does the order of anything but the sites. The digest
+is SHA-256 over one line of canonical JSON and the tensors' bytes, little-endian, in the order of their names.
 """
 
 from __future__ import annotations

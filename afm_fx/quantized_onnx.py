@@ -28,14 +28,14 @@ import torch
 from afm_fx.errors import BatchError, ExportError, MissingPackageError, UserError
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_check import refuse_findings
-from afm_fx.onnx_export import EXTERNAL_DATA_BYTES, sign
+from afm_fx.onnx_export import EXTERNAL_DATA_BYTES
 from afm_fx.onnx_inputs import onnx_input_examples, random_onnx_inputs
 from afm_fx.onnx_parity import check_file, short_reason
 from afm_fx.onnx_sessions import feed_of, open_session
+from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
-from afm_fx.recipe import PRODUCER, FileRecipe, Recipe, file_recipe
+from afm_fx.recipe import FileRecipe, Recipe, file_recipe
 from afm_fx.tables import render_table
-from afm_fx.version import __version__
 
 SMALLEST_WEIGHT = 4096
 """Linears of fewer weights stay as they are: quantising what flows in costs more than the product."""
@@ -141,6 +141,8 @@ def quantize_onnx(
         quantized = _quantized(model, [name for name, _ in kept], reduce_range=reduce_range)
         _sign(quantized, model, reduce_range=reduce_range)
         external = _weight_bytes(quantized) > min(external_data_bytes, EXTERNAL_DATA_BYTES)
+        if not external:
+            _load_weights(quantized.graph)  # tables that were set aside may lie beside the float file
         staged = staging / target.name
         ir.save(quantized, staged, external_data=_data_path(staged).name if external else None)
         operators = _operators(quantized)
@@ -227,7 +229,7 @@ def _quantized(model: ir.Model, kept: list[str], *, reduce_range: bool) -> ir.Mo
 def _sign(quantized: ir.Model, model: ir.Model, *, reduce_range: bool) -> None:
     """Adds the step to the recipe of the float file; one that has none gets one that begins here."""
     source = f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip()
-    known = file_recipe(model.metadata_props) or FileRecipe(Recipe(), made_by=f"{PRODUCER} {__version__}", exporter=source)
+    known = file_recipe(model.metadata_props) or FileRecipe(Recipe(), made_by=MADE_BY, exporter=source)
     sign(quantized, replace(known, recipe=known.recipe.then("Linears in int8", reduce_range=reduce_range)))
 
 

@@ -11,8 +11,8 @@ for a dense one), and ``afm_fx.recipe``, JSON::
      "batched": {"inputs": ["ids", "dense"], "outputs": ["output"]},
      "steps": [{"step": "apply plan"}, {"step": "pack", "out_of_range": "unchecked"}]}
 
-``batch_size`` is null for a free one. ``batched`` names the inputs and outputs whose axis 0 is the batch; it is null where
-that is not known. Nothing in it depends on when or where it was written.
+``batch_size`` is null for a free one. ``batched`` names the inputs and outputs whose axis 0 is the batch; it is null
+where that is not known. Nothing in it depends on when or where it was written.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ into pieces. A file with a free batch size and no buckets takes every batch as i
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from afm_fx.bucket import Bucket, Device
-from afm_fx.errors import BatchError, ProviderError, UserError
+from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError
 from afm_fx.execution_providers import (
     Provider,
     check_threads,
@@ -40,8 +41,8 @@ WARM_UP_ROWS = 2
 class Session:
     """An exported model, loaded and warm.
 
-    One thread or many may call :meth:`run`; calls of one bucket wait for each other. Weights that lie in a file of their
-    own are mapped by the operating system and not copied, by all bucket files the same ones.
+    One thread or many may call :meth:`run`; calls of one bucket wait for each other. Weights that lie in a file of
+    their own are mapped by the operating system and not copied, by all bucket files the same ones.
 
     Attributes:
         path: what was opened.
@@ -94,55 +95,46 @@ class Session:
         if warm_up < 1:
             raise UserError(f"a session is warmed up with at least 1 call, got {warm_up}")
         files = session_files(self.path)
-        sizes = _bucket_sizes(files, buckets)
-        _check_graphs(self.provider, sizes, cuda_graph=cuda_graph)
-        self._runtime = import_runtime(self.path)
-        kind = require_provider(self._runtime, self.provider)
         self._file = files[0]
         self.inputs: tuple[FileValue, ...] = self._file.inputs
         self.outputs: tuple[FileValue, ...] = self._file.outputs
-        self.batch_sizes: tuple[int, ...] = sizes
-        asked = dict(provider_options or {})
-        if kind.device != "cpu":
-            asked.setdefault("device_id", str(device_id))
+        self.batch_sizes: tuple[int, ...] = _bucket_sizes(files, buckets)
+        _check_graphs(self.provider, self.batch_sizes, cuda_graph=cuda_graph)
+        runtime = import_runtime(self.path)
+        kind = require_provider(runtime, self.provider)
+        device = Device(kind.device, 0 if kind.device == "cpu" else device_id)
+        options = dict(provider_options or {})
+        if not device.is_host:
+            options.setdefault("device_id", str(device_id))
         if cuda_graph and kind.graph_option is not None:
-            asked[kind.graph_option] = "1"
+            options[kind.graph_option] = "1"
         sessions = [
             open_inference_session(
-                self._runtime,
-                file.path,
-                self.provider,
-                session_options(self._runtime, threads),
-                asked,
-                model=file.model,
+                runtime, file.path, self.provider, session_options(runtime, threads), options, model=file.model
             )
             for file in files
         ]
         self._session = sessions[0]
         self._values = self._session.get_inputs()
         self._names = [each.name for each in self.inputs]
-        self._buckets: tuple[Bucket, ...] = ()
-        device = Device(kind.device, device_id if kind.device != "cpu" else 0)
         generator = np.random.default_rng(seed)
-        if not sizes:
-            self._warm_up_free(warm_up, generator)
-            return
-        each_file = files * len(sizes) if len(files) == 1 else files
-        each_session = sessions * len(sizes) if len(files) == 1 else sessions
-        made = []
-        for number, (file, session, rows) in enumerate(zip(each_file, each_session, sizes, strict=True)):
-            example = random_feed(file, rows, generator)
-            graph = number + 1 if cuda_graph else None
-            try:
-                bucket = Bucket(self._runtime, session, file, example, rows, device, graph_id=graph)
+        self._buckets: tuple[Bucket, ...] = ()
+        with self._failures():
+            if not self.batch_sizes:
                 for _ in range(warm_up):
-                    bucket.run([torch.from_numpy(example[name]) for name in self._names], rows)
-            except UserError:
-                raise
-            except Exception as error:  # ONNX Runtime's errors derive from nothing common
-                raise self._failed(error) from error
-            made.append(bucket)
-        self._buckets = tuple(made)
+                    self._session.run(None, random_feed(self._file, WARM_UP_ROWS, generator))
+                return
+            made = []
+            for place, rows in enumerate(self.batch_sizes):
+                own = place if len(files) > 1 else 0
+                example = random_feed(files[own], rows, generator)
+                graph = place + 1 if cuda_graph else None
+                bucket = Bucket(runtime, sessions[own], files[own], example, rows=rows, device=device, graph_id=graph)
+                tensors = [torch.from_numpy(example[name]) for name in self._names]
+                for _ in range(warm_up):
+                    bucket.run(tensors, rows)
+                made.append(bucket)
+            self._buckets = tuple(made)
 
     def run(self, batch: Inputs) -> Tensor | dict[str, Tensor]:
         """Runs one batch.
@@ -156,17 +148,13 @@ class Session:
             where the inputs are there and the session has buckets.
 
         Raises:
-            BatchError: a name, shape or number format does not fit, there are no rows, an id is outside its table (where
-                the file checks ids), or the batch must be cut and an output has no batch axis.
+            BatchError: a name, shape or number format does not fit, there are no rows, an id is outside its table
+                (where the file checks ids), or the batch must be cut and an output has no batch axis.
         """
         tensors = self._bind(batch)
         rows = self._rows(tensors)
-        try:
-            results = self._run_free(tensors) if not self._buckets else self._run_buckets(tensors, rows)
-        except UserError:
-            raise
-        except Exception as error:  # ONNX Runtime's errors derive from nothing common
-            raise self._failed(error) from error
+        with self._failures():
+            results = self._run_buckets(tensors, rows) if self._buckets else self._run_free(tensors)
         if len(results) == 1:
             return results[0]
         return dict(zip((each.name for each in self.outputs), results, strict=True))
@@ -212,14 +200,14 @@ class Session:
         missing = [name for name in self._names if name not in batch]
         extra = [name for name in batch if name not in self._names]
         more = "" if mapping is None else f", or the original's {known[1]}"
-        raise BatchError(
-            f"'{self.path.name}' takes inputs {self._names}{more}: missing {missing}, unexpected {extra}"
-        )
+        raise BatchError(f"'{self.path.name}' takes inputs {self._names}{more}: missing {missing}, unexpected {extra}")
 
     def _rows(self, tensors: Sequence[Tensor]) -> int:
         """The batch's rows; 1 where no input carries a batch."""
         sizes = {
-            value.name: int(tensor.shape[0]) for value, tensor in zip(self.inputs, tensors, strict=True) if value.batched
+            value.name: int(tensor.shape[0])
+            for value, tensor in zip(self.inputs, tensors, strict=True)
+            if value.batched
         }
         counts = set(sizes.values())
         if len(counts) > 1:
@@ -238,8 +226,8 @@ class Session:
         whole = [value.name for value in self.outputs if not value.batched]
         if whole:
             raise BatchError(
-                f"'{self.path.name}' cannot run {rows} rows in pieces of {self.batch_sizes[-1]}: output '{whole[0]}' has "
-                "no batch axis. Add a larger bucket"
+                f"'{self.path.name}' cannot run {rows} rows in pieces of {self.batch_sizes[-1]}: output '{whole[0]}' "
+                "has no batch axis. Add a larger bucket"
             )
         pieces = [
             self._smallest(end - start).run(
@@ -256,19 +244,18 @@ class Session:
     def _smallest(self, rows: int) -> Bucket:
         return next(bucket for bucket in self._buckets if bucket.rows >= rows)
 
-    def _warm_up_free(self, calls: int, generator: np.random.Generator) -> None:
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Tells what fails in a run in the caller's terms: on the CPU mostly an id that the file refuses."""
         try:
-            for _ in range(calls):
-                self._session.run(None, random_feed(self._file, self._file.batch_size or WARM_UP_ROWS, generator))
+            yield
+        except AfmFxError:
+            raise
         except Exception as error:  # ONNX Runtime's errors derive from nothing common
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> UserError:
-        """A run's failure in the terms of whoever called: mostly an id that the file itself refuses."""
-        reason = short_reason(error)
-        if self.provider is Provider.CPU:
-            return BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}")
-        return ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}")
+            reason = short_reason(error)
+            if self.provider is Provider.CPU:
+                raise BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}") from error
+            raise ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}") from error
 
 
 def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
@@ -280,8 +267,8 @@ def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
 def random_feed(file: SessionFile, rows: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs that any file takes, by name: uniform numbers in [0, 1), and ids that are known to be valid.
 
-    Those are the ones that a file with typed inputs names, and 0, the first row of a table, where nothing is known. Free
-    sizes other than the batch are 1.
+    Those are the ones that a file with typed inputs names, and 0, the first row of a table, where nothing is known.
+    Free sizes other than the batch are 1.
     """
     feed = {}
     columns = {} if file.mapping is None else {each.name: each.columns or () for each in file.mapping.inputs}
@@ -308,8 +295,8 @@ def _bucket_sizes(files: Sequence[SessionFile], buckets: Sequence[int] | None) -
     sizes = tuple(sorted(check_batch_sizes(buckets)))
     if fixed and sizes != fixed:
         raise UserError(
-            f"'{files[0].path}' takes batches of {', '.join(map(str, fixed))} rows and no others; buckets are for files "
-            "whose batch size is free"
+            f"'{files[0].path}' takes batches of {', '.join(map(str, fixed))} rows and no others; buckets are for "
+            "files whose batch size is free"
         )
     if not any(value.batched for value in files[0].inputs):
         raise UserError(f"'{files[0].path}' has no input with a batch axis, so there is nothing to pad to buckets")

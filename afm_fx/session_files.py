@@ -59,7 +59,9 @@ def session_files(path: Path) -> tuple[SessionFile, ...]:
     stem = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
     buckets = existing_buckets(stem)
     if not buckets:
-        raise FileFormatError(f"there is no file '{path}', and no bucket files '{stem.stem}.batch_*{stem.suffix}' of it")
+        raise FileFormatError(
+            f"there is no file '{path}', and no bucket files '{stem.stem}.batch_*{stem.suffix}' of it"
+        )
     files = sorted((session_file(each) for each in buckets), key=lambda file: file.batch_size or 0)
     for file in files:
         if file.batch_size is None:
@@ -92,6 +94,6 @@ def _check_alike(files: Sequence[SessionFile]) -> None:
     for file in files[1:]:
         if seen(file) != seen(files[0]):
             raise FileFormatError(
-                f"'{file.path.name}' and '{files[0].path.name}' are of different exports: their inputs, outputs or plans "
-                "differ; export all buckets again"
+                f"'{file.path.name}' and '{files[0].path.name}' are of different exports: their inputs, outputs or "
+                "plans differ; export all buckets again"
             )
