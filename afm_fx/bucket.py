@@ -72,7 +72,7 @@ class Slot:
         if tensor.is_cuda and self.direct:
             self.write_on_device(tensor)
             return
-        array = tensor.detach().cpu().numpy()
+        array = tensor.numpy(force=True)
         if self.value.batched:
             self.host[:rows] = array
             self.host[rows:] = array[-1]

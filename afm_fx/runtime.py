@@ -6,11 +6,10 @@ into pieces. A file with a free batch size and no buckets takes every batch as i
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,26 +114,18 @@ class Session:
             for file in files
         ]
         self._session = sessions[0]
-        self._values = self._session.get_inputs()
         self._names = [each.name for each in self.inputs]
-        generator = np.random.default_rng(seed)
+        self._taken = [_Taken(getattr(torch, each.dtype, None), each.shape, each.batched) for each in self.inputs]
         self._buckets: tuple[Bucket, ...] = ()
-        with self._failures():
-            if not self.batch_sizes:
-                for _ in range(warm_up):
-                    self._session.run(None, random_feed(self._file, WARM_UP_ROWS, generator))
-                return
-            made = []
-            for place, rows in enumerate(self.batch_sizes):
-                own = place if len(files) > 1 else 0
-                example = random_feed(files[own], rows, generator)
-                graph = place + 1 if cuda_graph else None
-                bucket = Bucket(runtime, sessions[own], files[own], example, rows=rows, device=device, graph_id=graph)
-                tensors = [torch.from_numpy(example[name]) for name in self._names]
-                for _ in range(warm_up):
-                    bucket.run(tensors, rows)
-                made.append(bucket)
-            self._buckets = tuple(made)
+        try:
+            generator = np.random.default_rng(seed)
+            self._warm_up(
+                runtime, files, sessions, device=device, calls=warm_up, generator=generator, cuda_graph=cuda_graph
+            )
+        except AfmFxError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise self._failed(error) from error
 
     def run(self, batch: Inputs) -> Tensor | dict[str, Tensor]:
         """Runs one batch.
@@ -153,11 +144,40 @@ class Session:
         """
         tensors = self._bind(batch)
         rows = self._rows(tensors)
-        with self._failures():
+        try:
             results = self._run_buckets(tensors, rows) if self._buckets else self._run_free(tensors)
+        except AfmFxError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise self._failed(error) from error
         if len(results) == 1:
             return results[0]
         return dict(zip((each.name for each in self.outputs), results, strict=True))
+
+    def _warm_up(
+        self,
+        runtime: Any,
+        files: Sequence[SessionFile],
+        sessions: Sequence[Any],
+        *,
+        device: Device,
+        calls: int,
+        generator: np.random.Generator,
+        cuda_graph: bool,
+    ) -> None:
+        """Runs random batches, and makes the buckets."""
+        if not self.batch_sizes:
+            for _ in range(calls):
+                self._session.run(None, random_feed(self._file, WARM_UP_ROWS, generator))
+        for place, rows in enumerate(self.batch_sizes):
+            own = place if len(files) > 1 else 0
+            example = random_feed(files[own], rows, generator)
+            graph = place + 1 if cuda_graph else None
+            bucket = Bucket(runtime, sessions[own], files[own], example, rows=rows, device=device, graph_id=graph)
+            tensors = [torch.from_numpy(example[name]) for name in self._names]
+            for _ in range(calls):
+                bucket.run(tensors, rows)
+            self._buckets = (*self._buckets, bucket)
 
     def __repr__(self) -> str:
         """What is served, where."""
@@ -165,29 +185,22 @@ class Session:
         return f"Session('{self.path}', '{self.provider}'{sizes})"
 
     def _bind(self, batch: Inputs) -> list[Tensor]:
-        if isinstance(batch, dict) and len(batch) == len(self._names):
-            tensors = [batch.get(name) for name in self._names]
-            if self._fits(tensors):
-                return tensors
+        """The tensors in the file's order."""
+        if isinstance(batch, dict):
+            tensors = [batch.get(name) for name in self._names] if len(batch) == len(self._names) else []
+        else:
+            tensors = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, tuple) else []
+        # The usual batch fits as it is; whatever does not gets a second look, which tells why.
+        if len(tensors) == len(self._taken) and all(map(_Taken.fits, self._taken, tensors)):
+            return tensors
         self._check_names(batch)
         try:
             tensors = file_tensors(batch, self._names, self._file.mapping)
-            for value, wanted, tensor in zip(self._values, self.inputs, tensors, strict=True):
+            for value, wanted, tensor in zip(self._session.get_inputs(), self.inputs, tensors, strict=True):
                 check_tensor(value, tensor, free_rows=wanted.batched)
         except BatchError as error:
             raise BatchError(f"'{self.path.name}' {error}") from error
         return tensors
-
-    def _fits(self, tensors: Sequence[Any]) -> bool:
-        """Whether tensors need no second look; the usual case, and the fast one."""
-        for value, wanted, tensor in zip(self._values, self.inputs, tensors, strict=True):
-            if not isinstance(tensor, Tensor):
-                return False
-            try:
-                check_tensor(value, tensor, free_rows=wanted.batched)
-            except BatchError:
-                return False
-        return True
 
     def _check_names(self, batch: Inputs) -> None:
         """A dict is bound by name: one with other names is a mistake, not a list of inputs."""
@@ -204,20 +217,18 @@ class Session:
 
     def _rows(self, tensors: Sequence[Tensor]) -> int:
         """The batch's rows; 1 where no input carries a batch."""
-        sizes = {
-            value.name: int(tensor.shape[0])
-            for value, tensor in zip(self.inputs, tensors, strict=True)
-            if value.batched
-        }
-        counts = set(sizes.values())
-        if len(counts) > 1:
-            raise BatchError(f"'{self.path.name}' takes one batch size, but the inputs disagree on it: {sizes}")
-        if 0 in counts:
+        sizes = [tensor.shape[0] for taken, tensor in zip(self._taken, tensors, strict=True) if taken.batched]
+        rows = sizes[0] if sizes else 1
+        if any(size != rows for size in sizes):
+            names = [value.name for value in self.inputs if value.batched]
+            shown = dict(zip(names, sizes, strict=True))
+            raise BatchError(f"'{self.path.name}' takes one batch size, but the inputs disagree on it: {shown}")
+        if rows == 0:
             raise BatchError(f"'{self.path.name}' takes at least one row, the batch is empty (0 rows)")
-        return counts.pop() if counts else 1
+        return rows
 
     def _run_free(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(self._names, tensors, strict=True)}
+        feed = {name: tensor.numpy(force=True) for name, tensor in zip(self._names, tensors, strict=True)}
         return [torch.from_numpy(result) for result in self._session.run(None, feed)]
 
     def _run_buckets(self, tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
@@ -244,18 +255,26 @@ class Session:
     def _smallest(self, rows: int) -> Bucket:
         return next(bucket for bucket in self._buckets if bucket.rows >= rows)
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Tells what fails in a run in the caller's terms: on the CPU mostly an id that the file refuses."""
-        try:
-            yield
-        except AfmFxError:
-            raise
-        except Exception as error:  # ONNX Runtime's errors derive from nothing common
-            reason = short_reason(error)
-            if self.provider is Provider.CPU:
-                raise BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}") from error
-            raise ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}") from error
+    def _failed(self, error: Exception) -> UserError:
+        """What failed in a run, in the caller's terms: on the CPU mostly an id that the file refuses."""
+        reason = short_reason(error)
+        if self.provider is Provider.CPU:
+            return BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}")
+        return ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}")
+
+
+class _Taken(NamedTuple):
+    """What an input takes, as it is compared with every batch's."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int | str, ...]
+    batched: bool
+
+    def fits(self, tensor: Any) -> bool:
+        """Whether a tensor is of this format and shape; False also where a closer look is needed."""
+        if not isinstance(tensor, Tensor) or tensor.dtype is not self.dtype or tensor.ndim != len(self.shape):
+            return False
+        return tensor.shape[self.batched :] == self.shape[self.batched :]
 
 
 def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:

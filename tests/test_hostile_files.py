@@ -189,6 +189,7 @@ class Touches:
         return Path.touch, (self.target,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.safetensors", "model.npz", "model.npy", "model.onnx"])
 def test_nothing_of_a_pickle_is_executed_whatever_it_is_called(tmp_path, name):
     target = tmp_path / "touched"

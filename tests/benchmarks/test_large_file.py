@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.large_file_command import EXPORT_COLUMNS, SERVE_COLUMNS, export_rows, serve_rows
-from benchmarks.large_file_memory import ExportMemory, ServeMemory, export_apart, serve_apart
+from benchmarks.large_file_memory import KINDS, ExportMemory, ServeMemory, main
 
 
 def test_ratios_are_in_sizes_of_the_file() -> None:
@@ -23,11 +24,18 @@ def test_ratios_are_in_sizes_of_the_file() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux tells")
-def test_fresh_processes_export_and_serve_a_small_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_half_measures_and_prints_what_a_small_table_takes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
-    exported = export_apart("buckets", 2000, 16, tmp_path)
+    printed = []
+    for half in ("export", "serve"):
+        main(half, kind, 2000, 16, tmp_path)
+        printed.append(json.loads(capsys.readouterr().out))
+    exported, served = ExportMemory(**printed[0]), ServeMemory(**printed[1])
     assert 2000 * 16 * 4 < exported.file_bytes < 2 * 2000 * 16 * 4
     assert exported.difference < 1e-5
-    served = serve_apart("buckets", 2000, 16, tmp_path)
+    assert 0 < exported.before_model <= exported.peak
     assert served.file_bytes == exported.file_bytes
     assert 0 < served.before <= served.peak_open
