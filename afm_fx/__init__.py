@@ -20,6 +20,7 @@ from afm_fx.load_result import LoadResult
 from afm_fx.model_contender import ModelFactory
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
+from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.packing import Packed, PackReport, pack, pack_reported
 from afm_fx.plan import Plan, SitePlan
@@ -34,15 +35,15 @@ from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport
 from afm_fx.report_facts import Recipe, RecipeFile, ReportFacts
+from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
+from afm_fx.version import __version__ as __version__
 from passes import laws
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AotiModel",
@@ -53,6 +54,7 @@ __all__ = [
     "BucketsReport",
     "Budget",
     "Chain",
+    "CheckReport",
     "Compiled",
     "Compressed",
     "CompressionReport",
@@ -60,6 +62,7 @@ __all__ = [
     "Evidence",
     "Explanation",
     "ExportReport",
+    "Finding",
     "Fixed",
     "FullRank",
     "Latency",
@@ -83,6 +86,7 @@ __all__ = [
     "Reduced",
     "Refit",
     "ReportFacts",
+    "Session",
     "SiteDrift",
     "SitePlan",
     "Statistics",
@@ -94,8 +98,9 @@ __all__ = [
     "calibrate",
     "capture",
     "chains_table",
-    "compare_quality",
+    "check_onnx",
     "compare_benchmarks",
+    "compare_quality",
     "compress",
     "explain",
     "explain_plan",

@@ -1,4 +1,4 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``bench`` and ``load``.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``check``, ``bench`` and ``load``.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """
@@ -14,6 +14,7 @@ from afm_fx import __version__
 from afm_fx.basis import BasisKind
 from afm_fx.bench_command import bench
 from afm_fx.capture import capture
+from afm_fx.check_command import check
 from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, whole_numbers
 from afm_fx.compress_job import CompressJob, run_compress_job
@@ -246,7 +247,7 @@ def compress(
             )
         if evaluation is not None and not (tasks and report is not None):
             raise UserError("--evaluation is measured for --report, on the columns that --labels names")
-        timed = () if report is None or report_batch_sizes == "none" else tuple(_batch_sizes(report_batch_sizes))
+        timed = () if report is None or report_batch_sizes == "none" else tuple(whole_numbers(report_batch_sizes))
         job = CompressJob(
             model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
             None if tables is None else tables.value, aoti, recover_epochs, tasks, report, timed, evaluation,
@@ -275,6 +276,7 @@ def compress(
 
 
 app.command()(sweep)
+app.command()(check)
 app.command()(bench)
 app.command()(load)
 

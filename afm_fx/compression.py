@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -139,7 +139,7 @@ def apply_plan(program: Program, plan: Plan) -> Program:
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
     Canonicalize()(clone)
-    return program.with_graph(clone)
+    return replace(program.with_graph(clone), recipe=program.recipe.with_plan(plan.digest))
 
 
 def _check(planned: SitePlan, site: Site | None) -> None:

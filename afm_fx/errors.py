@@ -44,6 +44,14 @@ class FileFormatError(UserError):
     """A file (checkpoint, statistics, plan, data) is truncated, damaged, or of another kind or version."""
 
 
+class UnsafeFileError(FileFormatError):
+    """A file would make its reader read or execute what does not belong to it: data outside its folder, a pickle."""
+
+
+class ProviderError(UserError):
+    """An execution provider is not there, or cannot run the whole file; the message says what is and what to do."""
+
+
 class OutputExistsError(UserError):
     """An output path exists already and overwriting was not asked for."""
 

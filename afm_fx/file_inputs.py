@@ -12,14 +12,15 @@ from afm_fx.input_mapping import InputMapping
 from afm_fx.inputs import Inputs
 
 
-def file_tensors(batch: Inputs, names: Sequence[str], note: str | None) -> list[Tensor]:
+def file_tensors(batch: Inputs, names: Sequence[str], note: str | InputMapping | None) -> list[Tensor]:
     """The tensors that a file takes, in its order.
 
     Args:
         batch: a dict of exactly the file's names, or tensors in its order; for a file with typed inputs, a batch of
             the original's too.
         names: the file's inputs.
-        note: what the file's metadata say on typed inputs (:mod:`afm_fx.input_mapping`), None for plain inputs.
+        note: what the file's metadata say on typed inputs (:mod:`afm_fx.input_mapping`), read already or not; None for
+            plain inputs.
 
     Raises:
         BatchError: another number of inputs, or no valid ids; the message begins with a verb.
@@ -32,11 +33,11 @@ def file_tensors(batch: Inputs, names: Sequence[str], note: str | None) -> list[
     return tensors
 
 
-def _converted(batch: Inputs, names: Sequence[str], note: str | None) -> list[Tensor] | None:
+def _converted(batch: Inputs, names: Sequence[str], note: str | InputMapping | None) -> list[Tensor] | None:
     """The typed inputs of a batch of the original's; None where the file has none, or the batch is typed."""
     if note is None:
         return None
-    mapping = InputMapping.from_json(note)
+    mapping = InputMapping.from_json(note) if isinstance(note, str) else note
     originals = [each.name for each in mapping.originals]
     tensors = _tensors(batch, originals)
     if [tuple(each.shape[1:]) for each in tensors] != [each.shape for each in mapping.originals]:

@@ -27,7 +27,9 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import ExportError, UserError
 from afm_fx.exported_program import exported
 from afm_fx.input_mapping import METADATA_KEY
+from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
+from afm_fx.onnx_signature import batched_inputs, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call, random_inputs
@@ -181,6 +183,7 @@ def staged_export(
     operators = _standard_operators(model)
     rows = parity_rows(program) if batch_size is None else (batch_size,)
     difference = None
+    refuse_findings(path)
     if check:
         check_file(path)
         difference = check_parity(program, path, tolerance=tolerance, seed=seed, rows=rows)
@@ -245,6 +248,7 @@ def _translate(program: Program) -> ir.Model:
     model: ir.Model = onnx_program.model
     _name_batch_axis(model, program, inputs)
     _drop_bookkeeping(model)
+    sign(model, program_recipe(program, inputs, outputs))
     if program.original_inputs is not None:
         mapping = program.original_inputs.mapping
         mapping = mapping if program.dtype is None else mapping.with_floats(program.dtype)
@@ -292,9 +296,7 @@ def _unique(name: str, taken: list[str]) -> str:
 
 def _name_batch_axis(model: ir.Model, program: Program, inputs: list[str]) -> None:
     """Calls the batch axis "batch" wherever its exporter-given symbol stands."""
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    flags = [flag for leaf, flag in zip(leaves, program.batched, strict=True) if isinstance(leaf, Tensor)]
-    batched = {name for name, flag in zip(inputs, flags, strict=True) if flag}
+    batched = batched_inputs(program, inputs)
     first_axes = [value.shape[0] for value in model.graph.inputs if value.name in batched and value.shape is not None]
     symbols = {str(axis.value) for axis in first_axes if isinstance(axis, ir.SymbolicDim)}
     if not symbols:

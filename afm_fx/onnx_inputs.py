@@ -7,13 +7,12 @@ from pathlib import Path
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from afm_fx.data_files import DataFile
-from afm_fx.errors import FileFormatError
 from afm_fx.file_batches import match_columns
 from afm_fx.input_mapping import METADATA_KEY, InputMapping
+from afm_fx.onnx_file import read_safe_onnx
 
 
 def onnx_input_examples(path: Path) -> list[tuple[str, Tensor]]:
@@ -22,7 +21,7 @@ def onnx_input_examples(path: Path) -> list[tuple[str, Tensor]]:
     Raises:
         FileFormatError: there is no such file, or it is no ONNX file.
     """
-    model = _load(path)
+    model = read_safe_onnx(path)
     constants = {constant.name for constant in model.graph.initializer}
     examples = []
     for value in model.graph.input:
@@ -52,7 +51,7 @@ def traffic_examples(
     Raises:
         FileFormatError: see :func:`onnx_input_examples`, or the metadata are damaged.
     """
-    mappings = {path: mapping_of(_load(path)) for path in paths}
+    mappings = {path: mapping_of(read_safe_onnx(path)) for path in paths}
     typed = next(((path, mapping) for path, mapping in mappings.items() if mapping is not None), None)
     if typed is None:
         return onnx_input_examples(paths[0]), None
@@ -76,18 +75,6 @@ def mapping_of(model: onnx.ModelProto) -> InputMapping | None:
     """
     notes = {entry.key: entry.value for entry in model.metadata_props}
     return InputMapping.from_json(notes[METADATA_KEY]) if METADATA_KEY in notes else None
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise FileFormatError(f"there is no ONNX file '{path}'")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: {error}") from error
-    if not model.graph.node:
-        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: it holds no operators")
-    return model
 
 
 def inputs_from_file(file: DataFile, examples: list[tuple[str, Tensor]], rows: int) -> dict[str, Tensor]:

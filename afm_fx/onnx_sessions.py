@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afm_fx.errors import BatchError, FileFormatError, MissingPackageError
+from afm_fx.errors import BatchError, FileFormatError, ProviderError
+from afm_fx.execution_providers import KINDS, Provider, import_runtime, open_inference_session
 from afm_fx.file_inputs import file_tensors
 from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.inputs import Inputs
 
-_ONNX_TYPES = {
+ONNX_TYPES = {
     torch.float32: "tensor(float)", torch.float64: "tensor(double)", torch.float16: "tensor(float16)",
     torch.bfloat16: "tensor(bfloat16)", torch.bool: "tensor(bool)", torch.uint8: "tensor(uint8)",
     torch.int8: "tensor(int8)", torch.int16: "tensor(int16)", torch.int32: "tensor(int32)",
@@ -21,11 +22,11 @@ _ONNX_TYPES = {
 }  # fmt: skip
 
 
-CPU = "CPUExecutionProvider"
+CPU = KINDS[Provider.CPU].name
 
 
 def open_session(path: Path, threads: int, provider: str = CPU) -> Any:
-    """An ONNX Runtime session.
+    """An ONNX Runtime session that runs on one provider (see :mod:`afm_fx.execution_providers`).
 
     Args:
         path: the ONNX file.
@@ -33,27 +34,28 @@ def open_session(path: Path, threads: int, provider: str = CPU) -> Any:
         provider: ONNX Runtime's name of the execution provider.
 
     Raises:
-        FileFormatError: there is no such file, or ONNX Runtime cannot load it.
+        FileFormatError: there is no such file, ONNX Runtime cannot load it, or it refers to weights that are not all
+            there or lie outside its folder.
         MissingPackageError: ONNX Runtime is not installed.
+        ProviderError: the provider is not there, or does not run the whole file.
     """
     if not path.is_file():
         raise FileFormatError(f"there is no file '{path}'")
-    try:
-        import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); programs run without it
-    except ImportError as error:
-        raise MissingPackageError(
-            f"'{path}' is an ONNX file, but ONNX Runtime is not installed: install afm-fx[cpu] or afm-fx[gpu]"
-        ) from error
-    options = onnxruntime.SessionOptions()
+    runtime = import_runtime(path)
+    chosen = next((each for each, kind in KINDS.items() if kind.name == provider), None)
+    if chosen is None:
+        raise ProviderError(f"there is no provider '{provider}'; there are {', '.join(k.name for k in KINDS.values())}")
+    return open_inference_session(runtime, path, chosen, session_options(runtime, threads))
+
+
+def session_options(runtime: Any, threads: int) -> Any:
+    """``SessionOptions`` of so many threads within an operator; operators run one after the other."""
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # ONNX Runtime's errors derive from nothing common
-        reason = " ".join(str(error).split())[:300]
-        raise FileFormatError(f"ONNX Runtime cannot load '{path}': {reason}") from error
+    return options
 
 
 def feed_of(session: Any, batch: Inputs) -> dict[str, Any]:
@@ -68,16 +70,29 @@ def feed_of(session: Any, batch: Inputs) -> dict[str, Any]:
     names = [value.name for value in wanted]
     tensors = file_tensors(batch, names, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY))
     for value, tensor in zip(wanted, tensors, strict=True):
-        _check(value, tensor)
+        check_tensor(value, tensor)
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
-def _check(value: Any, tensor: Tensor) -> None:
+def check_tensor(value: Any, tensor: Any, *, free_rows: bool = False) -> None:
+    """Refuses a tensor that an input does not take.
+
+    Args:
+        value: the input as ONNX Runtime describes it.
+        tensor: what is given for it.
+        free_rows: accept any length of axis 0.
+
+    Raises:
+        BatchError: another shape or number format; the message begins with "takes".
+    """
+    if not isinstance(tensor, Tensor):
+        raise BatchError(f"takes input '{value.name}' as a tensor, the batch holds a {type(tensor).__name__}")
     shape = list(tensor.shape)
     fits = len(shape) == len(value.shape) and all(
-        not isinstance(size, int) or size == given for size, given in zip(value.shape, shape, strict=True)
+        not isinstance(size, int) or size == given or (free_rows and axis == 0)
+        for axis, (size, given) in enumerate(zip(value.shape, shape, strict=True))
     )
-    kind = _ONNX_TYPES.get(tensor.dtype)
+    kind = ONNX_TYPES.get(tensor.dtype)
     if not fits or kind != value.type:
         raise BatchError(
             f"takes input '{value.name}' as {value.type} {value.shape}, the batch holds {kind or tensor.dtype} {shape}"

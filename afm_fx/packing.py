@@ -120,7 +120,11 @@ def pack_reported(
     choice = OutOfRange(out_of_range)
     served = serve(program.graph_module, out_of_range=choice, free_sources=free_sources)
     bounds = tuple(bound for table in served.tables for bound in table.bounds) if choice in _REFUSED else ()
-    packed = replace(program.with_graph(served.module), id_bounds=(*program.id_bounds, *bounds))
+    packed = replace(
+        program.with_graph(served.module),
+        id_bounds=(*program.id_bounds, *bounds),
+        recipe=program.recipe.then("pack", out_of_range=choice.value),
+    )
     if inputs == InputKind.TYPED:
         packed = split_inputs(packed)
     after = _counts(packed)

@@ -9,6 +9,7 @@ from typing import Any
 
 from afm_fx.coverage import Coverage
 from afm_fx.evidence import Evidence
+from afm_fx.plan_digest import plan_digest, plan_tensors
 from afm_fx.tables import render_table
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from passes.drop_units import Units
@@ -139,23 +140,18 @@ class Plan:
             )
         yield from (each.sentence() for each in self.evidence)
 
+    @property
+    def digest(self) -> str:
+        """What the plan does, as "sha256:..." (:mod:`afm_fx.plan_digest`): the key of a compile cache, say."""
+        return plan_digest(self.sites, self.factors, self.units)
+
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the plan as safetensors.
 
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.
         """
-        tensors = {}
-        for name, factor in self.factors.items():
-            parts = {
-                "encoder": factor.encoder,
-                "decoder": factor.decoder,
-                "shift": factor.shift,
-                "offset": factor.offset,
-            }
-            tensors.update({f"{name}/{part}": tensor for part, tensor in parts.items() if tensor is not None})
-        for name, units in self.units.items():
-            tensors[f"{name}/kept_units"], tensors[f"{name}/unit_constants"] = units.kept, units.constants
+        tensors = plan_tensors(self.factors, self.units)
         header = {
             "sites": [asdict(site) for site in self.sites],
             "units": list(self.units),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import BatchError
 from afm_fx.input_mapping import OriginalInputs
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
+from afm_fx.recipe import Recipe
 from passes.graph_tools import clone_graph_module, convert_dtype
 from passes.id_bounds import IdBound
 from passes.sites import site_name
@@ -38,6 +39,7 @@ class Program:
         dtype: the floating dtype that floating inputs are cast to, or None for "as given".
         id_bounds: the valid ids of input columns that read packed tables, where nothing else would notice others.
         original_inputs: for a program with typed inputs, what it took before and how that is converted.
+        recipe: what was done to the captured model; exported files carry it.
     """
 
     graph_module: GraphModule
@@ -51,6 +53,7 @@ class Program:
     dtype: torch.dtype | None = None
     id_bounds: tuple[IdBound, ...] = ()
     original_inputs: OriginalInputs | None = None
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program. Takes the original model's inputs and returns what the original returns.
@@ -147,7 +150,8 @@ class Program:
         """A copy computing in another floating dtype; floating inputs are cast on the way in."""
         if not dtype.is_floating_point:
             raise BatchError(f"Program.to takes a floating dtype, got {dtype}")
-        return replace(self, graph_module=convert_dtype(self.graph_module, dtype), dtype=dtype)
+        recipe = self.recipe.then("dtype", dtype=str(dtype).removeprefix("torch."))
+        return replace(self, graph_module=convert_dtype(self.graph_module, dtype), dtype=dtype, recipe=recipe)
 
     def with_graph(self, graph_module: GraphModule) -> Program:
         """The same program around another graph module with the same inputs and outputs."""

@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ import torch
 
 from afm_fx.errors import BatchError, ExportError, MissingPackageError, UserError
 from afm_fx.inputs import Inputs
+from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_export import EXTERNAL_DATA_BYTES
 from afm_fx.onnx_inputs import onnx_input_examples, random_onnx_inputs
 from afm_fx.onnx_parity import check_file, short_reason
 from afm_fx.onnx_sessions import feed_of, open_session
+from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
+from afm_fx.recipe import FileRecipe, Recipe, file_recipe
 from afm_fx.tables import render_table
 
 SMALLEST_WEIGHT = 4096
@@ -136,10 +139,14 @@ def quantize_onnx(
     kept = _kept(model, smallest_weight)
     with staged_outputs(target.parent, names) as staging:
         quantized = _quantized(model, [name for name, _ in kept], reduce_range=reduce_range)
+        _sign(quantized, model, reduce_range=reduce_range)
         external = _weight_bytes(quantized) > min(external_data_bytes, EXTERNAL_DATA_BYTES)
+        if not external:
+            _load_weights(quantized.graph)  # tables that were set aside may lie beside the float file
         staged = staging / target.name
         ir.save(quantized, staged, external_data=_data_path(staged).name if external else None)
         operators = _operators(quantized)
+        refuse_findings(staged)
         check_file(staged)
         rows, largest, rmse = _difference(source, staged, batch)
         size = sum(file.stat().st_size for file in staging.iterdir())
@@ -217,6 +224,13 @@ def _quantized(model: ir.Model, kept: list[str], *, reduce_range: bool) -> ir.Mo
     quantized.metadata_props.clear()
     quantized.metadata_props.update(model.metadata_props)  # how typed inputs are made, for one
     return quantized
+
+
+def _sign(quantized: ir.Model, model: ir.Model, *, reduce_range: bool) -> None:
+    """Adds the step to the recipe of the float file; one that has none gets one that begins here."""
+    source = f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip()
+    known = file_recipe(model.metadata_props) or FileRecipe(Recipe(), made_by=MADE_BY, exporter=source)
+    sign(quantized, replace(known, recipe=known.recipe.then("Linears in int8", reduce_range=reduce_range)))
 
 
 def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -104,6 +105,9 @@ def recover(
     if state.best == 0:
         student, parameters = with_own_copies(program, chosen)
     set_values(parameters, state.best_values)
+    if state.best > 0:
+        recipe = program.recipe.then("recover", epochs=state.best, labels=labels, activation=activation, seed=seed)
+        student = replace(student, recipe=recipe)
     return Recovered(student, report)
 
 

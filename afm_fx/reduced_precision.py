@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -139,7 +139,8 @@ def reduce_precision(
         reduction = ReduceTables(TableFormat(tables), smallest_bytes=smallest_bytes)
         reduction(module)
         reduced, kept = reduction.reduced, reduction.kept
-    result = program.with_graph(module)
+    recipe = program.recipe.then("tables", format=str(tables), reduced=len(reduced)) if reduced else program.recipe
+    result = replace(program.with_graph(module), recipe=recipe)
     error = None if batches is None else output_error(result, program, batches)
     return Reduced(result, PrecisionReport(program.state_bytes(), result.state_bytes(), reduced, kept, error))
 

@@ -23,6 +23,11 @@ def peak_bytes() -> int:
     return _status("VmHWM")
 
 
+def mapped_bytes() -> int:
+    """Bytes resident now that are pages of mapped files."""
+    return _status("RssFile")
+
+
 def reset_peak() -> None:
     """Starts a new peak at what is resident now."""
     _CLEAR.write_text("5", encoding="ascii")

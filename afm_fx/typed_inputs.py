@@ -97,6 +97,7 @@ def split_inputs(program: Program) -> Program:
         id_bounds=bounds,
         original_inputs=before,
         warnings=_without_collisions(program, module),
+        recipe=program.recipe.then("typed inputs"),
     )
 
 

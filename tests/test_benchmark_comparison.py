@@ -50,7 +50,9 @@ def test_a_regression_of_one_contender_is_named() -> None:
     (line,) = [line for line in found.table().splitlines() if " low " in line]
     assert line.split()[5] == "slower"
     assert line.split()[-1] == "slower"
-    assert "faster" in compare_benchmarks(result(timing("dense", 200.0, 1.0)), result(timing("dense", 100.0, 1.0))).table()
+    assert (
+        "faster" in compare_benchmarks(result(timing("dense", 200.0, 1.0)), result(timing("dense", 100.0, 1.0))).table()
+    )
 
 
 def test_another_machine_other_versions_and_other_threads_are_warned_of() -> None:

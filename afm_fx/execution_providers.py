@@ -1,0 +1,219 @@
+"""ONNX Runtime's execution providers by short names: which are there, what to install, how a session gets one.
+
+A session uses the provider that was chosen, or is not opened. ONNX Runtime falls back in three ways; each is closed:
+
+- It tries another provider where one cannot be created or fails in a run: ``enable_fallback`` and ``disable_fallback``.
+- It logs a warning and goes on with the CPU where a provider's library does not load (a CUDA or cuDNN that is missing
+  or of another version): the session's list of providers is looked at.
+- It gives operators that a provider does not have to the CPU. ``session.disable_cpu_ep_fallback`` would refuse those,
+  but it also refuses operators that only compute *shapes*, which the CUDA provider itself leaves to the CPU, where
+  their results are wanted; every file with a free batch size may hold such. So ONNX Runtime is asked to record which
+  operators it gave to whom, and what the CPU got is accepted only where it depends on nothing but shapes and constants.
+  Releases that cannot record that are told to refuse any operator on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from afm_fx.errors import FileFormatError, MissingPackageError, ProviderError, UserError
+from afm_fx.onnx_file import read_safe_onnx
+
+
+class Provider(StrEnum):
+    """Where a session runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+
+
+@dataclass(frozen=True)
+class ProviderKind:
+    """What is known of a provider.
+
+    Attributes:
+        name: what ONNX Runtime calls it.
+        device: where its tensors lie, as ONNX Runtime calls it.
+        install: what to do where it is missing.
+        graph_option: the provider option that records a CUDA graph, None where it has none.
+    """
+
+    name: str
+    device: str
+    install: str
+    graph_option: str | None = None
+
+
+KINDS: Mapping[Provider, ProviderKind] = {
+    Provider.CPU: ProviderKind("CPUExecutionProvider", "cpu", "install afm-fx[cpu]"),
+    Provider.CUDA: ProviderKind(
+        "CUDAExecutionProvider",
+        "cuda",
+        "install afm-fx[gpu] in an environment without onnxruntime (the two are one module), and the CUDA and cuDNN "
+        "that it names",
+        "enable_cuda_graph",
+    ),
+    Provider.TENSORRT: ProviderKind(
+        "TensorrtExecutionProvider",
+        "cuda",
+        "install afm-fx[gpu] in an environment without onnxruntime (the two are one module), and the package tensorrt "
+        "of the version that it names",
+        "trt_cuda_graph_enable",
+    ),
+    Provider.OPENVINO: ProviderKind(
+        "OpenVINOExecutionProvider",
+        "cpu",
+        "install the package onnxruntime-openvino in an environment without onnxruntime and onnxruntime-gpu (all three "
+        "are one module)",
+    ),
+}
+
+_SHAPES_OF = frozenset({"Shape", "Size"})
+"""Operators that look at the shape of what they take and at nothing else."""
+
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+REFUSE_CPU = "session.disable_cpu_ep_fallback"
+
+
+def provider_of(name: str | Provider) -> Provider:
+    """The provider of that name.
+
+    Raises:
+        ProviderError: there is none.
+    """
+    known = [each.value for each in Provider]
+    if name not in known:
+        raise ProviderError(f"there is no provider '{name}'; there are {', '.join(known)}")
+    return Provider(name)
+
+
+def import_runtime(path: Path) -> Any:
+    """The module ``onnxruntime``.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); programs run without it
+    except ImportError as error:
+        raise MissingPackageError(
+            f"'{path}' is an ONNX file, but ONNX Runtime is not installed: install afm-fx[cpu] or afm-fx[gpu]"
+        ) from error
+    return onnxruntime
+
+
+def require_provider(runtime: Any, provider: Provider) -> ProviderKind:
+    """What is known of a provider that this ONNX Runtime has.
+
+    Raises:
+        ProviderError: it does not have it; the message says which it has and what to install.
+    """
+    kind = KINDS[provider]
+    available = runtime.get_available_providers()
+    if kind.name not in available:
+        raise ProviderError(
+            f"provider '{provider}' is not in the installed ONNX Runtime {runtime.__version__}, which has "
+            f"{', '.join(available_names(available))}; {kind.install}"
+        )
+    return kind
+
+
+def available_names(available: Collection[str]) -> list[str]:
+    """Short names of the providers that this package knows, of ONNX Runtime's names."""
+    return [provider.value for provider, kind in KINDS.items() if kind.name in available]
+
+
+def open_inference_session(
+    runtime: Any,
+    path: Path,
+    provider: Provider,
+    options: Any,
+    provider_options: Mapping[str, str] | None = None,
+    *,
+    model: onnx.ModelProto | None = None,
+) -> Any:
+    """An ``InferenceSession`` that runs on one provider, and on nothing else but for shapes.
+
+    Args:
+        runtime: the module ``onnxruntime``.
+        path: the ONNX file.
+        provider: where to run.
+        options: ``SessionOptions``.
+        provider_options: of the provider, as ONNX Runtime spells them.
+        model: the file's graph where it was read already, after :func:`afm_fx.onnx_file.read_safe_onnx` only.
+
+    Raises:
+        FileFormatError: ONNX Runtime cannot load the file, or it is refused before.
+        ProviderError: the provider is missing, cannot be started, or leaves operators to the CPU.
+    """
+    kind = require_provider(runtime, provider)
+    graph = (read_safe_onnx(path) if model is None else model).graph
+    apart = provider is not Provider.CPU
+    if apart:
+        recorded = hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info")
+        options.add_session_config_entry(RECORD_ASSIGNMENT if recorded else REFUSE_CPU, "1")
+    chosen = [(kind.name, dict(provider_options or {}))]
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors derive from nothing common
+        reason = " ".join(str(error).split())[:300]
+        if apart:
+            raise ProviderError(f"provider '{provider}' cannot open '{path}': {reason}") from error
+        raise FileFormatError(f"ONNX Runtime cannot load '{path}': {reason}") from error
+    session.disable_fallback()
+    if kind.name not in session.get_providers():
+        raise ProviderError(
+            f"provider '{provider}' could not be started, and ONNX Runtime would run '{path}' on "
+            f"{', '.join(session.get_providers())}; {kind.install}"
+        )
+    if apart and recorded:
+        _refuse_cpu_operators(session, graph, provider, path)
+    return session
+
+
+def _refuse_cpu_operators(session: Any, graph: onnx.GraphProto, provider: Provider, path: Path) -> None:
+    shapes = shape_operators(graph)
+    left = [name for name in cpu_operators(session) if name not in shapes]
+    if left:
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        raise ProviderError(
+            f"provider '{provider}' does not run all of '{path}': {len(left)} operators would run on the CPU "
+            f"({shown}). Export with another form of them, or choose another provider"
+        )
+
+
+def cpu_operators(session: Any) -> Iterator[str]:
+    """Names of the operators that were given to the CPU, their types where they have no names."""
+    for part in session.get_provider_graph_assignment_info():
+        if part.ep_name == KINDS[Provider.CPU].name:
+            yield from (node.name or node.op_type for node in part.get_nodes())
+
+
+def shape_operators(graph: onnx.GraphProto) -> set[str]:
+    """Names of the operators whose results depend on nothing but shapes and constants."""
+    known = {each.name for each in graph.initializer}
+    names = set()
+    for node in graph.node:
+        if node.op_type in _SHAPES_OF or all(name in known for name in node.input if name):
+            known.update(node.output)
+            names.add(node.name)
+    return names
+
+
+def check_threads(threads: int) -> int:
+    """Refuses numbers of threads that are none.
+
+    Raises:
+        UserError: below 1.
+    """
+    if threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
+    return threads

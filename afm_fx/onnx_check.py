@@ -1,0 +1,361 @@
+"""Checks an ONNX file by the rules that a file for serving should keep; ``afm-fx check`` prints what it finds.
+
+The rules, and what breaking one is:
+
+- *storage* (error): every tensor lies inside the file, or in a file beside it, whole and as long as its shape says; no
+  path is absolute, climbs out of the folder or is a link out of it (:mod:`afm_fx.onnx_file`).
+- *opset* (error): the file says which version of the standard operators it uses, and the installed ``onnx`` knows it.
+- *domain* (error): operators are ONNX's own. Runtimes for other hardware know no others.
+- *control flow* (error): no ``If``, ``Loop``, ``Scan``, and no sequences or optional values: those cannot be recorded
+  in a CUDA graph, and compilers refuse them.
+- *checker* (error): ``onnx.checker`` with strict shape inference accepts it.
+- *metadata* (error where a note is damaged, warning where it is missing): the file says what wrote it, from which plan
+  and how (:mod:`afm_fx.recipe`).
+- *copies* (error): on CUDA, ONNX Runtime copies nothing between host and device inside the model. It is looked up in
+  what ONNX Runtime makes of the file, and therefore only where CUDA is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import onnx
+
+from afm_fx.errors import ExportError, FileFormatError
+from afm_fx.execution_providers import Provider, provider_of
+from afm_fx.file_values import FileValue, described
+from afm_fx.input_mapping import InputMapping
+from afm_fx.memory_copies import count_copies
+from afm_fx.onnx_file import all_nodes, all_tensors, external_file, external_piece, read_onnx, storage_problems
+from afm_fx.onnx_inputs import mapping_of
+from afm_fx.onnx_parity import check_file
+from afm_fx.recipe import PLAN_KEY, PRODUCER, FileRecipe, file_recipe
+from afm_fx.tables import render_table
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+class Severity(StrEnum):
+    """How much a finding matters: an error breaks a rule."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        rule: the rule, see the module.
+        severity: whether the rule is broken.
+        where: the operator, tensor or note.
+        message: what is wrong.
+        remedy: what to do.
+    """
+
+    rule: str
+    severity: Severity
+    where: str
+    message: str
+    remedy: str
+
+    def line(self) -> str:
+        """The finding on one line."""
+        return f"{self.severity} ({self.rule}): {self.where}: {self.message}. {self.remedy}"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a file holds, and what is wrong with it.
+
+    Attributes:
+        path: the file.
+        bytes: its size, files of weights included.
+        weights: (name, bytes) of the files of weights.
+        opset: version of the standard operators, None where the file does not say.
+        producer: what wrote it, with the version.
+        recipe: how it came about, None where it does not say.
+        inputs: what it takes.
+        outputs: what it gives.
+        ids: (input, column, table, smallest, largest) of every column of ids that the file tells of.
+        operators: (operator, count), the most frequent first.
+        parameters: numbers in its tensors of floating numbers.
+        findings: what is wrong.
+        not_checked: (rule, reason) of what could not be looked at here.
+    """
+
+    path: Path
+    bytes: int
+    weights: tuple[tuple[str, int], ...]
+    opset: int | None
+    producer: str
+    recipe: FileRecipe | None
+    inputs: tuple[FileValue, ...]
+    outputs: tuple[FileValue, ...]
+    ids: tuple[tuple[str, int, str, int | None, int | None], ...]
+    operators: tuple[tuple[str, int], ...]
+    parameters: int
+    findings: tuple[Finding, ...]
+    not_checked: tuple[tuple[str, str], ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no rule is broken."""
+        return not any(finding.severity is Severity.ERROR for finding in self.findings)
+
+    def table(self) -> str:
+        """The report as text."""
+        recipe = ["not stated"] if self.recipe is None else self.recipe.lines()
+        plan = None if self.recipe is None else self.recipe.recipe.plan
+        rows = [
+            ("opset", self.opset or "not stated"),
+            ("producer", self.producer or "not stated"),
+            ("recipe", "\n".join(recipe)),
+            ("plan", plan or "none"),
+            ("inputs", "\n".join(each.line() for each in self.inputs)),
+            ("ids", self._ids()),
+            ("outputs", "\n".join(each.line() for each in self.outputs)),
+            ("parameters", f"{self.parameters:,}"),
+            ("bytes", f"{self.bytes:,}"),
+            ("weights beside it", ", ".join(f"{name} ({size:,})" for name, size in self.weights) or "none"),
+            (
+                "operators",
+                f"{sum(count for _, count in self.operators)}: "
+                + ", ".join(f"{name} {count}" for name, count in self.operators),
+            ),
+        ]
+        lines = [render_table(f"Checked {self.path}", ("property", "value"), rows, left=2)]
+        lines += [finding.line() for finding in self.findings]
+        lines += [f"not checked ({rule}): {reason}" for rule, reason in self.not_checked]
+        lines.append("every rule is kept" if self.passed else "rules are broken")
+        return "\n".join(lines)
+
+    def _ids(self) -> str:
+        if not self.ids:
+            return "the file does not say"
+        columns = Counter(name for name, *_ in self.ids)
+        return ", ".join(f"{count} columns of {name}" for name, count in columns.items())
+
+    def to_json(self) -> str:
+        """Everything as a JSON document."""
+        content = {**asdict(self), "path": str(self.path), "passed": self.passed}
+        return json.dumps(content, indent=2)
+
+
+def check_onnx(path: str | os.PathLike[str], *, provider: str | Provider | None = None) -> CheckReport:
+    """Checks a file; nothing of it is executed, and weights are not read, but for the rule on copies.
+
+    Args:
+        path: the file, of this package or any other.
+        provider: "cuda" or "tensorrt": look up copies there, and fail where it is not; None: on CUDA where it is.
+
+    Raises:
+        FileFormatError: there is no such file, or it is no ONNX file.
+        ProviderError: the provider asked for is not there.
+    """
+    file = Path(path)
+    chosen = None if provider is None else provider_of(provider)
+    model = read_onnx(file)
+    report = described_file(file, model, static_findings(file, model))
+    findings, not_checked = list(report.findings), []
+    if any(finding.rule == "storage" for finding in findings):
+        not_checked += [(rule, "the file's tensors are not where or what it says") for rule in ("checker", "copies")]
+    else:
+        findings += _refused_by_checker(file)
+        copies, reason = count_copies(file, chosen)
+        if reason is not None:
+            not_checked.append(("copies", reason))
+        elif copies:
+            findings.append(
+                Finding(
+                    "copies",
+                    Severity.ERROR,
+                    "graph",
+                    f"ONNX Runtime copies between host and device {copies} times a run",
+                    "Look which operator stays on the CPU (afm_fx.Session names it) and express it otherwise",
+                )
+            )
+    return CheckReport(
+        **{**vars(report), "findings": tuple(findings), "not_checked": tuple(not_checked)},
+    )
+
+
+def static_findings(path: Path, model: onnx.ModelProto) -> tuple[Finding, ...]:
+    """What is wrong with a file as far as reading it tells."""
+    rules: tuple[Callable[[Path, onnx.ModelProto], Iterator[Finding]], ...] = (
+        _storage, _opset, _domain, _control_flow, _metadata,
+    )  # fmt: skip
+    return tuple(finding for rule in rules for finding in rule(path, model))
+
+
+def refuse_findings(path: Path) -> None:
+    """Refuses an exported file that breaks a rule or lacks a note, as far as reading it tells.
+
+    Raises:
+        ExportError: with the first finding.
+    """
+    for finding in static_findings(path, read_onnx(path)):
+        raise ExportError(f"the exported file keeps not all rules: {finding.line()}")
+
+
+def described_file(path: Path, model: onnx.ModelProto, findings: tuple[Finding, ...]) -> CheckReport:
+    """The report with these findings; everything that can be told of the file is in it."""
+    files: dict[str, int] = {}
+    parameters = 0
+    for tensor in all_tensors(model):
+        if _is_float(tensor) and all(size >= 0 for size in tensor.dims):
+            count = 1
+            for size in tensor.dims:
+                count *= size
+            parameters += count
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _note_file(path, tensor, files)
+    try:
+        mapping = mapping_of(model)
+    except FileFormatError:
+        mapping = None
+    try:
+        recipe = file_recipe(_metadata_of(model))
+    except FileFormatError:
+        recipe = None
+    _, inputs, outputs = described(model, recipe)
+    counts = Counter(node.op_type for node in all_nodes(model))
+    return CheckReport(
+        path=path,
+        bytes=path.stat().st_size + sum(files.values()),
+        weights=tuple(files.items()),
+        opset=_opsets(model).get(""),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        recipe=recipe,
+        inputs=inputs,
+        outputs=outputs,
+        ids=() if mapping is None else tuple(_ids(mapping)),
+        operators=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        parameters=parameters,
+        findings=findings,
+        not_checked=(),
+    )
+
+
+def _storage(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
+    for problem in storage_problems(path, model):
+        remedy = "Do not open this file: it was made to read others" if problem.unsafe else "Export or copy it again"
+        yield Finding("storage", Severity.ERROR, f"tensor '{problem.tensor}'", problem.reason, remedy)
+
+
+def _opset(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
+    version, newest = _opsets(model).get(""), onnx.defs.onnx_opset_version()
+    if version is None:
+        yield Finding("opset", Severity.ERROR, "opset_import", "the version of the operators is not stated", _AGAIN)
+    elif not 1 <= version <= newest:
+        yield Finding(
+            "opset",
+            Severity.ERROR,
+            "opset_import",
+            f"version {version} is none that onnx {onnx.__version__} knows (1 to {newest})",
+            "Export with an older opset, or install a newer onnx",
+        )
+
+
+def _domain(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
+    foreign = Counter(
+        f"{node.domain}::{node.op_type}" for node in all_nodes(model) if node.domain not in STANDARD_DOMAINS
+    )
+    for name, count in sorted(foreign.items()):
+        yield Finding(
+            "domain",
+            Severity.ERROR,
+            name,
+            f"{count} operators are outside the standard domain",
+            "Export with standard operators; other runtimes do not know these",
+        )
+    for function in model.functions:
+        yield Finding(
+            "domain",
+            Severity.ERROR,
+            f"{function.domain}::{function.name}",
+            "the file defines an operator of its own",
+            "Inline the functions of the file (onnx.inliner)",
+        )
+
+
+def _control_flow(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
+    for node in all_nodes(model):
+        kind = node.op_type
+        if node.domain in STANDARD_DOMAINS and (
+            kind in _CONTROL_FLOW or "Sequence" in kind or kind.startswith("Optional")
+        ):
+            yield Finding(
+                "control flow",
+                Severity.ERROR,
+                f"operator '{node.name}'",
+                f"{kind} decides at run time what is computed",
+                "Write the model without it; a CUDA graph cannot record it",
+            )
+
+
+def _metadata(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
+    if not model.producer_name or not model.producer_version:
+        yield Finding("metadata", Severity.WARNING, "producer", "it does not say what wrote it", _AGAIN)
+    notes = _metadata_of(model)
+    try:
+        recipe = file_recipe(notes)
+    except FileFormatError as error:
+        yield Finding("metadata", Severity.ERROR, "recipe", str(error), _AGAIN)
+        return
+    if recipe is None:
+        yield Finding("metadata", Severity.WARNING, "recipe", "it does not say how it came about", _AGAIN)
+    elif recipe.recipe.plan != notes.get(PLAN_KEY) or model.producer_name != PRODUCER:
+        yield Finding("metadata", Severity.ERROR, "recipe", "its notes on plan and producer contradict it", _AGAIN)
+    try:
+        mapping_of(model)
+    except FileFormatError as error:
+        yield Finding("metadata", Severity.ERROR, "typed inputs", str(error), _AGAIN)
+
+
+_AGAIN = "Export it again with afm_fx"
+
+
+def _refused_by_checker(path: Path) -> Iterator[Finding]:
+    try:
+        check_file(path)
+    except ExportError as error:
+        yield Finding("checker", Severity.ERROR, "file", str(error), "Export it again")
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    return {"" if each.domain == "ai.onnx" else each.domain: each.version for each in model.opset_import}
+
+
+def _metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _is_float(tensor: onnx.TensorProto) -> bool:
+    kinds = onnx.TensorProto
+    return tensor.data_type in {kinds.FLOAT, kinds.DOUBLE, kinds.FLOAT16, kinds.BFLOAT16}
+
+
+def _note_file(path: Path, tensor: onnx.TensorProto, files: dict[str, int]) -> None:
+    """Notes the size of a tensor's file, where that is one that may be looked at."""
+    try:
+        location = external_piece(tensor).location
+        if location not in files:
+            files[location] = external_file(path.parent.resolve(), location).stat().st_size
+    except (ValueError, FileFormatError, OSError):
+        return
+
+
+def _ids(mapping: InputMapping) -> Iterator[tuple[str, int, str, int | None, int | None]]:
+    for each in mapping.inputs:
+        for place, column in enumerate(each.columns or ()):
+            if each.holds_ids:
+                yield each.name, place, column.table or "", column.smallest, column.largest

@@ -1,0 +1,259 @@
+"""Reads an ONNX file without its external weights, and refuses what it must not lead a runtime to.
+
+An ONNX file may name other files that hold its weights. A runtime opens them by the names, offsets and lengths that
+the file gives, so whoever writes the file chooses what is read. Here they are looked at before anything else reads the
+file: every name must lead, symbolic links resolved, to a regular file in the folder of the ONNX file, and every piece
+must lie inside that file and be as long as the tensor's shape and type say. Tensors inside the file must be as long as
+they say, too. Nothing is executed, and no weight in another file is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from afm_fx.errors import FileFormatError, UnsafeFileError
+
+_FOUR_BITS = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1})
+_LONGEST_NAME = 4096
+
+
+@dataclass(frozen=True)
+class ExternalPiece:
+    """Where one tensor's numbers lie outside its ONNX file.
+
+    Attributes:
+        tensor: the tensor's name.
+        location: the file as the ONNX file names it.
+        offset: of the first byte.
+        length: number of bytes, None where the file does not say.
+        bytes: what shape and type ask for, None where the type has no fixed size.
+    """
+
+    tensor: str
+    location: str
+    offset: int
+    length: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one tensor's storage.
+
+    Attributes:
+        tensor: the tensor's name.
+        reason: what, as the end of a sentence that begins with the tensor.
+        unsafe: whether it would make a runtime read what does not belong to the file.
+    """
+
+    tensor: str
+    reason: str
+    unsafe: bool = False
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The file's graph; weights that lie elsewhere are not read.
+
+    Raises:
+        FileFormatError: there is no such file, or it is no ONNX file.
+    """
+    if not path.is_file():
+        raise FileFormatError(f"there is no ONNX file '{path}'")
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise FileFormatError(f"'{path}' is truncated, damaged or not an ONNX file: {error}") from error
+    if not model.graph.node and not model.graph.output:
+        raise FileFormatError(f"'{path}' is damaged or not an ONNX file: it holds no operators")
+    return model
+
+
+def read_safe_onnx(path: Path) -> onnx.ModelProto:
+    """:func:`read_onnx`, after looking at where the weights lie.
+
+    Raises:
+        FileFormatError: see :func:`read_onnx`; or a tensor is not as long as its shape says, or its file is missing.
+        UnsafeFileError: the file names weights outside its folder.
+    """
+    model = read_onnx(path)
+    for problem in storage_problems(path, model):
+        error = UnsafeFileError if problem.unsafe else FileFormatError
+        raise error(f"'{path}' is not opened: tensor '{problem.tensor}' {problem.reason}")
+    return model
+
+
+def storage_problems(path: Path, model: onnx.ModelProto) -> Iterator[Problem]:
+    """Everything that is wrong with where the file's tensors lie and how long they are."""
+    folder = path.parent.resolve()
+    for tensor in all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            try:
+                piece = external_piece(tensor)
+            except ValueError as error:
+                yield Problem(tensor.name, str(error))
+                continue
+            problem = _external_problem(folder, piece)
+        else:
+            problem = _inside_problem(tensor)
+        if problem is not None:
+            yield problem
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers and attributes, in its subgraphs and functions too."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every operator of a model, those of its subgraphs and functions too."""
+    yield from _graph_nodes(model.graph.node)
+    for function in model.functions:
+        yield from _graph_nodes(function.node)
+
+
+def external_piece(tensor: onnx.TensorProto) -> ExternalPiece:
+    """Where an external tensor lies, as its file says.
+
+    Raises:
+        ValueError: an entry is missing or no number.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if not location:
+        raise ValueError("lies in another file, and the name of that is missing")
+    numbers = {}
+    for key in ("offset", "length"):
+        text = entries.get(key)
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 20):
+            raise ValueError(f"lies in '{location}' with {key} '{text}', which is no number of bytes")
+        numbers[key] = None if text is None else int(text)
+    return ExternalPiece(tensor.name, location, numbers["offset"] or 0, numbers["length"], tensor_bytes(tensor))
+
+
+def external_file(folder: Path, location: str) -> Path:
+    """The file that a location leads to.
+
+    Args:
+        folder: the ONNX file's, symbolic links resolved.
+        location: what the ONNX file says.
+
+    Raises:
+        UnsafeFileError: it leads outside the folder; the message ends a sentence that begins with the tensor.
+        FileFormatError: there is no such file, or it is no regular file.
+    """
+    plain = "\0" not in location and len(location) <= _LONGEST_NAME
+    # A file may be written on one system and opened on another: neither's way to write a path may climb out.
+    for kind in (PurePosixPath, PureWindowsPath):
+        named = kind(location) if plain else kind("..")
+        if named.is_absolute() or named.drive or named.root or ".." in named.parts:
+            raise UnsafeFileError(f"lies in '{location[:200]}', outside the folder of the ONNX file")
+    file = folder / location
+    resolved = file.resolve()
+    if not resolved.is_relative_to(folder):
+        raise UnsafeFileError(f"lies in '{location}', a symbolic link that leads out of the folder of the ONNX file")
+    if not resolved.exists():
+        raise FileFormatError(f"lies in '{location}', which is not beside the ONNX file: copy both")
+    if not resolved.is_file():
+        raise UnsafeFileError(f"lies in '{location}', which is no regular file")
+    return resolved
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that a tensor's shape and type ask for, None where its type has no fixed size.
+
+    Raises:
+        ValueError: a size is negative, or the type is unknown.
+    """
+    if any(size < 0 for size in tensor.dims):
+        raise ValueError(f"has the shape {list(tensor.dims)}")
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return None
+    count = math.prod(tensor.dims)
+    if tensor.data_type in _FOUR_BITS:
+        return (count + 1) // 2
+    try:
+        return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except KeyError:
+        raise ValueError(f"has the type {tensor.data_type}, which ONNX does not know") from None
+
+
+def _external_problem(folder: Path, piece: ExternalPiece) -> Problem | None:
+    try:
+        size = external_file(folder, piece.location).stat().st_size
+    except UnsafeFileError as error:
+        return Problem(piece.tensor, str(error), unsafe=True)
+    except (FileFormatError, OSError) as error:
+        return Problem(piece.tensor, str(error))
+    if piece.bytes is None:
+        return Problem(piece.tensor, f"lies in '{piece.location}', but its type cannot lie in another file")
+    length = size - piece.offset if piece.length is None else piece.length
+    if piece.offset + length > size or length < 0:
+        return Problem(
+            piece.tensor,
+            f"lies in '{piece.location}' up to byte {piece.offset + max(length, 0):,}, the file ends at {size:,}",
+        )
+    if length != piece.bytes:
+        return Problem(
+            piece.tensor, f"takes {length:,} bytes of '{piece.location}', its shape and type ask for {piece.bytes:,}"
+        )
+    return None
+
+
+def _inside_problem(tensor: onnx.TensorProto) -> Problem | None:
+    """What is wrong with the length of a tensor that lies in the ONNX file itself."""
+    try:
+        wanted = tensor_bytes(tensor)
+    except ValueError as error:
+        return Problem(tensor.name, str(error))
+    if wanted is None:
+        found, wanted = len(tensor.string_data), math.prod(tensor.dims)
+    elif tensor.HasField("raw_data"):
+        found = len(tensor.raw_data)
+    else:
+        # Numbers in fields of their own type are counted, not measured: protobuf packs them by their size.
+        fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+        found, wanted = sum(map(len, fields)), math.prod(tensor.dims)
+        if tensor.data_type in {onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}:
+            wanted *= 2
+        if tensor.data_type in _FOUR_BITS:
+            wanted = (wanted + 1) // 2
+    if found != wanted:
+        return Problem(tensor.name, f"holds {found:,} bytes or numbers, its shape and type ask for {wanted:,}")
+    return None
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()),
+                       *attribute.sparse_tensors):  # fmt: skip
+            yield from (sparse.values, sparse.indices)
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from _graph_tensors(graph)
+
+
+def _graph_nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _graph_nodes(graph.node)

@@ -1,0 +1,73 @@
+"""Signs exported files: what wrote them, from which plan and how, and which inputs and outputs carry the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from afm_fx.program import Program
+from afm_fx.recipe import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe
+from afm_fx.version import __version__
+from passes.graph_tools import shape_of
+
+MADE_BY = f"{PRODUCER} {__version__}"
+
+
+def sign(model: ir.Model, note: FileRecipe) -> None:
+    """Writes a recipe, the plan's digest and the producer into a model."""
+    model.producer_name, model.producer_version = PRODUCER, __version__
+    model.metadata_props[RECIPE_KEY] = note.to_json()
+    model.metadata_props.pop(PLAN_KEY, None)
+    if note.recipe.plan is not None:
+        model.metadata_props[PLAN_KEY] = note.recipe.plan
+
+
+def program_recipe(program: Program, inputs: Sequence[str], outputs: Sequence[str]) -> FileRecipe:
+    """The note for a program's file.
+
+    Args:
+        program: what is exported.
+        inputs: names of the file's inputs, one per input tensor of the program.
+        outputs: names of its outputs.
+    """
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    sizes = [leaf.shape[0] for leaf, flag in zip(leaves, program.batched, strict=True) if flag]
+    known = batched_outputs(program)
+    results = None if known is None else tuple(name for name, flag in zip(outputs, known, strict=True) if flag)
+    given = batched_inputs(program, inputs)
+    return FileRecipe(
+        program.recipe,
+        made_by=MADE_BY,
+        exporter=f"torch {torch.__version__.partition('+')[0]}",  # the same file from a CPU and a CUDA build
+        batch_size=None if program.dynamic_batch or not sizes else int(sizes[0]),
+        batched_inputs=tuple(name for name in inputs if name in given),
+        batched_outputs=results,
+    )
+
+
+def batched_inputs(program: Program, inputs: Sequence[str]) -> set[str]:
+    """The inputs of a file, one per input tensor of the program, whose axis 0 is the batch."""
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    flags = [flag for leaf, flag in zip(leaves, program.batched, strict=True) if isinstance(leaf, Tensor)]
+    return {name for name, flag in zip(inputs, flags, strict=True) if flag}
+
+
+def batched_outputs(program: Program) -> tuple[bool, ...] | None:
+    """For every output tensor, whether its axis 0 is the batch; None where the graph does not tell."""
+    shapes = [shape_of(node) for node, flag in zip(program.placeholders(), program.batched, strict=True) if flag]
+    symbols = {str(shape[0]) for shape in shapes if shape}
+    (result,) = (node for node in program.graph_module.graph.nodes if node.op == "output")
+    found = []
+    for leaf in pytree.tree_leaves(result.args[0]):
+        if not isinstance(leaf, Node):
+            continue
+        shape = shape_of(leaf)
+        if shape is None:
+            return None
+        found.append(bool(shape) and str(shape[0]) in symbols)
+    return tuple(found)

@@ -1,0 +1,331 @@
+"""Serves exported files with ONNX Runtime: a thin, typed layer that uses the provider it was told to, or fails.
+
+A batch of any size goes to the smallest bucket that holds it (:mod:`afm_fx.bucket`); one larger than all buckets is cut
+into pieces. A file with a free batch size and no buckets takes every batch as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afm_fx.bucket import Bucket, Device
+from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError
+from afm_fx.execution_providers import (
+    Provider,
+    check_threads,
+    import_runtime,
+    open_inference_session,
+    provider_of,
+    require_provider,
+)
+from afm_fx.file_inputs import file_tensors
+from afm_fx.file_values import FileValue
+from afm_fx.inputs import Inputs
+from afm_fx.onnx_buckets import check_batch_sizes
+from afm_fx.onnx_parity import short_reason
+from afm_fx.onnx_sessions import check_tensor, session_options
+from afm_fx.session_files import SessionFile, session_files
+
+WARM_UP_ROWS = 2
+"""Rows of the batches that warm a file without buckets up."""
+
+
+class Session:
+    """An exported model, loaded and warm.
+
+    One thread or many may call :meth:`run`; calls of one bucket wait for each other. Weights that lie in a file of
+    their own are mapped by the operating system and not copied, by all bucket files the same ones.
+
+    Attributes:
+        path: what was opened.
+        provider: where it runs.
+        inputs: what the files take, in order.
+        outputs: what they give, in order.
+        batch_sizes: the buckets in ascending order; empty where every batch runs as it is.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        provider: str | Provider = Provider.CPU,
+        *,
+        buckets: Sequence[int] | None = None,
+        threads: int = 1,
+        cuda_graph: bool = False,
+        device_id: int = 0,
+        provider_options: Mapping[str, str] | None = None,
+        warm_up: int = 3,
+        seed: int = 0,
+    ) -> None:
+        """Opens and warms up everything, so that the first batch is as fast as any.
+
+        Args:
+            path: an ONNX file, or the name that :func:`afm_fx.export_onnx_buckets` was given: then all its bucket files
+                are opened. Where a file and bucket files of one name are there, the name without ".onnx" stands for the
+                buckets.
+            provider: "cpu", "cuda", "tensorrt" or "openvino".
+            buckets: batch sizes for a file whose batch size is free: batches are padded to these, in memory that is
+                bound once.
+            threads: threads within an operator, on the CPU.
+            cuda_graph: record the launches of every bucket as a CUDA graph and replay them; "cuda" and "tensorrt" only,
+                and only with buckets.
+            device_id: which GPU.
+            provider_options: further options of the provider, as ONNX Runtime spells them.
+            warm_up: calls that each bucket is warmed up with, at least 1; CUDA graphs need 3.
+            seed: of the random inputs that they get.
+
+        Raises:
+            FileFormatError: there are no such files, or they are damaged.
+            UnsafeFileError: a file names weights outside its folder.
+            MissingPackageError: ONNX Runtime is not installed.
+            ProviderError: the provider is not there, cannot do what was asked, or does not run all of the model.
+            UserError: impossible buckets, or settings that do not belong together.
+        """
+        self.path = Path(path)
+        self.provider = provider_of(provider)
+        check_threads(threads)
+        if warm_up < 1:
+            raise UserError(f"a session is warmed up with at least 1 call, got {warm_up}")
+        files = session_files(self.path)
+        self._file = files[0]
+        self.inputs: tuple[FileValue, ...] = self._file.inputs
+        self.outputs: tuple[FileValue, ...] = self._file.outputs
+        self.batch_sizes: tuple[int, ...] = _bucket_sizes(files, buckets)
+        _check_graphs(self.provider, self.batch_sizes, cuda_graph=cuda_graph)
+        runtime = import_runtime(self.path)
+        kind = require_provider(runtime, self.provider)
+        device = Device(kind.device, 0 if kind.device == "cpu" else device_id)
+        options = dict(provider_options or {})
+        if not device.is_host:
+            options.setdefault("device_id", str(device_id))
+        if cuda_graph and kind.graph_option is not None:
+            options[kind.graph_option] = "1"
+        sessions = [
+            open_inference_session(
+                runtime, file.path, self.provider, session_options(runtime, threads), options, model=file.model
+            )
+            for file in files
+        ]
+        self._session = sessions[0]
+        self._names = [each.name for each in self.inputs]
+        self._taken = [_Taken(getattr(torch, each.dtype, None), each.shape, each.batched) for each in self.inputs]
+        self._buckets: tuple[Bucket, ...] = ()
+        try:
+            generator = np.random.default_rng(seed)
+            self._warm_up(
+                runtime, files, sessions, device=device, calls=warm_up, generator=generator, cuda_graph=cuda_graph
+            )
+        except AfmFxError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise self._failed(error) from error
+
+    def run(self, batch: Inputs) -> Tensor | dict[str, Tensor]:
+        """Runs one batch.
+
+        Args:
+            batch: a dict of exactly the file's inputs, or tensors in their order; for a file with typed inputs also a
+                batch of the original's. Any number of rows from 1 on.
+
+        Returns:
+            The output where there is one, else outputs by name, a row per row of the batch; on the host, or on the GPU
+            where the inputs are there and the session has buckets.
+
+        Raises:
+            BatchError: a name, shape or number format does not fit, there are no rows, an id is outside its table
+                (where the file checks ids), or the batch must be cut and an output has no batch axis.
+        """
+        tensors = self._bind(batch)
+        rows = self._rows(tensors)
+        try:
+            results = self._run_buckets(tensors, rows) if self._buckets else self._run_free(tensors)
+        except AfmFxError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise self._failed(error) from error
+        if len(results) == 1:
+            return results[0]
+        return dict(zip((each.name for each in self.outputs), results, strict=True))
+
+    def _warm_up(
+        self,
+        runtime: Any,
+        files: Sequence[SessionFile],
+        sessions: Sequence[Any],
+        *,
+        device: Device,
+        calls: int,
+        generator: np.random.Generator,
+        cuda_graph: bool,
+    ) -> None:
+        """Runs random batches, and makes the buckets."""
+        if not self.batch_sizes:
+            for _ in range(calls):
+                self._session.run(None, random_feed(self._file, WARM_UP_ROWS, generator))
+        for place, rows in enumerate(self.batch_sizes):
+            own = place if len(files) > 1 else 0
+            example = random_feed(files[own], rows, generator)
+            graph = place + 1 if cuda_graph else None
+            bucket = Bucket(runtime, sessions[own], files[own], example, rows=rows, device=device, graph_id=graph)
+            tensors = [torch.from_numpy(example[name]) for name in self._names]
+            for _ in range(calls):
+                bucket.run(tensors, rows)
+            self._buckets = (*self._buckets, bucket)
+
+    def __repr__(self) -> str:
+        """What is served, where."""
+        sizes = f", batch sizes {', '.join(map(str, self.batch_sizes))}" if self.batch_sizes else ""
+        return f"Session('{self.path}', '{self.provider}'{sizes})"
+
+    def _bind(self, batch: Inputs) -> list[Tensor]:
+        """The tensors in the file's order."""
+        if isinstance(batch, dict):
+            tensors = [batch.get(name) for name in self._names] if len(batch) == len(self._names) else []
+        else:
+            tensors = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, tuple) else []
+        # The usual batch fits as it is; whatever does not gets a second look, which tells why.
+        if len(tensors) == len(self._taken) and all(map(_Taken.fits, self._taken, tensors)):
+            return tensors
+        self._check_names(batch)
+        try:
+            tensors = file_tensors(batch, self._names, self._file.mapping)
+            for value, wanted, tensor in zip(self._session.get_inputs(), self.inputs, tensors, strict=True):
+                check_tensor(value, tensor, free_rows=wanted.batched)
+        except BatchError as error:
+            raise BatchError(f"'{self.path.name}' {error}") from error
+        return tensors
+
+    def _check_names(self, batch: Inputs) -> None:
+        """A dict is bound by name: one with other names is a mistake, not a list of inputs."""
+        if not isinstance(batch, dict) or not all(isinstance(value, Tensor) for value in batch.values()):
+            return
+        mapping = self._file.mapping
+        known = [self._names] if mapping is None else [self._names, [each.name for each in mapping.originals]]
+        if any(set(names) == set(batch) for names in known):
+            return
+        missing = [name for name in self._names if name not in batch]
+        extra = [name for name in batch if name not in self._names]
+        more = "" if mapping is None else f", or the original's {known[1]}"
+        raise BatchError(f"'{self.path.name}' takes inputs {self._names}{more}: missing {missing}, unexpected {extra}")
+
+    def _rows(self, tensors: Sequence[Tensor]) -> int:
+        """The batch's rows; 1 where no input carries a batch."""
+        sizes = [tensor.shape[0] for taken, tensor in zip(self._taken, tensors, strict=True) if taken.batched]
+        rows = sizes[0] if sizes else 1
+        if any(size != rows for size in sizes):
+            names = [value.name for value in self.inputs if value.batched]
+            shown = dict(zip(names, sizes, strict=True))
+            raise BatchError(f"'{self.path.name}' takes one batch size, but the inputs disagree on it: {shown}")
+        if rows == 0:
+            raise BatchError(f"'{self.path.name}' takes at least one row, the batch is empty (0 rows)")
+        return rows
+
+    def _run_free(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: tensor.numpy(force=True) for name, tensor in zip(self._names, tensors, strict=True)}
+        return [torch.from_numpy(result) for result in self._session.run(None, feed)]
+
+    def _run_buckets(self, tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
+        if rows <= self.batch_sizes[-1]:
+            return self._smallest(rows).run(tensors, rows)
+        whole = [value.name for value in self.outputs if not value.batched]
+        if whole:
+            raise BatchError(
+                f"'{self.path.name}' cannot run {rows} rows in pieces of {self.batch_sizes[-1]}: output '{whole[0]}' "
+                "has no batch axis. Add a larger bucket"
+            )
+        pieces = [
+            self._smallest(end - start).run(
+                [
+                    tensor[start:end] if value.batched else tensor
+                    for value, tensor in zip(self.inputs, tensors, strict=True)
+                ],
+                end - start,
+            )
+            for start, end in cuts(rows, self.batch_sizes[-1])
+        ]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def _smallest(self, rows: int) -> Bucket:
+        return next(bucket for bucket in self._buckets if bucket.rows >= rows)
+
+    def _failed(self, error: Exception) -> UserError:
+        """What failed in a run, in the caller's terms: on the CPU mostly an id that the file refuses."""
+        reason = short_reason(error)
+        if self.provider is Provider.CPU:
+            return BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}")
+        return ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}")
+
+
+class _Taken(NamedTuple):
+    """What an input takes, as it is compared with every batch's."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int | str, ...]
+    batched: bool
+
+    def fits(self, tensor: Any) -> bool:
+        """Whether a tensor is of this format and shape; False also where a closer look is needed."""
+        if not isinstance(tensor, Tensor) or tensor.dtype is not self.dtype or tensor.ndim != len(self.shape):
+            return False
+        return tensor.shape[self.batched :] == self.shape[self.batched :]
+
+
+def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
+    """Where a batch is cut into pieces of at most ``largest`` rows: pairs of begin and end."""
+    for start in range(0, rows, largest):
+        yield start, min(start + largest, rows)
+
+
+def random_feed(file: SessionFile, rows: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Inputs that any file takes, by name: uniform numbers in [0, 1), and ids that are known to be valid.
+
+    Those are the ones that a file with typed inputs names, and 0, the first row of a table, where nothing is known.
+    Free sizes other than the batch are 1.
+    """
+    feed = {}
+    columns = {} if file.mapping is None else {each.name: each.columns or () for each in file.mapping.inputs}
+    for value in file.inputs:
+        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        if value.batched:
+            shape[0] = rows
+        dtype = np.dtype(value.dtype)
+        if np.issubdtype(dtype, np.floating):
+            feed[value.name] = generator.random(shape).astype(dtype)
+            continue
+        feed[value.name] = np.zeros(shape, dtype)
+        flat = feed[value.name].reshape(shape[0] if shape else 1, -1)
+        for place, column in enumerate(columns.get(value.name, ())):
+            if column.smallest is not None and column.largest is not None:
+                flat[:, place] = generator.integers(column.smallest, column.largest, shape[0], endpoint=True)
+    return feed
+
+
+def _bucket_sizes(files: Sequence[SessionFile], buckets: Sequence[int] | None) -> tuple[int, ...]:
+    fixed = tuple(file.batch_size for file in files if file.batch_size is not None)
+    if buckets is None:
+        return fixed
+    sizes = tuple(sorted(check_batch_sizes(buckets)))
+    if fixed and sizes != fixed:
+        raise UserError(
+            f"'{files[0].path}' takes batches of {', '.join(map(str, fixed))} rows and no others; buckets are for "
+            "files whose batch size is free"
+        )
+    if not any(value.batched for value in files[0].inputs):
+        raise UserError(f"'{files[0].path}' has no input with a batch axis, so there is nothing to pad to buckets")
+    return sizes
+
+
+def _check_graphs(provider: Provider, sizes: Sequence[int], *, cuda_graph: bool) -> None:
+    if not cuda_graph:
+        return
+    if provider not in {Provider.CUDA, Provider.TENSORRT}:
+        raise ProviderError(f"CUDA graphs need the provider 'cuda' or 'tensorrt', this session runs on '{provider}'")
+    if not sizes:
+        raise UserError("a CUDA graph has one batch size: give buckets=(1, 16, 64), or bucket files")
