@@ -177,7 +177,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
         raise ValueError(f"has the shape {list(tensor.dims)}")
     if tensor.data_type == onnx.TensorProto.STRING:
         return None
-    count = math.prod(tensor.dims)
+    count: int = math.prod(tensor.dims)
     if tensor.data_type in _FOUR_BITS:
         return (count + 1) // 2
     try:

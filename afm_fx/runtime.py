@@ -186,6 +186,7 @@ class Session:
 
     def _bind(self, batch: Inputs) -> list[Tensor]:
         """The tensors in the file's order."""
+        tensors: list[Any]
         if isinstance(batch, dict):
             tensors = [batch.get(name) for name in self._names] if len(batch) == len(self._names) else []
         else:

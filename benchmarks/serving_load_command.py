@@ -86,7 +86,7 @@ def serving_load(
 
 def speed_rows(proofs: Mapping[str, LoadProof]) -> list[tuple[str, ...]]:
     """How fast each server is, under ``SPEED_COLUMNS``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, proof in proofs.items():
         single, offline, highest = (each.runs[0] for each in (proof.single_stream, proof.offline, proof.highest))
         rows.append((

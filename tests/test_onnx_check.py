@@ -193,11 +193,12 @@ def test_copies_in_the_graph_that_onnx_runtime_makes_are_found(file, monkeypatch
     """The CPU stands in for CUDA; the graph that it would write is given a copy."""
     from afm_fx import memory_copies
     from afm_fx.execution_providers import KINDS, Provider
+    from afm_fx.onnx_file import read_onnx
 
-    monkeypatch.setitem(memory_copies.KINDS, Provider.CUDA, KINDS[Provider.CPU])
+    monkeypatch.setitem(KINDS, Provider.CUDA, KINDS[Provider.CPU])
     assert afm_fx.check_onnx(file).not_checked == ()
     assert afm_fx.check_onnx(file).passed
-    written = memory_copies.read_onnx
+    written = read_onnx
 
     def with_copy(path: Path) -> onnx.ModelProto:
         model = written(path)

@@ -227,6 +227,7 @@ def test_several_outputs_come_by_name_and_what_has_no_batch_axis_comes_whole(tas
     wanted = program.run(x)
     for session in (Session(path), Session(path, buckets=(8,))):
         found = session.run(x)
+        assert isinstance(found, dict)
         assert list(found) == ["click", "buy", "bias"]
         for name, output in found.items():
             torch.testing.assert_close(output, wanted[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from benchmarks.quality_report import current_environment
 from tests.benchmarks.ctr_data import generated_dataset
 
 pytest.importorskip("deepctr_torch")
-OPTIONS = {"fields": 1, "share": 0.3, "calibration_rows": 900, "resamples": 10, "seed": 3}
+OPTIONS: dict[str, Any] = {"fields": 1, "share": 0.3, "calibration_rows": 900, "resamples": 10, "seed": 3}
 
 
 def measured(monkeypatch: pytest.MonkeyPatch) -> tuple[list[ColdLine], list[set[float]]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> LoadProof:
 def test_half_the_rate_that_was_found_is_held_without_a_loss(proof: LoadProof) -> None:
     highest, half = proof.highest.runs[0], proof.half.runs[0]
     assert highest.valid
+    assert highest.target_qps is not None
     assert half.target_qps == pytest.approx(highest.target_qps / 2, rel=1e-4)
     assert half.queries == half.answered >= 500
     assert proof.lost == 0
@@ -60,7 +62,7 @@ def test_half_the_rate_that_was_found_is_held_without_a_loss(proof: LoadProof) -
 def test_a_loss_a_late_tail_or_growth_break_the_proof(proof: LoadProof) -> None:
     run = dataclasses.replace(proof.half.runs[0], valid=True, p99_us=1_000.0, resident=(1_000_000,) * 9)
 
-    def with_run(**changes: object) -> LoadProof:
+    def with_run(**changes: Any) -> LoadProof:
         return dataclasses.replace(
             proof, half=dataclasses.replace(proof.half, runs=(dataclasses.replace(run, **changes),))
         )
