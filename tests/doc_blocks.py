@@ -28,12 +28,12 @@ _FENCE = re.compile(
 )
 
 QUICK = {
-    "bench": {"--seconds": "0.01", "--batch-sizes": "1,8"},
+    "bench": {"--seconds": "0.01", "--batch-sizes": "1,8", "--no-memory": ""},
     "load": {"--seconds": "1"},
     "compress": {"--report-batch-sizes": "1,8"},
     "examples.click_model": {"--rows": "2048"},
 }
-"""Options that make a documented command quick, where it does not give them itself."""
+"""Options that make a documented command quick, where it does not give them itself; a flag has no value."""
 
 
 @dataclass(frozen=True)
@@ -112,4 +112,4 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def _quick(name: str, given: list[str]) -> list[str]:
     """The options with those that make the command quick."""
     more = [(option, value) for option, value in QUICK.get(name, {}).items() if option not in given]
-    return [*given, *(word for pair in more for word in pair)]
+    return [*given, *(word for pair in more for word in pair if word)]

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import torch
-from torch import nn
 from typer.testing import CliRunner
 
-import afm_fx
 from afm_fx.cli import app
 from afm_fx.load_result import LoadResult
 from benchmarks.load_proof import LoadProof, ProofSettings, prove
@@ -39,8 +37,15 @@ def run_here(arguments: Sequence[str]) -> LoadResult:
 @pytest.fixture(scope="module")
 def proof(tmp_path_factory: pytest.TempPathFactory) -> LoadProof:
     folder = tmp_path_factory.mktemp("load")
-    program = afm_fx.capture(nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 1)).eval(), torch.rand(2, 16))
-    path = afm_fx.export_onnx(program, folder / "small.onnx", check=False).path
+    path = folder / "small.onnx"
+    weight = onnx.numpy_helper.from_array(np.full((16, 1), 0.5, dtype=np.float32), "weight")
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", width])
+        for name, width in (("x", 16), ("y", 1))
+    )
+    product = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])
+    graph = onnx.helper.make_graph([product], "small", [x], [y], [weight])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
     np.save(folder / "rows.npy", np.random.default_rng(0).random((64, 16), dtype=np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("afm_fx.serving_load.highest_qps", lambda holds, first: 600.0)  # its search takes many seconds
