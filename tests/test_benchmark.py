@@ -193,7 +193,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="contender 'dense': there is no file"):
         benchmark({"dense": tmp_path / "missing.onnx"}, torch.randn(4, 3), **QUICK)
     (tmp_path / "damaged.onnx").write_bytes(b"not a model")
-    with pytest.raises(BenchmarkError, match="contender 'dense': .*damaged or not an ONNX file"):
+    with pytest.raises(BenchmarkError, match=r"contender 'dense': .*damaged or not an ONNX file"):
         benchmark({"dense": tmp_path / "damaged.onnx"}, torch.randn(4, 3), **QUICK)
     with pytest.raises(BenchmarkError, match="is a int"):
         benchmark({"dense": 7}, torch.randn(4, 3), **QUICK)  # type: ignore[dict-item]
