@@ -126,6 +126,9 @@ def load_aoti(path: str | os.PathLike[str]) -> AotiModel:
 
     ``torch._inductor.aoti_load_package(path)`` loads it as well, without this package and without checks.
 
+    A package is machine code, and loading it executes what is in it: load none that you would not run as a program.
+    Where a file comes from elsewhere, take its ONNX form, of which nothing is executed.
+
     Raises:
         FileFormatError: there is no such file, it is damaged, or something else wrote it.
     """
