@@ -73,8 +73,22 @@ class Frontier:
         self._levels, self._loss, self._cost, self._negligible = levels, loss, cost, negligible
 
     def cheapest(self) -> Allocation:
-        """Every site at its lowest rank, or left alone where that costs no more."""
-        ranks: dict[str, Rank] = {name: self._levels[name][0] for name in self._names}
+        """Every site at its lowest rank with a code (a constant row where that loses nothing), or left alone where that
+        costs no more.
+        """
+        return self._lowest(least=1)
+
+    def barest(self) -> Allocation:
+        """The same, with constant rows (rank 0) for the tables that may have them: the least that can be reached."""
+        return min(self._lowest(least=0), self.cheapest(), key=lambda allocation: allocation.cost)
+
+    def _lowest(self, least: int) -> Allocation:
+        ranks: dict[str, Rank] = {
+            name: next(
+                (level for level in self._levels[name] if level >= least or self._is_negligible(name, level)), None
+            )
+            for name in self._names
+        }
         total = self._cost(ranks)
         for name in self._names:
             left = self._cost({**ranks, name: None})
@@ -104,6 +118,10 @@ class Frontier:
     def walk(self, limit: float | None = None, start: Allocation | None = None) -> Iterator[Allocation]:
         """The frontier from its cheap end; with a limit, no allocation costs more, and what still fits is taken.
 
+        It begins with a code for every site, and with constant rows only where a limit leaves no room for codes: what
+        reads nothing but constants costs next to nothing, and a step away from there says little about its worth.
+        Single constant rows come by exchange (:meth:`refined`).
+
         Costs of sites depend on one another a little (a Linear on codes has as many columns as they have), so the
         order in which sites wait is that of the costs when they were last looked at; a step is taken at its cost now.
 
@@ -112,6 +130,8 @@ class Frontier:
             start: an allocation that an earlier walk passed, to go on from.
         """
         state = start or self.cheapest()
+        if limit is not None and state.cost > limit:
+            state = self.barest()
         yield state
         waiting = [step for name in self._names if (step := self._step(name, state, limit)) is not None]
         heapq.heapify(waiting)
@@ -171,6 +191,9 @@ class Frontier:
 
     def _allocation(self, ranks: Ranks, cost: float) -> Allocation:
         return Allocation(ranks, cost, sum(self._of(name, rank) for name, rank in ranks.items()))
+
+    def _is_negligible(self, name: str, rank: int) -> bool:
+        return self._of(name, rank) <= self._negligible
 
     def _of(self, name: str, rank: Rank) -> float:
         return 0.0 if rank is None else self._loss(name, rank)

@@ -201,7 +201,7 @@ class Budget(_Described):
         if self.kind is CostKind.PARAMETERS:
             limit = int(self.share * situation.dense_parameters) - situation.reserve
             frontier = frontier_of(situation)
-            cheapest = frontier.cheapest()
+            cheapest = frontier.barest()
             if cheapest.cost > limit:
                 raise self._unreachable(cheapest.cost, situation.dense_parameters)
             *_, best = frontier.walk(limit)
@@ -212,7 +212,7 @@ class Budget(_Described):
         dense, frontier = costs.dense(kind), frontier_of(situation, kind)
         found = best_within(frontier, self.share * dense, lambda ranks: costs.exact(kind, ranks))
         if found is None:
-            raise self._unreachable(costs.exact(kind, frontier.cheapest().ranks), dense)
+            raise self._unreachable(costs.exact(kind, frontier.barest().ranks), dense)
         better = refined(situation, frontier, found, found.cost)
         if costs.exact(kind, better.ranks) > self.share * dense:
             better = found

@@ -92,7 +92,7 @@ def _plans(task: PlanningTask, policies: Sequence[Budget]) -> tuple[dict[float, 
     """Plans by budget, largest first, without the unreachable; and the smallest share that can be reached."""
     situation = task.situation
     frontier, dense = frontier_of(situation), situation.dense_parameters
-    cheapest = frontier.cheapest().cost
+    cheapest = frontier.barest().cost
     reachable = [policy for policy in reversed(policies) if int(policy.share * dense) >= cheapest]
     plans: dict[float, Plan] = {}
     limits = [int(policy.share * dense) for policy in reachable]
