@@ -181,14 +181,9 @@ def linear_on(
     weight, bias = _new_weight(builder, node, ready, affine, factored)
     if weight is None:
         return _constant_result(builder, node, ready, bias, factored[0].rank if factored else affine.weight.shape[0])
-    parts = [*([ready.code] if has_codes(ready) else []), *([] if ready.units is None else [ready.units])]
+    parts = [*([ready.code] if ready.has_code else []), *([] if ready.units is None else [ready.units])]
     code = builder.beside(parts, rule=RULE, like=node)
     return builder.emit(aten.linear.default, code, weight, bias, rule=RULE, like=node)
-
-
-def has_codes(value: LowRankValue) -> bool:
-    """Whether any features come from a code: constants (tables of rank 0) do not."""
-    return any(block.columns for block in value.blocks)
 
 
 def _constant_result(builder: CodeBuilder, node: Node, value: LowRankValue, bias: Node | None, width: int) -> Node:
@@ -205,7 +200,7 @@ def _new_weight(
     """Weight (None where there is no code to read) and bias, each made once for all uses of the same constants."""
     if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
         return affine.origin, affine.bias_origin
-    reads = has_codes(value) or value.units is not None
+    reads = value.has_code or value.units is not None
     pieces = tuple((block.columns, block.unit, block.decoder.key, block.decoder.gated_key) for block in value.blocks)
     offsets = tuple(block.decoder.offset_key for block in value.blocks)
     matrix_key = ("linear", affine.weight_key, factored is not None, pieces)
@@ -249,7 +244,7 @@ def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) ->
 
     A value without codes has C = 0.
     """
-    width = width_of(value.code) if has_codes(value) else 0
+    width = width_of(value.code) if value.has_code else 0
     units = 0 if value.units is None else width_of(value.units)
     total = None if bias is None else bias.to(torch.float64)
     result = torch.zeros((weight.shape[0], width + units), dtype=torch.float64, device=weight.device)

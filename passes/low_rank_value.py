@@ -87,6 +87,11 @@ class LowRankValue:
         return tuple(dict.fromkeys(site for block in self.blocks for site, _ in block.decoder.terms))
 
     @property
+    def has_code(self) -> bool:
+        """Whether any features come from the code: constants (tables of rank 0) do not."""
+        return any(block.columns for block in self.blocks)
+
+    @property
     def shape(self) -> tuple[Any, ...]:
         """The logical shape."""
         return (*self.lead, *self.trailing)

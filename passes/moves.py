@@ -320,12 +320,12 @@ def _side_by_side(
     units: dict[Node, tuple[int, Node]] = {}
     blocks = []
     pieces = _sharing_codes(builder, node, pieces)
-    coded = [piece for piece in pieces if any(block.columns for block in piece.blocks)]
+    no_code = not any(piece.has_code for piece in pieces)
     for piece in pieces:
         used = 1 + max((column for block in piece.blocks for column in block.columns), default=0)
         width = width_of(piece.code) if len(value_of(piece.code).shape) == len(lead) + ones + 1 else used
         first = 0
-        if piece in coded or not coded:  # constants need no code where there is another
+        if piece.has_code or no_code:  # constants need no code where there is another
             first = _place(codes, piece.code, width, builder.view(piece.code, lead, node, *held, width, rule=RULE))
         unit = 0
         if piece.units is not None:
