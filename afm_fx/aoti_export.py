@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -169,10 +170,23 @@ def _compile(program: Program, staged: Path, inputs: tuple[PackageInput, ...], t
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = exported(program, unpool_bags=True)  # lookups and sums are fused into one loop, bags are calls
-            with torch.no_grad():
+            with torch.no_grad(), _one_compiler():
                 torch._inductor.aoti_compile_and_package(graph, package_path=str(staged), inductor_configs=configs)
     except Exception as error:  # the compiler raises many unrelated types
         raise ExportError(f"AOTInductor cannot compile this program: {short_reason(error)}") from error
+
+
+def _one_compiler() -> FileLock:
+    """Held by one process at a time.
+
+    The compiler works in a directory that it names after the program's code, whatever the weights: two processes that
+    export programs of one structure at once would pack each other's half-written files.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # noqa: PLC0415 - as in _find_compiler
+
+    directory = Path(cache_dir())
+    directory.mkdir(parents=True, exist_ok=True)
+    return FileLock(directory / "afm_fx.lock")
 
 
 def _find_compiler() -> None:

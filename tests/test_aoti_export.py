@@ -14,6 +14,8 @@ import afm_fx
 from afm_fx import aoti_export
 from afm_fx.errors import BatchError, ExportError, FileFormatError, MissingPackageError, OutputExistsError, UserError
 
+pytestmark = pytest.mark.xdist_group("aoti")  # one process compiles the package, for all tests
+
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="AOTInductor needs a C++ compiler"
 )
@@ -139,6 +141,23 @@ def test_without_a_compiler_the_message_says_what_to_install(
     with pytest.raises(MissingPackageError, match=r"found none: install g\+\+"):
         afm_fx.export_aoti(program, tmp_path / "two.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_process_compiles_at_a_time(program: afm_fx.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    probe = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(timeout=0)"
+
+    def compile_(*_: Any, **__: Any) -> None:
+        second = subprocess.run(
+            [sys.executable, "-c", probe, str(tmp_path / "cache" / "afm_fx.lock")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        raise RuntimeError("held" if "filelock._error.Timeout" in second.stderr else f"free: {second.stderr}")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_)
+    monkeypatch.setattr(aoti_export, "_find_compiler", lambda: None)
+    with pytest.raises(ExportError, match="cannot compile this program: RuntimeError: held"):
+        afm_fx.export_aoti(program, tmp_path / "two.pt2")
 
 
 def test_mistakes_are_named(program: afm_fx.Program, tmp_path: Path):

@@ -173,9 +173,16 @@ def test_a_broken_rule_is_told_with_where_and_what_to_do(file, tmp_path, change,
 
 @pytest.mark.parametrize("change", [lambda m: _rename(m, "com.example"), _note("afm_fx.recipe", None)])
 def test_an_export_that_broke_a_rule_or_lacked_its_recipe_would_be_refused(file, tmp_path, change):
-    refuse_findings(file)
+    refuse_findings(file, control_flow=True)
     with pytest.raises(ExportError, match="keeps not all rules"):
-        refuse_findings(changed(file, tmp_path / "changed.onnx", change))
+        refuse_findings(changed(file, tmp_path / "changed.onnx", change), control_flow=True)
+
+
+def test_a_file_decides_at_run_time_only_where_its_program_does(file, tmp_path):
+    looped = changed(file, tmp_path / "looped.onnx", _add_loop)
+    refuse_findings(looped, control_flow=True)
+    with pytest.raises(ExportError, match="Loop decides at run time"):
+        refuse_findings(looped, control_flow=False)
 
 
 def test_copies_are_counted_only_where_cuda_is(file):

@@ -145,3 +145,4 @@ def test_the_compressed_program_exports_where_the_original_does(
         report = afm_fx.export_onnx(each, tmp_path / f"{position}.onnx")
         assert report.max_abs_difference is not None
         assert report.max_abs_difference <= 1e-5
+        assert {finding.rule for finding in afm_fx.check_onnx(report.path).findings} == {"control flow"}
