@@ -148,7 +148,7 @@ def test_only_one_process_compiles_at_a_time(program: afm_fx.Program, tmp_path: 
     probe = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(timeout=0)"
 
     def compile_(*_: Any, **__: Any) -> None:
-        second = subprocess.run(
+        second = subprocess.run(  # noqa: S603 - the probe above
             [sys.executable, "-c", probe, str(tmp_path / "cache" / "afm_fx.lock")],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
