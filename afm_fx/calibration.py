@@ -67,7 +67,7 @@ def calibrate(
         OtherProcessError: another process of the group failed (which, and why) or died.
     """
     check_group(group)
-    rank, world = rank_and_size(group)
+    rank, _ = rank_and_size(group)
     if checkpoint_dir is not None and not isinstance(batches, UnitBatches):
         raise CalibrationError(
             "checkpoint_dir needs data whose rows have a place: FileBatches, or another afm_fx.data_units.UnitBatches; "
@@ -90,7 +90,7 @@ def calibrate(
         units = UnitCalibration(program, batches, collector, group, options)
         own = units.run(checkpoint_dir, checkpoint_batches)
     else:
-        own = _own_part(program, batches, collector, group, max_rows, sensitivity_rows)
+        own = _own_part(program, batches, collector, group, max_rows=max_rows, sensitivity_rows=sensitivity_rows)
     found = own if group is None else merged_over(group, own)
     if found.rows == 0:
         raise CalibrationError("there are no calibration batches")
@@ -102,6 +102,7 @@ def _own_part(
     batches: Iterable[Inputs],
     collector: StatisticsCollector,
     group: Group | None,
+    *,
     max_rows: int | None,
     sensitivity_rows: int,
 ) -> Statistics:

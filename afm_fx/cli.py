@@ -1,4 +1,5 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``check``, ``bench`` and ``load``.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep`` and those that
+check and time what was exported.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """
@@ -13,6 +14,7 @@ import typer
 from afm_fx import __version__
 from afm_fx.basis import BasisKind
 from afm_fx.bench_command import bench
+from afm_fx.calibrate_command import calibrate
 from afm_fx.capture import capture
 from afm_fx.check_command import check
 from afm_fx.command_errors import reported_errors
@@ -275,6 +277,7 @@ def compress(
             typer.echo(f"Report: {report}")
 
 
+app.command()(calibrate)
 app.command()(sweep)
 app.command()(check)
 app.command()(bench)

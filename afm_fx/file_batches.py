@@ -72,14 +72,14 @@ class ColumnMatch:
         named = [(f"'{place}', column '{column}'", chunk[column]) for column in each.columns]
         parts = [_converted(array, each.example.dtype, where, start) for where, array in named]
         if len(parts) == 1:
-            return _shaped(parts[0], each, named[0][0])
+            return _shaped(parts[0], each, named[0][0]).to(each.example.device)
         for (where, _), part in zip(named, parts, strict=True):
             if part.dim() != 1:
                 raise BatchError(
                     f"{where} has shape [rows{_trailing(part)}]; where columns are stacked into the model's input "
                     f"'{each.name}', each must hold one number a row"
                 )
-        return torch.stack(parts, dim=1)
+        return torch.stack(parts, dim=1).to(each.example.device)
 
 
 def match_columns(

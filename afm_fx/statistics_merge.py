@@ -139,12 +139,10 @@ def _read(
     for name, spread in form.activations.items():
         count, mean = _count_and_mean(first, len(spread.mean))
         activations[name] = Spread(count, mean, second.take(len(mean)))
-    sensitivities = {
-        name: Sensitivity(
-            _plain(float(first.take(1))), first.whole(len(found.gradient)), first.whole(len(found.gradient))
-        )
-        for name, found in form.sensitivities.items()
-    }
+    sensitivities = {}
+    for name, found in form.sensitivities.items():
+        number, width = _plain(float(first.take(1))), len(found.gradient)
+        sensitivities[name] = Sensitivity(number, first.whole(width), first.whole(width))
     made: dict[int, Traffic] = {}
     for name, own_traffic in form.traffic.items():
         made.setdefault(id(own_traffic), Traffic(counts[name], own_traffic.pooled))

@@ -1,4 +1,4 @@
-"""What the processes of a distributed test do; torchrun starts it as ``-m tests.distributed_worker SCENARIO FOLDER``.
+"""What the processes of a distributed test do; torchrun starts it as ``-m tests.distributed_worker FOLDER``.
 
 Every process writes what it found into the folder; the test compares.
 """
@@ -6,6 +6,7 @@ Every process writes what it found into the folder; the test compares.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ import afm_fx
 from afm_fx.data_files import open_data
 from afm_fx.errors import AfmFxError
 from afm_fx.file_batches import FileBatches
+from afm_fx.torchrun_group import joined_group
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
 OPTIONS = {"sensitivity_rows": 300, "sampled_rows": 40}
@@ -44,14 +46,18 @@ class Clicks(nn.Module):
         return torch.sigmoid(self.out(torch.relu(self.second(deep))) + first)
 
 
+def clicks() -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model's factory."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Clicks().eval()
+    return model, {"ids": torch.zeros(2, 2, dtype=torch.int64), "dense": torch.zeros(2, 2)}
+
+
 @functools.cache
 def program() -> afm_fx.Program:
     """The same in every process."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return afm_fx.capture(
-            Clicks().eval(), {"ids": torch.zeros(2, 2, dtype=torch.int64), "dense": torch.zeros(2, 2)}
-        )
+    return afm_fx.capture(*clicks())
 
 
 def columns() -> dict[str, np.ndarray]:
@@ -63,7 +69,7 @@ def columns() -> dict[str, np.ndarray]:
 
 def write_folder(folder: Path) -> None:
     """The rows as a Hive-partitioned folder of row groups of very different sizes."""
-    import pyarrow
+    import pyarrow as pa
     from pyarrow import parquet
 
     start = 0
@@ -71,7 +77,7 @@ def write_folder(folder: Path) -> None:
         part = {name: list(column[start : start + rows]) for name, column in columns().items()}
         path = folder / f"day={number // 2}" / f"part-{number}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pyarrow.table(part), path, row_group_size=250)
+        parquet.write_table(pa.table(part), path, row_group_size=250)
         start += rows
 
 
@@ -85,21 +91,29 @@ def tensors(start: int, stop: int, size: int = BATCH_SIZE) -> list[dict[str, Ten
     return [{name: each[at : at + size] for name, each in rows.items()} for at in range(0, stop - start, size)]
 
 
-class DiesOnce(FileBatches):
-    """Batches of a process that kills itself after some of them, the first time."""
+def clicks_that_die() -> tuple[nn.Module, dict[str, Tensor]]:
+    """A factory for the command line, whose process 1 kills itself after some batches, the first time.
 
-    def unit_batches(self, unit: int, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        for inputs in super().unit_batches(unit, start, stop):
-            yield inputs
-            self.counted.append(unit)
-            marker = Path(sys.argv[2]) / "died"
-            if dist.get_rank() == 1 and len(self.counted) == 9 and not marker.exists():
-                marker.touch()
+    What every process reads is written down.
+    """
+    read, folder, attempt = (
+        FileBatches.unit_batches,
+        Path(os.environ["TEST_FOLDER"]),
+        os.environ["TORCHELASTIC_RESTART_COUNT"],
+    )
+    log = folder / f"read-{attempt}-{os.environ['RANK']}.txt"
+    numbers = itertools.count(1)
+
+    def dying(batches: FileBatches, unit: int, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        for inputs, number in zip(read(batches, unit, start, stop), numbers, strict=False):
+            with log.open("a") as file:
+                file.write(f"{unit}\n")
+            if os.environ["RANK"] == "1" and attempt == "0" and number == 9:
                 os.kill(os.getpid(), signal.SIGKILL)
+            yield inputs
 
-    @property
-    def counted(self) -> list[int]:
-        return self.__dict__.setdefault("_counted", [])
+    FileBatches.unit_batches = dying  # type: ignore[method-assign]
+    return clicks()
 
 
 def merging(folder: Path) -> None:
@@ -132,19 +146,7 @@ def merging(folder: Path) -> None:
     assert world == 3
 
 
-def killed(folder: Path) -> None:
-    """A process that dies on its way, and is started again by torchrun with all others."""
-    source = DiesOnce(open_data(folder / "data"), program(), BATCH_SIZE)
-    statistics = afm_fx.calibrate(
-        program(), source, group=dist.group.WORLD, checkpoint_dir=folder / "kept", checkpoint_batches=3, **OPTIONS
-    )
-    rank = dist.get_rank()
-    statistics.save(folder / f"killed-{rank}.safetensors", force=True)
-    (folder / f"read-{rank}.txt").write_text(str(len(source.counted)), encoding="utf-8")
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    {"merging": merging, "killed": killed}[sys.argv[1]](Path(sys.argv[2]))
-    dist.destroy_process_group()
+    with joined_group(torch.device("cpu")):
+        merging(Path(sys.argv[1]))
