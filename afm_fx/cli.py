@@ -132,8 +132,8 @@ def compress(
     data: Annotated[
         Path,
         typer.Option(
-            help="Calibration rows, no labels needed: .npz or .parquet with a column per input (others are left out), "
-            "or .npy for a model with one tensor.",
+            help="Calibration rows, no labels needed: .npz, .parquet or a folder of .parquet, with a column per input "
+            "(others are left out), or .npy for a model with one tensor.",
             show_default=False,
         ),
     ],
@@ -227,6 +227,13 @@ def compress(
         Path | None,
         typer.Option(help="With --report and --labels: rows to measure AUC and LogLoss on.", show_default=False),
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="What afm-fx calibrate wrote: calibration is left out, --data then only serves to measure errors on.",
+            show_default=False,
+        ),
+    ] = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -253,6 +260,7 @@ def compress(
         job = CompressJob(
             model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
             None if tables is None else tables.value, aoti, recover_epochs, tasks, report, timed, evaluation,
+            statistics,
         )  # fmt: skip
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())

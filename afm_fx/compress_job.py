@@ -26,6 +26,7 @@ from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.report_page import check_report_packages
+from afm_fx.statistics import Statistics
 from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model
 
@@ -44,7 +45,7 @@ class CompressJob:
 
     Attributes:
         model: ``package.module:factory``.
-        data: calibration data, ``.npz``, ``.npy`` or ``.parquet``.
+        data: calibration data, ``.npz``, ``.npy``, ``.parquet`` or a folder of the last.
         out: directory of the outputs.
         policy: picks the ranks.
         checkpoint: state dict of the model, or None for the factory's own weights.
@@ -63,6 +64,7 @@ class CompressJob:
         report: page to write, see :meth:`afm_fx.CompressionReport.to_html`; None for none.
         report_batch_sizes: batch sizes at which both files are timed for the page; empty for no timing.
         evaluation: rows with ``labels`` on which AUC and LogLoss are measured for the page; None for none.
+        statistics: file of an earlier calibration, which is left out then; None for none.
     """
 
     model: str
@@ -85,6 +87,7 @@ class CompressJob:
     report: Path | None = None
     report_batch_sizes: tuple[int, ...] = ()
     evaluation: Path | None = None
+    statistics: Path | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -130,6 +133,7 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     if job.report is not None:
         refuse_existing(job.report.parent, [job.report.name], force=job.force)
         check_report_packages()
+    statistics = None if job.statistics is None else Statistics.load(job.statistics)
     file = open_data(job.data)
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
@@ -140,10 +144,17 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     evaluation = None if job.evaluation is None else _labelled(job, program)
     recovery = None
     if job.recover_epochs:
-        compressed, recovery = _recovered(job, batches)
+        compressed, recovery = _recovered(job, batches, statistics)
     else:
         compressed = compress(
-            program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
+            program,
+            batches,
+            job.policy,
+            basis=job.basis,
+            max_rows=job.max_rows,
+            pack=job.pack,
+            inputs=job.inputs,
+            statistics=statistics,
         )
     precision = None
     if job.tables is not None:
@@ -172,10 +183,20 @@ def _labelled(job: CompressJob, program: Program) -> FileBatches:
     return FileBatches(file, program, job.batch_size, names, job.labels)
 
 
-def _recovered(job: CompressJob, batches: FileBatches) -> tuple[Compressed, RecoveryReport]:
+def _recovered(
+    job: CompressJob, batches: FileBatches, statistics: Statistics | None
+) -> tuple[Compressed, RecoveryReport]:
     """Compresses, recovers, and only then packs: a packed program has parameters that follow from others."""
     pairs = replace(batches, labels=job.labels)  # before any work: the columns may be missing
-    compressed = compress(batches.program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=False)
+    compressed = compress(
+        batches.program,
+        batches,
+        job.policy,
+        basis=job.basis,
+        max_rows=job.max_rows,
+        pack=False,
+        statistics=statistics,
+    )
     recovered = recover(
         compressed.program, compressed.original, pairs, labels=bool(job.labels), epochs=job.recover_epochs
     )

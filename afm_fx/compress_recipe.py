@@ -25,6 +25,8 @@ def recipe_of(job: CompressJob, rows: int, plan: Path) -> Recipe:
         plan: the plan's file, wherever it is at the moment.
     """
     files = [RecipeFile("calibration rows", str(job.data), f"{rows:,} rows, {_bytes(job.data)}")]
+    if job.statistics is not None:
+        files.append(RecipeFile("statistics", str(job.statistics), _bytes(job.statistics), sha256_of(job.statistics)))
     if job.checkpoint is not None:
         files.append(RecipeFile("checkpoint", str(job.checkpoint), _bytes(job.checkpoint), sha256_of(job.checkpoint)))
     if job.evaluation is not None:
@@ -34,7 +36,8 @@ def recipe_of(job: CompressJob, rows: int, plan: Path) -> Recipe:
 
 
 def _bytes(path: Path) -> str:
-    return f"{path.stat().st_size:,} bytes"
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    return f"{sum(each.stat().st_size for each in files):,} bytes"
 
 
 def _arguments(job: CompressJob) -> Iterator[str]:
@@ -42,6 +45,7 @@ def _arguments(job: CompressJob) -> Iterator[str]:
     given: dict[str, object] = {
         "--checkpoint": job.checkpoint,
         "--data": job.data,
+        "--statistics": job.statistics,
         "--columns": ",".join(job.columns) if job.columns else None,
         "--max-rows": job.max_rows,
         "--batch-size": job.batch_size,

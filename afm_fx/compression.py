@@ -13,7 +13,7 @@ from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
-from afm_fx.errors import CalibrationWarning, PlanError
+from afm_fx.errors import CalibrationError, CalibrationWarning, PlanError
 from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
@@ -68,6 +68,7 @@ def compress(
     max_rows: int | None = None,
     pack: bool = True,
     inputs: str | InputKind = InputKind.ORIGINAL,
+    statistics: Statistics | None = None,
 ) -> Compressed:
     """Compresses a trained model.
 
@@ -82,6 +83,9 @@ def compress(
         pack: pack the low-rank program for serving (:func:`afm_fx.pack`), which changes its form and not its outputs.
         inputs: "original", or "typed": the low-rank program takes ids and features apart (:func:`afm_fx.split_inputs`),
             packed or not. Calibration batches are the original's either way.
+        statistics: of this model, from an earlier :func:`afm_fx.calibrate`; calibration is left out then, and of the
+            batches only the rows that logit errors are measured on are read. Measured plans need statistics with
+            ``sensitivity_rows``. ``max_rows`` has no meaning then.
 
     Raises:
         UserError: its subclasses say what is wrong with the model, the batches or the policy.
@@ -94,7 +98,10 @@ def compress(
         if example_inputs is None and not isinstance(model, ExportedProgram):
             example_inputs, batches = peek(calibration_batches)
         program = capture(model, example_inputs)
-    statistics, plan = _planned(program, batches, policy, basis, max_rows)
+    if statistics is None:
+        statistics, plan = _planned(program, batches, policy, basis, max_rows)
+    else:
+        plan = _planned_from(program, batches, policy, basis, statistics)
     low_rank = apply_plan(program, plan)
     report = report_of(program, low_rank, plan, statistics)
     if not pack:
@@ -121,6 +128,21 @@ def _planned(
         )
         return statistics, make_plan(program, statistics, policy, basis=basis, held_out=[rest.first])
     return statistics, make_plan(program, statistics, policy, basis=basis, held_out=rest.rows)
+
+
+def _planned_from(
+    program: Program, batches: Iterable[Inputs], policy: Policy, basis: str | BasisKind, statistics: Statistics
+) -> Plan:
+    """A plan from statistics that are there already."""
+    if basis != BasisKind.MEASURED or not policy.measures:
+        return make_plan(program, statistics, policy, basis=basis)
+    if not statistics.sensitivities:
+        raise CalibrationError(
+            "these statistics were collected without gradients, which a measured plan needs: calibrate with "
+            f"sensitivity_rows={SENSITIVITY_ROWS} (--sensitivity-rows), or choose basis 'afm'"
+        )
+    kept = HoldOut(program, batches, MEASURED_ROWS).some_rows()
+    return make_plan(program, statistics, policy, basis=basis, held_out=kept)
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:
