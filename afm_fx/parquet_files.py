@@ -189,7 +189,7 @@ def open_parquet_folder(path: Path) -> ParquetFolder:
     """
     dataset = pyarrow("dataset", path)
     try:
-        found = dataset.dataset(path, format="parquet", partitioning="hive")
+        found = dataset.dataset(path.resolve(), format="parquet", partitioning="hive")
         fragments = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
     except _DAMAGE as error:
         raise FileFormatError(f"'{path}' cannot be read as a folder of Parquet files: {error}") from error
@@ -209,7 +209,7 @@ def open_parquet_folder(path: Path) -> ParquetFolder:
         missing = [name for name in names if name not in each.names]
         if missing:
             raise BatchError(f"'{each.path}' has no column '{missing[0]}', as other files of '{path}' have")
-    return ParquetFolder(path.absolute(), names, tuple(files))
+    return ParquetFolder(path.resolve(), names, tuple(files))
 
 
 def _described(path: Path, metadata: Any, names: tuple[str, ...], partition: Mapping[str, Any]) -> ParquetFile:

@@ -99,6 +99,12 @@ def test_batches_of_a_folder_hold_folder_columns_and_all_units_together_are_all_
         assert torch.equal(torch.cat([batch[name] for batch in whole]), torch.cat([batch[name] for batch in by_units]))
 
 
+def test_a_folder_may_be_named_from_the_working_directory(log, monkeypatch):
+    (log.parent / "other").mkdir()
+    monkeypatch.chdir(log.parent / "other")
+    assert open_data(Path("../log")).units == open_data(log).units
+
+
 def test_what_is_wrong_with_a_folder_is_said_with_the_file(log, tmp_path):
     with pytest.raises(BatchError, match=r"hour=am.part-0.parquet', column 'note': row 1 is missing"):
         list(open_data(log).chunks(["note"], 8))
