@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afm_fx.basis import BasisKind
+from afm_fx.costs import CostKind
+from afm_fx.latency_policy import Latency
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.report_facts import Recipe, RecipeFile, sha256_of
+from afm_fx.tolerance import CONFIDENCE, LabelledTolerance, Tolerance
 from afm_fx.typed_inputs import InputKind
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ def _arguments(job: CompressJob) -> Iterator[str]:
     yield from _options(given)
     yield from _policy(job.policy)
     given = {
+        "--keep-rows-below": job.keep_rows_below or None,
         "--basis": job.basis if job.basis != BasisKind.MEASURED else None,
         "--inputs": str(InputKind(job.inputs)) if job.inputs != InputKind.ORIGINAL else None,
         "--buckets": ",".join(map(str, job.buckets)) or None,
@@ -75,11 +79,20 @@ def _options(given: dict[str, object]) -> Iterator[str]:
             yield from (name, str(value))
 
 
-def _policy(policy: Policy) -> Iterator[str]:
+def _policy(policy: Policy | LabelledTolerance) -> Iterator[str]:
     """The options that name a policy; nothing for one that the command line does not know."""
     match policy:
-        case Budget(parameters=share) if share is not None:
-            yield from ("--budget", str(share))
+        case Budget():
+            yield from ("--budget", str(policy.share))
+            yield from () if policy.kind is CostKind.PARAMETERS else ("--budget-of", policy.kind.value)
+        case LabelledTolerance():
+            yield from (f"--{policy.quantity.replace('_', '-')}", str(policy.limit))
+            yield from () if policy.confidence == CONFIDENCE else ("--confidence", str(policy.confidence))
+        case Tolerance(logit_rmse=limit) if limit is not None:
+            yield from ("--logit-rmse", str(limit))
+        case Latency(p50_us=limit, provider="cpu", threads=1):
+            yield from ("--p50-us", str(limit))
+            yield from () if policy.batch_size == 1 else ("--p50-batch-size", str(policy.batch_size))
         case Energy():
             yield from ("--energy", str(policy.fraction))
         case FullRank():

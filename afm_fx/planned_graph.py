@@ -1,4 +1,6 @@
-"""The graph that a plan is applied to: without the hidden units that leave, tables with one code joined."""
+"""The graph that a plan is applied to: without the hidden units that leave, tables with one code joined, and what is
+left out of the rows that keep their features added to their lookups.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from afm_fx.plan import Plan
 from afm_fx.program import Program
 from passes.factor import Factor, JointFactor
 from passes.join_tables import JoinTables, joinable_tables
+from passes.keep_rows import KeepRows
 
 
 def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, Factor]]:
@@ -30,4 +33,6 @@ def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, 
         tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
         factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
     JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
+    if plan.kept_rows:
+        KeepRows(plan.kept_rows, factors)(module)
     return module, factors
