@@ -52,7 +52,7 @@ def scale(
             data = Path(folder) / "data"
             size = write_data(data, rows)
             turns = [[measure_apart(data, rows, count) for count in counts] for _ in range(repeats)]
-            memory = [measure_apart(data, rows // part, 1) for part in (8, 4, 2)]
+            memory = [measure_apart(data, rows * part // 4, 1) for part in (1, 2, 3)]
     memory.append(turns[0][0])
     command, machine = shown_command("benchmarks/scale.py", sys.argv[1:]), this_machine()
     typer.echo(render_table("Calibration by processes", RATE_COLUMNS, rate_rows(turns, size)))
@@ -119,8 +119,8 @@ def markdown(
         machine.line(),
         f"A DeepFM with {SHAPE.sparse_fields} tables of {SHAPE.total_rows:,} rows in all x {SHAPE.width}, "
         f"{SHAPE.dense_fields} dense features and an MLP of {', '.join(map(str, SHAPE.hidden))}; {run.rows:,} rows in "
-        f"4 folders of Parquet, {size / 1e6:.0f} MB ({size / run.rows:.0f} bytes a row), batches of {BATCH_SIZE:,}, one "
-        "thread a process, gradients on 32,768 rows. Every run is made by fresh processes under torchrun and timed "
+        f"4 folders of Parquet, {size / 1e6:.0f} MB ({size / run.rows:.0f} bytes a row), batches of {BATCH_SIZE:,}, "
+        "one thread a process, gradients on 32,768 rows. Every run is made by fresh processes under torchrun and timed "
         f"from their common start to the merged result; the numbers of processes took {len(turns)} turns.",
         markdown_table(RATE_COLUMNS, rate_rows(turns, size)),
         "Peak resident memory of one process above what it held after 8 batches. The line through these points rises "
