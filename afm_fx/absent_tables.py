@@ -201,7 +201,7 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def replace_state(module: GraphModule, tensors: Mapping[str, Tensor]) -> None:
-    """Exchanges parameters and buffers of a graph for others of the same shapes, the values of their nodes with them."""
+    """Exchanges parameters and buffers of a graph for others of the same shapes; their nodes' values follow."""
     for name, tensor in tensors.items():
         prefix, _, leaf = name.rpartition(".")
         owner = module.get_submodule(prefix)
@@ -214,6 +214,4 @@ def replace_state(module: GraphModule, tensors: Mapping[str, Tensor]) -> None:
         if node.op == "get_attr" and str(node.target) in tensors:
             form = tensors[str(node.target)]
             with fake_mode(module.graph):
-                node.meta["val"] = torch.empty_strided(
-                    form.shape, form.stride(), dtype=form.dtype, device=form.device
-                )
+                node.meta["val"] = torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device=form.device)

@@ -60,7 +60,9 @@ def open_distributed(folder: Path) -> Checkpoint:
     except UnsafeFileError as error:
         raise UnsafeFileError(f"'{path}' is not opened: {error}") from error
     except Exception as error:  # a pickle that was made to mislead may raise anything
-        raise FileFormatError(f"'{path}' is damaged, or no metadata of torch.distributed.checkpoint: {error}") from error
+        raise FileFormatError(
+            f"'{path}' is damaged, or no metadata of torch.distributed.checkpoint: {error}"
+        ) from error
     tensors = {}
     for name, kind in kinds.items():
         if type(kind).__name__ != "TensorStorageMetadata":
@@ -83,7 +85,9 @@ def _chunk(
 ) -> Chunk:
     info = places[(name, start)] if (name, start) in places else places[(name, ())]
     if info.transform_descriptors:
-        raise FileFormatError(f"'{name}' was written through {info.transform_descriptors}, which cannot be read in rows")
+        raise FileFormatError(
+            f"'{name}' was written through {info.transform_descriptors}, which cannot be read in rows"
+        )
     file = beside(path, info.relative_path)
     with file.open("rb") as stream:
         part = _Part(stream, int(info.offset), int(info.length))
