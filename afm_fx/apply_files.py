@@ -163,16 +163,16 @@ def write_tables(
         before = read_manifest(folder) if is_table_folder(folder) else None
         known = before.tables if reuse and before is not None else {}
         blocks = {source.name: block_rows(source, rows_per_block) for source in streamed.tables}
-        print_ = _fingerprint(streamed, checkpoint, plan, blocks, before)
-        token = print_[:12]
-        journal = TableJournal(folder / PARTIAL, print_)
+        mark = _fingerprint(streamed, checkpoint, blocks, before, reuse=reuse)
+        token = mark[:12]
+        journal = TableJournal(folder / PARTIAL, mark)
         entries: dict[str, TableEntry] = {}
         reports = []
         try:
             for position, source in enumerate(streamed.tables):
                 writer = TableWriter(
-                    source, folder, file_name(source.name, position, token), journal, blocks[source.name],
-                    known.get(source.name), sync_bytes,
+                    source, folder, file_name(source.name, position, token), journal,
+                    rows=blocks[source.name], before=known.get(source.name), sync_bytes=sync_bytes,
                 )  # fmt: skip
                 reports.append(writer.write())
                 entries[source.name] = writer.entry()
@@ -182,47 +182,37 @@ def write_tables(
         finally:
             journal.close()
         places = {name: entry.file for name, entry in entries.items()} | dict.fromkeys(streamed.rest, rest)
-        _finish(folder, plan, entries, places, f"manifest-{token}.json", before)
+        name = f"manifest-{token}.json"
+        files = (*sorted(set(places.values())), name)
+        superseded = tuple(sorted(set(before.files) - set(files))) if before is not None else ()
+        _finish(folder, Manifest(name, plan.digest, entries, files, superseded), places, before)
     program = _mapped(streamed, folder)
     total = sum(tensor.bytes for tensor in open_tables(folder).tensors.values())
     seconds = time.perf_counter() - started
     return AppliedFiles(folder, program, plan, tuple(reports), total, seconds, journal.resumed)
 
 
-def _finish(
-    folder: Path,
-    plan: Plan,
-    entries: dict[str, TableEntry],
-    places: dict[str, str],
-    manifest_name: str,
-    before: Manifest | None,
-) -> None:
-    files = (*sorted(set(places.values())), manifest_name)
-    superseded = tuple(sorted(set(before.files) - set(files))) if before is not None else ()
-    commit(folder, folder / PARTIAL, Manifest(plan.digest, entries, files, superseded), manifest_name, places)
+def _finish(folder: Path, manifest: Manifest, places: dict[str, str], before: Manifest | None) -> None:
+    """Makes what was staged the folder's state, and deletes the files of the state before the last."""
+    commit(folder, folder / PARTIAL, manifest, places)
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    for name in set(before.superseded if before is not None else ()) - set(files) - set(superseded):
+    for name in set(before.superseded if before is not None else ()) - set(manifest.files) - set(manifest.superseded):
         (folder / name).unlink(missing_ok=True)
 
 
 def _fingerprint(
-    streamed: StreamedPlan, checkpoint: Checkpoint, plan: Plan, blocks: dict[str, int], before: Manifest | None
+    streamed: StreamedPlan, checkpoint: Checkpoint, blocks: dict[str, int], before: Manifest | None, *, reuse: bool
 ) -> str:
-    """What a run is known by: another plan, checkpoint or state of the folder does not go on with its files.
+    """What a run is known by: with another plan, checkpoint or state of the folder, its files are not gone on with.
 
     Of the checkpoint's files it takes names, sizes and times of change, not the bytes.
     """
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
     tables = [
-        (
-            each.name,
-            each.recipe,
-            blocks[each.name],
-            [(table.name, table.shape, str(table.dtype)) for table in each.tables],
-        )
+        [each.name, each.recipe, blocks[each.name], [[one.name, one.shape, str(one.dtype)] for one in each.tables]]
         for each in streamed.tables
     ]
-    content = [JOURNAL_VERSION, plan.digest, files, tables, None if before is None else list(before.files)]
+    content = [JOURNAL_VERSION, reuse, files, tables, None if before is None else list(before.files)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -214,9 +214,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(LONGEST_HEADER, size - 8):
-                raise ValueError(f"its header would be {length:,} bytes")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -242,10 +240,10 @@ def _open_index(path: Path) -> Checkpoint:
         document = json.loads(path.read_text(encoding="utf-8"))
         weight_map = dict(document["weight_map"])
         metadata = document.get("metadata") or {}
-        if not all(isinstance(each, str) for pair in weight_map.items() for each in pair):
-            raise TypeError("weight_map is not of names to files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"'{path}' is damaged, it is no index of safetensors files: {error!r}") from error
+    if not all(isinstance(each, str) for pair in weight_map.items() for each in pair):
+        raise FileFormatError(f"'{path}' is damaged: its weight_map is not of names to files")
     files = {name: beside(path, name) for name in sorted(set(weight_map.values()))}
     opened = {name: open_safetensors(file) for name, file in files.items()}
     tensors = {}

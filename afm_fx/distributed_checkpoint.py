@@ -9,6 +9,7 @@ they lie, and from then on they are read in rows like those of any checkpoint.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from afm_fx.checkpoints import DISTRIBUTED_METADATA, Checkpoint, Chunk, StoredTensor, beside
 from afm_fx.errors import FileFormatError, UnsafeFileError
 
+_DTYPES = {str(each).removeprefix("torch.") for each in vars(torch).values() if isinstance(each, torch.dtype)}
 _MODULE = "torch.distributed.checkpoint"
 _KNOWN = {
     f"{_MODULE}.metadata": {
@@ -27,7 +29,7 @@ _KNOWN = {
         "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
     },
     f"{_MODULE}.filesystem": {"_StorageInfo"},
-    "torch": {"Size", *(str(each).removeprefix("torch.") for each in vars(torch).values() if type(each) is torch.dtype)},
+    "torch": {"Size", *_DTYPES},
     "torch.serialization": {"_get_layout"},
     "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
     "pathlib._local": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
@@ -69,20 +71,17 @@ def open_distributed(folder: Path) -> Checkpoint:
             continue
         shape, dtype = tuple(kind.size), kind.properties.dtype
         try:
-            chunks = tuple(
-                _chunk(path, name, dtype, tuple(each.offsets), tuple(each.sizes), places) for each in kind.chunks
-            )
+            chunks = tuple(_chunk(path, name, dtype, box, places) for box in kind.chunks)
         except (AttributeError, TypeError, KeyError) as error:
             raise FileFormatError(f"'{path}' is damaged, '{name}' is incomplete: {error!r}") from error
-        if sum(math.prod(chunk.shape) for chunk in chunks) != math.prod(shape):
+        if not _are_whole(chunks, shape):
             raise FileFormatError(f"'{path}' is damaged: the pieces of '{name}' are not the whole tensor")
         tensors[name] = StoredTensor(name, shape, dtype, chunks)
     return Checkpoint(folder, tensors)
 
 
-def _chunk(
-    path: Path, name: str, dtype: torch.dtype, start: tuple[int, ...], shape: tuple[int, ...], places: Any
-) -> Chunk:
+def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> Chunk:
+    start, shape = tuple(box.offsets), tuple(box.sizes)
     info = places[(name, start)] if (name, start) in places else places[(name, ())]
     if info.transform_descriptors:
         raise FileFormatError(
@@ -104,6 +103,20 @@ def _chunk(
     if begin + math.prod(shape) * dtype.itemsize > int(info.offset) + int(info.length):
         raise FileFormatError(f"'{file}' is damaged: '{name}' ends beyond its place")
     return Chunk(file, begin, start, shape)
+
+
+def _are_whole(chunks: tuple[Chunk, ...], shape: tuple[int, ...]) -> bool:
+    """Whether boxes cover a tensor and nothing twice."""
+    inside = all(
+        len(chunk.start) == len(chunk.shape) == len(shape)
+        and all(a >= 0 and a + n <= size for a, n, size in zip(chunk.start, chunk.shape, shape, strict=True))
+        for chunk in chunks
+    )
+    apart = all(
+        any(a + n <= b or b + m <= a for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True))
+        for one, other in itertools.combinations(chunks, 2)
+    )
+    return inside and apart and sum(math.prod(chunk.shape) for chunk in chunks) == math.prod(shape)
 
 
 class _Part(io.RawIOBase):

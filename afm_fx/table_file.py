@@ -1,7 +1,8 @@
 """One table as a safetensors file, written row after row.
 
-A safetensors file is a JSON header and raw little-endian rows; its length is known before a row is. The header is padded
-to a page, so that rows can be mapped where they lie, by this package and by runtimes that an ONNX file leads here.
+A safetensors file is a JSON header and raw little-endian rows; its length is known before a row is. The header is
+padded to a page, so that rows can be mapped where they lie, by this package and by runtimes that an ONNX file leads
+here.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -65,12 +64,14 @@ class Manifest:
     """What a folder holds.
 
     Attributes:
+        name: of its own file.
         plan: the plan's digest.
         tables: by name of the parameter.
         files: all files of this state, the manifest's own included.
         superseded: files of the state before that are not in this one.
     """
 
+    name: str
     plan: str
     tables: Mapping[str, TableEntry]
     files: tuple[str, ...]
@@ -109,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
         # These names are deleted one day: they may be nothing but names of files in the folder.
         if not all(_PLAIN.fullmatch(each) for each in (*files, *superseded, *(each.file for each in tables.values()))):
             raise FileFormatError(f"'{path}' is damaged: it names files elsewhere")
-        return Manifest(str(found["plan"]), tables, files, superseded)
+        return Manifest(name, str(found["plan"]), tables, files, superseded)
 
 
 def stored_table(folder: Path, name: str, entry: TableEntry) -> StoredTensor | None:
@@ -148,28 +149,25 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def commit(folder: Path, staged: Path, manifest: Manifest, manifest_name: str, places: Mapping[str, str]) -> None:
+def commit(folder: Path, staged: Path, manifest: Manifest, places: Mapping[str, str]) -> None:
     """Makes what was staged the folder's state.
 
     Args:
         folder: whose state changes.
         staged: the new files, complete and on the disk; they move.
         manifest: of the new state.
-        manifest_name: its file's name.
         places: the file of every tensor.
     """
     try:
         for name in manifest.files:
             if (staged / name).exists():
                 (staged / name).replace(folder / name)
-        write_durably(folder / manifest_name, manifest.to_bytes())
+        write_durably(folder / manifest.name, manifest.to_bytes())
         sync_folder(folder)
         files = [folder / name for name in set(places.values())]
         total = sum(tensor.bytes for file in files for tensor in open_checkpoint(file).tensors.values())
-        index = {
-            "metadata": {"total_size": total, "manifest": manifest_name},
-            "weight_map": dict(sorted(places.items())),
-        }
+        metadata = {"total_size": total, "manifest": manifest.name}
+        index = {"metadata": metadata, "weight_map": dict(sorted(places.items()))}
         write_durably(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(f"cannot write to '{folder}': {error}") from error

@@ -42,7 +42,7 @@ class Block:
 
 
 def block_rows(source: TableSource, rows: int | None) -> int:
-    """Rows of a block: as asked for, or those that :func:`afm_fx.apply_plan` encodes at a time, unless rows are wide."""
+    """Rows of a block: as asked for, or as many as :func:`afm_fx.apply_plan` encodes at a time, fewer of wide rows."""
     if rows is not None:
         return rows
     wide = sum(table.shape[1] for table in source.tables) * max(table.dtype.itemsize for table in source.tables)

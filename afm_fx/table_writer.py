@@ -80,6 +80,7 @@ class TableWriter:
         folder: Path,
         name: str,
         journal: TableJournal,
+        *,
         rows: int,
         before: TableEntry | None,
         sync_bytes: int,
