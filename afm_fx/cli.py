@@ -1,4 +1,5 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``check``, ``bench`` and ``load``.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``compress``, ``sweep``, ``refresh``, ``check``, ``bench`` and
+``load``.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """
@@ -26,6 +27,7 @@ from afm_fx.load_command import load
 from afm_fx.onnx_buckets import check_batch_sizes
 from afm_fx.output_directory import refuse_existing_file
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
+from afm_fx.refresh_command import refresh
 from afm_fx.sweep_command import sweep
 from afm_fx.synthetic import ClickGenerator
 from afm_fx.typed_inputs import InputKind
@@ -276,6 +278,7 @@ def compress(
 
 
 app.command()(sweep)
+app.command()(refresh)
 app.command()(check)
 app.command()(bench)
 app.command()(load)

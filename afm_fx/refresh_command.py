@@ -29,12 +29,14 @@ def refresh(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder of the encoded tables: filled at first, brought up to date later.", show_default=False),
+        typer.Option(
+            help="Folder of the encoded tables: filled at first, brought up to date later.", show_default=False
+        ),
     ],
     statistics: Annotated[
         Path | None,
         typer.Option(
-            help="Statistics that the plan was made from: factors are made again for this checkpoint, and drift is told.",
+            help="Statistics that the plan was made from, to make factors again for this checkpoint and tell drift.",
             show_default="the plan's factors are applied",
         ),
     ] = None,
