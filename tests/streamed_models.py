@@ -43,10 +43,8 @@ def every_table() -> tuple[nn.Module, tuple[Tensor]]:
     return EveryTable().eval(), (ids_of(4),)
 
 
-def every_table_plan() -> afm_fx.Plan:
+def every_table_plan(program: afm_fx.Program) -> afm_fx.Plan:
     """A plan that does something else to every table and factors a Linear."""
-    model, example = every_table()
-    program = afm_fx.capture(model, example)
     statistics = afm_fx.calibrate(program, [ids_of(400, seed) for seed in range(2)])
     policy = afm_fx.Fixed(embedding=2, linear=4, overrides={"constant": 0, "kept": None})
     return afm_fx.make_plan(program, statistics, policy, basis="afm")
@@ -58,13 +56,10 @@ def wide_and_deep_model() -> tuple[nn.Module, tuple[Tensor]]:
     return WideAndDeep().eval(), (rows_of_ids(4),)
 
 
-def wide_and_deep_plan() -> afm_fx.Plan:
-    """A plan with joint tables, tables left alone, and hidden units that leave."""
-    model, example = wide_and_deep_model()
-    program = afm_fx.capture(model, example)
-    batches = [rows_of_ids(500, seed=seed) for seed in range(3)]
-    statistics = afm_fx.calibrate(program, batches, sensitivity_rows=1000)
-    return afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=0.4), held_out=[rows_of_ids(300, seed=9)])
+def wide_and_deep_plan(program: afm_fx.Program) -> afm_fx.Plan:
+    """A plan with joint tables and hidden units that leave."""
+    statistics = afm_fx.calibrate(program, [rows_of_ids(500)], sensitivity_rows=300)
+    return afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=0.4), held_out=[rows_of_ids(100, seed=9)])
 
 
 def save_sharded(state: dict[str, Tensor], folder: Path, shards: int = 3) -> Path:

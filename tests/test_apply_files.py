@@ -1,10 +1,11 @@
-"""A plan applied to files is the plan applied in memory, block by block, whole or not at all, and goes on where it was."""
+"""A plan applied to files is the plan applied in memory, block by block; it is whole or absent, and can be resumed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 import afm_fx
 from afm_fx.absent_tables import storage_of, without_tables
 from afm_fx.apply_files import apply_to_files, write_tables
-from afm_fx.checkpoints import open_checkpoint
+from afm_fx.checkpoints import Checkpoint, open_checkpoint
 from afm_fx.errors import FileFormatError, ModelError, OutputExistsError, PlanError, UserError
-from afm_fx.streamed_plan import TableSource, streamed_plan
+from afm_fx.streamed_plan import StreamedPlan, TableSource, streamed_plan
 from afm_fx.table_folder import INDEX, PARTIAL, locked
 from tests.streamed_models import (
     LARGE,
@@ -34,26 +35,59 @@ from tests.streamed_models import (
 from tests.wide_and_deep import rows_of_ids
 
 Factory = Callable[[], tuple[nn.Module, tuple[Tensor]]]
-MODELS: dict[str, tuple[Factory, Callable[[], afm_fx.Plan], Tensor]] = {
+MODELS: dict[str, tuple[Factory, Callable[[afm_fx.Program], afm_fx.Plan], Tensor]] = {
     "every table": (every_table, every_table_plan, ids_of(30, seed=8)),
     "joint tables and dropped units": (wide_and_deep_model, wide_and_deep_plan, rows_of_ids(30, seed=8)),
 }
 
 
-@pytest.fixture(scope="module")
-def plans() -> dict[str, afm_fx.Plan]:
-    return {name: plan() for name, (_, plan, _) in MODELS.items()}
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, a plan for it, and what applying the plan in memory gives."""
+
+    factory: Factory
+    plan: afm_fx.Plan
+    rows: Tensor
+    expected: afm_fx.Program
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.factory()[0].state_dict())
+
+    def streamed(self, checkpoint: Path) -> tuple[StreamedPlan, Checkpoint]:
+        opened = open_checkpoint(checkpoint)
+        return streamed_plan(without_tables(self.factory, opened, large_bytes=LARGE), self.plan), opened
 
 
 @pytest.fixture(scope="module")
-def plan(plans: dict[str, afm_fx.Plan]) -> afm_fx.Plan:
-    return plans["every table"]
+def cases() -> dict[str, Case]:
+    found = {}
+    for name, (factory, plan, rows) in MODELS.items():
+        program = afm_fx.capture(*factory())
+        planned = plan(program)
+        found[name] = Case(factory, planned, rows, afm_fx.apply_plan(program, planned))
+    return found
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    save_file(every_table()[0].state_dict(), tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
+@pytest.fixture(scope="module")
+def case(cases: dict[str, Case]) -> Case:
+    return cases["every table"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return single(case.state, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def streamed(case: Case, checkpoint: Path) -> tuple[StreamedPlan, Checkpoint]:
+    return case.streamed(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def applied(case: Case, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> afm_fx.AppliedFiles:
+    out = tmp_path_factory.mktemp("applied") / "out"
+    return apply_to_files(case.factory, checkpoint, case.plan, out, large_bytes=LARGE)
 
 
 def single(state: dict[str, Tensor], folder: Path) -> Path:
@@ -80,45 +114,45 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return {name: files[file][name] for name, file in index.items()}
 
 
-class Interrupted(RuntimeError):
+class RunEndedError(RuntimeError):
     """What stands for a process that ends."""
 
 
 @pytest.fixture
-def blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+def blocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts encoded blocks, and interrupts the run after so many as it holds under "allowed"."""
     counted = {"encoded": 0, "allowed": 1_000}
     made = TableSource.made
 
     def count(self: TableSource, features: Tensor) -> Tensor:
         if counted["encoded"] == counted["allowed"]:
-            raise Interrupted
+            raise RunEndedError
         counted["encoded"] += 1
         return made(self, features)
 
     monkeypatch.setattr(TableSource, "made", count)
-    yield counted
+    return counted
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("write", [single, sharded, distributed])
+WRITTEN = [("every table", single), ("every table", sharded), ("every table", distributed),
+           ("joint tables and dropped units", sharded)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "write"), WRITTEN)
 def test_the_files_are_the_state_dict_that_applying_the_plan_in_memory_gives(
-    write: Callable[[dict[str, Tensor], Path], Path], model: str, plans: dict[str, afm_fx.Plan], tmp_path: Path
+    model: str, write: Callable[[dict[str, Tensor], Path], Path], cases: dict[str, Case], tmp_path: Path
 ) -> None:
-    factory, _, rows = MODELS[model]
-    module, example = factory()
-    expected = afm_fx.apply_plan(afm_fx.capture(module, example), plans[model])
-    path = write(dict(module.state_dict()), tmp_path)
-    applied = apply_to_files(factory, path, plans[model], tmp_path / "out", large_bytes=LARGE)
-    found, wanted = tensors_of(tmp_path / "out"), expected.graph_module.state_dict()
+    case = cases[model]
+    streamed, opened = case.streamed(write(case.state, tmp_path))
+    applied = write_tables(streamed, opened, case.plan, tmp_path / "out")
+    found, wanted = tensors_of(tmp_path / "out"), case.expected.graph_module.state_dict()
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert torch.equal(found[name], tensor), name
-    streamed = {table.name for table in applied.tables}
-    assert len(streamed) == 4
-    assert torch.equal(applied.program.run((rows,)), expected.run((rows,)))
-    assert applied.program.parameter_count() == expected.parameter_count()
-    in_blocks = apply_to_files(factory, path, plans[model], tmp_path / "blocks", rows_per_block=7, large_bytes=LARGE)
+    assert len(applied.tables) == len(streamed.tables) >= 3
+    assert torch.equal(applied.program.run((case.rows,)), case.expected.run((case.rows,)))
+    assert applied.program.parameter_count() == case.expected.parameter_count()
+    in_blocks = write_tables(streamed, opened, case.plan, tmp_path / "blocks", rows_per_block=7)
     assert {table.blocks for table in in_blocks.tables} <= {6, 7}
     for name, tensor in tensors_of(tmp_path / "blocks").items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-6, atol=1e-7)
@@ -133,24 +167,23 @@ def test_no_large_table_has_memory_while_the_model_is_built_and_captured(checkpo
     assert torch.equal(state["first.weight"], every_table()[0].get_parameter("first.weight"))
 
 
-def test_a_module_on_the_meta_device_needs_no_factory(checkpoint: Path, plan: afm_fx.Plan, tmp_path: Path) -> None:
+def test_a_module_on_the_meta_device_needs_no_factory(case: Case, checkpoint: Path, tmp_path: Path) -> None:
     with torch.device("meta"):
         module = EveryTable()
-    applied = apply_to_files(module, checkpoint, plan, tmp_path / "out", example_inputs=(ids_of(4),), large_bytes=LARGE)
-    expected = afm_fx.apply_plan(afm_fx.capture(*every_table()), plan)
-    assert torch.equal(applied.program.run((ids_of(9),)), expected.run((ids_of(9),)))
+    applied = apply_to_files(
+        module, checkpoint, case.plan, tmp_path / "out", example_inputs=(ids_of(4),), large_bytes=LARGE
+    )
+    assert torch.equal(applied.program.run((case.rows,)), case.expected.run((case.rows,)))
 
 
 def test_an_interrupted_run_leaves_nothing_visible_and_goes_on_where_it_was(
-    checkpoint: Path, plan: afm_fx.Plan, tmp_path: Path, blocks: dict[str, int]
+    case: Case, streamed: tuple[StreamedPlan, Checkpoint], tmp_path: Path, blocks: dict[str, int]
 ) -> None:
     out = tmp_path / "out"
-    absent = without_tables(every_table, open_checkpoint(checkpoint), large_bytes=LARGE)
-    streamed, opened = streamed_plan(absent, plan), open_checkpoint(checkpoint)
-    total = sum(-(-source.rows // 7) for source in streamed.tables)
+    total = sum(-(-source.rows // 7) for source in streamed[0].tables)
     blocks["allowed"] = 9
-    with pytest.raises(Interrupted):
-        write_tables(streamed, opened, plan, out, rows_per_block=7, sync_bytes=1)
+    with pytest.raises(RunEndedError):
+        write_tables(*streamed, case.plan, out, rows_per_block=7, sync_bytes=1)
     assert not (out / INDEX).exists()
     assert not list(out.glob("*.safetensors"))
     with pytest.raises(FileFormatError):
@@ -158,11 +191,11 @@ def test_an_interrupted_run_leaves_nothing_visible_and_goes_on_where_it_was(
     journal = out / PARTIAL / "journal.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"table": "half an ent')  # the machine stopped while it wrote
     blocks["allowed"] = 1_000
-    applied = write_tables(streamed, opened, plan, out, rows_per_block=7, sync_bytes=1)
+    applied = write_tables(*streamed, case.plan, out, rows_per_block=7, sync_bytes=1)
     assert applied.resumed
     assert blocks["encoded"] == total
     assert not (out / PARTIAL).exists()
-    again = write_tables(streamed, opened, plan, tmp_path / "at once", rows_per_block=7)
+    again = write_tables(*streamed, case.plan, tmp_path / "at once", rows_per_block=7)
     assert not again.resumed
     first, second = tensors_of(out), tensors_of(tmp_path / "at once")
     assert first.keys() == second.keys()
@@ -171,46 +204,42 @@ def test_an_interrupted_run_leaves_nothing_visible_and_goes_on_where_it_was(
 
 
 def test_what_another_checkpoint_left_unfinished_is_not_gone_on_with(
-    checkpoint: Path, plan: afm_fx.Plan, tmp_path: Path, blocks: dict[str, int]
+    case: Case, streamed: tuple[StreamedPlan, Checkpoint], tmp_path: Path, blocks: dict[str, int]
 ) -> None:
     out = tmp_path / "out"
     blocks["allowed"] = 5
-    with pytest.raises(Interrupted):
-        apply_to_files(every_table, checkpoint, plan, out, rows_per_block=7, large_bytes=LARGE)
-    state = {name: tensor + 1 for name, tensor in every_table()[0].state_dict().items()}
-    save_file(state, checkpoint)
+    with pytest.raises(RunEndedError):
+        write_tables(*streamed, case.plan, out, rows_per_block=7)
+    fresh = {name: tensor + 1 for name, tensor in case.state.items()}
     blocks["allowed"] = 1_000
-    applied = apply_to_files(every_table, checkpoint, plan, out, rows_per_block=7, large_bytes=LARGE)
+    applied = write_tables(*case.streamed(single(fresh, tmp_path)), case.plan, out, rows_per_block=7)
     assert not applied.resumed
-    assert torch.equal(tensors_of(out)["kept.weight"], state["kept.weight"])
+    assert torch.equal(tensors_of(out)["kept.weight"], fresh["kept.weight"])
 
 
 def test_a_folder_is_replaced_only_if_asked_and_by_one_process_at_a_time(
-    checkpoint: Path, plan: afm_fx.Plan, tmp_path: Path
+    case: Case, streamed: tuple[StreamedPlan, Checkpoint], checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    apply_to_files(every_table, checkpoint, plan, out, large_bytes=LARGE)
+    write_tables(*streamed, case.plan, out)
     before = {path.name for path in out.iterdir()}
     with pytest.raises(OutputExistsError, match="holds tables already"):
-        apply_to_files(every_table, checkpoint, plan, out, large_bytes=LARGE)
+        apply_to_files(every_table, checkpoint, case.plan, out, large_bytes=LARGE)
     with locked(out), pytest.raises(UserError, match="another process is writing"):
-        apply_to_files(every_table, checkpoint, plan, out, large_bytes=LARGE, force=True)
+        write_tables(*streamed, case.plan, out)
     for _ in range(2):
-        apply_to_files(every_table, checkpoint, plan, out, large_bytes=LARGE, force=True)
+        write_tables(*streamed, case.plan, out)
     left = {path.name for path in out.iterdir()}
     assert len(left) == 2 * len(before) - 2  # the state before stays for its readers, lock and index are one
     assert not (before - {INDEX, ".afm_fx.lock"}) & left
 
 
-def test_another_models_plan_or_checkpoint_is_refused(
-    plans: dict[str, afm_fx.Plan], checkpoint: Path, tmp_path: Path
-) -> None:
+def test_another_models_plan_or_checkpoint_is_refused(cases: dict[str, Case], checkpoint: Path, tmp_path: Path) -> None:
+    other = cases["joint tables and dropped units"]
     with pytest.raises(PlanError):
-        apply_to_files(
-            every_table, checkpoint, plans["joint tables and dropped units"], tmp_path / "out", large_bytes=LARGE
-        )
+        apply_to_files(every_table, checkpoint, other.plan, tmp_path / "out", large_bytes=LARGE)
     with pytest.raises(ModelError, match="of another model: missing"):
-        apply_to_files(wide_and_deep_model, checkpoint, plans["every table"], tmp_path / "out", large_bytes=LARGE)
+        apply_to_files(other.factory, checkpoint, other.plan, tmp_path / "out", large_bytes=LARGE)
     assert not (tmp_path / "out").exists()
 
 
@@ -239,10 +268,9 @@ def test_a_rewrite_that_needs_the_numbers_of_a_large_table_is_an_error_and_never
 
 
 def test_an_exported_file_refers_to_the_tables_files_and_computes_the_same(
-    checkpoint: Path, plan: afm_fx.Plan, tmp_path: Path
+    applied: afm_fx.AppliedFiles,
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    applied = apply_to_files(every_table, checkpoint, plan, tmp_path / "out", large_bytes=LARGE)
     before = {path.name: path.stat().st_mtime_ns for path in applied.folder.glob("*.safetensors")}
     report = afm_fx.export_onnx_over_files(applied)
     assert {path.name: path.stat().st_mtime_ns for path in applied.folder.glob("*.safetensors")} == before
@@ -267,8 +295,7 @@ def test_an_exported_file_refers_to_the_tables_files_and_computes_the_same(
         afm_fx.export_onnx_over_files(applied)
 
 
-def test_tables_of_the_program_are_the_files_mapped(checkpoint: Path, plan: afm_fx.Plan, tmp_path: Path) -> None:
-    applied = apply_to_files(every_table, checkpoint, plan, tmp_path / "out", large_bytes=LARGE)
+def test_tables_of_the_program_are_the_files_mapped(applied: afm_fx.AppliedFiles) -> None:
     state = applied.program.graph_module.state_dict()
     maps = Path("/proc/self/maps")
     if not maps.exists():
