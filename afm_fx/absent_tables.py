@@ -110,9 +110,17 @@ class _LargeOnMeta(TorchFunctionMode):
             blank = func(*args, **{key: value for key, value in kwargs.items() if key not in _PLACE}, device="meta")
             if blank.nbytes >= self.large_bytes:
                 return blank
-        elif "generator" in kwargs and any(_is_meta(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
-            kwargs["generator"] = None  # a generator of the CPU's would be refused, and nothing is drawn
+        elif any(_is_meta(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
+            if "generator" in kwargs:
+                kwargs["generator"] = None  # a generator of the CPU's would be refused, and nothing is drawn
+            if not getattr(func, "__name__", "_").endswith("_"):  # what is written into keeps its place
+                args, kwargs = pytree.tree_map(_on_meta, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _on_meta(leaf: Any) -> Any:
+    """What a large tensor is computed with has no values either."""
+    return leaf.to("meta") if isinstance(leaf, Tensor) and leaf.dim() and not _is_meta(leaf) else leaf
 
 
 def _is_meta(leaf: Any) -> bool:
@@ -122,8 +130,14 @@ def _is_meta(leaf: Any) -> bool:
 def _built(model: str | Factory, large_bytes: int) -> tuple[nn.Module, Inputs]:
     name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
     factory = import_factory(model) if isinstance(model, str) else model
-    with _LargeOnMeta(large_bytes):
-        module, example_inputs = model_of(name, factory)
+    try:
+        with _LargeOnMeta(large_bytes):
+            module, example_inputs = model_of(name, factory)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} (it was called with tensors of {large_bytes:,} bytes or more on the meta device, where they have "
+            "no values: a factory must not look at its tables' values, or give a module built on that device)"
+        ) from error
     if any(_is_meta(leaf) for leaf in pytree.tree_leaves(example_inputs)):
         raise ModelError(f"the example inputs of '{name}' are larger than {large_bytes:,} bytes; give fewer rows")
     return module, example_inputs

@@ -93,8 +93,8 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         FileFormatError: the folder holds no state, or a damaged one.
     """
-    checkpoint = open_checkpoint(folder / INDEX)
-    name = checkpoint.metadata.get("manifest")
+    with complete(folder / INDEX, "index"):
+        name = json.loads((folder / INDEX).read_text(encoding="utf-8"))["metadata"].get("manifest")
     if not isinstance(name, str) or not _PLAIN.fullmatch(name) or not (folder / name).is_file():
         raise FileFormatError(f"'{folder / INDEX}' names no manifest beside it: this package did not write that folder")
     path = folder / name

@@ -87,12 +87,12 @@ def markdown(command: str, machine: Machine, found: Sequence[ApplyMeasurement]) 
         f"`{command}`",
         machine.line(),
         f"One table of float32, {width} wide, becomes codes {rank} wide. Copy and application take turns in one "
-        "process, with one thread for its arithmetic; before each the checkpoint's pages leave the cache, and each ends "
-        "with its bytes on the disk. Rates are bytes of the table in a second, medians over the turns; the application's "
-        "time holds the capture of the model and a SHA-256 of every block. Peaks are resident memory, pages of mapped "
-        "files included, above what the process held after the same was done to a table of 10,000 rows. The ONNX file "
-        "refers to the codes' file; its export is checked against torch, which maps pages of the codes. Difference: of "
-        "the codes of 1,000 rows from those encoded in memory.",
+        "process, with one thread for its arithmetic; before each the checkpoint's pages leave the cache, and each "
+        "ends with its bytes on the disk. Rates are bytes of the table in a second, medians over the turns; the "
+        "application's time holds the capture of the model and a SHA-256 of every block. Peaks are resident memory, "
+        "pages of mapped files included, above what the process held after the same was done to a table of 10,000 "
+        "rows. The ONNX file refers to the codes' file; its export is checked against torch, which maps pages of the "
+        "codes. Difference: of the codes of 1,000 rows from those encoded in memory.",
         markdown_table(COLUMNS, [row_of(each) for each in found], left=0),
     ]
     return "\n\n".join(parts) + "\n"
