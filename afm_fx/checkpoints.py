@@ -196,7 +196,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         path = found[0]
     if not path.is_file():
         raise FileFormatError(f"there is no checkpoint '{path}'")
-    return _open_index(path) if path.name.endswith(INDEX_SUFFIX) else open_safetensors(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_index(path)
+    if path.suffix != ".safetensors":
+        raise FileFormatError(
+            f"checkpoint '{path}' cannot be read in pieces: save it with safetensors.torch.save_file or "
+            "torch.distributed.checkpoint"
+        )
+    return open_safetensors(path)
 
 
 def is_streamable(path: Path) -> bool:

@@ -112,8 +112,8 @@ def refresh(
 def _mapped(absent: AbsentTables) -> Program:
     """The program with its large tables as the checkpoint has them."""
     module = absent.program.clone().graph_module
-    dtypes = {name: module.get_parameter(name).dtype for name in absent.tables}
-    replace_state(module, {name: table.mapped().to(dtypes[name]) for name, table in absent.tables.items()})
+    state = module.state_dict()
+    replace_state(module, {name: table.mapped().to(state[name].dtype) for name, table in absent.tables.items()})
     return absent.program.with_graph(module)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from afm_fx.absent_tables import LARGE_BYTES
 from afm_fx.calibration import Statistics
 from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import DebugOption, ForceOption, ModelArgument
@@ -47,6 +48,9 @@ def refresh(
     onnx: Annotated[
         bool, typer.Option("--onnx", help=f"Also export {NAME} beside the tables, which refers to their files.")
     ] = False,
+    large_bytes: Annotated[
+        int, typer.Option(min=1, help="Tables of so many bytes or more are read in blocks, smaller ones loaded.")
+    ] = LARGE_BYTES,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -61,7 +65,7 @@ def refresh(
         if plan_out is not None:
             refuse_existing_file(plan_out, force=force)
         known = None if statistics is None else Statistics.load(statistics)
-        done = refresh_tables(model, Plan.load(plan), checkpoint, out, statistics=known)
+        done = refresh_tables(model, Plan.load(plan), checkpoint, out, statistics=known, large_bytes=large_bytes)
         typer.echo(done.table())
         if plan_out is not None:
             done.files.plan.save(plan_out, force=force)

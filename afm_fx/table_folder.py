@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from afm_fx.checkpoints import INDEX_SUFFIX, Checkpoint, StoredTensor, open_checkpoint
+from afm_fx.checkpoints import INDEX_SUFFIX, Checkpoint, StoredTensor, beside, open_checkpoint
 from afm_fx.errors import FileFormatError, UserError
 from afm_fx.table_file import sync_folder, write_durably
 from afm_fx.tensor_files import complete
@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest:
 def stored_table(folder: Path, name: str, entry: TableEntry) -> StoredTensor | None:
     """A table's rows, None where its file is not as the manifest says."""
     with suppress(FileFormatError):
-        found = open_checkpoint(folder / entry.file).tensors.get(name)
+        found = open_checkpoint(beside(folder / INDEX, entry.file)).tensors.get(name)
         if found is not None and found.shape == (entry.rows, entry.width):
             return found
     return None

@@ -215,3 +215,6 @@ def test_a_folder_that_holds_no_checkpoint_says_what_it_lacks(tmp_path: Path) ->
         open_checkpoint(tmp_path)
     with pytest.raises(FileFormatError, match="there is no checkpoint"):
         open_checkpoint(tmp_path / "none.safetensors")
+    torch.save(STATE, tmp_path / "state.pt")
+    with pytest.raises(FileFormatError, match="cannot be read in pieces: save it with safetensors"):
+        open_checkpoint(tmp_path / "state.pt")
