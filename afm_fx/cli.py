@@ -1,4 +1,4 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep`` and those that
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep``, ``refresh`` and those that
 check and time what was exported.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
@@ -24,6 +24,7 @@ from afm_fx.demo_model import Training
 from afm_fx.explanation import explain as explain_program
 from afm_fx.load_command import load
 from afm_fx.output_directory import refuse_existing_file
+from afm_fx.refresh_command import refresh
 from afm_fx.sweep_command import sweep
 from afm_fx.synthetic import ClickGenerator
 from afm_fx.user_model import build_model
@@ -123,6 +124,7 @@ def explain(
 app.command()(calibrate)
 app.command()(compress)
 app.command()(sweep)
+app.command()(refresh)
 app.command()(check)
 app.command()(bench)
 app.command()(load)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
@@ -27,6 +28,7 @@ from afm_fx.report import CompressionReport, report_of
 from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
+from passes.factor import Factor
 from passes.sink_codes import SinkCodes
 from passes.sites import Site, SiteKind, find_sites
 
@@ -168,13 +170,29 @@ def apply_plan(program: Program, plan: Plan) -> Program:
     Raises:
         PlanError: the plan belongs to another model or to a checkpoint of other shapes.
     """
+    return apply_factors(program, plan, lambda _, factors: factors)
+
+
+def apply_factors(
+    program: Program, plan: Plan, change: Callable[[GraphModule, dict[str, Factor]], dict[str, Factor]]
+) -> Program:
+    """:func:`apply_plan` with other factors.
+
+    Args:
+        program: the captured model.
+        plan: the plan.
+        change: makes of the graph whose sites the plan names, and the plan's factors for it, the factors to apply.
+
+    Raises:
+        PlanError: see :func:`apply_plan`.
+    """
     try:
         clone, factors = planned_graph(program, plan)
         sites = {site.name: site for site in find_sites(clone)}
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:
                 _check(planned, sites.get(planned.name))
-        SinkCodes(factors)(clone)
+        SinkCodes(change(clone, factors))(clone)
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
     Canonicalize()(clone)

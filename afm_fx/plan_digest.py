@@ -41,6 +41,15 @@ def plan_digest(sites: Iterable[SitePlan], tensors: Mapping[str, Tensor]) -> str
     return f"sha256:{digest.hexdigest()}"
 
 
+def factor_digest(factor: Factor) -> str:
+    """The digest of one factor's numbers, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(plan_tensors({"": factor}, {}, {}).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(_little_endian(tensor))
+    return digest.hexdigest()
+
+
 def plan_tensors(
     factors: Mapping[str, Factor], units: Mapping[str, Units], kept_rows: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
