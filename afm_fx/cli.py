@@ -1,5 +1,5 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep``, ``refresh`` and those that
-check and time what was exported.
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep``, ``refresh`` and those
+that check and time what was exported.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 """

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
 
 from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
@@ -20,7 +19,7 @@ from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
 from afm_fx.plan import Plan, SitePlan
-from afm_fx.planned_graph import planned_graph
+from afm_fx.planned_graph import Change, planned_graph
 from afm_fx.planning import MEASURED_ROWS, make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
@@ -28,7 +27,6 @@ from afm_fx.report import CompressionReport, report_of
 from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
-from passes.factor import Factor
 from passes.sink_codes import SinkCodes
 from passes.sites import Site, SiteKind, find_sites
 
@@ -170,29 +168,27 @@ def apply_plan(program: Program, plan: Plan) -> Program:
     Raises:
         PlanError: the plan belongs to another model or to a checkpoint of other shapes.
     """
-    return apply_factors(program, plan, lambda _, factors: factors)
+    return apply_factors(program, plan)
 
 
-def apply_factors(
-    program: Program, plan: Plan, change: Callable[[GraphModule, dict[str, Factor]], dict[str, Factor]]
-) -> Program:
+def apply_factors(program: Program, plan: Plan, change: Change | None = None) -> Program:
     """:func:`apply_plan` with other factors.
 
     Args:
         program: the captured model.
         plan: the plan.
-        change: makes of the graph whose sites the plan names, and the plan's factors for it, the factors to apply.
+        change: makes the factors to apply of the plan's, see :func:`afm_fx.planned_graph.planned_graph`.
 
     Raises:
         PlanError: see :func:`apply_plan`.
     """
     try:
-        clone, factors = planned_graph(program, plan)
+        clone, factors = planned_graph(program, plan) if change is None else planned_graph(program, plan, change)
         sites = {site.name: site for site in find_sites(clone)}
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:
                 _check(planned, sites.get(planned.name))
-        SinkCodes(change(clone, factors))(clone)
+        SinkCodes(factors)(clone)
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
     Canonicalize()(clone)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import afm_fx
+from afm_fx.apply_files import apply_to_files
 from afm_fx.errors import PolicyError
 from afm_fx.explanation import KEPT, explain_plan
 
@@ -87,6 +89,26 @@ def test_the_exported_file_keeps_the_rows(compressed: afm_fx.Compressed, tmp_pat
     ids = rare(40)
     found = afm_fx.Session(tmp_path / "model.onnx").run(ids)
     torch.testing.assert_close(found, program.run(ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_plan_that_keeps_rows_is_applied_to_a_checkpoint_on_disk_too(
+    compressed: afm_fx.Compressed, tmp_path: Path, rank: int
+) -> None:
+    def factory() -> tuple[nn.Module, tuple[Tensor]]:
+        torch.manual_seed(3)
+        return Clicks().eval(), (frequent(4),)
+
+    program = afm_fx.capture(*factory())
+    policy = afm_fx.Fixed(embedding=2, linear=None, overrides={"tables.1": rank})
+    plan = afm_fx.make_plan(program, compressed.statistics, policy, keep_rows=1)
+    assert sorted(plan.kept_rows) == ["tables.0", "tables.1"]
+    save_file(factory()[0].state_dict(), tmp_path / "model.safetensors")
+    applied = apply_to_files(factory, tmp_path / "model.safetensors", plan, tmp_path / "out", large_bytes=4_000)
+    assert "tables.0.codes.weight" in {table.name for table in applied.tables}
+    ids = rare(30)
+    torch.testing.assert_close(applied.program.run(ids), program.run(ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(applied.program.run(ids), afm_fx.apply_plan(program, plan).run(ids))
 
 
 def test_named_rows_are_kept_under_a_joint_code_too(compressed: afm_fx.Compressed) -> None:
