@@ -291,7 +291,7 @@ def _read_into(tensor: Tensor, path: Path, offset: int) -> None:
     """Fills a contiguous tensor from a file."""
     if not tensor.numel():
         return
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)

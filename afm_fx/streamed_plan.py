@@ -105,6 +105,7 @@ def streamed_plan(absent: AbsentTables, plan: Plan) -> StreamedPlan:
         place: ((table,), None) for place, table in places.items()
     }
     spoilt: list[str] = []
+    held: list[Tensor] = []  # so that no other tensor comes to lie where a stand-in was
 
     def note(module: GraphModule, factors: Mapping[str, Factor]) -> dict[str, Factor]:
         """Factors that note what they would encode, in place of those of large tables."""
@@ -122,6 +123,7 @@ def streamed_plan(absent: AbsentTables, plan: Plan) -> StreamedPlan:
                 raise PlanError(f"site '{name}' joins a table with one that is not in the checkpoint")
             codes = stand_in((given[0].shape[0], factor.rank), given[0].dtype)
             plain = Factor(factor.encoder, factor.decoder, factor.shift, factor.offset)
+            held.append(codes)
             noted[storage_of(codes)] = (known, plain)
             changed[name] = _NotedFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, codes, known)
         return changed

@@ -61,7 +61,7 @@ class TableFile:
 
     def append(self, rows: Tensor) -> None:
         """Writes rows behind the last."""
-        view = memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy())
+        view = memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy().data)
         try:
             while view:
                 view = view[self._file.write(view) :]

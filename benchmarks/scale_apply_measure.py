@@ -223,9 +223,10 @@ def measure_apart(rows: int, width: int, rank: int, repeats: int, directory: Pat
     if done.returncode != 0:
         raise RuntimeError(f"measuring {rows:,} rows failed: {done.stderr.strip()[-600:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    seconds = {key: tuple(found.pop(key)) for key in ("copy_seconds", "apply_seconds")}
-    return ApplyMeasurement(**found, **seconds)
+    found |= {key: tuple(found[key]) for key in ("copy_seconds", "apply_seconds")}
+    return ApplyMeasurement(**found)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(*map(int, sys.argv[1:5]), Path(sys.argv[5])))))
+    counts, folder = [int(each) for each in sys.argv[1:5]], Path(sys.argv[5])
+    print(json.dumps(asdict(measure(counts[0], counts[1], counts[2], counts[3], folder))))

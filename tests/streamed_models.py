@@ -23,6 +23,7 @@ class EveryTable(nn.Module):
         super().__init__()
         self.encoded, self.constant, self.kept = nn.Embedding(45, 6), nn.Embedding(40, 4), nn.Embedding(40, 5)
         self.refused, self.padded = nn.Embedding(40, 4, max_norm=1.0), nn.Embedding(40, 6, padding_idx=0)
+        self.scale: Tensor
         self.register_buffer("scale", torch.linspace(0.5, 1.5, 25))
         self.first, self.last = nn.Linear(25, 24), nn.Linear(24, 1)
 
@@ -65,7 +66,7 @@ def wide_and_deep_plan(program: afm_fx.Program) -> afm_fx.Plan:
 def save_sharded(state: dict[str, Tensor], folder: Path, shards: int = 3) -> Path:
     """Writes a state dict as several files with an index, as the common hubs have them."""
     folder.mkdir()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     names = list(state)
     for number in range(shards):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"

@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import afm_fx
-from afm_fx.absent_tables import without_tables
+from afm_fx.absent_tables import Factory, without_tables
 from afm_fx.apply_files import write_tables
 from afm_fx.checkpoints import Checkpoint, open_checkpoint
 from afm_fx.cli import app
@@ -62,14 +62,19 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def refreshed(
-    state: dict[str, Tensor], plan: afm_fx.Plan, folder: Path, out: str = "out", **more: object
+    state: dict[str, Tensor],
+    plan: afm_fx.Plan,
+    folder: Path,
+    out: str = "out",
+    *,
+    factory: Factory = every_table,
+    statistics: afm_fx.Statistics | None = None,
 ) -> afm_fx.Refreshed:
-    save_file(state, folder / "new.safetensors")
-    factory = more.pop("factory", every_table)
+    path = folder / "new.safetensors"
+    save_file(state, path)
     return afm_fx.refresh(
-        factory, plan, folder / "new.safetensors", folder / out,
-        rows_per_block=ROWS, large_bytes=LARGE, **more,
-    )  # type: ignore[arg-type]  # fmt: skip
+        factory, plan, path, folder / out, statistics=statistics, rows_per_block=ROWS, large_bytes=LARGE
+    )
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
