@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from afm_fx.errors import RecoveryError
+from afm_fx.errors import BatchError, RecoveryError
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.program import Program
 from afm_fx.recovery_data import RecoveryBatch
@@ -80,7 +80,12 @@ class TeacherLogits:
 
     def fresh(self, batch: RecoveryBatch) -> Tensor:
         """:meth:`of` any batch, not kept."""
-        logits = as_logits(columns_of(self._program.run(batch.inputs)), self.probabilities)
+        try:
+            outputs = self._program.run(batch.inputs)
+        except BatchError as error:
+            place = str(error).removeprefix("batch 0, ")  # a program that is run once knows no number
+            raise BatchError(f"{batch.name}: {place}") from error
+        logits = as_logits(columns_of(outputs), self.probabilities)
         if not bool(torch.isfinite(logits).all()):
             row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
             raise RecoveryError(

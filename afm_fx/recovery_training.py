@@ -158,7 +158,8 @@ class RecoveryRun:
         return loss
 
     def _loss(self, batch: RecoveryBatch) -> float:
-        logits, target = self._logits(batch), self.teacher.of(batch)
+        target = self.teacher.of(batch)  # first: it explains ids outside their tables
+        logits = self._logits(batch)
         check_columns(logits, target, batch)
         loss = loss_of(logits, target, batch.labels, self.settings.label_weight or 0.0) * batch.weight
         self._optimizer.zero_grad()
