@@ -155,7 +155,10 @@ def low_rank() -> afm_fx.Program:
 
 def recovered(**options: Any) -> afm_fx.Recovered:
     """Few batches, the last of 2 rows, so that three processes have one without rows."""
-    return afm_fx.recover(low_rank(), program(), tensors(0, 5 * 24 + 2, 24), epochs=2, seed=1, **options)
+    batches, held_out = tensors(0, 20 * 24 + 2, 24), tensors(500, 900, 50)
+    return afm_fx.recover(
+        low_rank(), program(), batches, held_out=held_out, epochs=2, learning_rate=1e-4, seed=1, **options
+    )
 
 
 def recovering(folder: Path) -> None:

@@ -153,11 +153,10 @@ def test_processes_recover_together_to_one_and_the_same_program_and_that_of_one_
 
 def test_a_process_that_fails_in_the_middle_of_an_epoch_stops_all(three: Path) -> None:
     told = [(three / f"failed-{rank}.txt").read_text() for rank in range(3)]
-    assert told[2].startswith("BatchError: row 4: id 99 of input 'ids', column 1")
+    reason = "batch 3, rows 16 to 24: row 4: id 99 of input 'ids', column 1 is outside"
+    assert told[2].startswith(f"BatchError: {reason}")
     for rank in (0, 1):
-        assert told[rank].startswith(
-            f"OtherProcessError: process 2 of 3 failed, so process {rank} stops too: row 4: id"
-        )
+        assert told[rank].startswith(f"OtherProcessError: process 2 of 3 failed, so process {rank} stops too: {reason}")
 
 
 def test_a_process_that_is_killed_costs_no_row_and_no_row_counts_twice(folder: Path, alone: afm_fx.Statistics) -> None:
