@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
 from afm_fx.process_groups import Group, rank_and_size
 from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
-from afm_fx.statistics_merge import sent_bytes
+from afm_fx.statistics_merge import merged_over, sent_bytes
 from afm_fx.torchrun_group import joined_group
 from benchmarks.criteo_shape import CriteoShape
 
@@ -103,7 +105,7 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         program = afm_fx.capture(SHAPE.deepfm(seed=0), SHAPE.batch(4, seed=0))
         batches = _Watched(open_data(folder), program, BATCH_SIZE, column_names())
         warm_up = world * WARM_UP_BATCHES * BATCH_SIZE
-        options = {"sensitivity_rows": SENSITIVITY_ROWS, "sampled_rows": 1_000}
+        options: dict[str, Any] = {"sensitivity_rows": SENSITIVITY_ROWS, "sampled_rows": 1_000}
         afm_fx.calibrate(program, batches, max_rows=min(warm_up, rows), group=group, **options)
         sent = _Counted()
         dist.barrier(group)
@@ -150,14 +152,16 @@ class _Counted:
     def __init__(self) -> None:
         self.bytes = self.table_bytes = 0
         self.by_site: dict[str, int] = {}
-        self._reduce, self._merge = dist.all_reduce, calibration.merged_over
+        self._reduce, self._merge = dist.all_reduce, merged_over
+        self._patches = ExitStack()
 
     def __enter__(self) -> Self:
-        dist.all_reduce, calibration.merged_over = self._count, self._look  # type: ignore[assignment]
+        self._patches.enter_context(mock.patch.object(dist, "all_reduce", self._count))
+        self._patches.enter_context(mock.patch.object(calibration, "merged_over", self._look))
         return self
 
     def __exit__(self, *_: object) -> None:
-        dist.all_reduce, calibration.merged_over = self._reduce, self._merge
+        self._patches.close()
 
     def _count(self, tensor: Tensor, *rest: Any, **options: Any) -> Any:
         self.bytes += tensor.numel() * tensor.element_size()

@@ -64,7 +64,7 @@ def scale(
 
 def rate_rows(turns: Sequence[Sequence[CalibrationRun]], size: int) -> list[tuple[str, ...]]:
     """One row of text per number of processes: medians over the turns; ratios are taken within a turn."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for place, first in enumerate(turns[0]):
         seconds = statistics.median(turn[place].seconds for turn in turns)
         ratios = [turn[0].seconds / turn[place].seconds for turn in turns]
@@ -92,7 +92,7 @@ def slope(run: CalibrationRun) -> float:
     return float(np.polyfit([rows for rows, _ in late], [held for _, held in late], 1)[0])
 
 
-def site_rows(run: CalibrationRun) -> list[tuple[str, ...]]:
+def site_rows(run: CalibrationRun) -> list[tuple[str, str]]:
     """The five sites that most is sent of, the others together, and all."""
     largest = sorted(run.site_bytes.items(), key=lambda each: -each[1])
     shown = [(name, f"{sent:,}") for name, sent in largest[:5]]

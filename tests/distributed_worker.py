@@ -26,7 +26,7 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.torchrun_group import joined_group
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
-OPTIONS = {"sensitivity_rows": 300, "sampled_rows": 40}
+OPTIONS: dict[str, Any] = {"sensitivity_rows": 300, "sampled_rows": 40}
 
 
 class Clicks(nn.Module):
@@ -113,7 +113,7 @@ def clicks_that_die() -> tuple[nn.Module, dict[str, Tensor]]:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield inputs
 
-    FileBatches.unit_batches = dying  # type: ignore[method-assign]
+    FileBatches.unit_batches = dying  # type: ignore[method-assign, assignment]
     return clicks()
 
 
