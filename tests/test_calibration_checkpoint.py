@@ -79,6 +79,8 @@ def assert_same(found: afm_fx.Statistics, expected: afm_fx.Statistics) -> None:
         torch.testing.assert_close(
             found.sensitivities[name].consumer, expected.sensitivities[name].consumer, rtol=1e-10, atol=1e-10
         )
+    assert found.sample is not None
+    assert expected.sample is not None
     assert torch.equal(found.sample.keys, expected.sample.keys)
 
 
