@@ -147,6 +147,7 @@ def merging(folder: Path) -> None:
     assert world == 3
 
 
+@functools.cache
 def low_rank() -> afm_fx.Program:
     """The program with its hidden layer factored."""
     statistics = afm_fx.calibrate(program(), tensors(0, 500))

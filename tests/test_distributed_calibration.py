@@ -28,6 +28,8 @@ def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subproces
         "--monitor-interval", "0.1", *options, "-m", *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "TEST_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":  # gloo would look for an interface by the machine's name, which may have no address
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     return subprocess.run(  # noqa: S603 - our own modules
         words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400
     )
