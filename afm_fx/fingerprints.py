@@ -27,7 +27,7 @@ def program_fingerprint(program: Program) -> str:
     for name in sorted(state):
         tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(_some_numbers(tensor).tobytes() if isinstance(tensor, Tensor) else b"")
+        digest.update(_some_numbers(tensor) if isinstance(tensor, Tensor) else b"")
     return digest.hexdigest()[:32]
 
 
@@ -42,7 +42,7 @@ def _described(units: Sequence[Unit]) -> str:
     return "\n".join(f"{unit.name} {unit.rows}" for unit in units)
 
 
-def _some_numbers(tensor: Tensor) -> memoryview:
+def _some_numbers(tensor: Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     step = max(1, flat.numel() // SAMPLED_NUMBERS)
-    return memoryview(flat[::step].contiguous().cpu().view(torch.uint8).numpy())
+    return flat[::step].contiguous().cpu().view(torch.uint8).numpy().tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -24,7 +24,7 @@ class _End(Generic[Item]):
     error: BaseException | None = None
 
 
-def prefetched(items: Iterable[Item], ahead: int = AHEAD) -> Iterator[Item]:
+def prefetched(items: Iterable[Item], ahead: int = AHEAD) -> Generator[Item, None, None]:
     """Yields the items, of which up to ``ahead`` are read while others are used.
 
     What reading raises is raised here, at the item that it happened at. Where nobody asks for more items, the thread

@@ -69,7 +69,7 @@ def agreed(group: Group | None, failure: Exception | None, told: Any = None) -> 
     return [each for _, each in gathered]
 
 
-def check_alike(told: Sequence[Mapping[str, Any]]) -> None:
+def check_alike(told: Sequence[Mapping[str, Any]], does: str = "calibrates") -> None:
     """Checks that all processes told the same.
 
     Raises:
@@ -79,7 +79,7 @@ def check_alike(told: Sequence[Mapping[str, Any]]) -> None:
         differing = [name for name, value in told[0].items() if each.get(name) != value]
         if differing:
             raise CalibrationError(
-                f"process {rank} of {len(told)} calibrates something else than process 0: they differ in "
+                f"process {rank} of {len(told)} {does} something else than process 0: they differ in "
                 f"{', '.join(differing)}"
             )
 

@@ -8,13 +8,14 @@ states.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from afm_fx.capture import capture
 from afm_fx.errors import RecoveryError
+from afm_fx.process_groups import Group, agreed, check_alike, check_group, rank_and_size
 from afm_fx.program import Program
 from afm_fx.recovery_data import Batches, RecoveryData
 from afm_fx.recovery_loss import TeacherLogits
@@ -41,6 +42,7 @@ def recover(
     activation: str | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    group: Group | None = None,
 ) -> Recovered:
     """Trains a low-rank program on the original's logits, and on labels where there are any.
 
@@ -67,7 +69,11 @@ def recover(
             changes the model, and by much at small ranks; where training does not make it better than the program
             given, that is returned.
         seed: of the held-out batches and of the order. The same seed gives the same result.
-        checkpoint: file (safetensors) to save after each epoch and, where it exists, to go on from.
+        checkpoint: file (safetensors) to save after each epoch and, where it exists, to go on from. Over processes the
+            first one reads and writes it.
+        group: processes that train together, for example ``torch.distributed.group.WORLD``. All make the same call
+            with the same batches; each works on its part of the rows of every batch, gradients and held-out errors are
+            added up, and all return the same. That is what one process would do, but for rounding.
 
     Returns:
         A new program, and the report: the best state on the held-out rows, by LogLoss with labels and by logit error
@@ -77,19 +83,36 @@ def recover(
         RecoveryError: an unusable setting, batches that cannot be gone through again, labels of a wrong shape or value,
             nothing to train, a checkpoint of another run, or a loss that became NaN.
         BatchError: a batch does not fit the model.
+        OtherProcessError: another process of the group failed (which, and why) or died.
     """
-    names = trainable if isinstance(trainable, str) else tuple(trainable)
-    share = float(held_out) if isinstance(held_out, int | float) else None
-    weight = label_weight if labels else None
-    settings = RecoverySettings(epochs, learning_rate, weight, names, share, patience, activation, seed)
-    data = RecoveryData(program, batches, labels=labels, held_out=held_out if share is None else share, seed=seed)
-    first = data.held_out[0]
-    original = teacher if isinstance(teacher, Program) else capture(teacher, first.inputs)
-    target = TeacherLogits(original, first, keep=data.keeps_batches)
-    chosen = choose_parameters(program, original, names)
-    changed, sites = (program, ()) if activation is None else _activated(program)
-    student, parameters = with_own_copies(changed, chosen)
-    state, stopped = RecoveryRun(settings, data, target, student, parameters, checkpoint=checkpoint).train(program)
+    check_group(group)
+
+    def prepare() -> _Prepared:
+        names = trainable if isinstance(trainable, str) else tuple(trainable)
+        share = float(held_out) if isinstance(held_out, int | float) else None
+        weight = label_weight if labels else None
+        settings = RecoverySettings(epochs, learning_rate, weight, names, share, patience, activation, seed)
+        data = RecoveryData(
+            program,
+            batches,
+            labels=labels,
+            held_out=held_out if share is None else share,
+            seed=seed,
+            part=rank_and_size(group),
+        )
+        first = data.held_out[0]
+        original = teacher if isinstance(teacher, Program) else capture(teacher, first.inputs)
+        target = TeacherLogits(original, first, keep=data.keeps_batches)
+        chosen = choose_parameters(program, original, names)
+        changed, sites = (program, ()) if activation is None else _activated(program)
+        student, parameters = with_own_copies(changed, chosen)
+        run = RecoveryRun(settings, data, target, student, parameters, checkpoint=checkpoint, group=group)
+        return _Prepared(run, chosen, sites)
+
+    prepared = _told(prepare, group)
+    run, data, settings, chosen = prepared.run, prepared.run.data, prepared.run.settings, prepared.chosen
+    student, parameters = run.student, run.parameters
+    state, stopped = run.train(program)
     report = RecoveryReport(
         epochs=state.epochs,
         best=state.best,
@@ -99,7 +122,7 @@ def recover(
         parameters=program.parameter_count(),
         training_batches=data.steps,
         held_out_rows=sum(batch.rows for batch in data.held_out),
-        activated=sites if state.best > 0 else (),
+        activated=prepared.sites if state.best > 0 else (),
         settings=settings,
     )
     if state.best == 0:
@@ -109,6 +132,27 @@ def recover(
         recipe = program.recipe.then("recover", epochs=state.best, labels=labels, activation=activation, seed=seed)
         student = replace(student, recipe=recipe)
     return Recovered(student, report)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run before its first step: what it trains, and the sites with an activation."""
+
+    run: RecoveryRun
+    chosen: tuple[str, ...]
+    sites: tuple[str, ...]
+
+
+def _told(prepare: Callable[[], _Prepared], group: Group | None) -> _Prepared:
+    """What this process prepared, once all have and it is the same in all."""
+    failure, prepared = None, None
+    try:
+        prepared = prepare()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
+        failure = error
+    check_alike(agreed(group, failure, None if prepared is None else prepared.run.identity()), "recovers")
+    assert prepared is not None  # noqa: S101 - else there was a failure, and that was raised
+    return prepared
 
 
 def _activated(program: Program) -> tuple[Program, tuple[str, ...]]:

@@ -36,6 +36,8 @@ class RecoveryBatch:
         args: positional inputs of the program that is trained.
         kwargs: keyword inputs of it.
         labels: [rows, columns], numbers from 0 to 1; None without labels.
+        weight: share of the whole batch's rows, where it is one process's part of a batch.
+        whole_rows: rows of the whole batch.
     """
 
     name: str
@@ -45,6 +47,8 @@ class RecoveryBatch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     labels: Tensor | None
+    weight: float
+    whole_rows: int
 
 
 class RecoveryData:
@@ -56,6 +60,7 @@ class RecoveryData:
         labels: whether they are pairs.
         held_out: share of the batches, or batches of their own.
         seed: of the choice and the order.
+        part: number of this process and how many there are: of every training batch it gets its part of the rows.
 
     Raises:
         RecoveryError: the batches cannot be gone through twice, or are too few to hold any out.
@@ -63,8 +68,16 @@ class RecoveryData:
     """
 
     def __init__(
-        self, program: Program, batches: Batches, *, labels: bool, held_out: float | Batches, seed: int
+        self,
+        program: Program,
+        batches: Batches,
+        *,
+        labels: bool,
+        held_out: float | Batches,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        self._rank, self._world = part
         self._program, self._batches, self._labelled, self._seed = program, batches, labels, seed
         self._count = _count(batches, "batches")
         self._positions = self._chosen(held_out) if isinstance(held_out, int | float) else frozenset[int]()
@@ -96,14 +109,14 @@ class RecoveryData:
             generator = torch.Generator().manual_seed(seed_of(self._seed, epoch))
             for position in torch.randperm(self._count, generator=generator).tolist():
                 if position not in self._positions:
-                    yield self._bound(self._batches[position], position)
+                    yield self._part(self._bound(self._batches[position], position))
             return
         kept = {batch.position: batch for batch in self.held_out} if self._positions else {}
         seen = 0
         for position, given in enumerate(_iterate(self._batches)):
             seen += 1
             if position not in self._positions:
-                yield self._bound(given, position)
+                yield self._part(self._bound(given, position))
             elif not _same(self._bound(given, position), kept[position]):
                 raise RecoveryError(
                     f"batch {position} is held out, and holds other rows in epoch {epoch} than before: held-out rows "
@@ -135,7 +148,26 @@ class RecoveryData:
             raise BatchError(f"{name}: {error}{hint}") from error
         rows = rows_of(program, args, kwargs)
         checked = None if labels is None else _checked_labels(labels, rows, name)
-        return RecoveryBatch(name, position, rows, inputs, args, kwargs, checked)
+        return RecoveryBatch(name, position, rows, inputs, args, kwargs, checked, 1.0, rows)
+
+    def _part(self, batch: RecoveryBatch) -> RecoveryBatch:
+        """This process's rows of a batch; one row that weighs nothing where there are fewer rows than processes."""
+        if self._world == 1:
+            return batch
+        start, stop = (batch.rows * edge // self._world for edge in (self._rank, self._rank + 1))
+        weight = (stop - start) / batch.rows
+        rows = slice(start, stop) if stop > start else slice(0, 1)
+        leaves, structure = pytree.tree_flatten((batch.args, batch.kwargs))
+        own = [leaf[rows] if each else leaf for leaf, each in zip(leaves, self._program.batched, strict=True)]
+        args, kwargs = pytree.tree_unflatten(own, structure)
+        inputs = pytree.tree_map(lambda leaf: leaf[rows] if _has_rows(leaf, batch.rows) else leaf, batch.inputs)
+        labels = None if batch.labels is None else batch.labels[rows]
+        name, count = f"{batch.name}, rows {start} to {stop}", max(stop - start, 1)
+        return RecoveryBatch(name, batch.position, count, inputs, args, kwargs, labels, weight, batch.rows)
+
+
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
 
 
 def seed_of(seed: int, epoch: int) -> int:

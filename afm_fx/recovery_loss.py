@@ -10,16 +10,17 @@ the squared logit error and the binary cross-entropy, where ``w`` is the label w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from afm_fx.errors import RecoveryError
+from afm_fx.errors import BatchError, RecoveryError
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.program import Program
 from afm_fx.recovery_data import RecoveryBatch
+from afm_fx.shared_steps import SharedSteps
 
 NEAREST = 1e-6
 """How near to 0 and 1 a probability may come before it is turned into a logit."""
@@ -79,7 +80,12 @@ class TeacherLogits:
 
     def fresh(self, batch: RecoveryBatch) -> Tensor:
         """:meth:`of` any batch, not kept."""
-        logits = as_logits(columns_of(self._program.run(batch.inputs)), self.probabilities)
+        try:
+            outputs = self._program.run(batch.inputs)
+        except BatchError as error:
+            place = str(error).removeprefix("batch 0, ")  # a program that is run once knows no number
+            raise BatchError(f"{batch.name}: {place}") from error
+        logits = as_logits(columns_of(outputs), self.probabilities)
         if not bool(torch.isfinite(logits).all()):
             row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
             raise RecoveryError(
@@ -110,14 +116,26 @@ def loss_of(logits: Tensor, target: Tensor, labels: Tensor | None, label_weight:
     return entropy if label_weight == 1 else (1 - label_weight) * distance + label_weight * entropy
 
 
-def measure(logits: LogitsOfBatch, batches: Iterable[tuple[RecoveryBatch, Tensor]]) -> HeldOutError:
+def measure(
+    logits: LogitsOfBatch, batches: Sequence[tuple[RecoveryBatch, Tensor]], shared: SharedSteps
+) -> HeldOutError:
     """The error over held-out batches, each with the teacher's logits, summed in float64.
+
+    Processes share the batches, and all get the error over all.
 
     Raises:
         RecoveryError: a logit is NaN or infinite.
+        OtherProcessError: another process failed or died.
     """
+    own = batches[shared.rank :: shared.world]
+    squares, count, entropy, labelled = shared.numbers(lambda: _sums(logits, own), 4)
+    return HeldOutError(math.sqrt(squares / count), entropy / count if labelled else None)
+
+
+def _sums(logits: LogitsOfBatch, batches: Iterable[tuple[RecoveryBatch, Tensor]]) -> tuple[float, float, float, float]:
+    """Squared logit errors, numbers, cross-entropies, and labelled batches."""
     squares = entropy = 0.0
-    count, labelled = 0, False
+    count = labelled = 0
     with torch.no_grad():
         for batch, target in batches:
             found = logits(batch).double()
@@ -125,13 +143,13 @@ def measure(logits: LogitsOfBatch, batches: Iterable[tuple[RecoveryBatch, Tensor
             squares += float((found - target).square().sum())
             count += target.numel()
             if batch.labels is not None:
-                labelled = True
+                labelled += 1
                 entropy += float(
                     nn.functional.binary_cross_entropy_with_logits(found, batch.labels.to(found), reduction="sum")
                 )
             if not math.isfinite(squares + entropy):
                 raise RecoveryError(f"{batch.name}, held out: the program's output is NaN or infinite")
-    return HeldOutError(math.sqrt(squares / count), entropy / count if labelled else None)
+    return squares, count, entropy, labelled
 
 
 def check_columns(logits: Tensor, target: Tensor, batch: RecoveryBatch) -> None:

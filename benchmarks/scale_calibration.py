@@ -13,9 +13,13 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,7 +33,7 @@ from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
 from afm_fx.process_groups import Group, rank_and_size
 from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
-from afm_fx.statistics_merge import sent_bytes
+from afm_fx.statistics_merge import merged_over, sent_bytes
 from afm_fx.torchrun_group import joined_group
 from benchmarks.criteo_shape import CriteoShape
 
@@ -46,6 +50,7 @@ class CalibrationRun:
         rows: of the data.
         seconds: from the common start to the merged result of the slowest process.
         peak_above: largest resident memory of process 0 above what it held after a warm-up on 8 batches, in bytes.
+        resident: rows that process 0 had read, and its resident memory then above the same, in bytes.
         reduced_bytes: what each process gave to ``all_reduce``.
         site_bytes: the same by site, counted from the statistics; they add up to ``reduced_bytes``.
         table_bytes: of those the counts of lookups, which are one number for every row of a table.
@@ -55,6 +60,7 @@ class CalibrationRun:
     rows: int
     seconds: float
     peak_above: int
+    resident: list[tuple[int, int]]
     reduced_bytes: int
     site_bytes: dict[str, int]
     table_bytes: int
@@ -97,14 +103,15 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         assert group is not None, "start it with torchrun"
         rank, world = rank_and_size(group)
         program = afm_fx.capture(SHAPE.deepfm(seed=0), SHAPE.batch(4, seed=0))
-        batches = FileBatches(open_data(folder), program, BATCH_SIZE, column_names())
+        batches = _Watched(open_data(folder), program, BATCH_SIZE, column_names())
         warm_up = world * WARM_UP_BATCHES * BATCH_SIZE
-        options = {"sensitivity_rows": SENSITIVITY_ROWS, "sampled_rows": 1_000}
+        options: dict[str, Any] = {"sensitivity_rows": SENSITIVITY_ROWS, "sampled_rows": 1_000}
         afm_fx.calibrate(program, batches, max_rows=min(warm_up, rows), group=group, **options)
         sent = _Counted()
         dist.barrier(group)
         before = resident_bytes()
         reset_peak()
+        batches.seen.clear()
         start = time.perf_counter()
         with sent:
             statistics = afm_fx.calibrate(program, batches, max_rows=rows, group=group, **options)
@@ -117,10 +124,26 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         rows=int(statistics.rows),
         seconds=seconds,
         peak_above=peak - before,
+        resident=[(rows_read, held - before) for rows_read, held in batches.seen],
         reduced_bytes=sent.bytes,
         site_bytes=sent.by_site,
         table_bytes=sent.table_bytes,
     )
+
+
+class _Watched(FileBatches):
+    """Notes resident memory as batches are read."""
+
+    @cached_property
+    def seen(self) -> list[tuple[int, int]]:
+        """Rows so far, and resident bytes."""
+        return []
+
+    def unit_batches(self, unit: int, start: int, stop: int) -> Iterator[Tensor]:
+        """The batches, each noted."""
+        for inputs in super().unit_batches(unit, start, stop):
+            self.seen.append(((self.seen[-1][0] if self.seen else 0) + len(inputs[0]), resident_bytes()))
+            yield inputs
 
 
 class _Counted:
@@ -129,14 +152,16 @@ class _Counted:
     def __init__(self) -> None:
         self.bytes = self.table_bytes = 0
         self.by_site: dict[str, int] = {}
-        self._reduce, self._merge = dist.all_reduce, calibration.merged_over
+        self._reduce, self._merge = dist.all_reduce, merged_over
+        self._patches = ExitStack()
 
     def __enter__(self) -> Self:
-        dist.all_reduce, calibration.merged_over = self._count, self._look  # type: ignore[assignment]
+        self._patches.enter_context(mock.patch.object(dist, "all_reduce", self._count))
+        self._patches.enter_context(mock.patch.object(calibration, "merged_over", self._look))
         return self
 
     def __exit__(self, *_: object) -> None:
-        dist.all_reduce, calibration.merged_over = self._reduce, self._merge
+        self._patches.close()
 
     def _count(self, tensor: Tensor, *rest: Any, **options: Any) -> Any:
         self.bytes += tensor.numel() * tensor.element_size()

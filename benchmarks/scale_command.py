@@ -20,7 +20,8 @@ from benchmarks.result_files import RESULTS, markdown_table, result_files, shown
 from benchmarks.scale_calibration import BATCH_SIZE, SHAPE, CalibrationRun, measure_apart, write_data
 
 RATE_COLUMNS = ("processes", "seconds", "rows/s", "MB/s of Parquet", "times 1 process")
-MEMORY_COLUMNS = ("rows", "peak above warm-up MB")
+MEMORY_COLUMNS = ("rows read", "resident above warm-up MB")
+POINTS = 8
 SITE_COLUMNS = ("site", "bytes sent by a process")
 
 app = typer.Typer(add_completion=False)
@@ -52,20 +53,18 @@ def scale(
             data = Path(folder) / "data"
             size = write_data(data, rows)
             turns = [[measure_apart(data, rows, count) for count in counts] for _ in range(repeats)]
-            memory = [measure_apart(data, rows * part // 4, 1) for part in (1, 2, 3)]
-    memory.append(turns[0][0])
     command, machine = shown_command("benchmarks/scale.py", sys.argv[1:]), this_machine()
     typer.echo(render_table("Calibration by processes", RATE_COLUMNS, rate_rows(turns, size)))
-    typer.echo(render_table("Memory against rows", MEMORY_COLUMNS, memory_rows(memory)))
-    typer.echo(f"{slope(memory):.2f} bytes more for every row")
+    typer.echo(render_table("Memory against rows", MEMORY_COLUMNS, memory_rows(turns[0][0])))
+    typer.echo(f"{slope(turns[0][0]):.1f} bytes more for every row")
     typer.echo(render_table("Bytes sent", SITE_COLUMNS, site_rows(turns[0][-1])))
     typer.echo(machine.line())
-    files.write(markdown(command, machine, turns, memory, size), as_json(command, machine, turns, memory, size))
+    files.write(markdown(command, machine, turns, size), as_json(command, machine, turns, size))
 
 
 def rate_rows(turns: Sequence[Sequence[CalibrationRun]], size: int) -> list[tuple[str, ...]]:
     """One row of text per number of processes: medians over the turns; ratios are taken within a turn."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for place, first in enumerate(turns[0]):
         seconds = statistics.median(turn[place].seconds for turn in turns)
         ratios = [turn[0].seconds / turn[place].seconds for turn in turns]
@@ -81,17 +80,19 @@ def rate_rows(turns: Sequence[Sequence[CalibrationRun]], size: int) -> list[tupl
     return found
 
 
-def memory_rows(runs: Sequence[CalibrationRun]) -> list[tuple[str, ...]]:
-    """One row of text per number of rows."""
-    return [(f"{run.rows:,}", f"{run.peak_above / 1e6:.1f}") for run in runs]
+def memory_rows(run: CalibrationRun) -> list[tuple[str, ...]]:
+    """Resident memory at some points of a run."""
+    step = max(1, len(run.resident) // POINTS)
+    return [(f"{rows:,}", f"{held / 1e6:.1f}") for rows, held in run.resident[step - 1 :: step]]
 
 
-def slope(runs: Sequence[CalibrationRun]) -> float:
-    """Bytes of peak memory for every further row, by least squares."""
-    return float(np.polyfit([run.rows for run in runs], [run.peak_above for run in runs], 1)[0])
+def slope(run: CalibrationRun) -> float:
+    """Bytes of resident memory for every further row, by least squares over the second half of a run."""
+    late = run.resident[len(run.resident) // 2 :]
+    return float(np.polyfit([rows for rows, _ in late], [held for _, held in late], 1)[0])
 
 
-def site_rows(run: CalibrationRun) -> list[tuple[str, ...]]:
+def site_rows(run: CalibrationRun) -> list[tuple[str, str]]:
     """The five sites that most is sent of, the others together, and all."""
     largest = sorted(run.site_bytes.items(), key=lambda each: -each[1])
     shown = [(name, f"{sent:,}") for name, sent in largest[:5]]
@@ -108,7 +109,6 @@ def markdown(
     command: str,
     machine: Machine,
     turns: Sequence[Sequence[CalibrationRun]],
-    memory: Sequence[CalibrationRun],
     size: int,
 ) -> str:
     """The page that is committed."""
@@ -123,9 +123,10 @@ def markdown(
         "one thread a process, gradients on 32,768 rows. Every run is made by fresh processes under torchrun and timed "
         f"from their common start to the merged result; the numbers of processes took {len(turns)} turns.",
         markdown_table(RATE_COLUMNS, rate_rows(turns, size)),
-        "Peak resident memory of one process above what it held after 8 batches. The line through these points rises "
-        f"by {slope(memory):.2f} bytes a row.",
-        markdown_table(MEMORY_COLUMNS, memory_rows(memory), left=0),
+        "Resident memory of one process above what it held after a warm-up on 8 batches, as it reads; its peak was "
+        f"{turns[0][0].peak_above / 1e6:.0f} MB above. The line through the second half of all batches rises by "
+        f"{slope(turns[0][0]):.1f} bytes a row; a row of the data has {size / run.rows:.0f}.",
+        markdown_table(MEMORY_COLUMNS, memory_rows(turns[0][0]), left=0),
         "What each process gives to `all_reduce`, counted as it passes; it does not depend on the rows, and adds up to "
         "what the shapes of the statistics say.",
         markdown_table(SITE_COLUMNS, site_rows(run)),
@@ -137,7 +138,6 @@ def as_json(
     command: str,
     machine: Machine,
     turns: Sequence[Sequence[CalibrationRun]],
-    memory: Sequence[CalibrationRun],
     size: int,
 ) -> Mapping[str, Any]:
     """The same as data."""
@@ -146,6 +146,5 @@ def as_json(
         "machine": asdict(machine),
         "data_bytes": size,
         "turns": [[asdict(run) for run in turn] for turn in turns],
-        "memory": [asdict(run) for run in memory],
-        "memory_bytes_per_row": slope(memory),
+        "memory_bytes_per_row": slope(turns[0][0]),
     }

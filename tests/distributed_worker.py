@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.torchrun_group import joined_group
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
-OPTIONS = {"sensitivity_rows": 300, "sampled_rows": 40}
+OPTIONS: dict[str, Any] = {"sensitivity_rows": 300, "sampled_rows": 40}
 
 
 class Clicks(nn.Module):
@@ -112,7 +113,7 @@ def clicks_that_die() -> tuple[nn.Module, dict[str, Tensor]]:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield inputs
 
-    FileBatches.unit_batches = dying  # type: ignore[method-assign]
+    FileBatches.unit_batches = dying  # type: ignore[method-assign, assignment]
     return clicks()
 
 
@@ -146,7 +147,40 @@ def merging(folder: Path) -> None:
     assert world == 3
 
 
+@functools.cache
+def low_rank() -> afm_fx.Program:
+    """The program with its hidden layer factored."""
+    statistics = afm_fx.calibrate(program(), tensors(0, 500))
+    return afm_fx.apply_plan(program(), afm_fx.make_plan(program(), statistics, afm_fx.Fixed(linear=4), basis="afm"))
+
+
+def recovered(**options: Any) -> afm_fx.Recovered:
+    """Few batches, the last of 2 rows, so that three processes have one without rows."""
+    batches, held_out = tensors(0, 20 * 24 + 2, 24), tensors(500, 900, 50)
+    return afm_fx.recover(
+        low_rank(), program(), batches, held_out=held_out, epochs=2, learning_rate=1e-4, seed=1, **options
+    )
+
+
+def recovering(folder: Path) -> None:
+    """Recovery together, and recovery that fails in one process in the middle of an epoch."""
+    rank, group = dist.get_rank(), dist.group.WORLD
+    found = recovered(group=group, checkpoint=folder / "recovery.safetensors")
+    again = recovered(group=group, checkpoint=folder / "recovery.safetensors")  # all epochs are on disk
+    state = {name: value.clone() for name, value in found.program.graph_module.state_dict().items()}
+    assert all(torch.equal(value, again.program.graph_module.state_dict()[name]) for name, value in state.items())
+    torch.save([state, [epoch.logit_rmse for epoch in found.report.epochs]], folder / f"recovered-{rank}.pt")
+    bad = tensors(0, 5 * 24, 24)
+    if rank == 2:
+        bad[3]["ids"][20, 1] = 99
+    try:
+        afm_fx.recover(low_rank(), program(), bad, held_out=tensors(200, 224), group=group)
+    except AfmFxError as error:
+        (folder / f"failed-{rank}.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined_group(torch.device("cpu")):
         merging(Path(sys.argv[1]))
+        recovering(Path(sys.argv[1]))

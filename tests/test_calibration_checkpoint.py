@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from afm_fx.errors import CalibrationError, FileFormatError, UserError
 
 UNIT_ROWS, SIZE = (13, 4, 0, 22, 9), 4
 ROWS = sum(UNIT_ROWS)
-OPTIONS = {"sensitivity_rows": 16, "sampled_rows": 9}
+OPTIONS: dict[str, Any] = {"sensitivity_rows": 16, "sampled_rows": 9}
 
 
 class StopError(Exception):
@@ -78,6 +79,8 @@ def assert_same(found: afm_fx.Statistics, expected: afm_fx.Statistics) -> None:
         torch.testing.assert_close(
             found.sensitivities[name].consumer, expected.sensitivities[name].consumer, rtol=1e-10, atol=1e-10
         )
+    assert found.sample is not None
+    assert expected.sample is not None
     assert torch.equal(found.sample.keys, expected.sample.keys)
 
 

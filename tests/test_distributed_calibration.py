@@ -28,6 +28,8 @@ def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subproces
         "--monitor-interval", "0.1", *options, "-m", *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "TEST_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":  # gloo would look for an interface by the machine's name, which may have no address
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     return subprocess.run(  # noqa: S603 - our own modules
         words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400
     )
@@ -136,6 +138,27 @@ def test_a_failing_process_makes_all_fail_with_its_number_and_reason(three: Path
             "sampled_rows",
             "no rows at all: CalibrationError: there are no calibration batches",
         ]
+
+
+def test_processes_recover_together_to_one_and_the_same_program_and_that_of_one_process(three: Path) -> None:
+    states, errors = zip(*(torch.load(three / f"recovered-{rank}.pt") for rank in range(3)), strict=True)
+    alone = worker.recovered()
+    start = worker.low_rank().graph_module.state_dict()
+    for name, value in alone.program.graph_module.state_dict().items():
+        assert all(torch.equal(state[name], states[0][name]) for state in states)
+        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(states[0][name], value) for name, value in start.items() if name in states[0])
+    assert errors[0] == errors[1] == errors[2]
+    assert errors[0] == pytest.approx([epoch.logit_rmse for epoch in alone.report.epochs], rel=1e-4)
+    assert errors[0][-1] < errors[0][0]
+
+
+def test_a_process_that_fails_in_the_middle_of_an_epoch_stops_all(three: Path) -> None:
+    told = [(three / f"failed-{rank}.txt").read_text() for rank in range(3)]
+    reason = "batch 3, rows 16 to 24: row 4: id 99 of input 'ids', column 1 is outside"
+    assert told[2].startswith(f"BatchError: {reason}")
+    for rank in (0, 1):
+        assert told[rank].startswith(f"OtherProcessError: process 2 of 3 failed, so process {rank} stops too: {reason}")
 
 
 def test_a_process_that_is_killed_costs_no_row_and_no_row_counts_twice(folder: Path, alone: afm_fx.Statistics) -> None:

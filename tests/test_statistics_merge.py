@@ -66,6 +66,8 @@ def test_any_partition_of_the_rows_has_the_statistics_of_all(rows, owners):
     torch.testing.assert_close(found.sensitivities["layer"].consumer, whole.sensitivities["layer"].consumer)
     assert found.sensitivities["layer"].rows == MANY
     assert torch.equal(found.traffic["table"].counts, whole.traffic["table"].counts)
+    assert found.sample is not None
+    assert whole.sample is not None
     assert torch.equal(found.sample.keys, whole.sample.keys)
     assert torch.equal(found.sample.columns["ids"], whole.sample.columns["ids"])
 
