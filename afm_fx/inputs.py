@@ -18,7 +18,7 @@ Inputs = Any
 """What a model takes: one tensor, a tuple of positional inputs, or a dict of keyword inputs (or of features)."""
 
 MOST_ROWS = (1 << 31) - 1
-"""Of a batch. A dynamic axis without a limit may be too long for models that multiply it, and ``torch.export`` says so."""
+"""Of a batch. Without a limit, ``torch.export`` finds a dynamic axis too long for models that multiply it."""
 
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 

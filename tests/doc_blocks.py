@@ -24,7 +24,8 @@ from passes import laws
 ROOT = Path(__file__).parents[1]
 
 _FENCE = re.compile(
-    r"^(?:<!-- not run:(?P<reason>[^\n]*)-->\n|<!-- needs: (?P<package>\w+) -->\n)?```(?P<language>python|console)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- not run:(?P<reason>[^\n]*)-->\n|<!-- needs: (?P<package>\w+) -->\n)?"
+    r"```(?P<language>python|console)\n(?P<text>.*?)^```$",
     flags=re.DOTALL | re.MULTILINE,
 )
 
