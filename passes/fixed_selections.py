@@ -58,4 +58,4 @@ def _by_row(user: Node, width: int) -> bool:
     if user.target is not aten.reshape.default:
         return False
     sizes = user.args[1]
-    return isinstance(sizes, (list, tuple)) and len(sizes) == 2 and sizes[0] == -1 and sizes[1] == width
+    return isinstance(sizes, (list, tuple)) and list(sizes) == [-1, width]

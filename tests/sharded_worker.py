@@ -6,6 +6,7 @@ The first is the process of the test itself, which has the captured model alread
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _work(folder: Path, rank: int, processes: int, program: afm_fx.Program | Non
     return found
 
 
-def encoded(plan: afm_fx.Plan, state: dict[str, Tensor]) -> dict[str, Any]:
+def encoded(plan: afm_fx.Plan, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The encoded tensors, whole and in part, how they are placed, and what was sent until they were made."""
     with CommDebugMode() as sent:
         result = afm_fx.encode_sharded(plan, state)

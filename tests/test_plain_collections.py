@@ -163,7 +163,7 @@ def test_rows_of_an_embedding_collection_are_padded() -> None:
     collection, lists = Embeddings(), draw(SIZES, COUNTS)
     known = {"two": Padding(4, ragged=True), "pair": Padding(2, ragged=False)}
     found = PlainEmbeddings(collection, known)(padded(Ragged(lists), known))
-    table = collection.embeddings["shared"].weight
+    table = next(collection.embeddings.parameters())
     rows = found["two"].to_padded_dense(5, padding_value=-1.0)
     assert torch.equal(rows[3, :3], table[lists["two"].ids[1:4]])
     assert bool((rows[3, 3:] == -1).all())

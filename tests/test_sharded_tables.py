@@ -19,7 +19,6 @@ from tests.wide_and_deep import ROWS, rows_of_ids, wide_and_deep
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 3
-TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +81,10 @@ def found(
     return [first, *(torch.load(folder / f"{rank}.pt") for rank in range(1, PROCESSES))]
 
 
+def assert_same(found: Tensor, expected: Tensor | None) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def codes_of(tensors: dict[str, Tensor]) -> list[str]:
     return [name for name in tensors if name.startswith("tables.") and name.endswith(".codes.weight")]
 
@@ -96,7 +99,7 @@ def test_row_shards_give_the_codes_of_one_process_and_send_nothing(
         assert each[plan]["sent"] == {}
         assert codes_of(each[plan]["whole"]) == names
         for name in names:
-            torch.testing.assert_close(each[plan]["whole"][name], expected[plan][name], **TOLERANCE)
+            assert_same(each[plan]["whole"][name], expected[plan][name])
             assert each[plan]["placements"][name] == "(Shard(dim=0),)"
             assert each[plan]["placements"][name.replace("codes", "decoder")] == "(Replicate(),)"
     for name in names:
@@ -108,9 +111,9 @@ def test_decoders_give_the_rows_of_the_projection_and_rank_0_a_constant_row(
 ) -> None:
     whole, factor = found[0]["plain"]["whole"], plans["plain"].factors["tables.0"]
     rows = whole["tables.0.codes.weight"] @ whole["tables.0.decoder.weight"].mT + whole["tables.0.decoder.bias"]
-    torch.testing.assert_close(rows, factor.decode(factor.encode_table(state["tables.0.weight"])), **TOLERANCE)
+    assert_same(rows, factor.decode(factor.encode_table(state["tables.0.weight"])))
     assert {name for name in whole if name.startswith("tables.1.")} == {"tables.1.decoder.bias"}
-    torch.testing.assert_close(whole["tables.1.decoder.bias"], plans["plain"].factors["tables.1"].offset, **TOLERANCE)
+    assert_same(whole["tables.1.decoder.bias"], plans["plain"].factors["tables.1"].offset)
 
 
 def test_refused_tables_and_linears_are_kept_as_they_are(found: list[dict[str, Any]], state: dict[str, Tensor]) -> None:
@@ -129,9 +132,7 @@ def test_column_shards_take_one_reduction_and_become_row_shards(
         assert count == 1
         assert "reduce_scatter" in next(iter(each["columns"]["sent"]))
         assert each["columns"]["placements"]["tables.2.codes.weight"] == "(Shard(dim=0),)"
-        torch.testing.assert_close(
-            each["columns"]["whole"]["tables.2.codes.weight"], expected["plain"]["tables.2.codes.weight"], **TOLERANCE
-        )
+        assert_same(each["columns"]["whole"]["tables.2.codes.weight"], expected["plain"]["tables.2.codes.weight"])
 
 
 def test_each_process_encodes_the_tables_it_owns(
@@ -143,7 +144,7 @@ def test_each_process_encodes_the_tables_it_owns(
     for each, names in zip(found, owned, strict=True):
         assert each["table-wise"]["sent"] == {}
         for name in names:
-            torch.testing.assert_close(each["table-wise"]["whole"][name], expected["plain"][name], **TOLERANCE)
+            assert_same(each["table-wise"]["whole"][name], expected["plain"][name])
 
 
 @pytest.mark.parametrize("plan", ["joint", "plain"])
@@ -156,7 +157,7 @@ def test_a_plan_applied_to_a_sharded_program_makes_the_program_of_one_process_wi
     assert set(codes_of(expected[plan])) <= applied["sharded"]
     for name, tensor in expected[plan].items():
         rows = tensor[:14] if name in applied["sharded"] else tensor
-        torch.testing.assert_close(applied["here"][name], rows, **TOLERANCE)
+        assert_same(applied["here"][name], rows)
 
 
 def test_tables_of_one_code_that_are_placed_differently_are_refused(found: list[dict[str, Any]]) -> None:
