@@ -2,6 +2,7 @@
 
 from afm_fx.aoti_export import AotiReport, export_aoti
 from afm_fx.aoti_model import AotiModel, load_aoti
+from afm_fx.apply_files import AppliedFiles, apply_to_files
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
 from afm_fx.benchmark_comparison import BenchmarkComparison, compare_benchmarks
@@ -22,6 +23,7 @@ from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
+from afm_fx.onnx_over_files import export_onnx_over_files
 from afm_fx.packing import Packed, PackReport, pack, pack_reported
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
@@ -33,6 +35,7 @@ from afm_fx.recovery import recover
 from afm_fx.recovery_report import Recovered, RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
+from afm_fx.refresh import Refreshed, refresh
 from afm_fx.report import CompressionReport
 from afm_fx.report_facts import Recipe, RecipeFile, ReportFacts
 from afm_fx.runtime import Session
@@ -41,6 +44,7 @@ from afm_fx.sharded_tables import encode_sharded, with_tables
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
+from afm_fx.table_writer import TableReport
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
 from afm_fx.version import __version__ as __version__
@@ -49,6 +53,7 @@ from passes import laws
 __all__ = [
     "AotiModel",
     "AotiReport",
+    "AppliedFiles",
     "BasisKind",
     "BenchmarkComparison",
     "BenchmarkResult",
@@ -86,6 +91,7 @@ __all__ = [
     "RecoveryReport",
     "Reduced",
     "Refit",
+    "Refreshed",
     "ReportFacts",
     "Session",
     "SiteDrift",
@@ -93,8 +99,10 @@ __all__ = [
     "Statistics",
     "Sweep",
     "SweepPoint",
+    "TableReport",
     "Tolerance",
     "apply_plan",
+    "apply_to_files",
     "benchmark",
     "calibrate",
     "capture",
@@ -109,6 +117,7 @@ __all__ = [
     "export_aoti",
     "export_onnx",
     "export_onnx_buckets",
+    "export_onnx_over_files",
     "find_chains",
     "laws",
     "load_aoti",
@@ -120,6 +129,7 @@ __all__ = [
     "recover",
     "reduce_precision",
     "refit_plan",
+    "refresh",
     "split_inputs",
     "sweep",
     "to_exported_program",

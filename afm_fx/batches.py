@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,19 @@ class Batch:
         rows: number of rows.
         args: positional inputs.
         kwargs: keyword inputs.
+        unit: name of the unit of data that it is of (then ``number`` counts within that), empty where there is none.
     """
 
     number: int
     rows: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    unit: str = ""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"batch {self.number} of {self.unit}" if self.unit else f"batch {self.number}"
 
 
 def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int | None = None) -> Iterator[Batch]:
@@ -47,18 +54,29 @@ def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int |
         )
     seen = 0
     for number, inputs in enumerate(batches):
-        try:
-            args, kwargs = program.bind(inputs)
-        except BatchError as error:
-            raise BatchError(f"batch {number}: {error}") from error
-        rows = rows_of(program, args, kwargs)
-        if max_rows is not None and seen + rows > max_rows and program.dynamic_batch:
+        batch = checked_batch(program, inputs, number)
+        if max_rows is not None and seen + batch.rows > max_rows and program.dynamic_batch:
             rows = max_rows - seen
-            args, kwargs = _first_rows(program, args, kwargs, rows)
-        yield Batch(number, rows, args, kwargs)
-        seen += rows
+            args, kwargs = _first_rows(program, batch.args, batch.kwargs, rows)
+            batch = replace(batch, rows=rows, args=args, kwargs=kwargs)
+        yield batch
+        seen += batch.rows
         if max_rows is not None and seen >= max_rows:
             return
+
+
+def checked_batch(program: Program, inputs: Inputs, number: int, unit: str = "") -> Batch:
+    """One batch that fits the program; see :class:`Batch`.
+
+    Raises:
+        BatchError: it does not fit; the message carries its name.
+    """
+    batch = Batch(number, 0, (), {}, unit)
+    try:
+        args, kwargs = program.bind(inputs)
+    except BatchError as error:
+        raise BatchError(f"{batch.name}: {error}") from error
+    return replace(batch, rows=rows_of(program, args, kwargs), args=args, kwargs=kwargs)
 
 
 def peek(batches: Iterable[Inputs]) -> tuple[Inputs, Iterable[Inputs]]:

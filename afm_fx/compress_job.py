@@ -26,6 +26,8 @@ from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.report_page import check_report_packages
+from afm_fx.statistics import Statistics
+from afm_fx.tolerance import LabelledTolerance
 from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model
 
@@ -44,9 +46,9 @@ class CompressJob:
 
     Attributes:
         model: ``package.module:factory``.
-        data: calibration data, ``.npz``, ``.npy`` or ``.parquet``.
+        data: calibration data, ``.npz``, ``.npy``, ``.parquet`` or a folder of the last.
         out: directory of the outputs.
-        policy: picks the ranks.
+        policy: picks the ranks; one with labels is measured on ``evaluation``.
         checkpoint: state dict of the model, or None for the factory's own weights.
         columns: columns of the data to use, in this order; None for all.
         batch_size: calibration rows a batch.
@@ -62,13 +64,16 @@ class CompressJob:
         labels: columns of labels, one per task, to recover on as well, and in ``evaluation``.
         report: page to write, see :meth:`afm_fx.CompressionReport.to_html`; None for none.
         report_batch_sizes: batch sizes at which both files are timed for the page; empty for no timing.
-        evaluation: rows with ``labels`` on which AUC and LogLoss are measured for the page; None for none.
+        evaluation: rows with ``labels`` on which AUC and LogLoss are measured, for the page or the policy; None for
+            none.
+        keep_rows_below: rows of tables that are looked up fewer than so many times keep their features.
+        statistics: file of an earlier calibration, which is left out then; None for none.
     """
 
     model: str
     data: Path
     out: Path
-    policy: Policy
+    policy: Policy | LabelledTolerance
     checkpoint: Path | None = None
     columns: Sequence[str] | None = None
     batch_size: int = 4096
@@ -85,6 +90,8 @@ class CompressJob:
     report: Path | None = None
     report_batch_sizes: tuple[int, ...] = ()
     evaluation: Path | None = None
+    keep_rows_below: int = 0
+    statistics: Path | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -130,6 +137,7 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     if job.report is not None:
         refuse_existing(job.report.parent, [job.report.name], force=job.force)
         check_report_packages()
+    statistics = None if job.statistics is None else Statistics.load(job.statistics)
     file = open_data(job.data)
     model, example_inputs = build_model(job.model, job.checkpoint)
     program = capture(model, example_inputs)
@@ -138,13 +146,17 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
         columns = [name for name in file.names if name not in job.labels]
     batches = FileBatches(file, program, job.batch_size, columns)
     evaluation = None if job.evaluation is None else _labelled(job, program)
+    policy = job.policy
+    if isinstance(policy, LabelledTolerance):
+        policy = policy.on(_labelled(job, program))
     recovery = None
     if job.recover_epochs:
-        compressed, recovery = _recovered(job, batches)
+        compressed, recovery = _recovered(job, policy, batches, statistics)
     else:
         compressed = compress(
-            program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs
-        )
+            program, batches, policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs,
+            keep_rows=job.keep_rows_below, statistics=statistics,
+        )  # fmt: skip
     precision = None
     if job.tables is not None:
         rows = itertools.islice(batches, max(1, COMPARED_ROWS // job.batch_size))
@@ -172,10 +184,15 @@ def _labelled(job: CompressJob, program: Program) -> FileBatches:
     return FileBatches(file, program, job.batch_size, names, job.labels)
 
 
-def _recovered(job: CompressJob, batches: FileBatches) -> tuple[Compressed, RecoveryReport]:
+def _recovered(
+    job: CompressJob, policy: Policy, batches: FileBatches, statistics: Statistics | None
+) -> tuple[Compressed, RecoveryReport]:
     """Compresses, recovers, and only then packs: a packed program has parameters that follow from others."""
     pairs = replace(batches, labels=job.labels)  # before any work: the columns may be missing
-    compressed = compress(batches.program, batches, job.policy, basis=job.basis, max_rows=job.max_rows, pack=False)
+    compressed = compress(
+        batches.program, batches, policy, basis=job.basis, max_rows=job.max_rows, pack=False,
+        keep_rows=job.keep_rows_below, statistics=statistics,
+    )  # fmt: skip
     recovered = recover(
         compressed.program, compressed.original, pairs, labels=bool(job.labels), epochs=job.recover_epochs
     )

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afm_fx.basis import BasisKind
+from afm_fx.costs import CostKind
+from afm_fx.latency_policy import Latency
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.report_facts import Recipe, RecipeFile, sha256_of
+from afm_fx.tolerance import CONFIDENCE, LabelledTolerance, Tolerance
 from afm_fx.typed_inputs import InputKind
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ def recipe_of(job: CompressJob, rows: int, plan: Path) -> Recipe:
         plan: the plan's file, wherever it is at the moment.
     """
     files = [RecipeFile("calibration rows", str(job.data), f"{rows:,} rows, {_bytes(job.data)}")]
+    if job.statistics is not None:
+        files.append(RecipeFile("statistics", str(job.statistics), _bytes(job.statistics), sha256_of(job.statistics)))
     if job.checkpoint is not None:
         files.append(RecipeFile("checkpoint", str(job.checkpoint), _bytes(job.checkpoint), sha256_of(job.checkpoint)))
     if job.evaluation is not None:
@@ -34,7 +39,8 @@ def recipe_of(job: CompressJob, rows: int, plan: Path) -> Recipe:
 
 
 def _bytes(path: Path) -> str:
-    return f"{path.stat().st_size:,} bytes"
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    return f"{sum(each.stat().st_size for each in files):,} bytes"
 
 
 def _arguments(job: CompressJob) -> Iterator[str]:
@@ -42,6 +48,7 @@ def _arguments(job: CompressJob) -> Iterator[str]:
     given: dict[str, object] = {
         "--checkpoint": job.checkpoint,
         "--data": job.data,
+        "--statistics": job.statistics,
         "--columns": ",".join(job.columns) if job.columns else None,
         "--max-rows": job.max_rows,
         "--batch-size": job.batch_size,
@@ -49,6 +56,7 @@ def _arguments(job: CompressJob) -> Iterator[str]:
     yield from _options(given)
     yield from _policy(job.policy)
     given = {
+        "--keep-rows-below": job.keep_rows_below or None,
         "--basis": job.basis if job.basis != BasisKind.MEASURED else None,
         "--inputs": str(InputKind(job.inputs)) if job.inputs != InputKind.ORIGINAL else None,
         "--buckets": ",".join(map(str, job.buckets)) or None,
@@ -71,11 +79,20 @@ def _options(given: dict[str, object]) -> Iterator[str]:
             yield from (name, str(value))
 
 
-def _policy(policy: Policy) -> Iterator[str]:
+def _policy(policy: Policy | LabelledTolerance) -> Iterator[str]:
     """The options that name a policy; nothing for one that the command line does not know."""
     match policy:
-        case Budget(parameters=share) if share is not None:
-            yield from ("--budget", str(share))
+        case Budget():
+            yield from ("--budget", str(policy.share))
+            yield from () if policy.kind is CostKind.PARAMETERS else ("--budget-of", policy.kind.value)
+        case LabelledTolerance():
+            yield from (f"--{policy.quantity.replace('_', '-')}", str(policy.limit))
+            yield from () if policy.confidence == CONFIDENCE else ("--confidence", str(policy.confidence))
+        case Tolerance(logit_rmse=limit) if limit is not None:
+            yield from ("--logit-rmse", str(limit))
+        case Latency(p50_us=limit, provider="cpu", threads=1):
+            yield from ("--p50-us", str(limit))
+            yield from () if policy.batch_size == 1 else ("--p50-batch-size", str(policy.batch_size))
         case Energy():
             yield from ("--energy", str(policy.fraction))
         case FullRank():

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
-from afm_fx.errors import CalibrationWarning, PlanError
+from afm_fx.errors import CalibrationError, CalibrationWarning, PlanError
 from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
 from afm_fx.plan import Plan, SitePlan
-from afm_fx.planned_graph import planned_graph
+from afm_fx.planned_graph import Change, planned_graph
 from afm_fx.planning import MEASURED_ROWS, make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
@@ -68,6 +69,8 @@ def compress(
     max_rows: int | None = None,
     pack: bool = True,
     inputs: str | InputKind = InputKind.ORIGINAL,
+    keep_rows: int | Mapping[str, Tensor] = 0,
+    statistics: Statistics | None = None,
 ) -> Compressed:
     """Compresses a trained model.
 
@@ -82,6 +85,11 @@ def compress(
         pack: pack the low-rank program for serving (:func:`afm_fx.pack`), which changes its form and not its outputs.
         inputs: "original", or "typed": the low-rank program takes ids and features apart (:func:`afm_fx.split_inputs`),
             packed or not. Calibration batches are the original's either way.
+        keep_rows: rows of factored tables that keep their features: those that calibration looked up fewer than so many
+            times, or ids by name of the table; see :func:`afm_fx.make_plan`.
+        statistics: of this model, from an earlier :func:`afm_fx.calibrate`; calibration is left out then, and of the
+            batches only the rows that logit errors are measured on are read. Measured plans need statistics with
+            ``sensitivity_rows``. ``max_rows`` has no meaning then.
 
     Raises:
         UserError: its subclasses say what is wrong with the model, the batches or the policy.
@@ -94,7 +102,10 @@ def compress(
         if example_inputs is None and not isinstance(model, ExportedProgram):
             example_inputs, batches = peek(calibration_batches)
         program = capture(model, example_inputs)
-    statistics, plan = _planned(program, batches, policy, basis, max_rows)
+    if statistics is None:
+        statistics, plan = _planned(program, batches, policy, basis=basis, max_rows=max_rows, keep_rows=keep_rows)
+    else:
+        plan = _planned_from(program, batches, policy, statistics, basis=basis, keep_rows=keep_rows)
     low_rank = apply_plan(program, plan)
     report = report_of(program, low_rank, plan, statistics)
     if not pack:
@@ -105,12 +116,19 @@ def compress(
 
 
 def _planned(
-    program: Program, batches: Iterable[Inputs], policy: Policy, basis: str | BasisKind, max_rows: int | None
+    program: Program,
+    batches: Iterable[Inputs],
+    policy: Policy,
+    *,
+    basis: str | BasisKind,
+    max_rows: int | None,
+    keep_rows: int | Mapping[str, Tensor],
 ) -> tuple[Statistics, Plan]:
+    planned = functools.partial(make_plan, program, policy=policy, basis=basis, keep_rows=keep_rows)
     if basis != BasisKind.MEASURED or not policy.measures:
         gradients = 0 if basis in _WITHOUT_GRADIENTS or not policy.measures else SENSITIVITY_ROWS
         statistics = calibrate(program, batches, max_rows=max_rows, sensitivity_rows=gradients)
-        return statistics, make_plan(program, statistics, policy, basis=basis)
+        return statistics, planned(statistics=statistics)
     rest = HoldOut(program, batches, MEASURED_ROWS)
     statistics = calibrate(program, rest, max_rows=max_rows, sensitivity_rows=SENSITIVITY_ROWS)
     if not rest.rows and rest.first is not None:
@@ -119,8 +137,29 @@ def _planned(
             CalibrationWarning,
             stacklevel=3,
         )
-        return statistics, make_plan(program, statistics, policy, basis=basis, held_out=[rest.first])
-    return statistics, make_plan(program, statistics, policy, basis=basis, held_out=rest.rows)
+        return statistics, planned(statistics=statistics, held_out=[rest.first])
+    return statistics, planned(statistics=statistics, held_out=rest.rows)
+
+
+def _planned_from(
+    program: Program,
+    batches: Iterable[Inputs],
+    policy: Policy,
+    statistics: Statistics,
+    *,
+    basis: str | BasisKind,
+    keep_rows: int | Mapping[str, Tensor],
+) -> Plan:
+    """A plan from statistics that are there already."""
+    if basis != BasisKind.MEASURED or not policy.measures:
+        return make_plan(program, statistics, policy, basis=basis, keep_rows=keep_rows)
+    if not statistics.sensitivities:
+        raise CalibrationError(
+            "these statistics were collected without gradients, which a measured plan needs: calibrate with "
+            f"sensitivity_rows={SENSITIVITY_ROWS} (--sensitivity-rows), or choose basis 'afm'"
+        )
+    kept = HoldOut(program, batches, MEASURED_ROWS).some_rows()
+    return make_plan(program, statistics, policy, basis=basis, held_out=kept, keep_rows=keep_rows)
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:
@@ -129,8 +168,22 @@ def apply_plan(program: Program, plan: Plan) -> Program:
     Raises:
         PlanError: the plan belongs to another model or to a checkpoint of other shapes.
     """
+    return apply_factors(program, plan)
+
+
+def apply_factors(program: Program, plan: Plan, change: Change | None = None) -> Program:
+    """:func:`apply_plan` with other factors.
+
+    Args:
+        program: the captured model.
+        plan: the plan.
+        change: makes the factors to apply of the plan's, see :func:`afm_fx.planned_graph.planned_graph`.
+
+    Raises:
+        PlanError: see :func:`apply_plan`.
+    """
     try:
-        clone, factors = planned_graph(program, plan)
+        clone, factors = planned_graph(program, plan) if change is None else planned_graph(program, plan, change)
         sites = {site.name: site for site in find_sites(clone)}
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:

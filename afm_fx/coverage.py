@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from afm_fx.batches import checked_batches
-from afm_fx.calibration import run_tapped, tapped_module
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
+from afm_fx.tapped_run import run_tapped, tapped_module
 from afm_fx.taps import joint_taps, plain_taps
 from afm_fx.traffic import Traffic, TrafficCounter
 

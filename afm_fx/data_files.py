@@ -1,66 +1,43 @@
-"""Reads a user's data files: ``.npz``, ``.npy`` and ``.parquet``, as named columns in chunks of rows.
+"""Opens a user's data: ``.npz``, ``.npy`` and ``.parquet`` files and folders of the last, as named columns.
 
 Nothing here executes what a file holds: NumPy files are read without pickle.
 """
 
 from __future__ import annotations
 
-import importlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from afm_fx.columns import Array, DataFile
+from afm_fx.data_units import Unit, cut
 from afm_fx.errors import BatchError, FileFormatError
+from afm_fx.parquet_files import open_parquet, open_parquet_folder
 
-Array = NDArray[Any]
-
-
-class DataFile(Protocol):
-    """Named columns of equal length. A column is an array whose axis 0 counts rows."""
-
-    @property
-    def path(self) -> Path:
-        """Where the data come from."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Column names in the order of the file."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        ...
-
-    def chunks(self, names: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
-        """Yields the named columns, ``size`` rows at a time (fewer in some chunks).
-
-        Raises:
-            BatchError: a column holds nothing that an array can (text, missing values, lists of different lengths).
-            FileFormatError: the file is damaged.
-        """
-        ...
+UNIT_ROWS = 1 << 16
+"""Rows of a unit of arrays: few enough to share out, and enough for batches of any usual size."""
 
 
 def open_data(path: Path) -> DataFile:
-    """Opens a data file by its ending.
+    """Opens a data file by its ending, or a folder of Parquet files.
+
+    Args:
+        path: a file, or a folder of Parquet files; names of its inner folders like ``day=3`` become columns.
 
     Raises:
         FileFormatError: there is no such file, it is damaged, or of another kind.
         BatchError: its columns differ in length or it holds no rows.
     """
-    readers = {".npz": _open_npz, ".npy": _open_npy, ".parquet": _open_parquet}
-    reader = readers.get(path.suffix.lower())
+    readers = {".npz": _open_npz, ".npy": _open_npy, ".parquet": open_parquet}
+    reader = open_parquet_folder if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(f"'{path}': data files end in {', '.join(readers)}, not '{path.suffix}'")
-    if not path.is_file():
+    if not path.exists():
         raise FileFormatError(f"there is no data file '{path}'")
     file = reader(path)
     if file.rows == 0:
@@ -85,52 +62,35 @@ class ArrayFile:
         """See :class:`DataFile`."""
         return len(next(iter(self.arrays.values())))
 
-    def chunks(self, names: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
+    @property
+    def units(self) -> tuple[Unit, ...]:
         """See :class:`DataFile`."""
-        for start in range(0, self.rows, size):
-            yield {name: self.arrays[name][start : start + size] for name in names}
+        return tuple(Unit(f"{self.path.name}, rows {start}", stop - start, start) for start, stop in self._cut)
 
-
-@dataclass(frozen=True)
-class ParquetFile:
-    """A Parquet file, read in batches of rows so that it need not fit in memory."""
-
-    path: Path
-    names: tuple[str, ...]
-    rows: int
+    @property
+    def identity(self) -> str:
+        """See :class:`DataFile`."""
+        shapes = [(name, str(array.dtype), array.shape) for name, array in self.arrays.items()]
+        return f"{shapes} {self.path.stat().st_size if self.path.is_file() else ''}"
 
     def chunks(self, names: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
         """See :class:`DataFile`."""
-        parquet = _parquet_module(self.path)
-        start = 0
-        with parquet.ParquetFile(self.path) as file:
-            batches = file.iter_batches(batch_size=size, columns=list(names))
-            while True:
-                try:
-                    batch = next(batches, None)
-                except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-                    raise FileFormatError(f"'{self.path}' is damaged after row {start}: {error}") from error
-                if batch is None:
-                    return
-                yield {name: self._array(batch.column(name), name, start) for name in names}
-                start += batch.num_rows
+        return self._between(names, size, 0, self.rows)
 
-    def _array(self, column: Any, name: str, start: int) -> Array:
-        where = f"'{self.path}', column '{name}'"
-        if column.null_count:
-            row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-            raise BatchError(f"{where}: row {row} is missing (null); fill missing values before")
-        if not hasattr(column, "value_lengths"):
-            return np.asarray(column.to_numpy(zero_copy_only=False))
-        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-        if len(set(lengths.tolist())) > 1:
-            row = start + int(np.flatnonzero(lengths != lengths[0])[0])
-            raise BatchError(f"{where}: the lists differ in length (row {row}); pad them to one length")
-        values = column.flatten()
-        if values.null_count:
-            raise BatchError(f"{where}: a list holds missing values (null); fill them before")
-        flat = np.asarray(values.to_numpy(zero_copy_only=False))
-        return flat.reshape(len(lengths), int(lengths[0]))
+    def unit_chunks(
+        self, unit: int, names: Sequence[str], size: int, start: int, stop: int
+    ) -> Iterator[dict[str, Array]]:
+        """See :class:`DataFile`."""
+        first = self._cut[unit][0]
+        return self._between(names, size, first + start, first + stop)
+
+    @property
+    def _cut(self) -> list[tuple[int, int]]:
+        return cut(self.rows, UNIT_ROWS)
+
+    def _between(self, names: Sequence[str], size: int, start: int, stop: int) -> Iterator[dict[str, Array]]:
+        for begin, end in cut(stop - start, size):
+            yield {name: self.arrays[name][start + begin : start + end] for name in names}
 
 
 def _open_npz(path: Path) -> DataFile:
@@ -179,19 +139,3 @@ def _numpy_reason(error: Exception) -> str:
     if "pickle" in text.lower():
         return "it is damaged, or holds Python objects, which are not read for safety; save plain numbers"
     return f"damaged or of another kind ({text or type(error).__name__})"
-
-
-def _open_parquet(path: Path) -> DataFile:
-    parquet = _parquet_module(path)
-    try:
-        with parquet.ParquetFile(path) as file:
-            return ParquetFile(path, tuple(file.schema_arrow.names), int(file.metadata.num_rows))
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise FileFormatError(f"'{path}' cannot be read: damaged or not Parquet ({error})") from error
-
-
-def _parquet_module(path: Path) -> Any:
-    try:
-        return importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise FileFormatError(f"'{path}' needs pyarrow: pip install 'afm-fx[parquet]'") from error

@@ -63,7 +63,7 @@ class _Watch(Interpreter):
         row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
         raise _FoundError(
             BatchError(
-                f"batch {self._batch.number}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
+                f"{self._batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
                 f"is outside table '{_table_name(table)}' with {rows:,} rows "
                 f"(ids {lowest:,} to {rows - 1:,})"
             )
@@ -75,7 +75,7 @@ class _Watch(Interpreter):
         what = f"input '{node.name}'" if node.op == "placeholder" else f"node '{node.name}' ({node.target})"
         place = source_line(node)
         return (
-            f"batch {self._batch.number}: {what} has the value {value} at position {position}"
+            f"{self._batch.name}: {what} has the value {value} at position {position}"
             f"{', at ' + place if place else ''}; calibration needs finite features"
         )
 
@@ -113,7 +113,7 @@ def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> Af
     if found is not None:
         return found
     reason = str(error).strip().splitlines()
-    return BatchError(f"batch {batch.number}: the model fails on it: {reason[0] if reason else type(error).__name__}")
+    return BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
 
 
 def explain_failed_inputs(
@@ -131,9 +131,9 @@ def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]
     for batch, rows in suspects:
         if not rows.isfinite().all():
             found = _watch(program, batch, check_finite=True)
-            return found or CalibrationError(f"batch {batch.number} has NaN or infinite features")
-    numbers = sorted({batch.number for batch, _ in suspects})
-    return CalibrationError(f"batches {numbers[0]} to {numbers[-1]}: features are too large to square in float32")
+            return found or CalibrationError(f"{batch.name} has NaN or infinite features")
+    first, last = suspects[0][0].name, suspects[-1][0].name
+    return CalibrationError(f"{first} to {last}: features are too large to square in float32")
 
 
 def _watch(program: Program, batch: Batch, *, check_finite: bool) -> AfmFxError | None:

@@ -68,5 +68,9 @@ class ExportError(AfmFxError):
     """The ONNX export failed, or the exported file disagrees with the program."""
 
 
+class OtherProcessError(AfmFxError):
+    """Another process of a distributed group failed or died, so the work cannot be finished here either."""
+
+
 class CalibrationWarning(UserWarning):
     """Calibration data is thin somewhere: the result is usable, and weaker than it could be."""

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.data_files import Array, DataFile
+from afm_fx.columns import Array, DataFile
+from afm_fx.data_units import Unit
 from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs
+from afm_fx.parquet_files import ParquetFile, ParquetFolder
+from afm_fx.prefetch import prefetched
 from afm_fx.program import Program
 
 
@@ -49,24 +52,34 @@ class ColumnMatch:
             BatchError: values that the model cannot take, naming column and row.
             FileFormatError: the file is damaged.
         """
-        wanted = list(dict.fromkeys(column for each in self.inputs for column in each.columns))
-        start = 0
-        for chunk in self.file.chunks(wanted, size):
-            yield [self._tensor(each, chunk, start) for each in self.inputs]
-            start += len(chunk[wanted[0]])
+        return self._converted(self.file.chunks(self._wanted, size), str(self.file.path), 0)
 
-    def _tensor(self, each: _Input, chunk: dict[str, Array], start: int) -> Tensor:
-        named = [(f"'{self.file.path}', column '{column}'", chunk[column]) for column in each.columns]
+    def unit_chunks(self, unit: int, size: int, start: int, stop: int) -> Iterator[list[Tensor]]:
+        """:meth:`chunks` of the rows ``start`` to ``stop`` of a unit of the file."""
+        chunks, place = self.file.unit_chunks(unit, self._wanted, size, start, stop), self.file.units[unit]
+        return self._converted(chunks, f"{self.file.path}, {place.name}", start)
+
+    @property
+    def _wanted(self) -> list[str]:
+        return list(dict.fromkeys(column for each in self.inputs for column in each.columns))
+
+    def _converted(self, chunks: Iterator[dict[str, Array]], where: str, start: int) -> Iterator[list[Tensor]]:
+        for chunk in chunks:
+            yield [self._tensor(each, chunk, where, start) for each in self.inputs]
+            start += len(next(iter(chunk.values())))
+
+    def _tensor(self, each: _Input, chunk: dict[str, Array], place: str, start: int) -> Tensor:
+        named = [(f"'{place}', column '{column}'", chunk[column]) for column in each.columns]
         parts = [_converted(array, each.example.dtype, where, start) for where, array in named]
         if len(parts) == 1:
-            return _shaped(parts[0], each, named[0][0])
+            return _shaped(parts[0], each, named[0][0]).to(each.example.device)
         for (where, _), part in zip(named, parts, strict=True):
             if part.dim() != 1:
                 raise BatchError(
                     f"{where} has shape [rows{_trailing(part)}]; where columns are stacked into the model's input "
                     f"'{each.name}', each must hold one number a row"
                 )
-        return torch.stack(parts, dim=1)
+        return torch.stack(parts, dim=1).to(each.example.device)
 
 
 def match_columns(
@@ -100,7 +113,9 @@ def match_columns(
 
 @dataclass(frozen=True)
 class FileBatches:
-    """Batches read from a file; can be gone through any number of times.
+    """Batches read from a file or a folder; can be gone through any number of times, whole or unit by unit.
+
+    Parquet is read ahead in a thread of its own, a batch or two.
 
     Attributes:
         file: the data.
@@ -125,9 +140,27 @@ class FileBatches:
         return math.ceil(self.file.rows / self.batch_size)
 
     def __iter__(self) -> Iterator[Inputs]:
+        batches = self._filled(self._match().chunks(self.batch_size))
+        return prefetched(batches) if isinstance(self.file, ParquetFile | ParquetFolder) else batches
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """See :class:`afm_fx.data_units.UnitBatches`."""
+        return self.file.units
+
+    @property
+    def identity(self) -> str:
+        """See :class:`afm_fx.data_units.UnitBatches`."""
+        return f"{self.file.identity}; columns {self.columns} and {list(self.labels)}"
+
+    def unit_batches(self, unit: int, start: int, stop: int) -> Iterator[Inputs]:
+        """See :class:`afm_fx.data_units.UnitBatches`."""
+        return self._filled(self._match().unit_chunks(unit, self.batch_size, start, stop))
+
+    def _filled(self, chunks: Iterator[list[Tensor]]) -> Iterator[Inputs]:
         positions = list(input_tensors(self.program))
         leaves, structure = pytree.tree_flatten((self.program.example_args, self.program.example_kwargs))
-        for tensors in self._match().chunks(self.batch_size):
+        for tensors in chunks:
             filled = list(leaves)
             for position, tensor in zip(positions, tensors[: len(positions)], strict=True):
                 filled[position] = tensor

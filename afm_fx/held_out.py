@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import BatchError
+from afm_fx.errors import BatchError, CalibrationError
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
 
@@ -29,16 +29,17 @@ class HoldOut:
         self._program, self._batches, self._count = program, batches, count
         self.rows: list[Inputs] = []
         self.first: Inputs | None = None
+        self.kept = 0
 
     def __iter__(self) -> Iterator[Inputs]:
-        self.rows, self.first = [], None
-        seen = kept = 0
+        self.rows, self.first, self.kept = [], None, 0
+        seen = 0
         for inputs in self._batches:
             if self.first is None:
                 self.first = inputs
-            size = self._size(inputs) if kept < self._count else 0
-            back = [row for row in range(size) if (seen + row) % EVERY == EVERY - 1][: self._count - kept]
-            seen, kept = seen + size, kept + len(back)
+            size = self._size(inputs) if self.kept < self._count else 0
+            back = [row for row in range(size) if (seen + row) % EVERY == EVERY - 1][: self._count - self.kept]
+            seen, self.kept = seen + size, self.kept + len(back)
             if not back:
                 yield inputs
                 continue
@@ -46,6 +47,19 @@ class HoldOut:
             rest = sorted(set(range(size)) - set(back))
             if rest:
                 yield self._take(inputs, torch.tensor(rest))
+
+    def some_rows(self) -> list[Inputs]:
+        """The rows that are kept back, read no further than there are enough; the first batch where there are none.
+
+        Raises:
+            CalibrationError: there are no batches.
+        """
+        for _ in self:
+            if self.kept >= self._count:
+                break
+        if self.first is None:
+            raise CalibrationError("there are no batches to measure logit errors on")
+        return self.rows or [self.first]
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]

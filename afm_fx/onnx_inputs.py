@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from afm_fx.data_files import DataFile
+from afm_fx.columns import DataFile
 from afm_fx.file_batches import match_columns
 from afm_fx.input_mapping import METADATA_KEY, InputMapping
 from afm_fx.onnx_file import read_safe_onnx

@@ -1,9 +1,10 @@
 """A plan's digest: the same for plans that make the same program of the same model.
 
-What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers, and the
-hidden units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not, so that a later
-release whose plans tell more computes the same digest, and neither does the order of anything but the sites. The digest
-is SHA-256 over one line of canonical JSON and the tensors' bytes, little-endian, in the order of their names.
+What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers, the rows that
+are kept and the hidden units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not,
+so that a later release whose plans tell more computes the same digest, and neither does the order of anything but the
+sites. The digest is SHA-256 over one line of canonical JSON and the tensors' bytes, little-endian, in the order of
+their names.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 DIGEST_VERSION = 1
 
 
-def plan_digest(sites: Iterable[SitePlan], factors: Mapping[str, Factor], units: Mapping[str, Units]) -> str:
-    """The digest, "sha256:" and 64 hexadecimal digits."""
-    tensors = plan_tensors(factors, units)
+def plan_digest(sites: Iterable[SitePlan], tensors: Mapping[str, Tensor]) -> str:
+    """The digest of sites and of what :func:`plan_tensors` gives, "sha256:" and 64 hexadecimal digits."""
     header = {
         "digest": DIGEST_VERSION,
         "sites": [[each.name, str(each.kind), list(each.shape), each.rank, list(each.tables)] for each in sites],
@@ -41,9 +41,20 @@ def plan_digest(sites: Iterable[SitePlan], factors: Mapping[str, Factor], units:
     return f"sha256:{digest.hexdigest()}"
 
 
-def plan_tensors(factors: Mapping[str, Factor], units: Mapping[str, Units]) -> dict[str, Tensor]:
+def factor_digest(factor: Factor) -> str:
+    """The digest of one factor's numbers, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(plan_tensors({"": factor}, {}, {}).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(_little_endian(tensor))
+    return digest.hexdigest()
+
+
+def plan_tensors(
+    factors: Mapping[str, Factor], units: Mapping[str, Units], kept_rows: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Every tensor of a plan by the name that it has in the plan's file."""
-    tensors = {}
+    tensors = {f"{name}/kept_rows": ids for name, ids in kept_rows.items()}
     for name, factor in factors.items():
         parts = {
             "encoder": factor.encoder,

@@ -1,6 +1,10 @@
-"""The graph that a plan is applied to: without the hidden units that leave, tables with one code joined."""
+"""The graph that a plan is applied to: without the hidden units that leave, tables with one code joined, and what is
+left out of the rows that keep their features added to their lookups.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch.fx import GraphModule
 
@@ -9,12 +13,23 @@ from afm_fx.plan import Plan
 from afm_fx.program import Program
 from passes.factor import Factor, JointFactor
 from passes.join_tables import JoinTables, joinable_tables
+from passes.keep_rows import KeepRows
+
+Change = Callable[[GraphModule, dict[str, Factor]], dict[str, Factor]]
+"""Makes of a graph whose sites a plan names, and the plan's factors for it, the factors to apply."""
 
 
-def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, Factor]]:
+def planned_graph(
+    program: Program, plan: Plan, change: Change = lambda _, factors: factors
+) -> tuple[GraphModule, dict[str, Factor]]:
     """The graph whose sites a plan names, and the plan's factors; parameters are shared, the program is left as it is.
 
     Joint tables have no data of their own there: their factors encode the tables that they are made of.
+
+    Args:
+        program: the captured model.
+        plan: the plan.
+        change: other factors in place of the plan's.
 
     Raises:
         PassError: the plan belongs to another program.
@@ -30,4 +45,7 @@ def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, 
         tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
         factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
     JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
+    factors = change(module, factors)
+    if plan.kept_rows:
+        KeepRows(plan.kept_rows, factors)(module)
     return module, factors

@@ -44,6 +44,16 @@ class RowSample:
         """The sample with every row's weight multiplied."""
         return RowSample(self.limit, self.keys / factor, self.columns)
 
+    def in_order_of_keys(self) -> RowSample:
+        """The same rows in an order that does not depend on how they came together."""
+        order = self.keys.argsort()
+        return RowSample(self.limit, self.keys[order], {name: each[order] for name, each in self.columns.items()})
+
+    def up_to(self, key: float) -> RowSample:
+        """The rows whose keys are not above ``key``."""
+        taken = self.keys <= key
+        return RowSample(self.limit, self.keys[taken], {name: each[taken] for name, each in self.columns.items()})
+
     def batches(self, program: Program, size: int) -> Iterator[Inputs]:
         """The rows as batches of a program's inputs.
 
@@ -91,10 +101,17 @@ class RowSampler:
         self._generator = torch.Generator().manual_seed(seed)
         self._sample: RowSample | None = None
 
-    def add(self, batch: Batch) -> None:
-        """Adds the rows of a batch; those that could be in the sample are copied."""
+    def add(self, batch: Batch, seed: int | None = None) -> None:
+        """Adds the rows of a batch; those that could be in the sample are copied.
+
+        Args:
+            batch: the rows.
+            seed: of their keys; None for those that follow the batch before.
+        """
         if not self._possible:
             return
+        if seed is not None:
+            self._generator.manual_seed(seed)
         keys = torch.empty(batch.rows, dtype=torch.float64).exponential_(generator=self._generator)
         known = self._sample
         if known is not None and known.rows == self._limit:

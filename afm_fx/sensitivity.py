@@ -73,8 +73,10 @@ class SensitivityCollector:
         self._linears = frozenset(_linears(self._graph))
         self.results: dict[str, Sensitivity] = {}
 
-    def add(self, batch: Batch) -> None:
-        """Adds a batch."""
+    def add(self, batch: Batch, seed: int | None = None) -> None:
+        """Adds a batch; with a seed, random vectors do not depend on the batches before."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
         inputs = flat_inputs(self._program, batch)
         for name, gradient, consumer in zip(
             (tap.site.name for tap in self._taps), self._gradients(inputs), self._through_linears(inputs), strict=True

@@ -40,7 +40,10 @@ def save_tensors(
     copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with staging_directory(target) as directory:
         staged = directory / target.name
-        staged.write_bytes(save(copies, {HEADER: document}))  # save_file would let nobody but the owner read it
+        with staged.open("wb") as file:  # save_file would let nobody but the owner read it
+            file.write(save(copies, {HEADER: document}))
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that stops could leave the new name with nothing behind it
         staged.replace(target)
 
 
@@ -57,13 +60,25 @@ def complete(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         raise FileFormatError(f"'{path}' is damaged, it is no complete {kind} file: {error!r}") from error
 
 
+def load_header(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Any]:
+    """Reads the header of what :func:`save_tensors` wrote.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, not a safetensors file, of another kind or version.
+    """
+    return _read(Path(path), kind, version, tensors=False)[0]
+
+
 def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads what :func:`save_tensors` wrote.
 
     Raises:
         FileFormatError: the file is missing, truncated, not a safetensors file, of another kind or version.
     """
-    target = Path(path)
+    return _read(Path(path), kind, version, tensors=True)
+
+
+def _read(target: Path, kind: str, version: int, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not target.is_file():
         raise FileFormatError(f"there is no file '{target}'")
     try:
@@ -71,7 +86,8 @@ def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple
             metadata = file.metadata() or {}
             # Copies: in the file a tensor lies where the header's length puts it, and products of numbers that are not
             # aligned may round differently.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys() if tensors else ()
+            read = {name: file.get_tensor(name).clone() for name in names}
         header = json.loads(metadata.get(HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"'{target}' is truncated, damaged, or not a {kind} file: {error}") from error
@@ -82,4 +98,4 @@ def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple
         raise FileFormatError(
             f"'{target}' is a {kind} of version {header.get('version')}; this code reads version {version}"
         )
-    return header, tensors
+    return header, read

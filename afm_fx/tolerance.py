@@ -25,6 +25,9 @@ Compare = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64
 
 Found = TypeVar("Found")
 
+CONFIDENCE = 0.95
+"""Of the bound on a drop or rise, where nothing else is asked for."""
+
 _LIMITS = ("logit_rmse", "auc_drop", "logloss_rise")
 
 
@@ -54,7 +57,7 @@ class Tolerance:
     auc_drop: float | None = None
     logloss_rise: float | None = None
     evaluation: Iterable[LabelledBatch] | None = field(default=None, repr=False, compare=False)
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
         given = [name for name in _LIMITS if getattr(self, name) is not None]
@@ -173,3 +176,27 @@ class Tolerance:
             f"a {self.quantity} of {self.limit:g} cannot be reached: the most exact of {tried} measured models "
             f"has {reached:.4g}{bounded} at {allocation.cost:,.0f} parameters"
         )
+
+
+@dataclass(frozen=True)
+class LabelledTolerance:
+    """A tolerance whose labelled rows are read later, once the model is known.
+
+    Attributes:
+        quantity: "auc_drop" or "logloss_rise".
+        limit: what it may be at most.
+        confidence: of the one-sided bound.
+    """
+
+    quantity: str
+    limit: float
+    confidence: float = CONFIDENCE
+
+    def on(self, evaluation: Iterable[LabelledBatch]) -> Tolerance:
+        """The policy on these rows.
+
+        Raises:
+            PolicyError: an impossible limit or confidence.
+        """
+        limits = {name: self.limit if name == self.quantity else None for name in _LIMITS}
+        return Tolerance(**limits, evaluation=evaluation, confidence=self.confidence)

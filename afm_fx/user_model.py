@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from afm_fx.checkpoints import Checkpoint, is_streamable, open_checkpoint
 from afm_fx.errors import FileFormatError, ModelError
 from afm_fx.inputs import Inputs
 
@@ -27,8 +28,10 @@ def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, I
     Args:
         name: ``package.module:factory``; modules of the working directory are found as well. The factory takes
             nothing and returns ``(model, example_inputs)``, the inputs being one batch of at least 2 rows.
-        checkpoint: ``.safetensors``, or a state dict saved with ``torch.save`` (read with ``weights_only=True``,
-            which executes nothing); a dict with a ``state_dict`` or ``model_state_dict`` entry is unwrapped.
+        checkpoint: ``.safetensors``, an index of several (``.safetensors.index.json``) or a folder with one, a folder
+            of ``torch.distributed.checkpoint``, or a state dict saved with ``torch.save`` (read with
+            ``weights_only=True``, which executes nothing); a dict with a ``state_dict`` or ``model_state_dict`` entry
+            is unwrapped.
 
     Returns:
         The model in eval mode and its example inputs.
@@ -37,18 +40,31 @@ def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, I
         ModelError: the factory is missing, fails, or returns something else; the checkpoint fits another model.
         FileFormatError: the checkpoint is missing or damaged.
     """
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
-    factory = _factory(name)
+    factory = import_factory(name)
+    stored = None
+    if checkpoint is not None:
+        stored = open_checkpoint(checkpoint) if is_streamable(checkpoint) else read_checkpoint(checkpoint)
+    model, example_inputs = model_of(name, factory)
+    if stored is not None and checkpoint is not None:
+        if isinstance(stored, Checkpoint):
+            stored = {key: each.mapped() for key, each in stored.holding(model.state_dict()).tensors.items()}
+        _load(model, stored, checkpoint)
+    return model.eval(), example_inputs
+
+
+def model_of(name: str, factory: Callable[[], Any]) -> tuple[nn.Module, Inputs]:
+    """Calls a model factory; the name is for messages.
+
+    Raises:
+        ModelError: it fails, or returns something else than (model, example_inputs).
+    """
     try:
         built = factory()
     except Exception as error:  # the user's code may raise anything
         raise ModelError(f"'{name}' raised {type(error).__name__}: {error}") from error
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):
         raise ModelError(f"'{name}' must return (model, example_inputs), an nn.Module first; got {_shape_of(built)}")
-    model, example_inputs = built
-    if state is not None and checkpoint is not None:
-        _load(model, state, checkpoint)
-    return model.eval(), example_inputs
+    return built
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
@@ -82,7 +98,12 @@ def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _factory(name: str) -> Any:
+def import_factory(name: str) -> Callable[[], Any]:
+    """The function that ``package.module:factory`` names; modules of the working directory are found as well.
+
+    Raises:
+        ModelError: there is none, or its module cannot be imported.
+    """
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise ModelError(f"'{name}' does not name a model; write package.module:factory")
@@ -103,7 +124,8 @@ def _factory(name: str) -> Any:
         raise ModelError(f"module '{module_name}' has no '{attribute}'") from error
     if not callable(found):
         raise ModelError(f"'{name}' is a {type(found).__name__}; name a function that returns (model, example_inputs)")
-    return found
+    function: Callable[[], Any] = found
+    return function
 
 
 @contextlib.contextmanager
@@ -120,19 +142,44 @@ def _working_directory_first() -> Iterator[None]:
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = model.state_dict()
-    missing = sorted(set(own) - set(state))
-    unexpected = sorted(set(state) - set(own))
+    check_names(set(own), set(state), path)
+    for name, value in own.items():
+        check_shape(name, tuple(value.shape), tuple(state[name].shape), path)
+    model.load_state_dict(dict(state))
+
+
+def check_names(own: Set[str], stored: Set[str], path: Path, same: Mapping[str, int] | None = None) -> None:
+    """Refuses a checkpoint of another model.
+
+    Args:
+        own: names of the model's tensors.
+        stored: names of the checkpoint's.
+        path: the checkpoint, for messages.
+        same: which of the model's names are of one tensor: one of them is enough.
+
+    Raises:
+        ModelError: it lacks some, or has others.
+    """
+    known = {number for name, number in (same or {}).items() if name in stored}
+    missing = sorted(name for name in own - stored if same is None or same[name] not in known)
+    unexpected = sorted(stored - own)
     if missing or unexpected:
         raise ModelError(
             f"checkpoint '{path}' is of another model: missing {_some(missing)}, unexpected {_some(unexpected)}"
         )
-    for name, value in own.items():
-        if value.shape != state[name].shape:
-            raise ModelError(
-                f"checkpoint '{path}' is of another model: '{name}' is {list(state[name].shape)} in the checkpoint, "
-                f"{list(value.shape)} in the model"
-            )
-    model.load_state_dict(dict(state))
+
+
+def check_shape(name: str, own: tuple[int, ...], stored: tuple[int, ...], path: Path) -> None:
+    """Refuses a tensor of another shape.
+
+    Raises:
+        ModelError: it has one.
+    """
+    if own != stored:
+        raise ModelError(
+            f"checkpoint '{path}' is of another model: '{name}' is {list(stored)} in the checkpoint, "
+            f"{list(own)} in the model"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from afm_fx.errors import UserError
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
 from benchmarks.analysis_cost import STAGES, AnalysisCost, analysis_cost, growth
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.exit_codes import exit_codes
 from benchmarks.many_towers import NODES_PER_TOWER, ManyTowers, TowerShape
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
@@ -48,11 +48,8 @@ def analysis_time(
     the call.
     """
     torch.set_num_threads(1)
-    try:
+    with exit_codes():
         files = result_files(output_dir, "analysis_time", force=force)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
     before, costs = os.getloadavg(), []
     if deepfm:
         shape = CriteoShape(total_rows=10_000)

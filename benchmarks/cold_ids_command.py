@@ -10,14 +10,15 @@ from typing import Annotated
 import torch
 import typer
 
-from afm_fx.errors import AfmFxError, UserError
 from afm_fx.tables import render_table
 from benchmarks.cold_ids_experiment import ColdLine, as_json, cold_ids_experiment
-from benchmarks.ctr_models import ModelConfig, build_model, check_model_name
-from benchmarks.datasets import EncodingConfig, encode, read_raw
+from benchmarks.ctr_models import ModelConfig, check_model_name
+from benchmarks.datasets import EncodingConfig
+from benchmarks.exit_codes import exit_codes
 from benchmarks.quality_report import Environment, current_environment, shown_command
 from benchmarks.result_files import RESULTS, markdown_table, result_files
-from benchmarks.training import TrainingConfig, train_or_load
+from benchmarks.trained_model import trained_model
+from benchmarks.training import TrainingConfig
 
 BUDGETS = (0.2, 0.1, 0.0625)
 COLUMNS = ("budget", "test rows", "number", "calibrated on", "original AUC", "AUC", "AUC - original")
@@ -56,24 +57,21 @@ def cold_ids(
 
     Exit code 2: a mistake in the call or the data.
     """
-    try:
+    with exit_codes():
         if threads is not None:
             torch.set_num_threads(threads)
         check_model_name(model)
         files = result_files(output_dir, "-".join(["cold-ids", dataset, model, *([tag] if tag else [])]), force=force)
-        encoding = EncodingConfig(seed=seed, min_count=1, hash_buckets=None)
-        config = ModelConfig(seed=seed, dropout=0.3)
-        data = encode(read_raw(dataset, path, rows), encoding)
-        original = build_model(model, data, config)
-        names = [(field.name, field.vocabulary_size) for field in data.sparse]
-        training = TrainingConfig(max_epochs, patience, seed=seed)
-        identity = [dataset, rows, names, asdict(encoding), asdict(config)]
-        trained = train_or_load(
-            original, data.train, data.validation, training, folder=checkpoint_dir, identity=identity
-        )
+        trained = trained_model(
+            dataset, path, model, rows=rows,
+            encoding=EncodingConfig(seed=seed, min_count=1, hash_buckets=None),
+            config=ModelConfig(seed=seed, dropout=0.3),
+            training=TrainingConfig(max_epochs, patience, seed=seed),
+            folder=checkpoint_dir,
+        )  # fmt: skip
         lines = cold_ids_experiment(
-            original,
-            data,
+            trained.model,
+            trained.data,
             budget or BUDGETS,
             fields=fields,
             share=share,
@@ -81,16 +79,10 @@ def cold_ids(
             resamples=resamples,
             seed=seed,
         )
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     environment = current_environment(shown_command(sys.argv[1:], script="benchmarks/cold_ids.py"))
     head = f"Cold ids: {model} on {dataset}, {share:.0%} of the ids of {fields} fields unseen in calibration"
     typer.echo(render_table(head, COLUMNS, cells(lines), width=WIDTH))
-    content = {"environment": asdict(environment), "training": asdict(trained), "lines": as_json(lines)}
+    content = {"environment": asdict(environment), "training": asdict(trained.training), "lines": as_json(lines)}
     files.write(markdown(head, environment, lines), content)
 
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 import afm_fx
-from afm_fx.errors import AfmFxError, UserError
 from afm_fx.machine import Machine, available_cores, this_machine
 from afm_fx.tables import render_table
 from benchmarks.apply_memory import ApplyMemory, measure_apart
 from benchmarks.calibration_cost import CalibrationCost, calibration_cost
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.exit_codes import exit_codes
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
 CALIBRATION_COLUMNS = ("batch", "threads", "rows", "inference s", "calibration s", "ratio", "over repeats", "repeats")
@@ -54,7 +54,7 @@ def cost(
     turns. Memory is the peak of a fresh process that applies a plan to a model with one large table. Exit code 2: a
     mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "cost", force=force)
         shape = CriteoShape(total_rows=model_rows)
         program = afm_fx.capture(shape.deepfm(seed), shape.batch(4, seed))
@@ -64,12 +64,6 @@ def cost(
             calibration_cost(program, traffic, batch_size=size, threads=count, repeats=repeats) for size, count in cases
         ]
         memory = measure_apart(large_table_rows, width, code_width)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except (AfmFxError, RuntimeError) as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command, machine = shown_command("benchmarks/cost.py", sys.argv[1:]), this_machine()
     typer.echo(render_table("Calibration", CALIBRATION_COLUMNS, calibration_rows(costs), left=0))
     typer.echo(render_table("Memory of apply_plan", MEMORY_COLUMNS, memory_rows(memory)))

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.errors import AfmFxError, UserError
+from afm_fx.errors import UserError
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import COMPILED, CONTENDERS, THIS_PASS, LatencyModel
 from benchmarks.node_profile import NodeTime, Peak, call_us, measure_peak, node_times
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
@@ -65,7 +66,7 @@ def floor(
 
     One thread. Exit code 2: a mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "floor", force=force)
         _check_contender(contender)
         model = LatencyModel(CriteoShape(total_rows=table_rows))
@@ -73,12 +74,6 @@ def floor(
             folder = Path(made)
             path = model.entries(folder, [contender])[contender].competitor
             profiles = [_profile(model, Path(str(path)), folder, rows, repeats) for rows in batch_size or BATCHES]
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command, machine = shown_command("benchmarks/floor.py", sys.argv[1:]), this_machine()
     for profile in profiles:
         typer.echo(render_table(f"Batch {profile.batch_size:,}", COLUMNS, node_rows(profile), left=2))

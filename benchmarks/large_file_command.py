@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.errors import UserError
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
+from benchmarks.exit_codes import exit_codes
 from benchmarks.large_file_memory import KINDS, ExportMemory, ServeMemory, export_apart, serve_apart
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
@@ -43,19 +43,13 @@ def large_file(
     Every case runs in a fresh process. It needs a little over twice the table's memory and as much disk. Exit code 2: a
     mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "large_file", force=force)
         exports, served = [], []
         for kind in KINDS:
             with tempfile.TemporaryDirectory(dir=work_dir) as folder:
                 exports.append(export_apart(kind, rows, width, Path(folder)))
                 served.append(serve_apart(kind, rows, width, Path(folder)))
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except RuntimeError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command, machine = shown_command("benchmarks/large_file.py", sys.argv[1:]), this_machine()
     typer.echo(render_table("Memory of exporting", EXPORT_COLUMNS, export_rows(exports)))
     typer.echo(render_table("Memory of serving", SERVE_COLUMNS, serve_rows(served)))

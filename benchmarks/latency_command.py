@@ -12,10 +12,11 @@ import typer
 
 from afm_fx.benchmark import benchmark
 from afm_fx.benchmark_result import BenchmarkResult
-from afm_fx.errors import AfmFxError, UserError
+from afm_fx.errors import UserError
 from afm_fx.machine import available_cores
 from afm_fx.tables import render_table
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import CONTENDERS, Entry, LatencyModel
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
@@ -55,7 +56,7 @@ def latency(
     interleaved rounds; the results are printed, and written as markdown and JSON. The compiled contenders need a C++
     compiler and about a minute together. Exit code 2: a mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "latency", force=force)
         names = _chosen(contender or list(CONTENDERS))
         model = LatencyModel(CriteoShape(total_rows=table_rows), code_width, mlp_rank, seed=seed)
@@ -75,12 +76,6 @@ def latency(
                         seed=seed,
                     )
                 )
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command = shown_command("benchmarks/latency.py", sys.argv[1:])
     typer.echo(render_table("Exported", EXPORT_COLUMNS, export_rows(entries)))
     for result in results:

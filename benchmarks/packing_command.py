@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.errors import AfmFxError, UserError
 from afm_fx.tables import render_table
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.ctr_models import check_model_name
+from benchmarks.exit_codes import exit_codes
 from benchmarks.packing_models import COVERED, FAILS_AT_ONE_ROW, PackedModel, PackingShape
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
@@ -43,7 +43,7 @@ def packing(
 
     26 tables of width 16, 13 dense features. Exit code 2: a mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "packing", force=force)
         names = tuple(model or COVERED)
         for name in names:
@@ -52,12 +52,6 @@ def packing(
         shape = PackingShape(CriteoShape(total_rows=table_rows), batch_sizes=sizes, seconds=seconds)
         with tempfile.TemporaryDirectory() as folder:
             measured = list(shape.measure(Path(folder), names))
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command = shown_command("benchmarks/packing.py", sys.argv[1:])
     typer.echo(render_table("Packed", columns(sizes), rows(sizes, measured)))
     files.write(markdown(command, sizes, measured), as_json(command, measured))

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.errors import UserError
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
+from benchmarks.exit_codes import exit_codes
 from benchmarks.pack_memory import PackMemory, measure_apart
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
@@ -47,16 +47,10 @@ def packing_memory(
     Every case runs in a fresh process, with and without letting the tables go one by one (`free_sources`). It needs
     three times the tables' memory. Exit code 2: a mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "packing_memory", force=force)
         ratios = largest_over_smallest or RATIOS
         measured = [measure_apart(rows, ratio, free_sources=free) for free in (True, False) for ratio in ratios]
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except RuntimeError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command, machine = shown_command("benchmarks/packing_memory.py", sys.argv[1:]), this_machine()
     typer.echo(render_table("Memory of packing", COLUMNS, memory_rows(measured), left=2))
     typer.echo(machine.line())

@@ -9,9 +9,9 @@ from typing import Annotated
 import torch
 import typer
 
-from afm_fx.errors import AfmFxError, UserError
 from benchmarks.ctr_models import ModelConfig
 from benchmarks.datasets import EncodingConfig
+from benchmarks.exit_codes import exit_codes
 from benchmarks.quality_comparison import BUDGETS
 from benchmarks.quality_report import output_paths, shown_command
 from benchmarks.quality_run import QualityRun, parse_widths, run_quality
@@ -70,7 +70,7 @@ def quality(
     Prints AUC and LogLoss on held-out rows with paired bootstrap intervals, and writes them as markdown and JSON.
     Budgets that cannot be reached are listed with the reason. Exit code 2: a mistake in the call or the data.
     """
-    try:
+    with exit_codes():
         if threads is not None:
             torch.set_num_threads(threads)
         run = QualityRun(
@@ -90,12 +90,6 @@ def quality(
         )
         markdown, json = output_paths(output_dir, dataset, model, tag=tag, force=force)
         report = run_quality(run, shown_command(sys.argv[1:]))
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     typer.echo(report.table())
     output_dir.mkdir(parents=True, exist_ok=True)
     markdown.write_text(report.markdown())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from afm_fx.errors import UserError
-from benchmarks.ctr_models import ModelConfig, build_model, check_model_name
-from benchmarks.datasets import EncodingConfig, encode, read_raw
+from benchmarks.ctr_models import ModelConfig, check_model_name
+from benchmarks.datasets import EncodingConfig
 from benchmarks.quality_comparison import compare, default_settings
 from benchmarks.quality_report import QualityReport, current_environment
-from benchmarks.training import TrainingConfig, train_or_load
+from benchmarks.trained_model import trained_model
+from benchmarks.training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,13 @@ def run_quality(run: QualityRun, command: str) -> QualityReport:
         raise UserError("give at least 2 calibration_rows and one budget")
     check_model_name(run.model_name)
     settings = default_settings(run.budgets)
-    dataset = encode(read_raw(run.dataset_name, run.path, run.max_rows), run.encoding)
-    model = build_model(run.model_name, dataset, run.model)
-    fields = [(field.name, field.vocabulary_size) for field in dataset.sparse]
-    training = train_or_load(
-        model,
-        dataset.train,
-        dataset.validation,
-        run.training,
-        folder=run.checkpoint_dir,
-        identity=[run.dataset_name, run.max_rows, fields, asdict(run.encoding), asdict(run.model)],
-    )
+    trained = trained_model(
+        run.dataset_name, run.path, run.model_name, rows=run.max_rows,
+        encoding=run.encoding, config=run.model, training=run.training, folder=run.checkpoint_dir,
+    )  # fmt: skip
     comparison = compare(
-        model,
-        dataset,
+        trained.model,
+        trained.data,
         settings,
         calibration_rows=run.calibration_rows,
         resamples=run.resamples,
@@ -98,11 +92,11 @@ def run_quality(run: QualityRun, command: str) -> QualityReport:
     return QualityReport(
         dataset_name=run.dataset_name,
         model_name=run.model_name,
-        dataset=dataset,
+        dataset=trained.data,
         encoding=run.encoding,
         model_config=run.model,
         training_config=run.training,
-        training=training,
+        training=trained.training,
         comparison=comparison,
         resamples=run.resamples,
         environment=current_environment(command),

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from afm_fx.errors import AfmFxError, UserError
 from afm_fx.tables import render_table
-from benchmarks.ctr_models import ModelConfig, build_model, check_model_name
-from benchmarks.datasets import CtrDataset, EncodingConfig, encode, read_raw
+from benchmarks.ctr_models import ModelConfig, check_model_name
+from benchmarks.datasets import CtrDataset, EncodingConfig
+from benchmarks.exit_codes import exit_codes
 from benchmarks.quality_report import Environment, current_environment, shown_command
 from benchmarks.recovery_experiment import Line, Schedule, as_json, experiment
 from benchmarks.result_files import RESULTS, markdown_table, result_files
-from benchmarks.training import TrainingConfig, train_or_load
+from benchmarks.trained_model import trained_model
+from benchmarks.training import TrainingConfig
 
 BUDGETS = (0.2, 0.1, 0.0625)
 COLUMNS = ("model", "parameters", "share", "AUC", "LogLoss", "AUC - original", "logit error", "trained", "seconds")
@@ -65,42 +66,34 @@ def recovery(
     The last line is the control: the original, tuned on the labels on the same schedule. Exit code 2: a mistake in
     the call or the data.
     """
-    try:
+    with exit_codes():
         if threads is not None:
             torch.set_num_threads(threads)
         check_model_name(model)
         files = result_files(output_dir, "-".join(["recovery", dataset, model, *([tag] if tag else [])]), force=force)
-        encoding = EncodingConfig(seed=seed, min_count=1, hash_buckets=None)
-        config = ModelConfig(seed=seed, dropout=0.3)
-        training = TrainingConfig(max_epochs, patience, seed=seed)
-        data = encode(read_raw(dataset, path, rows), encoding)
-        original = build_model(model, data, config)
-        fields = [(field.name, field.vocabulary_size) for field in data.sparse]
-        identity = [dataset, rows, fields, asdict(encoding), asdict(config)]
-        trained = train_or_load(
-            original, data.train, data.validation, training, folder=checkpoint_dir, identity=identity
-        )
+        trained = trained_model(
+            dataset, path, model, rows=rows,
+            encoding=EncodingConfig(seed=seed, min_count=1, hash_buckets=None),
+            config=ModelConfig(seed=seed, dropout=0.3),
+            training=TrainingConfig(max_epochs, patience, seed=seed),
+            folder=checkpoint_dir,
+        )  # fmt: skip
         schedule = Schedule(epochs, epochs_without_labels, learning_rate, label_weight, batch_size, seed)
         lines = experiment(
-            original,
-            data,
+            trained.model,
+            trained.data,
             budget or BUDGETS,
             schedule,
             calibration_rows=calibration_rows,
             resamples=resamples,
             folder=checkpoint_dir,
         )
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
+    training = trained.training
     environment = current_environment(shown_command(sys.argv[1:], script="benchmarks/recovery.py"))
-    head = f"{model} on {dataset}, trained for {len(trained.epochs)} epochs, the best of them {trained.best}"
+    head = f"{model} on {dataset}, trained for {len(training.epochs)} epochs, the best of them {training.best}"
     typer.echo(render_table(head, COLUMNS, cells(lines), width=WIDTH))
-    content = {"environment": asdict(environment), "schedule": asdict(schedule), "training": asdict(trained)}
-    files.write(markdown(head, environment, data, lines), {**content, "lines": as_json(lines)})
+    content = {"environment": asdict(environment), "schedule": asdict(schedule), "training": asdict(training)}
+    files.write(markdown(head, environment, trained.data, lines), {**content, "lines": as_json(lines)})
 
 
 def cells(lines: list[Line]) -> list[tuple[str, ...]]:

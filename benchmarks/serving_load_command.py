@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from afm_fx.errors import AfmFxError, UserError
 from afm_fx.latencies import shown_us
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import DENSE, THIS_PASS, LatencyModel
 from benchmarks.load_proof import LoadProof, ProofSettings, prove, run_apart
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
@@ -58,7 +58,7 @@ def serving_load(
     not hold.
     """
     settings = ProofSettings(batch_size, latency_bound, seconds, half_seconds, threads)
-    try:
+    with exit_codes():
         files = result_files(output_dir, "serving_load", force=force)
         model = LatencyModel(CriteoShape(total_rows=table_rows), seed=seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -70,12 +70,6 @@ def serving_load(
             exported = {name: Path(str(entry.competitor)) for name, entry in entries.items()}
             before = os.getloadavg()[0]
             proofs = prove(exported, rows, place / "logs", settings, run_apart)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except AfmFxError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command = shown_command("benchmarks/serving_load.py", sys.argv[1:])
     page = markdown(command, settings, proofs, before)
     typer.echo(page)

@@ -49,6 +49,18 @@ class Factor:
         """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device."""
         return encode_table(self.encoder, self.shift, [table])
 
+    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
+        """What the codes do not tell of some rows, [k, n] for ids [k] of a table [V, n], in its dtype, on its device.
+
+        Codes count as they are stored, rounded to that dtype.
+        """
+        return self._left_out(table[ids.to(table.device)])
+
+    def _left_out(self, rows: Tensor) -> Tensor:
+        exact = rows.detach().cpu()
+        codes = Factor.encode_table(self, exact).to(torch.float64)
+        return (exact.to(torch.float64) - self.decode(codes)).to(rows.dtype).to(rows.device)
+
     def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The Linear (``B W``, ``B b + A^T o``) that produces the codes of a Linear's output, in float64."""
         encoder = self.encoder.to(device=weight.device)
@@ -86,6 +98,10 @@ class JointFactor(Factor):
     def encode_table(self, table: Tensor) -> Tensor:  # noqa: ARG002 - the signature of the base class
         """The codes [V, r] of the joint table, whose own data are not looked at."""
         return encode_table(self.encoder, self.shift, self.tables)
+
+    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:  # noqa: ARG002 - a joint table has no data of its own
+        """What the codes do not tell of some rows of the tables, side by side."""
+        return self._left_out(torch.cat([each[ids.to(each.device)] for each in self.tables], dim=1))
 
 
 class BlankFactor(Factor):

@@ -93,6 +93,22 @@ def test_compress_writes_both_models_plan_and_report(shop, tmp_path):
     assert f"{report['parameters_after']:,}" in result.stdout
 
 
+def test_compress_keeps_a_limit_on_labelled_rows_and_rare_rows_as_they_are(shop, tmp_path):
+    pytest.importorskip("onnxruntime")
+    result = run(
+        "compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", "--auc-drop", "0.2", "--confidence", "0.9",
+        "--evaluation", "rows.npz", "--labels", "label", "--columns", "item,user,price", "--keep-rows-below", "2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    plan = Plan.load(tmp_path / "out" / "plan.safetensors")
+    assert plan.policy == {"policy": "Tolerance", "auc_drop": 0.2, "confidence": 0.9}
+    (evidence,) = plan.evidence
+    assert evidence.rows == 500
+    assert evidence.bound is not None
+    assert evidence.bound <= 0.2
+    assert plan.parameters_after < 0.9 * plan.parameters_before
+
+
 def test_compress_recovers_on_the_originals_logits_and_on_labels_before_it_packs(shop, tmp_path):
     pytest.importorskip("onnxruntime")
     arguments = ["compress", f"{shop}:clicks", "--data", "rows.npz", *RANKS, "--batch-size", "50"]
@@ -211,6 +227,8 @@ def test_force_replaces_existing_outputs(shop, tmp_path):
         (["--data", "rows.npz"], "choose a policy"),
         (["--data", "rows.npz", "--budget", "0.3", "--energy", "0.9"], "choose one policy, not --budget and --energy"),
         (["--data", "rows.npz", "--budget", "0.0001"], "cannot be reached"),
+        (["--data", "rows.npz", "--auc-drop", "0.01"], "a limit on auc_drop needs --evaluation rows"),
+        (["--data", "rows.npz", "--logit-rmse", "-1"], "logit_rmse above 0"),
         (["--data", "rows.npz", "--rank", "first"], "a rank is given as SITE=RANK"),
         (["--data", "rows.npz", "--rank", "first=x"], "a whole number or none; got 'first=x'"),
         (["--data", "rows.npz", "--rank", "frist=3"], "frist"),

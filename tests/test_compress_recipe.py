@@ -13,6 +13,7 @@ import afm_fx
 from afm_fx.cli import app
 from afm_fx.compress_job import CompressJob
 from afm_fx.compress_recipe import recipe_of
+from afm_fx.tolerance import LabelledTolerance
 
 JOBS = [
     CompressJob("shop:ctr", Path("rows.npz"), Path("out"), afm_fx.Budget(0.2), report=Path("r.html")),
@@ -28,6 +29,13 @@ JOBS = [
         "shop:ctr", Path("rows.npz"), Path("out"), afm_fx.FullRank(), labels=("click",), report=Path("r.html"),
         report_batch_sizes=(1, 8), evaluation=Path("eval.npz"),
     ),
+    CompressJob("shop:ctr", Path("rows.npz"), Path("out"), afm_fx.Budget(bytes=0.3), keep_rows_below=2),
+    CompressJob(
+        "shop:ctr", Path("rows.npz"), Path("out"), LabelledTolerance("auc_drop", 0.001, 0.9), labels=("click",),
+        evaluation=Path("eval.npz"),
+    ),
+    CompressJob("shop:ctr", Path("rows.npz"), Path("out"), afm_fx.Tolerance(logit_rmse=0.05)),
+    CompressJob("shop:ctr", Path("rows.npz"), Path("out"), afm_fx.Latency(250.0, 64)),
 ]  # fmt: skip
 
 
@@ -50,7 +58,7 @@ def test_the_command_asks_for_the_job(job: CompressJob, tmp_path: Path, monkeypa
         asked.append(given)
         raise AskedError
 
-    monkeypatch.setattr("afm_fx.cli.run_compress_job", ask)
+    monkeypatch.setattr("afm_fx.compress_command.run_compress_job", ask)
     result = CliRunner().invoke(app, [*shlex.split(recipe.command)[1:], "--debug"])
     assert isinstance(result.exception, AskedError), result.output
     assert asked == [job]

@@ -71,3 +71,24 @@ def test_the_report_says_sizes_ranks_and_reasons() -> None:
     assert document["refused"] == [["last", "one feature wide, there is nothing to factor"]]
     assert f"{report.parameters_before:,}" in report.table()
     assert "5 of 5" in report.table()
+
+
+def test_given_statistics_compress_reads_only_the_rows_that_it_measures_on() -> None:
+    program = afm_fx.capture(Tower().eval(), tower_batch(4))
+    calibrated = afm_fx.calibrate(program, [tower_batch(200)], sensitivity_rows=200)
+    read = []
+
+    def batches():
+        for number in range(100):
+            read.append(number)
+            yield tower_batch(4_096)
+
+    compressed = afm_fx.compress(program, batches(), afm_fx.Budget(0.5), statistics=calibrated)
+    assert compressed.statistics is calibrated
+    assert read == [*range(5)] or read == [*range(6)]  # one row of five, 4,096 in all
+    assert compressed.plan.parameters_after < program.parameter_count()
+    without = afm_fx.calibrate(program, [tower_batch(200)])
+    with pytest.raises(CalibrationError, match="without gradients, which a measured plan needs"):
+        afm_fx.compress(program, batches(), afm_fx.Budget(0.5), statistics=without)
+    with pytest.raises(CalibrationError, match="no batches to measure"):
+        afm_fx.compress(program, [], afm_fx.Budget(0.5), statistics=calibrated)

@@ -94,8 +94,9 @@ def test_a_static_export_takes_one_batch_size(tmp_path: Path) -> None:
     torch.testing.assert_close(run(report.path, x), program.run(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["DIN", "CCPM", "DLRM-bags", "BehaviourTransformer", "TwoTowerModel"])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("DIN", 1), ("CCPM", 3), ("DLRM-bags", 1), ("BehaviourTransformer", 3), ("TwoTowerModel", 1)]
+)
 def test_models_of_the_zoo_export_with_static_shapes(name: str, rows: int, tmp_path: Path) -> None:
     program = captured(name)[1]
     report = export_onnx(afm_fx.pack(program, inputs="typed"), tmp_path / "model.onnx", batch_size=rows)

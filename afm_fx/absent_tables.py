@@ -1,0 +1,231 @@
+"""Programs whose large tables have no memory: what a rewrite needs of them is their shape.
+
+A factory builds its model with every large tensor on torch's meta device, which allocates and fills nothing. Then each
+large tensor gets a *stand-in*, one NaN that is seen under the tensor's shape, and everything else its values from the
+checkpoint; so the model is captured and rewritten like any other. What a rewrite computed from a stand-in would be NaN,
+and is found by that: it is an error, never a wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from afm_fx.capture import capture
+from afm_fx.checkpoints import Checkpoint, StoredTensor
+from afm_fx.errors import ModelError
+from afm_fx.inputs import Inputs
+from afm_fx.program import Program
+from afm_fx.user_model import check_names, check_shape, import_factory, model_of
+from passes.graph_tools import fake_mode
+from passes.sites import SiteKind, find_sites
+
+LARGE_BYTES = 1 << 20
+"""Tables of so many bytes or more are not loaded."""
+
+Factory = Callable[[], tuple[nn.Module, Inputs]]
+
+_MADE_BY_SIZE = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint})
+
+
+_PLACE = frozenset({"generator", "device", "pin_memory"})
+"""Arguments of these that a tensor without memory has no use for."""
+
+
+@dataclass(frozen=True)
+class AbsentTables:
+    """A program without its large tables.
+
+    Attributes:
+        program: the captured model.
+        tables: where each large table's rows lie, by the name of its parameter in the program.
+        loaded: where all else lies that the program holds, by the same.
+    """
+
+    program: Program
+    tables: Mapping[str, StoredTensor]
+    loaded: Mapping[str, StoredTensor]
+
+
+def without_tables(
+    model: str | Factory | nn.Module,
+    checkpoint: Checkpoint,
+    example_inputs: Inputs | None = None,
+    *,
+    large_bytes: int = LARGE_BYTES,
+) -> AbsentTables:
+    """Captures a model with the weights of a checkpoint, but for its large tables, which are not loaded.
+
+    Args:
+        model: ``package.module:factory`` or such a factory, which takes nothing and returns ``(model,
+            example_inputs)``; it is called with large tensors on the meta device. Or a module, on the meta device where
+            it is large; it is given other parameters.
+        checkpoint: the weights.
+        example_inputs: one batch of at least 2 rows, for a module.
+        large_bytes: tables of so many bytes or more are not loaded.
+
+    Raises:
+        ModelError: the factory fails, or the checkpoint is of another model.
+        CaptureError: the model cannot be captured.
+    """
+    if isinstance(model, nn.Module):
+        if example_inputs is None:
+            raise ModelError("a module needs example_inputs beside it (one batch of at least 2 rows)")
+        module = model
+    else:
+        module, example_inputs = _built(model, large_bytes)
+    known = _give_weights(module.eval(), checkpoint, large_bytes)
+    return _told_apart(capture(module, example_inputs), known)
+
+
+def stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """One number in memory, seen under a shape: NaN, or 0 where there is none."""
+    value = float("nan") if dtype.is_floating_point else 0
+    return torch.full((), value, dtype=dtype).expand(shape)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells one tensor's memory from another's, while both are there."""
+    return tensor.untyped_storage().data_ptr()
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes large tensors on the meta device; all others as ever."""
+
+    def __init__(self, large_bytes: int) -> None:
+        super().__init__()
+        self.large_bytes = large_bytes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _MADE_BY_SIZE and kwargs.get("out") is None:
+            # Sizes of either form, defaults and number formats are torch's to understand.
+            blank = func(*args, **{key: value for key, value in kwargs.items() if key not in _PLACE}, device="meta")
+            if blank.nbytes >= self.large_bytes:
+                return blank
+        elif any(_is_meta(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
+            if "generator" in kwargs:
+                kwargs["generator"] = None  # a generator of the CPU's would be refused, and nothing is drawn
+            if not getattr(func, "__name__", "_").endswith("_"):  # what is written into keeps its place
+                args, kwargs = pytree.tree_map(_on_meta, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _on_meta(leaf: Any) -> Any:
+    """What a large tensor is computed with has no values either."""
+    return leaf.to("meta") if isinstance(leaf, Tensor) and leaf.dim() and not _is_meta(leaf) else leaf
+
+
+def _is_meta(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.device.type == "meta"
+
+
+def _built(model: str | Factory, large_bytes: int) -> tuple[nn.Module, Inputs]:
+    name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
+    factory = import_factory(model) if isinstance(model, str) else model
+    try:
+        with _LargeOnMeta(large_bytes):
+            module, example_inputs = model_of(name, factory)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} (it was called with tensors of {large_bytes:,} bytes or more on the meta device, where they have "
+            "no values: a factory must not look at its tables' values, or give a module built on that device)"
+        ) from error
+    if any(_is_meta(leaf) for leaf in pytree.tree_leaves(example_inputs)):
+        raise ModelError(f"the example inputs of '{name}' are larger than {large_bytes:,} bytes; give fewer rows")
+    return module, example_inputs
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A tensor that a module was given.
+
+    Attributes:
+        stored: where it lies.
+        value: what the module was given.
+        absent: whether that is a stand-in.
+    """
+
+    stored: StoredTensor
+    value: Tensor
+    absent: bool
+
+
+def _give_weights(module: nn.Module, checkpoint: Checkpoint, large_bytes: int) -> dict[int, _Given]:
+    """Gives a module the checkpoint's weights, and stand-ins for the large ones; all of them by storage."""
+    own = dict(module.state_dict(keep_vars=True))
+    stored = checkpoint.holding(own).tensors
+    check_names(set(own), set(stored), checkpoint.path, same={name: id(tensor) for name, tensor in own.items()})
+    given: dict[int, _Given] = {}
+    made: dict[int, Tensor] = {}
+    for name, tensor in own.items():
+        found = stored.get(name)
+        if found is None:
+            continue  # another name of a tensor that is there
+        check_shape(name, tuple(tensor.shape), found.shape, checkpoint.path)
+        if id(tensor) in made:
+            continue
+        large = tensor.nbytes >= large_bytes and tensor.is_floating_point()
+        value = stand_in(found.shape, tensor.dtype) if large else found.tensor().to(tensor.dtype)
+        made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        if value.nbytes:
+            given[storage_of(value)] = _Given(found, value, large)
+    with torch.no_grad():
+        _replace(module, made)
+    left = next((name for name, tensor in module.named_buffers() if _is_meta(tensor)), None)
+    if left is not None:
+        raise ModelError(f"buffer '{left}' is large and not in the checkpoint: its values are not known")
+    return given
+
+
+def _replace(module: nn.Module, made: Mapping[int, Tensor]) -> None:
+    for owner in module.modules():
+        for held in (owner._parameters, owner._buffers):
+            for name, tensor in list(held.items()):
+                if tensor is not None and id(tensor) in made:
+                    held[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+def _told_apart(program: Program, known: Mapping[int, _Given]) -> AbsentTables:
+    """Loads what is large and no table."""
+    module = program.graph_module
+    names = {site.parameter for site in find_sites(module) if site.kind is SiteKind.EMBEDDING}
+    tables: dict[str, StoredTensor] = {}
+    loaded: dict[str, StoredTensor] = {}
+    for name, tensor in list(_state(module)):
+        given = known.get(storage_of(tensor))
+        if given is None:
+            continue
+        (tables if given.absent and name in names else loaded)[name] = given.stored
+        if given.absent and name not in names:
+            replace_state(module, {name: given.stored.tensor().to(tensor.dtype)})
+    return AbsentTables(program, tables, loaded)
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def replace_state(module: GraphModule, tensors: Mapping[str, Tensor]) -> None:
+    """Exchanges parameters and buffers of a graph for others of the same shapes; their nodes' values follow."""
+    for name, tensor in tensors.items():
+        prefix, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(prefix)
+        held = owner._parameters.get(leaf)
+        if held is not None:
+            owner._parameters[leaf] = nn.Parameter(tensor, held.requires_grad)
+        else:
+            owner._buffers[leaf] = tensor
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) in tensors:
+            form = tensors[str(node.target)]
+            with fake_mode(module.graph):
+                node.meta["val"] = torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device=form.device)

@@ -1,0 +1,304 @@
+"""Checkpoints on disk whose tensors are read in pieces: a table larger than memory is never loaded.
+
+Three forms are read, and none of them is executed:
+
+* one ``.safetensors`` file;
+* several, with a ``*.safetensors.index.json`` that tells which tensor is in which;
+* a folder that ``torch.distributed.checkpoint`` wrote (:mod:`afm_fx.distributed_checkpoint`).
+
+A checkpoint knows where the bytes of every tensor lie. Rows are read with plain reads into a block of one's own, so
+that the resident memory of a process that streams a table is that of its blocks; :meth:`StoredTensor.mapped` maps a
+tensor instead, for a model that reads few of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afm_fx.errors import FileFormatError, UnsafeFileError
+from afm_fx.onnx_file import external_file
+
+INDEX_SUFFIX = ".safetensors.index.json"
+DISTRIBUTED_METADATA = ".metadata"
+LONGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer headers as well."""
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor that lies in one piece, row after row, in a file.
+
+    Attributes:
+        path: the file.
+        offset: of its first byte in the file.
+        start: its first index along every axis of the tensor.
+        shape: its lengths along them.
+    """
+
+    path: Path
+    offset: int
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk.
+
+    Attributes:
+        name: in the checkpoint.
+        shape: its shape.
+        dtype: of its numbers.
+        chunks: the boxes that it is made of, which cover it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` (not included) as a new tensor, [stop - start, ...].
+
+        Raises:
+            FileFormatError: a file ended before them.
+        """
+        block = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        for chunk in self.chunks:
+            first, last = max(start, chunk.start[0]), min(stop, chunk.start[0] + chunk.shape[0])
+            if first >= last or not math.prod(chunk.shape):
+                continue
+            row_bytes = math.prod(chunk.shape[1:]) * self.dtype.itemsize
+            offset = chunk.offset + (first - chunk.start[0]) * row_bytes
+            whole = chunk.shape[1:] == self.shape[1:]
+            into = block[first - start : last - start]
+            part = into if whole else torch.empty((last - first, *chunk.shape[1:]), dtype=self.dtype)
+            _read_into(part, chunk.path, offset)
+            if not whole:
+                columns = zip(chunk.start[1:], chunk.shape[1:], strict=True)
+                into[(slice(None), *(slice(begin, begin + length) for begin, length in columns))] = part
+        return block
+
+    def blocks(self, rows: int) -> Iterator[Tensor]:
+        """All rows, so many at a time."""
+        for start in range(0, self.shape[0], rows):
+            yield self.rows(start, min(start + rows, self.shape[0]))
+
+    def tensor(self) -> Tensor:
+        """The whole tensor, in memory."""
+        if self.shape:
+            return self.rows(0, self.shape[0])
+        value = torch.empty((1,), dtype=self.dtype)
+        if self.chunks:
+            _read_into(value, self.chunks[0].path, self.chunks[0].offset)
+        return value.reshape(())
+
+    def mapped(self) -> Tensor:
+        """The tensor as a read-only view of its file: writing to it ends the process.
+
+        Only a tensor that lies in one piece, aligned to its numbers, can be mapped; another one is loaded.
+        """
+        if len(self.chunks) != 1 or not self.bytes or self.chunks[0].offset % self.dtype.itemsize:
+            return self.tensor()
+        chunk = self.chunks[0]
+        with chunk.path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            flat = torch.frombuffer(pages, dtype=self.dtype, count=math.prod(self.shape), offset=chunk.offset)
+        return flat.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the tensors of a checkpoint lie.
+
+    Attributes:
+        path: the file or folder.
+        tensors: by name.
+        metadata: what the file says beside its tensors: of a safetensors file, its strings; of several, the index's.
+    """
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold tensors, in order of their names."""
+        return tuple(sorted({chunk.path for tensor in self.tensors.values() for chunk in tensor.chunks}))
+
+    def holding(self, names: Iterable[str]) -> Checkpoint:
+        """The checkpoint as a model with these parameters knows it.
+
+        Where the model's tensors stand under a prefix, as ``{"model": model.state_dict(), "optimizer": ...}`` has them
+        in a distributed checkpoint, the prefix and all that is not under it are left out.
+        """
+        wanted = list(names)
+        if not wanted or all(name in self.tensors for name in wanted):
+            return self
+        longest = max(wanted, key=len)
+        for key in self.tensors:
+            prefix = key.removesuffix(longest)
+            if key.endswith(f".{longest}") and all(prefix + name in self.tensors for name in wanted):
+                under = {
+                    name.removeprefix(prefix): replace(tensor, name=name.removeprefix(prefix))
+                    for name, tensor in self.tensors.items()
+                    if name.startswith(prefix)
+                }
+                return replace(self, tensors=under)
+        return self
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Finds the tensors of a checkpoint; none is read.
+
+    Args:
+        path: a ``.safetensors`` file, an index of several, or a folder that holds an index, a single such file, or a
+            distributed checkpoint.
+
+    Raises:
+        FileFormatError: it is missing, damaged, or of another form.
+        UnsafeFileError: it names files outside its folder, or objects beside tensors.
+    """
+    if path.is_dir():
+        if (path / DISTRIBUTED_METADATA).exists():
+            from afm_fx.distributed_checkpoint import open_distributed  # noqa: PLC0415 - it imports this module
+
+            return open_distributed(path)
+        found = sorted(path.glob(f"*{INDEX_SUFFIX}")) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise FileFormatError(
+                f"folder '{path}' is no checkpoint: it holds {len(found)} safetensors files without an index, and no "
+                f"'{DISTRIBUTED_METADATA}' of torch.distributed.checkpoint"
+            )
+        path = found[0]
+    if not path.is_file():
+        raise FileFormatError(f"there is no checkpoint '{path}'")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_index(path)
+    if path.suffix != ".safetensors":
+        raise FileFormatError(
+            f"checkpoint '{path}' cannot be read in pieces: save it with safetensors.torch.save_file or "
+            "torch.distributed.checkpoint"
+        )
+    return open_safetensors(path)
+
+
+def is_streamable(path: Path) -> bool:
+    """Whether a path is of a form that :func:`open_checkpoint` reads."""
+    return path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(INDEX_SUFFIX)
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """Finds the tensors of one safetensors file.
+
+    Raises:
+        FileFormatError: the file is missing, or its header does not fit it.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
+        metadata = header.pop("__metadata__", {})
+        tensors = {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"checkpoint '{path}' is damaged or not a safetensors file: {error}") from error
+    return Checkpoint(path, tensors, metadata)
+
+
+def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> StoredTensor:
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"'{name}' is {entry['dtype']}, which is not read")
+    shape = tuple(entry["shape"])
+    first, last = entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, first, last)):
+        raise ValueError(f"'{name}' has the shape {list(shape)} at {entry['data_offsets']}")
+    if last - first != math.prod(shape) * dtype.itemsize or begin + last > size:
+        raise ValueError(f"'{name}' lies at {first:,} to {last:,}, which does not fit its shape or the file")
+    return StoredTensor(name, shape, dtype, (Chunk(path, begin + first, (0,) * len(shape), shape),))
+
+
+def _open_index(path: Path) -> Checkpoint:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        weight_map = dict(document["weight_map"])
+        metadata = document.get("metadata") or {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"'{path}' is damaged, it is no index of safetensors files: {error!r}") from error
+    if not all(isinstance(each, str) for pair in weight_map.items() for each in pair):
+        raise FileFormatError(f"'{path}' is damaged: its weight_map is not of names to files")
+    files = {name: beside(path, name) for name in sorted(set(weight_map.values()))}
+    opened = {name: open_safetensors(file) for name, file in files.items()}
+    tensors = {}
+    for name, file in weight_map.items():
+        found = opened[file].tensors.get(name)
+        if found is None:
+            raise FileFormatError(f"'{path}' says that '{name}' is in '{file}', but it is not")
+        tensors[name] = found
+    return Checkpoint(path, tensors, metadata)
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file of a name that a checkpoint's own file gives.
+
+    Args:
+        path: the file that gives it.
+        name: relative to that file's folder.
+
+    Raises:
+        UnsafeFileError: it leads out of the folder.
+        FileFormatError: there is no such file.
+    """
+    try:
+        return external_file(path.parent.resolve(), name)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"'{path}' is not opened: it names tensors in {_place(error)}") from error
+    except FileFormatError as error:
+        raise FileFormatError(f"'{path}' names tensors in {_place(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """The end of a sentence of :func:`afm_fx.onnx_file.external_file`, in words that fit a checkpoint."""
+    text = str(error).removeprefix("lies in ")
+    return text.replace("the folder of the ONNX file", "its folder").replace("beside the ONNX file", "beside it")
+
+
+def _read_into(tensor: Tensor, path: Path, offset: int) -> None:
+    """Fills a contiguous tensor from a file."""
+    if not tensor.numel():
+        return
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise FileFormatError(f"'{path}' ends {len(view):,} bytes before a tensor does")
+                view = view[count:]
+    except OSError as error:
+        raise FileFormatError(f"'{path}' cannot be read: {error}") from error

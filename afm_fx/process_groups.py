@@ -1,0 +1,115 @@
+"""What processes of a ``torch.distributed`` group tell each other: objects, sums, and that one of them failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from afm_fx.errors import AfmFxError, CalibrationError, OtherProcessError, UserError
+
+Group = dist.ProcessGroup
+
+
+def rank_and_size(group: Group | None) -> tuple[int, int]:
+    """The process's number in the group and how many there are; ``(0, 1)`` without one."""
+    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+
+def check_group(group: Group | None) -> None:
+    """Checks that there are processes to talk to.
+
+    Raises:
+        UserError: torch.distributed is not initialized, or the process is not of the group.
+    """
+    if group is None:
+        return
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UserError("a group was given, but torch.distributed has none: call init_process_group first")
+    if dist.get_rank(group) < 0:
+        raise UserError("this process is not a member of the group given; only members may call")
+
+
+def agreed(group: Group | None, failure: Exception | None, told: Any = None) -> list[Any]:
+    """Waits for all processes and gives what each tells, or raises in all of them where one failed.
+
+    Args:
+        group: the processes; None for this one alone.
+        failure: what went wrong here, None for nothing.
+        told: what the others should know; any object that can be pickled.
+
+    Returns:
+        What every process told, by rank.
+
+    Raises:
+        Exception: the failure given, where one was.
+        OtherProcessError: another process failed, or died.
+    """
+    if group is None:
+        if failure is not None:
+            raise failure
+        return [told]
+    rank, world = rank_and_size(group)
+    reason = None if failure is None else f"{_kind(failure)}{failure}"
+    gathered: list[Any] = [None] * world
+    try:
+        dist.all_gather_object(gathered, (reason, told if failure is None else None), group=group)
+    except RuntimeError as error:  # gloo and nccl tell of a dead process in this way
+        if failure is not None:
+            raise failure from error
+        raise died(error) from error
+    if failure is not None:
+        raise failure
+    for other, (why, _) in enumerate(gathered):
+        if why is not None:
+            raise OtherProcessError(f"process {other} of {world} failed, so process {rank} stops too: {why}")
+    return [each for _, each in gathered]
+
+
+def check_alike(told: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that all processes told the same.
+
+    Raises:
+        CalibrationError: naming the first that differs, and in what.
+    """
+    for rank, each in enumerate(told):
+        differing = [name for name, value in told[0].items() if each.get(name) != value]
+        if differing:
+            raise CalibrationError(
+                f"process {rank} of {len(told)} calibrates something else than process 0: they differ in "
+                f"{', '.join(differing)}"
+            )
+
+
+def add_up(tensor: Tensor, group: Group) -> Tensor:
+    """The sum of a tensor over all processes, on the CPU; the tensor given may be overwritten.
+
+    Raises:
+        OtherProcessError: a process died.
+    """
+    sent = tensor.to(device_of(group))
+    try:
+        dist.all_reduce(sent, group=group)
+    except RuntimeError as error:
+        raise died(error) from error
+    return sent.cpu()
+
+
+def device_of(group: Group) -> torch.device:
+    """Where tensors must lie to be sent: on the process's own GPU with nccl, else on the CPU."""
+    if dist.get_backend(group) == dist.Backend.NCCL:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def died(error: Exception) -> OtherProcessError:
+    """The typed error for a lost connection."""
+    text = " ".join(str(error).split())[:300]
+    return OtherProcessError(f"another process of the group died or cannot be reached: {text}")
+
+
+def _kind(failure: Exception) -> str:
+    return "" if isinstance(failure, AfmFxError) else f"{type(failure).__name__}: "

@@ -1,0 +1,178 @@
+"""Collects statistics batch by batch; calibration, in one process or many, is about which batches it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from afm_fx.batches import Batch
+from afm_fx.diagnosis import explain_non_finite
+from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments, Spread
+from afm_fx.program import Program
+from afm_fx.row_sample import RowSampler
+from afm_fx.sensitivity import Sensitivity, SensitivityCollector
+from afm_fx.statistics import Statistics
+from afm_fx.tapped_run import run_tapped, tapped_module
+from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
+from afm_fx.traffic import TrafficCounter
+from passes.drop_units import hidden_layers
+
+Value = TypeVar("Value")
+
+PENDING_ROWS = 4096
+"""Rows of a narrow site gathered before their products are taken: small batches would pay per call."""
+
+
+class StatisticsCollector:
+    """Runs batches and adds up what is seen of every site.
+
+    Args:
+        program: the captured model.
+        product_dtype: see :func:`afm_fx.calibrate`.
+        gradients: whether gradients may be asked for.
+        sampled_rows: rows to keep at most.
+        seed: of the random vectors and the sample, where batches are added without one.
+    """
+
+    def __init__(
+        self, program: Program, *, product_dtype: torch.dtype | None, gradients: bool, sampled_rows: int, seed: int = 0
+    ) -> None:
+        plain, joint = plain_taps(program.graph_module), joint_taps(program.graph_module)
+        tables = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
+        taps = (*(tap for tap in plain if tap.site.name not in tables), *joint)
+        self._program, self._joint = program, joint
+        self._order = [tap.site.name for tap in (*plain, *joint)]
+        self._totals = [_Total(program, tap, product_dtype) for tap in taps]
+        self._layers = list(hidden_layers(program.graph_module))
+        self._counter = TrafficCounter(program.graph_module, taps)
+        self._sampler = RowSampler(program, sampled_rows, seed=seed)
+        features = [total.tap.nodes for total in self._totals]
+        units = [(layer.activations[-1].name,) for layer in self._layers]
+        self._inner = len(features) + len(units)
+        self._tapped = tapped_module(program.graph_module, [*features, *units, *self._counter.nodes])
+        self._activations = {layer.name: _no_spread(layer.units) for layer in self._layers}
+        self._sensitivity = SensitivityCollector(program, taps, seed=seed) if gradients else None
+        self._none_found = {tap.site.name: _no_sensitivity(tap.site.width) for tap in taps} if gradients else {}
+        self._rows = self._batches = 0
+
+    def add(self, batch: Batch, *, gradients: bool, seed: int | None = None) -> None:
+        """Adds a batch.
+
+        Args:
+            batch: of what the program takes.
+            gradients: take gradients on it as well.
+            seed: of its random numbers, so that they do not depend on the batches before; None for one stream of them.
+
+        Raises:
+            CalibrationError: NaN or infinite features.
+            BatchError: an id outside its table.
+        """
+        with torch.no_grad():
+            values = run_tapped(self._program, self._tapped, batch)
+            for total, features in zip(self._totals, values, strict=False):
+                total.add(features, batch)
+            for layer, (units,) in zip(self._layers, values[len(self._totals) : self._inner], strict=True):
+                self._activations[layer.name] += Spread.of(units.reshape(-1, layer.units))
+            self._counter.add(values[self._inner :])
+            self._sampler.add(batch, seed)
+        if self._sensitivity is not None and gradients:
+            self._sensitivity.add(batch, seed)
+        self._rows, self._batches = self._rows + batch.rows, self._batches + 1
+
+    def flush(self) -> None:
+        """Adds rows that were put off, so that what comes later is not summed with them first.
+
+        Raises:
+            CalibrationError: NaN or infinite features.
+        """
+        for total in self._totals:
+            total.flush()
+
+    def collected(self) -> Statistics:
+        """What was seen so far, of tables that may be joined under the joint table's name only.
+
+        All sites are there, those without rows too, so that what processes collected has one form.
+
+        Raises:
+            CalibrationError: NaN or infinite features.
+        """
+        found = self._none_found if self._sensitivity is None else {**self._none_found, **self._sensitivity.results}
+        return Statistics(
+            {total.tap.site.name: total.result() for total in self._totals},
+            self._rows,
+            self._batches,
+            found,
+            dict(self._activations),
+            self._counter.result(),
+            self._sampler.result(),
+        )
+
+    def finished(self, collected: Statistics) -> Statistics:
+        """Statistics as :meth:`collected`, merged or not, with an entry for each table of a joint table."""
+        moments, traffic = dict(collected.moments), dict(collected.traffic)
+        sensitivities = {name: found for name, found in collected.sensitivities.items() if found.rows > 0}
+        for tap in self._joint:
+            for name, columns in parts_of(tap):
+                moments[name] = moments[tap.site.name].part(columns)
+                if tap.site.name in traffic:
+                    traffic[name] = traffic[tap.site.name]
+                if tap.site.name in sensitivities:
+                    sensitivities[name] = sensitivities[tap.site.name].part(columns)
+        return replace(
+            collected,
+            moments=_in_order(moments, self._order),
+            sensitivities=_in_order(sensitivities, self._order),
+            traffic=_in_order(traffic, self._order),
+        )
+
+
+def _in_order(found: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
+    return {name: found[name] for name in names if name in found}
+
+
+def _no_spread(width: int) -> Spread:
+    return Spread(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+
+
+def _no_sensitivity(width: int) -> Sensitivity:
+    return Sensitivity(0, Moments.empty(width).scatter, Moments.empty(width).scatter)
+
+
+class _Total:
+    """Running moments of one site; small batches are gathered first, since every product has a price per call."""
+
+    def __init__(self, program: Program, tap: Tap, product_dtype: torch.dtype | None) -> None:
+        self.tap = tap
+        self._program = program
+        self._width = tap.site.width
+        self._product_dtype = torch.float64 if self._width <= NARROW_WIDTH else product_dtype
+        self._moments = RunningMoments(self._width)
+        self._pending: list[tuple[Batch, Tensor]] = []
+        self._pending_rows = 0
+
+    def add(self, values: tuple[Tensor, ...], batch: Batch) -> None:
+        """Adds the features of every use of the site in one batch."""
+        for features in self.tap.read(values):
+            rows = features.reshape(-1, self._width)
+            self._pending.append((batch, rows))
+            self._pending_rows += rows.shape[0]
+        if self._pending_rows >= PENDING_ROWS:
+            self.flush()
+
+    def result(self) -> Moments:
+        """The moments of all rows added."""
+        self.flush()
+        return self._moments.result()
+
+    def flush(self) -> None:
+        """Adds what is pending."""
+        if not self._pending:
+            return
+        rows = torch.cat([rows for _, rows in self._pending]) if len(self._pending) > 1 else self._pending[0][1]
+        if not self._moments.add(rows, self._product_dtype or rows.dtype):
+            raise explain_non_finite(self._program, self._pending)
+        self._pending, self._pending_rows = [], 0

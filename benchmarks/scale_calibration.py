@@ -1,0 +1,178 @@
+"""Calibration of a folder of Parquet files by processes that torchrun starts: time, memory, and bytes sent.
+
+Run under torchrun it is one of those processes, and process 0 prints one line of JSON:
+``torchrun --nproc-per-node N -m benchmarks.scale_calibration FOLDER ROWS``.
+
+The model is a DeepFM in the shape of Criteo's data, 26 tables and 13 dense features, and so are the files: a folder a
+day, a column a field.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import afm_fx
+from afm_fx import calibration
+from afm_fx.compression import SENSITIVITY_ROWS
+from afm_fx.data_files import open_data
+from afm_fx.file_batches import FileBatches
+from afm_fx.process_groups import Group, rank_and_size
+from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
+from afm_fx.statistics_merge import sent_bytes
+from afm_fx.torchrun_group import joined_group
+from benchmarks.criteo_shape import CriteoShape
+
+SHAPE = CriteoShape()
+BATCH_SIZE, GROUP_ROWS, DAYS, WARM_UP_BATCHES = 4096, 32_768, 4, 8
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """One calibration.
+
+    Attributes:
+        processes: how many shared the rows.
+        rows: of the data.
+        seconds: from the common start to the merged result of the slowest process.
+        peak_above: largest resident memory of process 0 above what it held after a warm-up on 8 batches, in bytes.
+        reduced_bytes: what each process gave to ``all_reduce``.
+        site_bytes: the same by site, counted from the statistics; they add up to ``reduced_bytes``.
+        table_bytes: of those the counts of lookups, which are one number for every row of a table.
+    """
+
+    processes: int
+    rows: int
+    seconds: float
+    peak_above: int
+    reduced_bytes: int
+    site_bytes: dict[str, int]
+    table_bytes: int
+
+
+def write_data(folder: Path, rows: int) -> int:
+    """Writes rows as folders ``day=0`` to ``day=3`` of Parquet files; gives their bytes."""
+    import pyarrow as pa  # noqa: PLC0415 - the extra parquet
+    import pyarrow.parquet as pq  # noqa: PLC0415 - as above
+
+    for day in range(DAYS):
+        path = folder / f"day={day}" / "part-0.parquet"
+        path.parent.mkdir(parents=True)
+        with pq.ParquetWriter(path, _schema(pa)) as writer:
+            share = rows // DAYS + (day < rows % DAYS)
+            for start in range(0, share, GROUP_ROWS):
+                block = SHAPE.batch(min(GROUP_ROWS, share - start), seed=day * 100_000 + start).numpy()
+                arrays = [
+                    pa.array(block[:, place].astype(np.int32 if name.startswith("C") else np.float32))
+                    for place, name in enumerate(column_names())
+                ]
+                writer.write_table(pa.table(arrays, schema=_schema(pa)))
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def column_names() -> list[str]:
+    """Of the files, in the model's order."""
+    fields = [f"C{field}" for field in range(1, SHAPE.sparse_fields + 1)]
+    return fields + [f"I{field}" for field in range(1, SHAPE.dense_fields + 1)]
+
+
+def _schema(pa: Any) -> Any:
+    return pa.schema([(name, pa.int32() if name.startswith("C") else pa.float32()) for name in column_names()])
+
+
+def measure(folder: Path, rows: int) -> CalibrationRun | None:
+    """Calibrates on the first rows of a folder with all processes; the result is process 0's, None in the others."""
+    torch.set_num_threads(1)
+    with joined_group(torch.device("cpu")) as group:
+        assert group is not None, "start it with torchrun"
+        rank, world = rank_and_size(group)
+        program = afm_fx.capture(SHAPE.deepfm(seed=0), SHAPE.batch(4, seed=0))
+        batches = FileBatches(open_data(folder), program, BATCH_SIZE, column_names())
+        warm_up = world * WARM_UP_BATCHES * BATCH_SIZE
+        options = {"sensitivity_rows": SENSITIVITY_ROWS, "sampled_rows": 1_000}
+        afm_fx.calibrate(program, batches, max_rows=min(warm_up, rows), group=group, **options)
+        sent = _Counted()
+        dist.barrier(group)
+        before = resident_bytes()
+        reset_peak()
+        start = time.perf_counter()
+        with sent:
+            statistics = afm_fx.calibrate(program, batches, max_rows=rows, group=group, **options)
+        dist.barrier(group)
+        seconds, peak = time.perf_counter() - start, peak_bytes()
+    if rank != 0:
+        return None
+    return CalibrationRun(
+        processes=world,
+        rows=int(statistics.rows),
+        seconds=seconds,
+        peak_above=peak - before,
+        reduced_bytes=sent.bytes,
+        site_bytes=sent.by_site,
+        table_bytes=sent.table_bytes,
+    )
+
+
+class _Counted:
+    """Counts what passes through ``torch.distributed.all_reduce`` while it is entered, and of which sites it is."""
+
+    def __init__(self) -> None:
+        self.bytes = self.table_bytes = 0
+        self.by_site: dict[str, int] = {}
+        self._reduce, self._merge = dist.all_reduce, calibration.merged_over
+
+    def __enter__(self) -> Self:
+        dist.all_reduce, calibration.merged_over = self._count, self._look  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_reduce, calibration.merged_over = self._reduce, self._merge
+
+    def _count(self, tensor: Tensor, *rest: Any, **options: Any) -> Any:
+        self.bytes += tensor.numel() * tensor.element_size()
+        return self._reduce(tensor, *rest, **options)
+
+    def _look(self, group: Group, own: afm_fx.Statistics) -> afm_fx.Statistics:
+        self.by_site = sent_bytes(own)
+        self.table_bytes = sum(
+            8 * counts.numel() for counts in {id(t): t.counts for t in own.traffic.values()}.values()
+        )
+        return self._merge(group, own)
+
+
+def measure_apart(folder: Path, rows: int, processes: int) -> CalibrationRun:
+    """:func:`measure` by fresh processes of torchrun.
+
+    Raises:
+        RuntimeError: they failed; their last words are in the message.
+    """
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        "-m", "benchmarks.scale_calibration", str(folder), str(rows),
+    ]  # fmt: skip
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring calibration failed: {done.stderr.strip()[-800:]}")
+    return CalibrationRun(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(folder: Path, rows: int) -> None:
+    """Measures, and prints what process 0 found."""
+    found = measure(folder, rows)
+    if found is not None:
+        print(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

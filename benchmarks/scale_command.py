@@ -1,0 +1,151 @@
+"""The command line of ``benchmarks/scale.py``."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from afm_fx.machine import Machine, this_machine
+from afm_fx.tables import render_table
+from benchmarks.exit_codes import exit_codes
+from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
+from benchmarks.scale_calibration import BATCH_SIZE, SHAPE, CalibrationRun, measure_apart, write_data
+
+RATE_COLUMNS = ("processes", "seconds", "rows/s", "MB/s of Parquet", "times 1 process")
+MEMORY_COLUMNS = ("rows", "peak above warm-up MB")
+SITE_COLUMNS = ("site", "bytes sent by a process")
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def scale(
+    *,
+    rows: Annotated[int, typer.Option(min=8, help="Rows of the data.")] = 1_000_000,
+    processes: Annotated[str, typer.Option(help="Numbers of processes, comma-separated, beginning with 1.")] = "1,2",
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of every number of processes.")] = 3,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the data go for a while.", show_default="a temporary one")
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="Where the markdown and JSON results go.", show_default="benchmarks/results")
+    ] = RESULTS,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing results.")] = False,
+) -> None:
+    """Measure calibration by processes of torchrun: rows per second, memory against rows, and bytes sent.
+
+    Every run is made by fresh processes, the numbers of processes in turns. What is measured of tables larger than
+    memory is in benchmarks/scale_apply.py. Exit code 2: a mistake in the call.
+    """
+    with exit_codes():
+        files = result_files(output_dir, "scale", force=force)
+        counts = [int(each) for each in processes.split(",")]
+        with tempfile.TemporaryDirectory(dir=work_dir) as folder:
+            data = Path(folder) / "data"
+            size = write_data(data, rows)
+            turns = [[measure_apart(data, rows, count) for count in counts] for _ in range(repeats)]
+            memory = [measure_apart(data, rows * part // 4, 1) for part in (1, 2, 3)]
+    memory.append(turns[0][0])
+    command, machine = shown_command("benchmarks/scale.py", sys.argv[1:]), this_machine()
+    typer.echo(render_table("Calibration by processes", RATE_COLUMNS, rate_rows(turns, size)))
+    typer.echo(render_table("Memory against rows", MEMORY_COLUMNS, memory_rows(memory)))
+    typer.echo(f"{slope(memory):.2f} bytes more for every row")
+    typer.echo(render_table("Bytes sent", SITE_COLUMNS, site_rows(turns[0][-1])))
+    typer.echo(machine.line())
+    files.write(markdown(command, machine, turns, memory, size), as_json(command, machine, turns, memory, size))
+
+
+def rate_rows(turns: Sequence[Sequence[CalibrationRun]], size: int) -> list[tuple[str, ...]]:
+    """One row of text per number of processes: medians over the turns; ratios are taken within a turn."""
+    found = []
+    for place, first in enumerate(turns[0]):
+        seconds = statistics.median(turn[place].seconds for turn in turns)
+        ratios = [turn[0].seconds / turn[place].seconds for turn in turns]
+        found.append(
+            (
+                str(first.processes),
+                f"{seconds:.1f}",
+                f"{first.rows / seconds:,.0f}",
+                f"{size / seconds / 1e6:.1f}",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            )
+        )
+    return found
+
+
+def memory_rows(runs: Sequence[CalibrationRun]) -> list[tuple[str, ...]]:
+    """One row of text per number of rows."""
+    return [(f"{run.rows:,}", f"{run.peak_above / 1e6:.1f}") for run in runs]
+
+
+def slope(runs: Sequence[CalibrationRun]) -> float:
+    """Bytes of peak memory for every further row, by least squares."""
+    return float(np.polyfit([run.rows for run in runs], [run.peak_above for run in runs], 1)[0])
+
+
+def site_rows(run: CalibrationRun) -> list[tuple[str, ...]]:
+    """The five sites that most is sent of, the others together, and all."""
+    largest = sorted(run.site_bytes.items(), key=lambda each: -each[1])
+    shown = [(name, f"{sent:,}") for name, sent in largest[:5]]
+    rest = sum(sent for _, sent in largest[5:])
+    return [
+        *shown,
+        (f"{len(largest) - len(shown)} others", f"{rest:,}"),
+        ("all", f"{run.reduced_bytes:,}"),
+        ("of those, counts of lookups", f"{run.table_bytes:,}"),
+    ]
+
+
+def markdown(
+    command: str,
+    machine: Machine,
+    turns: Sequence[Sequence[CalibrationRun]],
+    memory: Sequence[CalibrationRun],
+    size: int,
+) -> str:
+    """The page that is committed."""
+    run = turns[0][-1]
+    parts = [
+        "# Calibration by many processes",
+        f"`{command}`",
+        machine.line(),
+        f"A DeepFM with {SHAPE.sparse_fields} tables of {SHAPE.total_rows:,} rows in all x {SHAPE.width}, "
+        f"{SHAPE.dense_fields} dense features and an MLP of {', '.join(map(str, SHAPE.hidden))}; {run.rows:,} rows in "
+        f"4 folders of Parquet, {size / 1e6:.0f} MB ({size / run.rows:.0f} bytes a row), batches of {BATCH_SIZE:,}, "
+        "one thread a process, gradients on 32,768 rows. Every run is made by fresh processes under torchrun and timed "
+        f"from their common start to the merged result; the numbers of processes took {len(turns)} turns.",
+        markdown_table(RATE_COLUMNS, rate_rows(turns, size)),
+        "Peak resident memory of one process above what it held after 8 batches. The line through these points rises "
+        f"by {slope(memory):.2f} bytes a row.",
+        markdown_table(MEMORY_COLUMNS, memory_rows(memory), left=0),
+        "What each process gives to `all_reduce`, counted as it passes; it does not depend on the rows, and adds up to "
+        "what the shapes of the statistics say.",
+        markdown_table(SITE_COLUMNS, site_rows(run)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(
+    command: str,
+    machine: Machine,
+    turns: Sequence[Sequence[CalibrationRun]],
+    memory: Sequence[CalibrationRun],
+    size: int,
+) -> Mapping[str, Any]:
+    """The same as data."""
+    return {
+        "command": command,
+        "machine": asdict(machine),
+        "data_bytes": size,
+        "turns": [[asdict(run) for run in turn] for turn in turns],
+        "memory": [asdict(run) for run in memory],
+        "memory_bytes_per_row": slope(memory),
+    }

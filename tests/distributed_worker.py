@@ -1,0 +1,152 @@
+"""What the processes of a distributed test do; torchrun starts it as ``-m tests.distributed_worker FOLDER``.
+
+Every process writes what it found into the folder; the test compares.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import afm_fx
+from afm_fx.data_files import open_data
+from afm_fx.errors import AfmFxError
+from afm_fx.file_batches import FileBatches
+from afm_fx.torchrun_group import joined_group
+
+ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
+OPTIONS = {"sensitivity_rows": 300, "sampled_rows": 40}
+
+
+class Clicks(nn.Module):
+    """Two fields with an embedding and a weight each (which join), dense features, and an MLP wider than 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.ModuleList(nn.Embedding(rows, 4) for rows in (50, 9))
+        self.linear = nn.ModuleList(nn.Embedding(rows, 1) for rows in (50, 9))
+        self.hidden = nn.Linear(10, 80)
+        self.second = nn.Linear(80, 72)
+        self.out = nn.Linear(72, 1)
+
+    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
+        looked_up = [table(ids[:, field]) for field, table in enumerate(self.wide)]
+        first = sum(table(ids[:, field]) for field, table in enumerate(self.linear))
+        deep = torch.relu(self.hidden(torch.cat([*looked_up, dense], dim=1)))
+        return torch.sigmoid(self.out(torch.relu(self.second(deep))) + first)
+
+
+def clicks() -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model's factory."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Clicks().eval()
+    return model, {"ids": torch.zeros(2, 2, dtype=torch.int64), "dense": torch.zeros(2, 2)}
+
+
+@functools.cache
+def program() -> afm_fx.Program:
+    """The same in every process."""
+    return afm_fx.capture(*clicks())
+
+
+def columns() -> dict[str, np.ndarray]:
+    """The rows."""
+    random = np.random.default_rng(5)
+    ids = np.stack([random.zipf(1.3, ROWS) % 50, random.integers(0, 9, ROWS)], axis=1)
+    return {"ids": ids.astype(np.int64), "dense": (random.standard_normal((ROWS, 2)) * 3 + 50).astype(np.float32)}
+
+
+def write_folder(folder: Path) -> None:
+    """The rows as a Hive-partitioned folder of row groups of very different sizes."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    start = 0
+    for number, rows in enumerate(GROUPS):
+        part = {name: list(column[start : start + rows]) for name, column in columns().items()}
+        path = folder / f"day={number // 2}" / f"part-{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table(part), path, row_group_size=250)
+        start += rows
+
+
+def batches_of(folder: Path) -> FileBatches:
+    return FileBatches(open_data(folder), program(), BATCH_SIZE)
+
+
+def tensors(start: int, stop: int, size: int = BATCH_SIZE) -> list[dict[str, Tensor]]:
+    """Some of the rows as batches in memory."""
+    rows = {name: torch.from_numpy(column[start:stop]) for name, column in columns().items()}
+    return [{name: each[at : at + size] for name, each in rows.items()} for at in range(0, stop - start, size)]
+
+
+def clicks_that_die() -> tuple[nn.Module, dict[str, Tensor]]:
+    """A factory for the command line, whose process 1 kills itself after some batches, the first time.
+
+    What every process reads is written down.
+    """
+    read, folder, attempt = (
+        FileBatches.unit_batches,
+        Path(os.environ["TEST_FOLDER"]),
+        os.environ["TORCHELASTIC_RESTART_COUNT"],
+    )
+    log = folder / f"read-{attempt}-{os.environ['RANK']}.txt"
+    numbers = itertools.count(1)
+
+    def dying(batches: FileBatches, unit: int, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        for inputs, number in zip(read(batches, unit, start, stop), numbers, strict=False):
+            with log.open("a") as file:
+                file.write(f"{unit}\n")
+            if os.environ["RANK"] == "1" and attempt == "0" and number == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield inputs
+
+    FileBatches.unit_batches = dying  # type: ignore[method-assign]
+    return clicks()
+
+
+def merging(folder: Path) -> None:
+    """Units of uneven sizes, own parts of uneven sizes with an empty one, and failures."""
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    units = afm_fx.calibrate(program(), batches_of(folder / "data"), group=group, **OPTIONS)
+    units.save(folder / f"units-{rank}.safetensors")
+    one_row_each = afm_fx.calibrate(program(), batches_of(folder / "data"), group=group, max_rows=5)
+    one_row_each.save(folder / f"few-{rank}.safetensors")
+    own = [tensors(0, 1_100), tensors(1_100, ROWS), []][rank % 3]
+    parts = afm_fx.calibrate(program().to(torch.float64), iter(own), group=group, **OPTIONS)  # exact in any batches
+    parts.save(folder / f"parts-{rank}.safetensors")
+    cut = afm_fx.calibrate(program(), tensors(0, 300), group=group, max_rows=200, sensitivity_rows=70)
+    told = [f"cut {cut.rows} {cut.sensitivities['hidden'].rows}"]
+    calls = {
+        "a bad batch": lambda: afm_fx.calibrate(
+            program(), [{"ids": torch.full((4, 2), 8 if rank != 1 else 99), "dense": torch.zeros(4, 2)}], group=group
+        ),
+        "other options": lambda: afm_fx.calibrate(
+            program(), batches_of(folder / "data"), group=group, sampled_rows=rank
+        ),
+        "no rows at all": lambda: afm_fx.calibrate(program(), [], group=group),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except AfmFxError as error:
+            told.append(f"{name}: {type(error).__name__}: {error}")
+    (folder / f"told-{rank}.txt").write_text("\n".join(told), encoding="utf-8")
+    assert world == 3
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with joined_group(torch.device("cpu")):
+        merging(Path(sys.argv[1]))

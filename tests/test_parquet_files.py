@@ -1,0 +1,130 @@
+"""Folders of Parquet files: columns of folder names, units, and places in the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afm_fx.capture import capture
+from afm_fx.data_files import open_data
+from afm_fx.errors import BatchError, FileFormatError
+from afm_fx.file_batches import FileBatches
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+ROWS = 53
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    """Two days of two halves, row groups of 5 rows: an id, a list, and text with missing values that nobody reads."""
+    folder, start = tmp_path_factory.mktemp("data") / "log", 0
+    for day, hour, rows in ((0, "am", 12), (0, "pm", 20), (1, "am", 1), (1, "pm", 20)):
+        path = folder / f"day={day}" / f"hour={hour}" / "part-0.parquet"
+        path.parent.mkdir(parents=True)
+        ids = range(start, start + rows)
+        table = {"id": ids, "pair": [[row, -row] for row in ids], "note": [None if row % 2 else "x" for row in ids]}
+        parquet.write_table(pa.table(table), path, row_group_size=5)
+        start += rows
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+def test_a_folder_is_its_files_rows_in_order_in_chunks_that_cross_files(log):
+    file = open_data(log)
+    assert file.rows == ROWS
+    assert set(file.names) == {"id", "pair", "note", "day", "hour"}
+    chunks = list(file.chunks(["id", "day", "hour", "pair"], 8))
+    assert [len(chunk["id"]) for chunk in chunks] == [8] * 6 + [5]
+    np.testing.assert_array_equal(np.concatenate([chunk["id"] for chunk in chunks]), np.arange(ROWS))
+    np.testing.assert_array_equal(np.concatenate([chunk["day"] for chunk in chunks]), np.arange(ROWS) >= 32)
+    np.testing.assert_array_equal(chunks[6]["pair"][:, 1], -np.arange(48, ROWS))
+    assert [str(value) for value in chunks[1]["hour"]] == ["am"] * 4 + ["pm"] * 4
+    assert [len(chunk["day"]) for chunk in file.chunks(["day"], 50)] == [50, 3]  # without any column of the files
+
+
+def test_units_are_row_groups_and_any_rows_of_them_can_be_read(log):
+    file = open_data(log)
+    assert [unit.rows for unit in file.units] == [5, 5, 2, 5, 5, 5, 5, 1, 5, 5, 5, 5]
+    assert file.units[4].name == str(Path("day=0", "hour=pm", "part-0.parquet, row group 1"))
+    assert file.units[4].first_row == 5
+    starts = np.cumsum([0, *(unit.rows for unit in file.units)])
+    for number, unit in enumerate(file.units):
+        for start in range(unit.rows):
+            for stop in range(start + 1, unit.rows + 1):
+                chunks = list(file.unit_chunks(number, ["id", "day"], 2, start, stop))
+                assert [len(chunk["id"]) for chunk in chunks[:-1]] == [2] * (len(chunks) - 1)
+                found = np.concatenate([chunk["id"] for chunk in chunks])
+                np.testing.assert_array_equal(found, np.arange(starts[number] + start, starts[number] + stop))
+
+
+def test_arrays_are_cut_into_units_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("afm_fx.data_files.UNIT_ROWS", 4)
+    np.save(tmp_path / "rows.npy", np.arange(20).reshape(10, 2))
+    file = open_data(tmp_path / "rows.npy")
+    assert [(unit.name, unit.rows, unit.first_row) for unit in file.units] == [
+        ("rows.npy, rows 0", 4, 0),
+        ("rows.npy, rows 4", 4, 4),
+        ("rows.npy, rows 8", 2, 8),
+    ]
+    chunks = list(file.unit_chunks(1, ["rows"], 2, 1, 4))
+    np.testing.assert_array_equal(np.concatenate([chunk["rows"] for chunk in chunks])[:, 0], [10, 12, 14])
+    assert [len(chunk["rows"]) for chunk in chunks] == [2, 1]
+
+
+def test_batches_of_a_folder_hold_folder_columns_and_all_units_together_are_all_batches(log):
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.days = nn.Embedding(ROWS, 2), nn.Embedding(2, 2)
+
+        def forward(self, id, day):  # noqa: A002 - the column's name
+            return (self.table(id) * self.days(day)).sum(1)
+
+    ids = torch.zeros(2, dtype=torch.int64)
+    batches = FileBatches(open_data(log), capture(Model(), {"id": ids, "day": ids}), batch_size=6)
+    whole = list(batches)
+    assert len(whole) == len(batches)
+    by_units = [
+        batch for number, unit in enumerate(batches.units) for batch in batches.unit_batches(number, 0, unit.rows)
+    ]
+    for name in ("id", "day"):
+        assert whole[0][name].dtype == torch.int64
+        assert torch.equal(torch.cat([batch[name] for batch in whole]), torch.cat([batch[name] for batch in by_units]))
+
+
+def test_a_folder_may_be_named_from_the_working_directory(log, monkeypatch):
+    (log.parent / "other").mkdir()
+    monkeypatch.chdir(log.parent / "other")
+    assert open_data(Path("../log")).units == open_data(log).units
+
+
+def test_what_is_wrong_with_a_folder_is_said_with_the_file(log, tmp_path):
+    with pytest.raises(BatchError, match=r"hour=am.part-0.parquet', column 'note': row 1 is missing"):
+        list(open_data(log).chunks(["note"], 8))
+    with pytest.raises(FileFormatError, match="no Parquet files"):
+        open_data(tmp_path)
+    parquet.write_table(pa.table({"id": [1, 2], "more": [3, 4]}), tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"id": [3]}), tmp_path / "b.parquet")
+    with pytest.raises(BatchError, match=r"b.parquet' has no column 'more'"):
+        open_data(tmp_path)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(FileFormatError, match=r"b.parquet' cannot be read"):
+        open_data(tmp_path)
+
+
+def test_a_folder_without_a_value_for_a_column_that_is_read_is_an_error(tmp_path):
+    for number, day in enumerate(("3", "__HIVE_DEFAULT_PARTITION__")):
+        path = tmp_path / f"day={day}" / "a.parquet"
+        path.parent.mkdir()
+        parquet.write_table(pa.table({"id": [number, 2]}), path)
+    file = open_data(tmp_path)
+    assert [list(chunk["id"]) for chunk in file.chunks(["id"], 4)] == [[0, 2, 1, 2]]
+    with pytest.raises(BatchError, match="names no value of 'day'"):
+        list(file.chunks(["id", "day"], 4))
