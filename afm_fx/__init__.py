@@ -40,6 +40,7 @@ from afm_fx.report import CompressionReport
 from afm_fx.report_facts import Recipe, RecipeFile, ReportFacts
 from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
+from afm_fx.sharded_tables import encode_sharded, with_tables
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
@@ -110,6 +111,7 @@ __all__ = [
     "compare_benchmarks",
     "compare_quality",
     "compress",
+    "encode_sharded",
     "explain",
     "explain_plan",
     "export_aoti",
@@ -131,4 +133,5 @@ __all__ = [
     "split_inputs",
     "sweep",
     "to_exported_program",
+    "with_tables",
 ]

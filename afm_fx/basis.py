@@ -19,7 +19,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from passes.factor import ROWS_PER_BLOCK, Factor, factor_of
+from passes.factor import Factor, factor_of
+from passes.row_encoding import ROWS_PER_BLOCK
 from passes.sites import SiteKind
 
 RIDGE = 1e-7

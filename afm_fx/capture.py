@@ -37,6 +37,11 @@ MAX_REASON_CHARACTERS = 600
 COLLISION = "COLLIDE with their neighbours"
 """What a warning says of ids that travel as floats too coarse for their table."""
 
+JAGGED = (
+    "the example inputs hold a KeyedJaggedTensor of TorchRec, whose shapes depend on the data: make the model plain "
+    "first (afm_fx.torchrec.plain)"
+)
+
 _TRAINING_MODE: dict[Any, int] = {
     aten.batch_norm.default: 5,
     aten._native_batch_norm_legit_functional.default: 5,
@@ -84,6 +89,8 @@ def capture(
 def _from_module(model: nn.Module, example_inputs: Inputs | None, dynamic_batch: bool) -> Program:
     if example_inputs is None:
         raise CaptureError("example_inputs are needed to capture an nn.Module (one batch of at least 2 rows)")
+    if any(map(_is_jagged, pytree.tree_leaves(example_inputs, is_leaf=_is_jagged))):
+        raise CaptureError(JAGGED)
     single_dict = takes_single_dict(model, example_inputs)
     args, kwargs = copy_tree(normalize_inputs(example_inputs, single_dict))
     flags = batch_flags(args, kwargs)
@@ -93,6 +100,10 @@ def _from_module(model: nn.Module, example_inputs: Inputs | None, dynamic_batch:
         exported, front_door = _export(model, args, kwargs, shapes if dynamic_batch else None)
     program = _program(exported, args, kwargs, front_door, single_dict)
     return replace(program, batched=flags, dynamic_batch=dynamic_batch and program.dynamic_batch)
+
+
+def _is_jagged(leaf: Any) -> bool:
+    return type(leaf).__name__ == "KeyedJaggedTensor" and type(leaf).__module__.startswith("torchrec.")
 
 
 def _from_exported_program(exported: ExportedProgram, example_inputs: Inputs | None) -> Program:

@@ -17,6 +17,9 @@ from afm_fx.errors import BatchError, CaptureError
 Inputs = Any
 """What a model takes: one tensor, a tuple of positional inputs, or a dict of keyword inputs (or of features)."""
 
+MOST_ROWS = (1 << 31) - 1
+"""Of a batch. Without a limit, ``torch.export`` finds a dynamic axis too long for models that multiply it."""
+
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -59,7 +62,7 @@ def dynamic_shapes_for(
     Raises:
         CaptureError: the inputs do not fit the module's signature.
     """
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", max=MOST_ROWS)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     shapes = [
         {0: batch} if flag else ({} if isinstance(leaf, torch.Tensor) else None)

@@ -6,6 +6,7 @@ Replaces
     ``slice(x, d, 0, size)``, ``clone(x)``,
     ``dropout`` in eval, ``cat([x])``, ``x.to(same)``  with ``x``,
     ``index_select(T, 0, ids)`` and its like        with ``embedding(T, ids)`` (:mod:`passes.row_lookups`),
+    ``masked_select`` by a constant mask            with an index (:mod:`passes.fixed_selections`),
     a second ``f(a, b)``                            with the first (every operator here is functional),
     a second name of one tied tensor                with the first.
 
@@ -24,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.errors import GraphInvariantError
+from passes.fixed_selections import fix_selections
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     aten,
@@ -78,6 +80,7 @@ class Canonicalize(GraphPass):
         changed = graph_module.graph.eliminate_dead_code()
         changed |= _erase_assertions(graph_module)
         changed |= _free_from_layout(graph_module)
+        changed |= fix_selections(graph_module)
         changed |= _erase_no_ops(graph_module)
         changed |= unify_row_lookups(graph_module)
         changed |= _merge_equal_nodes(graph_module)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS_PER_BLOCK = 1 << 16
-"""Rows of a table encoded at a time, so that the float64 copy of a block stays small."""
+from passes.shard_encoding import encode_table
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,7 @@ class Factor:
 
     def encode_table(self, table: Tensor) -> Tensor:
         """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device."""
-        codes = torch.empty((table.shape[0], self.rank), dtype=table.dtype, device=table.device)
-        encoder = self.encoder.to(device=table.device).mT
-        shift = None if self.shift is None else self.shift.to(device=table.device)
-        for start in range(0, table.shape[0], ROWS_PER_BLOCK):
-            block = table[start : start + ROWS_PER_BLOCK].to(torch.float64) @ encoder
-            codes[start : start + ROWS_PER_BLOCK] = block if shift is None else block + shift
-        return codes
+        return encode_table(self.encoder, self.shift, [table])
 
     def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
         """What the codes do not tell of some rows, [k, n] for ids [k] of a table [V, n], in its dtype, on its device.
@@ -102,14 +95,9 @@ class JointFactor(Factor):
 
     tables: tuple[Tensor, ...] = ()
 
-    def encode_table(self, table: Tensor) -> Tensor:
+    def encode_table(self, table: Tensor) -> Tensor:  # noqa: ARG002 - the signature of the base class
         """The codes [V, r] of the joint table, whose own data are not looked at."""
-        codes = torch.empty((table.shape[0], self.rank), dtype=table.dtype, device=table.device)
-        for start in range(0, table.shape[0], ROWS_PER_BLOCK):
-            rows = slice(start, start + ROWS_PER_BLOCK)
-            block = torch.cat([each[rows] for each in self.tables], dim=1)
-            codes[rows] = super().encode_table(block)
-        return codes
+        return encode_table(self.encoder, self.shift, self.tables)
 
     def left_out(self, table: Tensor, ids: Tensor) -> Tensor:  # noqa: ARG002 - a joint table has no data of its own
         """What the codes do not tell of some rows of the tables, side by side."""

@@ -1,11 +1,12 @@
 """The code blocks of a Markdown page, and how they are run.
 
-A block right below a comment ``<!-- not run: reason -->`` is left out. What a page prints is not compared; what it
-asserts is.
+A block right below a comment ``<!-- not run: reason -->`` is left out, one below ``<!-- needs: package -->`` where that
+package is not installed. What a page prints is not compared; what it asserts is.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 import shlex
@@ -23,7 +24,8 @@ from passes import laws
 ROOT = Path(__file__).parents[1]
 
 _FENCE = re.compile(
-    r"^(?:<!-- not run:(?P<reason>[^\n]*)-->\n)?```(?P<language>python|console)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- not run:(?P<reason>[^\n]*)-->\n|<!-- needs: (?P<package>\w+) -->\n)?"
+    r"```(?P<language>python|console)\n(?P<text>.*?)^```$",
     flags=re.DOTALL | re.MULTILINE,
 )
 
@@ -45,12 +47,19 @@ class Block:
         text: its lines.
         line: of the page, where it starts.
         not_run: why it is not run, None where it is.
+        package: that it needs, None where nothing but this project's is needed.
     """
 
     language: str
     text: str
     line: int
     not_run: str | None
+    package: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be run here."""
+        return self.not_run is None and (self.package is None or importlib.util.find_spec(self.package) is not None)
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -61,6 +70,7 @@ def blocks_of(page: str) -> list[Block]:
             found["text"],
             page.count("\n", 0, found.start("text")) + 1,
             None if found["reason"] is None else found["reason"].strip(),
+            found["package"],
         )
         for found in _FENCE.finditer(page)
     ]
@@ -77,7 +87,7 @@ def run_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     page = path.read_text(encoding="utf-8")
     monkeypatch.setattr(laws, "_TABLE", dict(laws._TABLE))  # what a page registers is gone with it
     variables: dict[str, object] = {"__name__": "page"}
-    run = [block for block in blocks_of(page) if block.not_run is None]
+    run = [block for block in blocks_of(page) if block.runs]
     for block in run:
         if block.language == "python":
             blank = "\n" * (block.line - 1)  # so that a traceback shows the page's own lines

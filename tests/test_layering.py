@@ -16,7 +16,7 @@ PASSES_MAY_IMPORT = {"numpy", "torch", "passes"} | (sys.stdlib_module_names - FI
 
 OPTIONAL = {
     "deepctr_torch", "jinja2", "matplotlib", "mlperf_loadgen", "onnxruntime", "pandas", "pyarrow", "pygraphviz",
-    "requests", "scipy", "sklearn",
+    "requests", "scipy", "sklearn", "torchrec",
 }  # fmt: skip
 """Distributions of an extra: importing ``afm_fx`` must not need them."""
 

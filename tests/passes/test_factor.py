@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passes import factor as factor_module
+from passes import row_encoding
 from passes.factor import blank_factor, factor_of
 
 
@@ -42,7 +42,7 @@ def test_a_table_is_encoded_alike_in_any_row_blocks(rows: int, monkeypatch: pyte
     factor, _ = random_factor(6, 2)
     table = torch.randn(rows, 6)
     whole = factor.encode_table(table)
-    monkeypatch.setattr(factor_module, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(row_encoding, "ROWS_PER_BLOCK", 4)
     assert torch.equal(factor.encode_table(table), whole)
     assert whole.dtype == torch.float32
     torch.testing.assert_close(whole, (table.double() @ factor.encoder.mT + factor.shift).float())
