@@ -148,6 +148,8 @@ def test_a_table_of_which_too_much_would_be_kept_is_left_alone(compressed: afm_f
         ({"tables.0": torch.tensor([ROWS])}, "ids from 0 to 399"),
     ],
 )
-def test_what_cannot_be_kept_is_refused(compressed: afm_fx.Compressed, keep_rows: object, message: str) -> None:
+def test_what_cannot_be_kept_is_refused(
+    compressed: afm_fx.Compressed, keep_rows: int | dict[str, Tensor], message: str
+) -> None:
     with pytest.raises(PolicyError, match=message):
         afm_fx.make_plan(compressed.original, compressed.statistics, afm_fx.Fixed(), keep_rows=keep_rows)

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 import afm_fx
 from passes.errors import TableIndexError
-from passes.factor import factor_of
+from passes.factor import Factor, factor_of
 from passes.keep_rows import KeepRows
 from passes.sink_codes import SinkCodes
 from tests.graphs import ROWS, WIDTH, Tower, tower_batch
@@ -19,7 +19,7 @@ from tests.graphs import ROWS, WIDTH, Tower, tower_batch
 KEPT = torch.tensor([7, 2, 5])
 
 
-def factors() -> dict[str, object]:
+def factors() -> dict[str, Factor]:
     decoder = torch.linalg.qr(torch.randn(WIDTH, 2, dtype=torch.float64)).Q
     return {"tables.0": factor_of(decoder.mT, decoder, torch.randn(WIDTH, dtype=torch.float64))}
 
