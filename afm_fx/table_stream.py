@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from afm_fx.streamed_plan import TableSource
-from passes.factor import ROWS_PER_BLOCK, Factor
+from passes.factor import Factor
+from passes.row_encoding import ROWS_PER_BLOCK
 
 BLOCK_BYTES = 1 << 25
 """Blocks of the usual number of rows are made smaller until they have no more bytes than this."""
