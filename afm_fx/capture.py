@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import CaptureError
@@ -276,15 +276,6 @@ def _randomness_warnings(module: GraphModule) -> list[str]:
         if is_random(node):
             return [f"the model is random even in eval mode (node '{node.name}', {node.target}): no two runs agree"]
     return []
-
-
-def _is_random(node: Node) -> bool:
-    """Whether a node draws random numbers. Attention may, but does not where nothing is dropped."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if node.target is aten.scaled_dot_product_attention.default:
-        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
-    return torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _id_warnings(module: GraphModule) -> list[str]:
