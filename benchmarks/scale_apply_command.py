@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.errors import UserError
+from afm_fx.command_options import whole_numbers
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
+from benchmarks.exit_codes import exit_codes
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 from benchmarks.scale_apply_measure import ApplyMeasurement, measure_apart
 
@@ -46,19 +47,13 @@ def scale_apply(
     Every table is measured in a fresh process. Needs a little over twice the largest table's bytes of disk. Exit code
     2: a mistake in the call.
     """
-    try:
+    with exit_codes():
         files = result_files(output_dir, "scale_apply", force=force)
         found = []
-        for count in rows.split(","):
+        for count in whole_numbers(rows):
             with tempfile.TemporaryDirectory(dir=work_dir) as folder:
-                found.append(measure_apart(int(count), width, rank, repeats, Path(folder)))
+                found.append(measure_apart(count, width, rank, repeats, Path(folder)))
             typer.echo(render_table("Applying a plan to a table on disk", COLUMNS, [row_of(found[-1])]))
-    except (UserError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except RuntimeError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from error
     command, machine = shown_command("benchmarks/scale_apply.py", sys.argv[1:]), this_machine()
     files.write(markdown(command, machine, found), as_json(command, machine, found))
 
