@@ -23,8 +23,12 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def whole_numbers(text: str) -> list[int]:
-    """Batch sizes, given with commas between.
+def whole_numbers(text: str, what: str = "batch sizes") -> list[int]:
+    """Whole numbers, given with commas between.
+
+    Args:
+        text: as it was given.
+        what: they are, in the plural, for the error.
 
     Raises:
         UserError: they are no whole numbers.
@@ -32,4 +36,4 @@ def whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"batch sizes are whole numbers with commas between, say 1,256,4096; got '{text}'") from None
+        raise UserError(f"{what} are whole numbers with commas between, say 1,256,4096; got '{text}'") from None

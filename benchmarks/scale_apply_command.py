@@ -50,7 +50,7 @@ def scale_apply(
     with exit_codes():
         files = result_files(output_dir, "scale_apply", force=force)
         found = []
-        for count in whole_numbers(rows):
+        for count in whole_numbers(rows, "numbers of rows"):
             with tempfile.TemporaryDirectory(dir=work_dir) as folder:
                 found.append(measure_apart(count, width, rank, repeats, Path(folder)))
             typer.echo(render_table("Applying a plan to a table on disk", COLUMNS, [row_of(found[-1])]))

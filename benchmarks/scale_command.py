@@ -49,7 +49,7 @@ def scale(
     """
     with exit_codes():
         files = result_files(output_dir, "scale", force=force)
-        counts = whole_numbers(processes)
+        counts = whole_numbers(processes, "numbers of processes")
         with tempfile.TemporaryDirectory(dir=work_dir) as folder:
             data = Path(folder) / "data"
             size = write_data(data, rows)
