@@ -15,7 +15,8 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, 
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(
-        help="State dict for the model: .safetensors, or saved with torch.save (read with weights_only=True).",
+        help="State dict for the model: .safetensors, an index of several (.safetensors.index.json), a folder that "
+        "torch.distributed.checkpoint wrote, or saved with torch.save (read with weights_only=True).",
         show_default=False,
     ),
 ]
