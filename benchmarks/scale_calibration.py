@@ -9,6 +9,7 @@ day, a column a field.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -41,6 +42,10 @@ SHAPE = CriteoShape()
 BATCH_SIZE, GROUP_ROWS, DAYS, WARM_UP_BATCHES = 4096, 32_768, 4, 8
 
 
+LOOK_EVERY = 30
+"""Batches between two looks at all tensors."""
+
+
 @dataclass(frozen=True)
 class CalibrationRun:
     """One calibration.
@@ -51,6 +56,7 @@ class CalibrationRun:
         seconds: from the common start to the merged result of the slowest process.
         peak_above: largest resident memory of process 0 above what it held after a warm-up on 8 batches, in bytes.
         resident: rows that process 0 had read, and its resident memory then above the same, in bytes.
+        alive: rows that it had read, and the bytes of all tensors that Python knew then.
         reduced_bytes: what each process gave to ``all_reduce``.
         site_bytes: the same by site, counted from the statistics; they add up to ``reduced_bytes``.
         table_bytes: of those the counts of lookups, which are one number for every row of a table.
@@ -61,6 +67,7 @@ class CalibrationRun:
     seconds: float
     peak_above: int
     resident: list[tuple[int, int]]
+    alive: list[tuple[int, int]]
     reduced_bytes: int
     site_bytes: dict[str, int]
     table_bytes: int
@@ -112,6 +119,7 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         before = resident_bytes()
         reset_peak()
         batches.seen.clear()
+        batches.alive.clear()
         start = time.perf_counter()
         with sent:
             statistics = afm_fx.calibrate(program, batches, max_rows=rows, group=group, **options)
@@ -125,6 +133,7 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         seconds=seconds,
         peak_above=peak - before,
         resident=[(rows_read, held - before) for rows_read, held in batches.seen],
+        alive=list(batches.alive),
         reduced_bytes=sent.bytes,
         site_bytes=sent.by_site,
         table_bytes=sent.table_bytes,
@@ -139,11 +148,25 @@ class _Watched(FileBatches):
         """Rows so far, and resident bytes."""
         return []
 
+    @cached_property
+    def alive(self) -> list[tuple[int, int]]:
+        """Rows so far, and bytes of tensors, now and then: to look through all objects takes a while."""
+        return []
+
     def unit_batches(self, unit: int, start: int, stop: int) -> Iterator[Tensor]:
         """The batches, each noted."""
         for inputs in super().unit_batches(unit, start, stop):
             self.seen.append(((self.seen[-1][0] if self.seen else 0) + len(inputs[0]), resident_bytes()))
+            if len(self.seen) % LOOK_EVERY == 0:
+                self.alive.append((self.seen[-1][0], tensor_bytes()))
             yield inputs
+
+
+def tensor_bytes() -> int:
+    """Bytes of the memory of all tensors that Python knows."""
+    tensors = [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter)]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    return sum(storages.values())
 
 
 class _Counted:

@@ -21,8 +21,7 @@ from benchmarks.result_files import RESULTS, markdown_table, result_files, shown
 from benchmarks.scale_calibration import BATCH_SIZE, SHAPE, CalibrationRun, measure_apart, write_data
 
 RATE_COLUMNS = ("processes", "seconds", "rows/s", "MB/s of Parquet", "times 1 process")
-MEMORY_COLUMNS = ("rows read", "resident above warm-up MB")
-POINTS = 8
+MEMORY_COLUMNS = ("rows read", "tensors alive MB", "resident above warm-up MB")
 SITE_COLUMNS = ("site", "bytes sent by a process")
 
 app = typer.Typer(add_completion=False)
@@ -82,9 +81,9 @@ def rate_rows(turns: Sequence[Sequence[CalibrationRun]], size: int) -> list[tupl
 
 
 def memory_rows(run: CalibrationRun) -> list[tuple[str, ...]]:
-    """Resident memory at some points of a run."""
-    step = max(1, len(run.resident) // POINTS)
-    return [(f"{rows:,}", f"{held / 1e6:.1f}") for rows, held in run.resident[step - 1 :: step]]
+    """Memory at the points of a run at which tensors were counted."""
+    resident = dict(run.resident)
+    return [(f"{rows:,}", f"{alive / 1e6:.1f}", f"{resident[rows] / 1e6:.1f}") for rows, alive in run.alive]
 
 
 def slope(run: CalibrationRun) -> float:
@@ -124,7 +123,8 @@ def markdown(
         "one thread a process, gradients on 32,768 rows. Every run is made by fresh processes under torchrun and timed "
         f"from their common start to the merged result; the numbers of processes took {len(turns)} turns.",
         markdown_table(RATE_COLUMNS, rate_rows(turns, size)),
-        "Resident memory of one process above what it held after a warm-up on 8 batches, as it reads; its peak was "
+        "Memory of one process as it reads: of all tensors that are alive (the model's tables are among them), and "
+        "resident above what it held after a warm-up on 8 batches, which is what the allocator kept too; its peak was "
         f"{turns[0][0].peak_above / 1e6:.0f} MB above. The line through the second half of all batches rises by "
         f"{slope(turns[0][0]):.1f} bytes a row; a row of the data has {size / run.rows:.0f}.",
         markdown_table(MEMORY_COLUMNS, memory_rows(turns[0][0]), left=0),

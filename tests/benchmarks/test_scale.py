@@ -13,6 +13,7 @@ RUN = CalibrationRun(
     seconds=4.0,
     peak_above=9_000,
     resident=[(100 * part, 5_000 if part < 5 else 2_000 + 300 * part) for part in range(1, 11)],
+    alive=[(500, 7_000_000), (1_000, 7_100_000)],
     reduced_bytes=100,
     site_bytes={"a": 10, "b": 40, "c": 5, "d": 20, "e": 15, "f": 7, "g": 3},
     table_bytes=60,
@@ -30,7 +31,9 @@ def test_rates_are_medians_and_ratios_are_taken_within_a_turn() -> None:
 def test_the_slope_is_that_of_the_second_half() -> None:
     assert slope(RUN) == pytest.approx(3.0)
     rows = [dict(zip(MEMORY_COLUMNS, row, strict=True)) for row in memory_rows(RUN)]
-    assert rows[-1] == {"rows read": "1,000", "resident above warm-up MB": "0.0"}
+    assert rows[-1] == {
+        "rows read": "1,000", "tensors alive MB": "7.1", "resident above warm-up MB": "0.0",
+    }  # fmt: skip
 
 
 def test_bytes_of_all_sites_are_shown_or_added_up() -> None:
