@@ -13,7 +13,7 @@ from afm_fx.calibration import calibrate as calibrate_program
 from afm_fx.calibration_checkpoint import remove_checkpoints
 from afm_fx.capture import capture
 from afm_fx.command_errors import reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, names_of
 from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
@@ -72,7 +72,7 @@ def calibrate(
     with reported_errors(debug):
         refuse_existing_file(out, force=force)
         place = own_device(device)
-        names = None if columns is None else [name.strip() for name in columns.split(",")]
+        names = names_of(columns)
         with joined_group(place) as group:
             rank, world = rank_and_size(group)
             module, inputs = build_model(model, checkpoint)

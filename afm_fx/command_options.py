@@ -24,6 +24,11 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def names_of(text: str | None) -> list[str] | None:
+    """Names, given with commas between; None where nothing was given."""
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
 def whole_numbers(text: str, what: str = "batch sizes") -> list[int]:
     """Whole numbers, given with commas between.
 

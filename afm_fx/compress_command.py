@@ -9,7 +9,7 @@ import typer
 
 from afm_fx.basis import BasisKind
 from afm_fx.command_errors import reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, whole_numbers
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, names_of, whole_numbers
 from afm_fx.compress_job import CompressJob, run_compress_job
 from afm_fx.costs import CostKind
 from afm_fx.errors import UserError
@@ -160,8 +160,7 @@ def compress(
         )  # fmt: skip
         policy = options.policy()
         sizes = () if buckets is None else check_batch_sizes(whole_numbers(buckets))
-        names = None if columns is None else _names(columns)
-        tasks = () if labels is None else tuple(_names(labels))
+        names, tasks = names_of(columns), tuple(names_of(labels) or ())
         if tasks and not recover_epochs and evaluation is None:
             raise UserError(
                 "--labels are for recovery, say how long with --recover-epochs 3, or to measure on --evaluation rows"
@@ -198,7 +197,3 @@ def compress(
         typer.echo(f"Written to {out}/: {', '.join(name for name in job.outputs if (out / name).exists())}")
         if report is not None:
             typer.echo(f"Report: {report}")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]

@@ -183,7 +183,7 @@ def apply_factors(program: Program, plan: Plan, change: Change | None = None) ->
         PlanError: see :func:`apply_plan`.
     """
     try:
-        clone, factors = planned_graph(program, plan) if change is None else planned_graph(program, plan, change)
+        clone, factors = planned_graph(program, plan, change)
         sites = {site.name: site for site in find_sites(clone)}
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:

@@ -17,7 +17,7 @@ from afm_fx.calibration import Statistics
 from afm_fx.errors import PolicyError
 from afm_fx.taps import Tap
 from passes.errors import TableIndexError
-from passes.factor import Factor
+from passes.factor import blank_factor
 from passes.keep_rows import KeepRows, check_keeps_rows
 from passes.sites import SiteKind
 
@@ -38,20 +38,13 @@ class KeptRows:
 
     def mark(self, module: GraphModule) -> None:
         """Keeps the rows in a graph that is only counted in: what is added to the lookups is zero."""
-        blank = {name: _Blank(torch.zeros((1, width)), torch.zeros((width, 1))) for name, width in self.widths.items()}
-        KeepRows(self.ids, blank)(module)
+        if self.ids:
+            blank = {name: blank_factor(width, 1, centred=False) for name, width in self.widths.items()}
+            KeepRows(self.ids, blank)(module)
 
     def parameters(self, names: Iterable[str]) -> int:
         """Parameters that the rows kept of these sites add: each row, and one of zeros per site."""
         return sum((len(self.ids[name]) + 1) * self.widths[name] for name in names if name in self.ids)
-
-
-class _Blank(Factor):
-    """A factor that leaves nothing out."""
-
-    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Zeros [k, n]."""
-        return table.new_zeros((len(ids), table.shape[1]))
 
 
 def kept_rows(taps: Iterable[Tap], statistics: Statistics, wanted: int | Mapping[str, Tensor]) -> KeptRows:

@@ -34,7 +34,7 @@ from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call, random_inputs
 from afm_fx.tables import render_table
-from passes.graph_tools import decides_at_run_time
+from passes.subgraphs import runs_subgraphs
 
 EXTERNAL_DATA_BYTES = 1_500_000_000
 """Weights beyond this go into a second file: one protobuf message holds less than 2 GB, graph included."""
@@ -184,7 +184,7 @@ def staged_export(
     operators = _standard_operators(model)
     rows = parity_rows(program) if batch_size is None else (batch_size,)
     difference = None
-    refuse_findings(path, control_flow=decides_at_run_time(program.graph_module))
+    refuse_findings(path, control_flow=any(map(runs_subgraphs, program.graph_module.graph.nodes)))
     if check:
         check_file(path)
         difference = check_parity(program, path, tolerance=tolerance, seed=seed, rows=rows)

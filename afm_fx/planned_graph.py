@@ -19,9 +19,7 @@ Change = Callable[[GraphModule, dict[str, Factor]], dict[str, Factor]]
 """Makes of a graph whose sites a plan names, and the plan's factors for it, the factors to apply."""
 
 
-def planned_graph(
-    program: Program, plan: Plan, change: Change = lambda _, factors: factors
-) -> tuple[GraphModule, dict[str, Factor]]:
+def planned_graph(program: Program, plan: Plan, change: Change | None = None) -> tuple[GraphModule, dict[str, Factor]]:
     """The graph whose sites a plan names, and the plan's factors; parameters are shared, the program is left as it is.
 
     Joint tables have no data of their own there: their factors encode the tables that they are made of.
@@ -29,7 +27,7 @@ def planned_graph(
     Args:
         program: the captured model.
         plan: the plan.
-        change: other factors in place of the plan's.
+        change: other factors in place of the plan's, None for the plan's own.
 
     Raises:
         PassError: the plan belongs to another program.
@@ -45,7 +43,8 @@ def planned_graph(
         tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
         factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
     JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
-    factors = change(module, factors)
+    if change is not None:
+        factors = change(module, factors)
     if plan.kept_rows:
         KeepRows(plan.kept_rows, factors)(module)
     return module, factors

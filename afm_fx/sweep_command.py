@@ -10,7 +10,7 @@ import typer
 from afm_fx.calibration import calibrate
 from afm_fx.capture import capture
 from afm_fx.command_errors import reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, names_of
 from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.errors import CalibrationError, UserError
@@ -89,11 +89,11 @@ def sweep(
                 refuse_existing_file(path, force=force)
         if (evaluation is None) != (labels is None):
             raise UserError("--evaluation and --labels belong together: rows, and their columns of labels")
-        shares, names = _shares(budgets), _names(columns)
+        shares, names = _shares(budgets), names_of(columns)
         program = capture(*build_model(model, checkpoint))
         labelled = None
         if evaluation is not None and labels is not None:
-            file, tasks = open_data(evaluation), _names(labels) or ()
+            file, tasks = open_data(evaluation), names_of(labels) or ()
             used = [name for name in file.names if name not in tasks] if names is None else names
             labelled = FileBatches(file, program, batch_size, used, tasks)
         rest = HoldOut(program, FileBatches(open_data(data), program, batch_size, names), MEASURED_ROWS)
@@ -117,7 +117,3 @@ def _shares(text: str) -> list[float]:
         return [Budget(parameters=float(part)).share for part in text.split(",")]
     except ValueError:
         raise UserError(f"budgets are numbers with commas between, say 0.5,0.2,0.1; got '{text}'") from None
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]

@@ -29,7 +29,7 @@ class Block:
     Attributes:
         start: the first of them.
         features: [rows, n], in the dtype that the model computes in.
-        digest: of the bytes that they have in the checkpoint, 64 hexadecimal digits; empty where none was asked for.
+        digest: of the bytes that they have in the checkpoint, 64 hexadecimal digits.
     """
 
     start: int
@@ -53,12 +53,12 @@ def block_rows(source: TableSource, rows: int | None) -> int:
     return rows
 
 
-def read_blocks(source: TableSource, start: int, rows: int, *, digests: bool) -> Iterator[Block]:
+def read_blocks(source: TableSource, start: int, rows: int) -> Iterator[Block]:
     """The blocks of a table from a row on; the next one is read while the caller works on one."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read table") as pool:
         ahead: Future[Block] | None = None
         for first in range(start, source.rows, rows):
-            read = pool.submit(_read, source, first, min(first + rows, source.rows), digests)
+            read = pool.submit(_read, source, first, min(first + rows, source.rows))
             if ahead is not None:
                 yield ahead.result()
             ahead = read
@@ -66,15 +66,12 @@ def read_blocks(source: TableSource, start: int, rows: int, *, digests: bool) ->
             yield ahead.result()
 
 
-def _read(source: TableSource, start: int, stop: int, digests: bool) -> Block:
+def _read(source: TableSource, start: int, stop: int) -> Block:
     parts = [table.rows(start, stop) for table in source.tables]
-    digest = ""
-    if digests:
-        hashed = hashlib.sha256()
-        for part in parts:
-            hashed.update(part.view(-1).view(torch.uint8).numpy().data)
-        digest = hashed.hexdigest()
-    return Block(start, source.features(parts), digest)
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part.view(-1).view(torch.uint8).numpy().data)
+    return Block(start, source.features(parts), hashed.hexdigest())
 
 
 @dataclass
@@ -101,8 +98,7 @@ class KeptEnergy:
     def add(self, factor: Factor, features: Tensor) -> None:
         """Looks at one row of every ``SAMPLE_SHARE`` of a block."""
         sample = features[::SAMPLE_SHARE].to(torch.float64)
-        codes = sample @ factor.encoder.mT
-        rest = sample - factor.decode(codes if factor.shift is None else codes + factor.shift)
+        rest = sample - factor.decode(factor.encode_table(sample))
         self.count += sample.shape[0]
         self.total += sample.sum(0)
         self.squares += float(sample.square().sum())

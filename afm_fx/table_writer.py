@@ -118,7 +118,7 @@ class TableWriter:
         file = self._file(progress.rows) if begun else None
         noted, since = len(progress.digests), 0
         try:
-            for block in read_blocks(source, progress.rows, self.rows, digests=True):
+            for block in read_blocks(source, progress.rows, self.rows):
                 reused = self._is_there(block)
                 if file is None and not reused:
                     file = self._begun(block.start)

@@ -111,6 +111,10 @@ class BlankFactor(Factor):
         """The codes' shape [V, r]."""
         return torch.empty((table.shape[0], self.rank), dtype=table.dtype, device="meta")
 
+    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Zeros [k, n]: nothing is left out that could be looked at."""
+        return table.new_zeros((len(ids), self.width))
+
     def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The shapes of the Linear that produces the codes, [r, inputs] and [r]."""
         shape = {"dtype": torch.float64, "device": "meta"}

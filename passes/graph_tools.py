@@ -44,11 +44,6 @@ def clone_graph_module(module: GraphModule) -> GraphModule:
     return clone
 
 
-def decides_at_run_time(module: GraphModule) -> bool:
-    """Whether the graph holds ``cond``, ``while_loop``, ``scan`` or another call that runs a graph of its own."""
-    return any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in module.graph.nodes)
-
-
 def reserve_names(module: GraphModule, names: Collection[str]) -> None:
     """Keeps names of nodes that are gone from being given again: a copy of a graph has forgotten them."""
     present = {node.name for node in module.graph.nodes}
