@@ -26,6 +26,7 @@ from afm_fx.program import Program
 from afm_fx.user_model import check_names, check_shape, import_factory, model_of
 from passes.graph_tools import fake_mode
 from passes.sites import SiteKind, find_sites
+from passes.unify_linears import parts_of
 
 LARGE_BYTES = 1 << 20
 """Tables of so many bytes or more are not loaded."""
@@ -197,6 +198,7 @@ def _told_apart(program: Program, known: Mapping[int, _Given]) -> AbsentTables:
     """Loads what is large and no table."""
     module = program.graph_module
     names = {site.parameter for site in find_sites(module) if site.kind is SiteKind.EMBEDDING}
+    parts = parts_of(module)
     tables: dict[str, StoredTensor] = {}
     loaded: dict[str, StoredTensor] = {}
     for name, tensor in list(_state(module)):
@@ -205,7 +207,8 @@ def _told_apart(program: Program, known: Mapping[int, _Given]) -> AbsentTables:
             continue
         (tables if given.absent and name in names else loaded)[name] = given.stored
         if given.absent and name not in names:
-            replace_state(module, {name: given.stored.tensor().to(tensor.dtype)})
+            whole = given.stored.tensor().to(tensor.dtype)
+            replace_state(module, {name: parts[name].of(whole) if name in parts else whole})
     return AbsentTables(program, tables, loaded)
 
 

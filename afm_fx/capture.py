@@ -31,6 +31,7 @@ from passes.errors import PassError
 from passes.graph_tools import aten, get_attribute, is_random
 from passes.id_precision import coarse_ids
 from passes.state_writes import erase_state_writes
+from passes.unify_linears import UnifyLinears
 
 MAX_REASON_CHARACTERS = 600
 
@@ -206,6 +207,8 @@ def _program(
     written = erase_state_writes(module)
     try:
         Canonicalize()(module)
+        if UnifyLinears()(module).modified:
+            Canonicalize()(module)
     except PassError as error:
         raise CaptureError(f"the exported graph cannot be made canonical: {error}") from error
     symbolic = _symbolic_flags(module)

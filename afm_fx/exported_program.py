@@ -12,6 +12,7 @@ from afm_fx.onnx_parity import short_reason
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call
 from passes.graph_tools import clone_graph_module
+from passes.pointwise_convolutions import PointwiseConvolutions
 from passes.unpool_bags import UnpoolBags
 
 
@@ -43,6 +44,7 @@ def exported(program: Program, *, unpool_bags: bool) -> ExportedProgram:
         Exception: whatever torch raises; the caller knows what the export was for.
     """
     module = clone_graph_module(program.graph_module)
+    PointwiseConvolutions()(module)
     if unpool_bags:
         UnpoolBags()(module)
     args, kwargs = example_call(program)

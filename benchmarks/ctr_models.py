@@ -18,11 +18,13 @@ from afm_fx.errors import UserError
 from benchmarks.datasets import CtrDataset
 
 MODELS = (
-    "AFM", "AFN", "AutoInt", "CCPM", "DCN", "DCNMix", "DeepFM", "DIFM", "FiBiNET", "IFM", "MLR", "NFM", "ONN", "PNN",
-    "WDL", "xDeepFM",
+    "AFM", "AFN", "AutoInt", "CCPM", "DCN", "DCN-matrix", "DCNMix", "DeepFM", "DIFM", "FiBiNET", "IFM", "MLR", "NFM",
+    "ONN", "PNN", "WDL", "xDeepFM",
 )  # fmt: skip
 MULTI_TASK = ("ESMM", "MMOE", "PLE", "SharedBottom")
 """Models of two labels: their outputs are [rows, 2]."""
+VARIANTS: dict[str, dict[str, Any]] = {"DCN-matrix": {"cross_parameterization": "matrix"}}
+"""Models that are another one of deepctr-torch, named before the dash, with these arguments."""
 SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART = ("AFM", "CCPM")
 
 
@@ -69,7 +71,7 @@ def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Modul
     sparse = [inputs.SparseFeat(field.name, field.vocabulary_size, config.embedding_dim) for field in dataset.sparse]
     columns = [*sparse, *(inputs.DenseFeat(dense, 1) for dense in dataset.dense)]
     deep_columns = sparse if name in SPARSE_FIELDS_ONLY_IN_THE_DEEP_PART else columns
-    factory = getattr(deepctr.models, name)
+    factory = getattr(deepctr.models, name.partition("-")[0])
     accepted = inspect.signature(factory).parameters
     arguments: dict[str, Any] = {
         "dnn_hidden_units": config.hidden_units,
@@ -81,7 +83,8 @@ def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Modul
     roles = [parameter for parameter in accepted if parameter.endswith("feature_columns")]
     positional = [deep_columns if role == "dnn_feature_columns" else columns for role in roles]
     torch.manual_seed(config.seed)
-    model: nn.Module = factory(*positional, **{key: value for key, value in arguments.items() if key in accepted})
+    known = {key: value for key, value in arguments.items() if key in accepted}
+    model: nn.Module = factory(*positional, **known, **VARIANTS.get(name, {}))
     return model
 
 

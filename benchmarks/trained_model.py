@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from benchmarks.ctr_models import ModelConfig, build_model
+from benchmarks.ctr_models import VARIANTS, ModelConfig, build_model
 from benchmarks.datasets import CtrDataset, EncodingConfig, encode, read_raw
 from benchmarks.training import Training, TrainingConfig, train_or_load
 
@@ -56,6 +56,6 @@ def trained_model(
     data = encode(read_raw(dataset, path, rows), encoding)
     original = build_model(model, data, config)
     fields = [(field.name, field.vocabulary_size) for field in data.sparse]
-    identity = [dataset, rows, fields, asdict(encoding), asdict(config)]
+    identity = [dataset, rows, fields, asdict(encoding), asdict(config), *VARIANTS.get(model, {}).items()]
     done = train_or_load(original, data.train, data.validation, training, folder=folder, identity=identity)
     return TrainedModel(original, data, done)

@@ -10,9 +10,11 @@ from passes.errors import GraphInvariantError, PassError, PassPostconditionError
 from passes.factor import Factor, factor_of
 from passes.graph_pass import GraphPass
 from passes.pass_pipeline import HasFactors, pipeline
+from passes.pointwise_convolutions import PointwiseConvolutions
 from passes.sink_codes import Analysis, SinkCodes, Verdict, analyze
 from passes.sites import Site, find_sites
 from passes.state_writes import EraseStateWrites
+from passes.unify_linears import UnifyLinears
 
 __all__ = [
     "Analysis",
@@ -25,9 +27,11 @@ __all__ = [
     "PassError",
     "PassPostconditionError",
     "PassPreconditionError",
+    "PointwiseConvolutions",
     "RewriteError",
     "SinkCodes",
     "Site",
+    "UnifyLinears",
     "Verdict",
     "analyze",
     "factor_of",

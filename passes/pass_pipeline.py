@@ -9,6 +9,7 @@ from passes.canonicalize import Canonicalize
 from passes.factor import Factor
 from passes.graph_pass import GraphPass
 from passes.sink_codes import SinkCodes
+from passes.unify_linears import UnifyLinears
 
 
 @runtime_checkable
@@ -24,8 +25,11 @@ class HasFactors(Protocol):
 def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
     """The passes that apply a plan to a functional ATen graph, for torch's ``PassManager`` or one after the other.
 
+    A model with convolutions of one position has Linears in their place afterwards; run
+    :class:`~passes.pointwise_convolutions.PointwiseConvolutions` once at the very end to have convolutions again.
+
     Other passes may run before, between and after them, as long as they set ``meta["val"]`` on the nodes that they
-    make and the three keep their order. Running them again changes nothing, so a ``PassManager`` may take several
+    make and these keep their order. Running them again changes nothing, so a ``PassManager`` may take several
     steps.
 
     Args:
@@ -39,4 +43,4 @@ def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
         raise TypeError(
             f"a plan is a mapping of site names to passes.Factor or has .factors, got {type(plan).__name__}"
         )
-    return [Canonicalize(), SinkCodes(factors), Canonicalize()]
+    return [Canonicalize(), UnifyLinears(), SinkCodes(factors), Canonicalize()]

@@ -22,6 +22,7 @@ from passes.logit_rows import LogitRows
 from passes.merge_linears import MergeLinears, StartProducts
 from passes.merge_reductions import MergeReductions
 from passes.pack_tables import PackedTable, PackTables
+from passes.pointwise_convolutions import PointwiseConvolutions
 from passes.row_terms import RowTerms
 from passes.sums_as_products import SumsAsProducts
 from passes.unpool_bags import UnpoolBags
@@ -48,9 +49,10 @@ def serve(
     clone = clone_graph_module(module)
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     for each in (
-        UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(), BlockLinears(), RowTerms(),
-        StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), SumsAsProducts(), MergeLinears(),
-        StartProducts(), CollapseMoves(), FoldConstants(), Canonicalize(), LogitRows(),
+        PointwiseConvolutions(), UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(),
+        BlockLinears(), RowTerms(), StartProducts(), tables, CollapseMoves(), WidenLinears(), MergeReductions(),
+        SumsAsProducts(), MergeLinears(), StartProducts(), CollapseMoves(), FoldConstants(), Canonicalize(),
+        LogitRows(),
     ):  # fmt: skip
         result = each(clone)
         if result is not None:

@@ -14,7 +14,7 @@ import contextlib
 import operator
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -35,10 +35,11 @@ from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, constant
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Deferred, Law, Restored, Undecided
+from passes.outcomes import Absorbed, Carried, Deferred, Law, Outcome, Restored, Undecided
 from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
 from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
+from passes.unify_linears import CHANNELS, makes_channels
 
 LOOKUP = "encode table"
 _GENERATED = "<eval_with_key>"
@@ -221,6 +222,14 @@ def _ones(factors: Mapping[str, Factor]) -> dict[str, int]:
     return dict.fromkeys(factors, 1)
 
 
+def _of_channels(outcome: Outcome) -> Outcome:
+    """The outcome of putting features in front of positions, with a reason in terms of the convolution that it was."""
+    reason = Restored(CHANNELS, Law.MOVE)
+    if isinstance(outcome, Deferred):
+        return replace(outcome, otherwise=reason)
+    return reason if isinstance(outcome, Restored) else outcome
+
+
 class _Walk:
     """One walk over one graph."""
 
@@ -297,6 +306,8 @@ class _Walk:
             return
         entry = law_of(node, self.values)
         outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+        if makes_channels(node):
+            outcome = _of_channels(outcome)
         if isinstance(outcome, (Carried, Absorbed)):
             self._superseded.add(node)
         if isinstance(outcome, (Carried, Deferred)):

@@ -20,7 +20,7 @@ from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pas
 import afm_fx
 import passes
 from passes.factor import Factor
-from passes.graph_tools import PROVENANCE, aten
+from passes.graph_tools import PROVENANCE, aten, clone_graph_module
 from passes.sites import find_sites
 from tests.graphs import Tower, tower_batch
 from tests.passes.test_sink_codes import orthonormal_factors
@@ -28,7 +28,7 @@ from tests.zoo.models import ZOO, zoo_params
 
 Pass = Callable[[GraphModule], PassResult | None]
 ROOT = Path(__file__).parents[2]
-MODELS = {"AutoInt", "DCN-vector", "DeepFM", "DIN", "FiBiNET", "MMOE", "StackedTableModel"}
+MODELS = {"AutoInt", "DCN-matrix", "DCN-vector", "DeepFM", "DIN", "FiBiNET", "MMOE", "StackedTableModel", "xDeepFM"}
 """Models of one input tensor that together hold every kind of use."""
 
 
@@ -46,6 +46,14 @@ def in_double(name: str) -> tuple[torch.nn.Module, Callable[[int], torch.Tensor]
         return batch.double() if batch.is_floating_point() else batch
 
     return entry.load()[0].double(), rows
+
+
+def in_linear_form(module: GraphModule) -> GraphModule:
+    """A copy on which all sites are there to be found."""
+    clone = clone_graph_module(module)
+    for each in passes.pipeline({})[:2]:
+        each(clone)
+    return clone
 
 
 def multiply_by_one(module: GraphModule) -> PassResult:
@@ -73,9 +81,9 @@ class DropDead(PassBase):
 def test_a_pass_manager_with_foreign_passes_between_keeps_the_model_at_full_rank(entry: Any) -> None:
     model, rows = in_double(entry.name)
     module = exported(model, rows(6))
-    factors = orthonormal_factors(module, ("embedding", "linear"))
-    first, sink, last = passes.pipeline(factors)
-    order: list[Pass] = [DropDead(), first, multiply_by_one, sink, DropDead(), last]
+    factors = orthonormal_factors(in_linear_form(module), ("embedding", "linear"))
+    first, unify, sink, last = passes.pipeline(factors)
+    order: list[Pass] = [DropDead(), first, unify, multiply_by_one, sink, DropDead(), last]
     constraints = [this_before_that_pass_constraint(*pair) for pair in itertools.pairwise(order)]
     manager = PassManager(order, constraints, steps=3, run_checks_after_each_pass=True)
     manager.add_checks(lambda checked: checked.graph.lint())  # type: ignore[union-attr, operator]
@@ -136,9 +144,9 @@ def test_an_error_in_the_manager_names_pass_and_node_all_the_way_down() -> None:
         del next(node for node in module.graph.nodes if node.target is aten.relu.default).meta["val"]
         return PassResult(module, modified=True)
 
-    first, sink, last = passes.pipeline(factors)
+    *first, sink, last = passes.pipeline(factors)
     with pytest.raises(Exception, match="'SinkCodes' pass after the following passes") as raised:
-        PassManager([first, forgetful, sink, last])(module)
+        PassManager([*first, forgetful, sink, last])(module)
     assert isinstance(raised.value.__cause__, passes.PassPreconditionError)
     assert "SinkCodes cannot run on this graph: node 'relu'" in str(raised.value.__cause__)
 

@@ -23,8 +23,6 @@ HELD_OUT_ROWS, HELD_OUT_SEED = 32, 14
 FRESH_SEED = 5
 BUDGET = 0.3
 UNREACHABLE = {
-    "DCN-matrix": "the cross layers' square matrices are no sites",
-    "DCNMix": "the cross layers' matrices are no sites",
     "DLRM-bags": "most parameters are in the tables of embedding bags",
     "MLR": "nothing but tables one feature wide",
 }
@@ -91,7 +89,7 @@ def test_full_rank_changes_nothing_but_the_form(entry: ZooEntry) -> None:
 def test_a_budget_is_kept_or_its_smallest_reachable_is_named_and_reachable(entry: ZooEntry) -> None:
     program = captured(entry.name)[1]
     budget, plan, low_rank = budgeted(entry.name)
-    assert budget == BUDGET or entry.name in UNREACHABLE
+    assert (budget > BUDGET) == (entry.name in UNREACHABLE)
     assert low_rank.parameter_count() <= budget * program.parameter_count()
     assert low_rank.parameter_count() == plan.parameters_after
     (before, _), (after, _) = map(expose_logits, (program, low_rank))
