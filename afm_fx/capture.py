@@ -12,6 +12,7 @@ import functools
 import inspect
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,6 +51,23 @@ _TRAINING_MODE: dict[Any, int] = {
     aten.native_dropout.default: 2,
 }
 """Operators that behave differently in training, with the position of their ``training`` flag."""
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+_WHOLE = frozenset(
+    {
+        aten.linear.default, aten.matmul.default, aten.einsum.default, aten.tensordot.default, aten.conv1d.default,
+        aten.softmax.int, aten.layer_norm.default, aten.sym_size.int, aten.repeat_interleave.self_int,
+        aten.where.ScalarOther, aten.where.ScalarSelf, aten.embedding_bag.padding_idx,
+    }
+)  # fmt: skip
+"""Operators made of others that torch leaves whole where it makes a graph functional; others it takes apart."""
+
+_REPLACED = frozenset({aten.lift_fresh_copy.default, aten.lift_fresh.default})
+"""Operators with nothing inside that it replaces all the same."""
+
+_OF_SIZES = frozenset({operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv})
+"""Python's own operators, on sizes and on tuples."""
 
 
 def capture(
@@ -231,7 +249,7 @@ def _graph_module(exported: ExportedProgram) -> GraphModule:
         names.setdefault(id(tensor), name)
     try:
         with _quiet():
-            module = exported.run_decompositions({}).module()
+            module = (exported if _is_functional(exported) else exported.run_decompositions({})).module()
     except Exception as error:  # torch raises many unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"torch.export cannot make the exported graph functional: {reason[0]}") from error
@@ -243,6 +261,19 @@ def _graph_module(exported: ExportedProgram) -> GraphModule:
             _register_constant(module, str(node.target))
             node.target = names.get(id(get_attribute(module, str(node.target))), node.target)
     return module
+
+
+def _is_functional(exported: ExportedProgram) -> bool:
+    """Whether decompositions, which take twice as long as the export itself, would leave every operator as it is."""
+    return all(_stays_whole(node.target) for node in exported.graph.nodes if node.op == "call_function")
+
+
+def _stays_whole(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return target in _OF_SIZES
+    if target._schema.is_mutable or target in _REPLACED:
+        return False
+    return target in _WHOLE or not target.has_kernel_for_dispatch_key(_COMPOSITE)
 
 
 def _register_constant(module: GraphModule, target: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -454,6 +455,52 @@ def test_nodes_keep_the_users_source_line_and_the_module_they_come_from():
     assert "test_capture.py" in linear.meta["stack_trace"]
     assert "return self.linear(x)" in linear.meta["stack_trace"]
     assert "linear" in {path for path, _ in linear.meta["nn_module_stack"].values()}
+
+
+class Functional(WithLinear):
+    """Operators that torch leaves as they are, composite ones among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.table = nn.LayerNorm(4), nn.Embedding(9, 4)
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        looked = torch.cat([self.table(ids), x.unsqueeze(1)], 1)
+        mixed = torch.einsum("bfd,de->bfe", looked, self.matrix).softmax(1) @ self.matrix
+        return self.linear(self.norm(torch.where(mixed > 0, mixed, 0.5))[:, 0] * 1.5)
+
+
+def test_an_export_that_is_functional_already_is_not_made_so_again(monkeypatch: pytest.MonkeyPatch):
+    model, inputs = Functional(), (torch.randint(0, 9, (3, 2)), torch.randn(3, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: pytest.fail("taken apart"))
+        program = capture(model, inputs)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["afm_fx.capture"], "_is_functional", lambda _: False)
+        other = capture(model, inputs)
+    assert operators(program) == operators(other)
+    batch = (torch.randint(0, 9, (5, 2)), torch.randn(5, 4))
+    assert torch.equal(program.run(batch), other.run(batch))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.relu_(), lambda x: x.flatten(1), lambda x: x.to(torch.float16), nn.Dropout(), nn.BatchNorm1d(4)],
+)
+def test_an_export_is_made_functional_where_an_operator_is_not_whole(change):
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.change = change if isinstance(change, nn.Module) else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.change or change)(x * 2)
+
+    model, inputs = Changed().eval(), torch.randn(3, 4)
+    found = operators(capture(model, inputs))
+    assert not {"aten.relu_.default", "aten.flatten.using_ints", "aten.to.dtype", "aten.dropout.default"} & set(found)
+    assert torch.equal(capture(model, inputs).run(inputs), model(inputs))
 
 
 def test_float_ids_into_a_table_of_more_than_2_to_the_24_rows_warn_loudly_at_the_caller():
