@@ -139,19 +139,20 @@ def test_convolutions_are_served_as_convolutions_dense_and_low_rank(policy: afm_
     assert sum(each.numel() for each in served.parameters()) == program.parameter_count()
 
 
+class ReadBefore(nn.Module):
+    """A Linear between two swaps, whose features something else reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(CHANNELS, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.linear(x.transpose(1, 2))
+        return features.transpose(1, 2) + features.sum()
+
+
 def test_a_linear_whose_features_are_read_before_they_are_swapped_stays_one() -> None:
-    model = nn.Sequential(nn.Linear(CHANNELS, 4)).double()
-
-    class Swapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = model[0]
-
-        def forward(self, x: Tensor) -> Tensor:
-            features = self.linear(x.transpose(1, 2))
-            return features.transpose(1, 2) + features.sum()
-
-    program = afm_fx.capture(Swapped(), (fresh(4),))
+    program = afm_fx.capture(ReadBefore(), (fresh(4),))
     assert not PointwiseConvolutions()(clone_graph_module(program.graph_module)).modified
 
 

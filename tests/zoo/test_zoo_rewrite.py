@@ -22,11 +22,6 @@ CALIBRATION_SEEDS = (10, 11, 12, 13)
 HELD_OUT_ROWS, HELD_OUT_SEED = 32, 14
 FRESH_SEED = 5
 BUDGET = 0.3
-UNREACHABLE = {
-    "DLRM-bags": "most parameters are in the tables of embedding bags",
-    "MLR": "nothing but tables one feature wide",
-}
-"""The models that must say why not, with the reason."""
 
 
 def calibration_batches(entry: ZooEntry) -> list[Any]:
@@ -44,25 +39,16 @@ def statistics_of(name: str) -> afm_fx.Statistics:
 
 
 @functools.cache
-def budgeted(name: str) -> tuple[float, afm_fx.Plan, afm_fx.Program]:
-    """The model under the budget, or under the smallest reachable one where that is larger: (budget, plan, program)."""
+def budgeted(name: str) -> tuple[afm_fx.Plan, afm_fx.Program]:
+    """The model under the budget: (plan, program)."""
+    program, plan = captured(name)[1], plan_for(name, BUDGET)
+    return plan, afm_fx.apply_plan(program, plan)
+
+
+def plan_for(name: str, budget: float) -> afm_fx.Plan:
     entry = next(entry for entry in ZOO if entry.name == name)
-    program, statistics, rows = captured(name)[1], statistics_of(name), [held_out(entry)]
-    budget = BUDGET
-    try:
-        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget), held_out=rows)
-    except PolicyError as refusal:
-        budget = _smallest_reachable(refusal)
-        plan = afm_fx.make_plan(program, statistics, afm_fx.Budget(parameters=budget), held_out=rows)
-    return budget, plan, afm_fx.apply_plan(program, plan)
-
-
-def _smallest_reachable(refusal: PolicyError) -> float:
-    """The budget that the refusal names, rounded up as it is printed with four digits."""
-    named = re.search(r"the smallest reachable is (\d\.\d+)", str(refusal))
-    if named is None:
-        raise refusal
-    return min(1.0, float(named.group(1)) + 1e-4)
+    policy = afm_fx.Budget(parameters=budget)
+    return afm_fx.make_plan(captured(name)[1], statistics_of(name), policy, held_out=[held_out(entry)])
 
 
 def assert_batch_is_symbolic(program: afm_fx.Program) -> None:
@@ -86,11 +72,10 @@ def test_full_rank_changes_nothing_but_the_form(entry: ZooEntry) -> None:
 
 
 @pytest.mark.parametrize("entry", zoo_params())
-def test_a_budget_is_kept_or_its_smallest_reachable_is_named_and_reachable(entry: ZooEntry) -> None:
+def test_a_budget_is_kept(entry: ZooEntry) -> None:
     program = captured(entry.name)[1]
-    budget, plan, low_rank = budgeted(entry.name)
-    assert (budget > BUDGET) == (entry.name in UNREACHABLE)
-    assert low_rank.parameter_count() <= budget * program.parameter_count()
+    plan, low_rank = budgeted(entry.name)
+    assert low_rank.parameter_count() <= BUDGET * program.parameter_count()
     assert low_rank.parameter_count() == plan.parameters_after
     (before, _), (after, _) = map(expose_logits, (program, low_rank))
     rows_held = held_out(entry)
@@ -102,6 +87,19 @@ def test_a_budget_is_kept_or_its_smallest_reachable_is_named_and_reachable(entry
         for one, other in zip(outputs, originals, strict=True):
             assert one.shape == other.shape
             assert torch.isfinite(one).all()
+
+
+@pytest.mark.parametrize("name", ["MLR", "DLRM-bags", "xDeepFM"])
+def test_of_a_budget_that_is_too_small_the_smallest_reachable_is_named_and_reachable(name: str) -> None:
+    with pytest.raises(PolicyError, match=r"the smallest reachable is (\d\.\d+)") as refusal:
+        plan_for(name, 0.001)
+    named = re.search(r"the smallest reachable is (\d\.\d+)", str(refusal.value))
+    assert named is not None
+    share = float(named.group(1))
+    plan = plan_for(name, share + 1e-4)  # it is printed with four digits
+    assert abs(plan.parameters_after / plan.parameters_before - share) <= 1e-4
+    with pytest.raises(PolicyError):
+        plan_for(name, share - 1e-4)
 
 
 @pytest.mark.parametrize("entry", zoo_params())
@@ -123,7 +121,7 @@ def test_compression_leaves_its_input_untouched(entry: ZooEntry) -> None:
 @pytest.mark.parametrize("entry", zoo_params())
 def test_the_compressed_program_exports_and_onnx_runtime_agrees(entry: ZooEntry, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    report = afm_fx.export_onnx(budgeted(entry.name)[2], tmp_path / "low_rank.onnx")
+    report = afm_fx.export_onnx(budgeted(entry.name)[1], tmp_path / "low_rank.onnx")
     assert report.max_abs_difference is not None
     assert report.max_abs_difference <= 1e-5
 
