@@ -201,13 +201,17 @@ def _told_apart(program: Program, known: Mapping[int, _Given]) -> AbsentTables:
     parts = parts_of(module)
     tables: dict[str, StoredTensor] = {}
     loaded: dict[str, StoredTensor] = {}
+    wholes: dict[int, Tensor] = {}
     for name, tensor in list(_state(module)):
         given = known.get(storage_of(tensor))
         if given is None:
             continue
         (tables if given.absent and name in names else loaded)[name] = given.stored
         if given.absent and name not in names:
-            whole = given.stored.tensor().to(tensor.dtype)
+            place = storage_of(given.value)
+            if place not in wholes:  # several parts of one parameter share what is read
+                wholes[place] = given.stored.tensor().to(tensor.dtype)
+            whole = wholes[place]
             replace_state(module, {name: parts[name].of(whole) if name in parts else whole})
     return AbsentTables(program, tables, loaded)
 

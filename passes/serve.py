@@ -1,8 +1,8 @@
 """The serving rewrites in their order, each kept only where it is cheaper to serve.
 
-The order: constants first, because the others look for constant weights; Linears before tables, because what they read
-decides the order of the fields; moves last, once it is settled what is moved. Sums that became products may merge with
-the Linears that read the same features, so these are asked once more.
+The order: convolutions in their own form, then constants, because the others look for constant weights; Linears before
+tables, because what they read decides the order of the fields; moves last, once it is settled what is moved. Sums that
+became products may merge with the Linears that read the same features, so these are asked once more.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import PROVENANCE, aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.moves import argument
 
 RULE = "linear form"
 
@@ -99,7 +100,7 @@ def _products(module: GraphModule) -> Iterator[_Product]:
             continue
         last: tuple[str, ...] = ()
         if node.target is aten.conv1d.default and _is_pointwise(node):
-            source, weight, bias, last = node.args[0], node.args[1], _argument(node, 2, None), ("squeeze",)
+            source, weight, bias, last = node.args[0], node.args[1], argument(node, 2, None), ("squeeze",)
         elif node.target is aten.matmul.default and _is_column(node.args[1]):
             weight, source, bias = node.args[0], node.args[1], None
         else:
@@ -118,17 +119,13 @@ def _is_pointwise(node: Node) -> bool:
     source, weight = (shape_of(each) if isinstance(each, Node) else None for each in node.args[:2])
     if source is None or len(source) != 3 or weight is None or weight[-1] != 1:
         return False
-    stride, padding, dilation = (_argument(node, place, usual) for place, usual in ((3, 1), (4, 0), (5, 1)))
-    return (_one(stride), _one(padding), _one(dilation), _argument(node, 6, 1)) == (1, 0, 1, 1)
+    stride, padding, dilation = (argument(node, place, usual) for place, usual in ((3, 1), (4, 0), (5, 1)))
+    return (_one(stride), _one(padding), _one(dilation), argument(node, 6, 1)) == (1, 0, 1, 1)
 
 
 def _one(value: object) -> object:
     """The number of a list of one."""
     return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
-
-
-def _argument(node: Node, place: int, usual: Any) -> Any:
-    return node.args[place] if len(node.args) > place else usual
 
 
 def _is_column(operand: object) -> bool:
