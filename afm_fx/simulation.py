@@ -77,6 +77,12 @@ class Simulation:
         """The variance of the original's logits over the rows, on average over their columns."""
         return float(self.original.double().var(dim=0, correction=0).mean())
 
+    @property
+    def rounding(self) -> float:
+        """The root mean squared logit times the relative spacing of numbers in its format: no error below is known."""
+        rms = float(self.original.double().square().mean().sqrt())
+        return rms * torch.finfo(self.original.dtype).eps
+
     def logits(self, factors: Mapping[str, Factor]) -> Tensor:
         """The logits ``[rows, columns]`` with the sites' features as their codes tell them.
 

@@ -106,6 +106,11 @@ class Tolerance:
         errors, limit = situation.errors, self.limit
         if errors is None:
             raise PolicyError('logit_rmse needs measured logit errors: basis="measured" and held-out rows')
+        if limit < errors.simulation.rounding:
+            raise PolicyError(
+                f"a logit_rmse of {limit:g} cannot be told from rounding: logits of this model's size differ by "
+                f"{errors.simulation.rounding:.2g} in their last digit"
+            )
 
         def measured(allocation: Allocation) -> float:
             return math.sqrt(errors.together(allocation.ranks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,11 @@ def test_a_logit_tolerance_needs_measured_errors(program) -> None:
         afm_fx.make_plan(program, statistics, afm_fx.Tolerance(logit_rmse=0.1))
 
 
-def test_nobody_asks_for_less_than_rounding(task) -> None:
-    with pytest.raises(PolicyError, match=r"logit_rmse of 1e-30 cannot be reached: the most exact of \d+ measured"):
-        task.plan(afm_fx.Tolerance(logit_rmse=1e-30))
+def test_less_than_rounding_is_refused_whatever_the_machine_rounds_to(task) -> None:
+    logits = task.situation.errors.simulation.original
+    spacing = float(logits.double().square().mean().sqrt()) * torch.finfo(logits.dtype).eps
+    with pytest.raises(PolicyError, match=re.escape(f"differ by {spacing:.2g} in their last digit")):
+        task.plan(afm_fx.Tolerance(logit_rmse=0.9 * spacing))
 
 
 @pytest.mark.parametrize(
