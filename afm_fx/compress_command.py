@@ -60,14 +60,6 @@ def compress(
     confidence: ConfidenceOption = CONFIDENCE,
     p50_us: P50Option = None,
     p50_batch_size: P50BatchSizeOption = 1,
-    keep_rows_below: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Table rows that calibration looks up fewer than so many times keep their features; the tables "
-            "shrink, the products behind them do not.",
-        ),
-    ] = 0,
     basis: Annotated[
         BasisKind, typer.Option(help="Where codes come from; measured: for each site the best of them.")
     ] = BasisKind.MEASURED,
@@ -174,7 +166,7 @@ def compress(
         job = CompressJob(
             model, data, out, policy, checkpoint, names, batch_size, max_rows, basis.value, force, pack, inputs, sizes,
             None if tables is None else tables.value, aoti, recover_epochs, tasks, report, timed, evaluation,
-            keep_rows_below, statistics,
+            statistics,
         )  # fmt: skip
         outcome = run_compress_job(job)
         typer.echo(outcome.compressed.plan.table())

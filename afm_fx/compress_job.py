@@ -66,7 +66,6 @@ class CompressJob:
         report_batch_sizes: batch sizes at which both files are timed for the page; empty for no timing.
         evaluation: rows with ``labels`` on which AUC and LogLoss are measured, for the page or the policy; None for
             none.
-        keep_rows_below: rows of tables that are looked up fewer than so many times keep their features.
         statistics: file of an earlier calibration, which is left out then; None for none.
     """
 
@@ -90,7 +89,6 @@ class CompressJob:
     report: Path | None = None
     report_batch_sizes: tuple[int, ...] = ()
     evaluation: Path | None = None
-    keep_rows_below: int = 0
     statistics: Path | None = None
 
     @property
@@ -155,7 +153,7 @@ def run_compress_job(job: CompressJob) -> CompressOutcome:
     else:
         compressed = compress(
             program, batches, policy, basis=job.basis, max_rows=job.max_rows, pack=job.pack, inputs=job.inputs,
-            keep_rows=job.keep_rows_below, statistics=statistics,
+            statistics=statistics,
         )  # fmt: skip
     precision = None
     if job.tables is not None:
@@ -191,7 +189,7 @@ def _recovered(
     pairs = replace(batches, labels=job.labels)  # before any work: the columns may be missing
     compressed = compress(
         batches.program, batches, policy, basis=job.basis, max_rows=job.max_rows, pack=False,
-        keep_rows=job.keep_rows_below, statistics=statistics,
+        statistics=statistics,
     )  # fmt: skip
     recovered = recover(
         compressed.program, compressed.original, pairs, labels=bool(job.labels), epochs=job.recover_epochs

@@ -56,7 +56,6 @@ def _arguments(job: CompressJob) -> Iterator[str]:
     yield from _options(given)
     yield from _policy(job.policy)
     given = {
-        "--keep-rows-below": job.keep_rows_below or None,
         "--basis": job.basis if job.basis != BasisKind.MEASURED else None,
         "--inputs": str(InputKind(job.inputs)) if job.inputs != InputKind.ORIGINAL else None,
         "--buckets": ",".join(map(str, job.buckets)) or None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from afm_fx.basis import BasisKind
@@ -69,7 +69,6 @@ def compress(
     max_rows: int | None = None,
     pack: bool = True,
     inputs: str | InputKind = InputKind.ORIGINAL,
-    keep_rows: int | Mapping[str, Tensor] = 0,
     statistics: Statistics | None = None,
 ) -> Compressed:
     """Compresses a trained model.
@@ -85,8 +84,6 @@ def compress(
         pack: pack the low-rank program for serving (:func:`afm_fx.pack`), which changes its form and not its outputs.
         inputs: "original", or "typed": the low-rank program takes ids and features apart (:func:`afm_fx.split_inputs`),
             packed or not. Calibration batches are the original's either way.
-        keep_rows: rows of factored tables that keep their features: those that calibration looked up fewer than so many
-            times, or ids by name of the table; see :func:`afm_fx.make_plan`.
         statistics: of this model, from an earlier :func:`afm_fx.calibrate`; calibration is left out then, and of the
             batches only the rows that logit errors are measured on are read. Measured plans need statistics with
             ``sensitivity_rows``. ``max_rows`` has no meaning then.
@@ -103,9 +100,9 @@ def compress(
             example_inputs, batches = peek(calibration_batches)
         program = capture(model, example_inputs)
     if statistics is None:
-        statistics, plan = _planned(program, batches, policy, basis=basis, max_rows=max_rows, keep_rows=keep_rows)
+        statistics, plan = _planned(program, batches, policy, basis=basis, max_rows=max_rows)
     else:
-        plan = _planned_from(program, batches, policy, statistics, basis=basis, keep_rows=keep_rows)
+        plan = _planned_from(program, batches, policy, statistics, basis=basis)
     low_rank = apply_plan(program, plan)
     report = report_of(program, low_rank, plan, statistics)
     if not pack:
@@ -122,9 +119,8 @@ def _planned(
     *,
     basis: str | BasisKind,
     max_rows: int | None,
-    keep_rows: int | Mapping[str, Tensor],
 ) -> tuple[Statistics, Plan]:
-    planned = functools.partial(make_plan, program, policy=policy, basis=basis, keep_rows=keep_rows)
+    planned = functools.partial(make_plan, program, policy=policy, basis=basis)
     if basis != BasisKind.MEASURED or not policy.measures:
         gradients = 0 if basis in _WITHOUT_GRADIENTS or not policy.measures else SENSITIVITY_ROWS
         statistics = calibrate(program, batches, max_rows=max_rows, sensitivity_rows=gradients)
@@ -148,18 +144,17 @@ def _planned_from(
     statistics: Statistics,
     *,
     basis: str | BasisKind,
-    keep_rows: int | Mapping[str, Tensor],
 ) -> Plan:
     """A plan from statistics that are there already."""
     if basis != BasisKind.MEASURED or not policy.measures:
-        return make_plan(program, statistics, policy, basis=basis, keep_rows=keep_rows)
+        return make_plan(program, statistics, policy, basis=basis)
     if not statistics.sensitivities:
         raise CalibrationError(
             "these statistics were collected without gradients, which a measured plan needs: calibrate with "
             f"sensitivity_rows={SENSITIVITY_ROWS} (--sensitivity-rows), or choose basis 'afm'"
         )
     kept = HoldOut(program, batches, MEASURED_ROWS).some_rows()
-    return make_plan(program, statistics, policy, basis=basis, held_out=kept, keep_rows=keep_rows)
+    return make_plan(program, statistics, policy, basis=basis, held_out=kept)
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:

@@ -23,9 +23,6 @@ from afm_fx.program import Program
 from passes.sink_codes import Analysis, Fate, analyze
 from passes.sites import Site
 
-KEPT = "it holds what codes leave out of the rows that keep their features"
-"""Why a table that :mod:`passes.keep_rows` made is left as it is."""
-
 
 @dataclass(frozen=True)
 class Explanation:
@@ -144,9 +141,7 @@ def explain_plan(program: Program, plan: Plan) -> Explanation:
     ranks = {name: factor.rank for name, factor in factors.items()}
     analysis = analyze(module, uncentred=uncentred, only=ranks, ranks=ranks)
     alone = {name: site.reason for site in plan.sites if site.rank is None for name in (site.tables or (site.name,))}
-    known = {*ranks, *alone}
-    made = {site.name: KEPT for site in analysis.sites if plan.kept_rows and site.name not in known}
-    sites = tuple(replace(site, refusal=site.refusal or {**made, **alone}.get(site.name)) for site in analysis.sites)
+    sites = tuple(replace(site, refusal=site.refusal or alone.get(site.name)) for site in analysis.sites)
     return _explanation(program, module, replace(analysis, sites=sites))
 
 

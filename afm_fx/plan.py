@@ -19,7 +19,7 @@ from passes.factor import Factor
 from passes.sites import SiteKind
 
 KIND = "plan"
-VERSION = 4
+VERSION = 5
 
 SHOWN_TABLES = 5
 """Tables whose coverage is spelled out below a plan, those that calibration knows least of."""
@@ -89,8 +89,6 @@ class Plan:
         logit_error: root mean squared logit error of the whole plan on held-out rows; None where nothing was measured.
         predicted_logit_error: the same as the sites' own errors add up to.
         evidence: what the policy measured on the program that the plan makes.
-        kept_rows: ids [k] of rows that keep their features, by name of the table (:mod:`passes.keep_rows`). The logit
-            errors above are those without them.
     """
 
     sites: tuple[SitePlan, ...]
@@ -105,7 +103,6 @@ class Plan:
     logit_error: float | None = None
     predicted_logit_error: float | None = None
     evidence: tuple[Evidence, ...] = ()
-    kept_rows: Mapping[str, Tensor] = field(default_factory=dict)
 
     def table(self) -> str:
         """The plan as text, one line per site."""
@@ -143,8 +140,6 @@ class Plan:
                 f"root mean squared logit error on held-out rows: {self.logit_error:.4f} "
                 f"(the sites' own errors add up to {self.predicted_logit_error:.4f})"
             )
-        for name, ids in self.kept_rows.items():
-            yield f"{name}: {len(ids):,} rows keep their features, what reads them reads the table decoded"
         yield from (each.sentence() for each in self.evidence)
 
     @property
@@ -153,7 +148,7 @@ class Plan:
         return plan_digest(self.sites, self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
-        return plan_tensors(self.factors, self.units, self.kept_rows)
+        return plan_tensors(self.factors, self.units)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the plan as safetensors.
@@ -173,7 +168,6 @@ class Plan:
             "parameters_after": self.parameters_after,
             "warnings": list(self.warnings),
             "evidence": [asdict(each) for each in self.evidence],
-            "kept_rows": list(self.kept_rows),
         }
         save_tensors(path, KIND, VERSION, header, self._tensors(), force=force)
 
@@ -227,7 +221,6 @@ class Plan:
                 header["logit_error"],
                 header["predicted_logit_error"],
                 tuple(Evidence(**each) for each in header.get("evidence", ())),
-                {name: tensors[f"{name}/kept_rows"] for name in header["kept_rows"]},
             )
 
 

@@ -1,7 +1,7 @@
 """A plan's digest: the same for plans that make the same program of the same model.
 
-What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers, the rows that
-are kept and the hidden units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not,
+What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers and the hidden
+units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not,
 so that a later release whose plans tell more computes the same digest, and neither does the order of anything but the
 sites. The digest is SHA-256 over one line of canonical JSON and the tensors' bytes, little-endian, in the order of
 their names.
@@ -44,17 +44,15 @@ def plan_digest(sites: Iterable[SitePlan], tensors: Mapping[str, Tensor]) -> str
 def factor_digest(factor: Factor) -> str:
     """The digest of one factor's numbers, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(plan_tensors({"": factor}, {}, {}).items()):
+    for name, tensor in sorted(plan_tensors({"": factor}, {}).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(_little_endian(tensor))
     return digest.hexdigest()
 
 
-def plan_tensors(
-    factors: Mapping[str, Factor], units: Mapping[str, Units], kept_rows: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def plan_tensors(factors: Mapping[str, Factor], units: Mapping[str, Units]) -> dict[str, Tensor]:
     """Every tensor of a plan by the name that it has in the plan's file."""
-    tensors = {f"{name}/kept_rows": ids for name, ids in kept_rows.items()}
+    tensors: dict[str, Tensor] = {}
     for name, factor in factors.items():
         parts = {
             "encoder": factor.encoder,

@@ -1,6 +1,4 @@
-"""The graph that a plan is applied to: without the hidden units that leave, tables with one code joined, and what is
-left out of the rows that keep their features added to their lookups.
-"""
+"""The graph that a plan is applied to: without the hidden units that leave, and tables with one code joined."""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ from afm_fx.plan import Plan
 from afm_fx.program import Program
 from passes.factor import Factor, JointFactor
 from passes.join_tables import JoinTables, joinable_tables
-from passes.keep_rows import KeepRows
 
 Change = Callable[[GraphModule, dict[str, Factor]], dict[str, Factor]]
 """Makes of a graph whose sites a plan names, and the plan's factors for it, the factors to apply."""
@@ -45,6 +42,4 @@ def planned_graph(program: Program, plan: Plan, change: Change | None = None) ->
     JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
     if change is not None:
         factors = change(module, factors)
-    if plan.kept_rows:
-        KeepRows(plan.kept_rows, factors)(module)
     return module, factors

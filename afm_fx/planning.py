@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
 from torch.fx import GraphModule
 
 from afm_fx.basis import BasisKind
@@ -18,7 +17,6 @@ from afm_fx.costs import Costs
 from afm_fx.coverage import Coverage, coverage_of, traffic_of
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
-from afm_fx.kept_rows import KeptRows, kept_rows
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
@@ -47,7 +45,6 @@ def make_plan(
     basis: str | BasisKind | None = None,
     held_out: Iterable[Inputs] | None = None,
     unseen_share: float | None = None,
-    keep_rows: int | Mapping[str, Tensor] = 0,
 ) -> Plan:
     """Picks a rank and a basis per site.
 
@@ -65,12 +62,9 @@ def make_plan(
         held_out: batches of rows that the statistics have not seen, without labels; the first 4,096 rows are used.
         unseen_share: the share of later lookups to expect on table rows that calibration did not see, 0 to 1; bases
             are made for that mixture. Left out: estimated for each table (:mod:`afm_fx.traffic`).
-        keep_rows: rows of factored tables that keep their features (:mod:`afm_fx.kept_rows`): those that calibration
-            looked up fewer than so many times, or ids by name of the table. What reads such a table reads it decoded,
-            so that it saves memory and no arithmetic.
 
     Raises:
-        PolicyError: the policy asks for something impossible, the share is none, or rows cannot be kept.
+        PolicyError: the policy asks for something impossible, or the share is none.
         CalibrationError: the statistics belong to another model.
     """
     kind = _kind(basis, measured=held_out is not None)
@@ -88,7 +82,6 @@ def make_plan(
         rows,
         joins_tables=policy.joins_tables,
         unseen_share=unseen_share,
-        keep_rows=keep_rows,
     )
     plan = task.plan(policy)
     for message in plan.warnings:
@@ -123,7 +116,6 @@ class PlanningTask:
         situation: what the policy is told.
         refused: reason by name of the other sites.
         coverage: of the tables that were counted, by site name.
-        kept: rows of tables that keep their features.
     """
 
     module: GraphModule
@@ -135,7 +127,6 @@ class PlanningTask:
     situation: Situation
     refused: Mapping[str, str]
     coverage: Mapping[str, Coverage]
-    kept: KeptRows = field(default_factory=KeptRows)
 
     @staticmethod
     def of(
@@ -146,7 +137,6 @@ class PlanningTask:
         *,
         joins_tables: bool,
         unseen_share: float | None = None,
-        keep_rows: int | Mapping[str, Tensor] = 0,
     ) -> PlanningTask:
         """Everything that is known before a policy decides.
 
@@ -157,11 +147,9 @@ class PlanningTask:
             rows: held-out batches to measure on, empty where nothing is measured.
             joins_tables: make tables looked up by the same ids one site, where errors are measured.
             unseen_share: see :func:`make_plan`.
-            keep_rows: see :func:`make_plan`.
 
         Raises:
             CalibrationError: the statistics belong to another model.
-            PolicyError: rows cannot be kept.
         """
         measured = kind is BasisKind.MEASURED
         units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
@@ -172,8 +160,6 @@ class PlanningTask:
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
         taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
-        kept = kept_rows(taps, known, keep_rows)
-        kept.mark(module)
         bases = bases_of(trimmed, taps, known, one_centre=measured, unseen_share=unseen_share)
         errors = None
         if measured:
@@ -197,7 +183,7 @@ class PlanningTask:
         coverage = {
             name: coverage_of(traffic, later.get(name), unseen_share) for name, traffic in statistics.traffic.items()
         }
-        return PlanningTask(module, taps, units, known, bases, kind, situation, refused, coverage, kept)
+        return PlanningTask(module, taps, units, known, bases, kind, situation, refused, coverage)
 
     def plan(self, policy: Policy) -> Plan:
         """The policy's plan.
@@ -243,7 +229,6 @@ class PlanningTask:
             basis=self.kind.value,
             parameters_before=self.situation.dense_parameters,
             units=self.units,
-            kept_rows={name: ids for name, ids in self.kept.ids.items() if choices[name].rank is not None},
         )
 
     def decide(self, policy: Policy) -> tuple[Decision, int]:
@@ -253,15 +238,9 @@ class PlanningTask:
         those of another, the rewrite restores more, and may keep more parameters than the ledger says: a policy with a
         budget is then asked again, with that much in reserve.
         """
-        left = {name: Choice(None, reason) for name, reason in self.kept.left.items()}
-        situation = replace(
-            self.situation,
-            sites=tuple(site for site in self.situation.sites if site.name not in left),
-            assemble=lambda choices: self.assemble({**choices, **left}),
-        )
+        situation = replace(self.situation, assemble=self.assemble)
         for _ in range(MAX_CHOICES):
             decision = policy.choose(situation)
-            decision = replace(decision, choices={**decision.choices, **left})
             ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
             exact = self.parameters(ranks)
             overshoot = exact - situation.ledger.total(ranks)
@@ -272,8 +251,7 @@ class PlanningTask:
 
     def parameters(self, ranks: Mapping[str, int]) -> int:
         """The exact parameter count of the program that some ranks make."""
-        unused = self.kept.parameters(name for name in self.kept.ids if name not in ranks)
-        return _analysis(self.module, self.situation.bases, ranks).ledger.total(ranks) - unused
+        return _analysis(self.module, self.situation.bases, ranks).ledger.total(ranks)
 
     def factor(self, name: str, rank: int) -> Factor:
         """The factor of a site at a rank."""

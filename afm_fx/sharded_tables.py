@@ -40,14 +40,8 @@ def encode_sharded(plan: Plan, state_dict: Mapping[str, Tensor]) -> dict[str, Te
         else, refused tables and Linears too, is the given tensor itself.
 
     Raises:
-        PlanError: the plan is for tables of other shapes, keeps single rows, or tables under one code do not lie
-            together.
+        PlanError: the plan is for tables of other shapes, or tables under one code do not lie together.
     """
-    if plan.kept_rows:
-        raise PlanError(
-            f"the plan keeps rows of '{next(iter(plan.kept_rows))}' as they are, which is not done shard by shard: "
-            "make it without kept rows"
-        )
     encoded = dict(state_dict)
     for site in plan.sites:
         if site.kind is not SiteKind.EMBEDDING or site.rank is None:

@@ -112,7 +112,7 @@ def streamed_plan(absent: AbsentTables, plan: Plan) -> StreamedPlan:
         sites = {site.name: site for site in find_sites(module) if site.kind is SiteKind.EMBEDDING}
         changed = dict(factors)
         for name, factor in factors.items():
-            if name not in sites or (factor.rank == 0 and name not in plan.kept_rows):
+            if name not in sites or (factor.rank == 0):
                 continue
             given = (module.get_parameter(sites[name].parameter),)
             tensors = factor.tables if isinstance(factor, JointFactor) else given
@@ -125,7 +125,7 @@ def streamed_plan(absent: AbsentTables, plan: Plan) -> StreamedPlan:
             plain = Factor(factor.encoder, factor.decoder, factor.shift, factor.offset)
             held.append(codes)
             noted[storage_of(codes)] = (known, plain)
-            changed[name] = _NotedFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, codes, known)
+            changed[name] = _NotedFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, codes)
         return changed
 
     before = {storage_of(tensor) for tensor in state.values()}
@@ -155,17 +155,10 @@ class _NotedFactor(Factor):
 
     Attributes:
         codes: what stands for them.
-        stored: the tables that are encoded, whose features side by side are the site's.
     """
 
     codes: Tensor = field(default_factory=lambda: torch.empty(0))
-    stored: tuple[StoredTensor, ...] = ()
 
     def encode_table(self, table: Tensor) -> Tensor:  # noqa: ARG002 - nothing is read of it
         """What stands for the codes."""
         return self.codes
-
-    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
-        """What the codes do not tell of some rows, which are read one by one."""
-        rows = [torch.cat([each.rows(row, row + 1) for row in ids.tolist()]).to(table.dtype) for each in self.stored]
-        return self._left_out(torch.cat(rows, dim=1))

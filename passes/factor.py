@@ -49,18 +49,6 @@ class Factor:
         """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device."""
         return encode_table(self.encoder, self.shift, [table])
 
-    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
-        """What the codes do not tell of some rows, [k, n] for ids [k] of a table [V, n], in its dtype, on its device.
-
-        Codes count as they are stored, rounded to that dtype.
-        """
-        return self._left_out(table[ids.to(table.device)])
-
-    def _left_out(self, rows: Tensor) -> Tensor:
-        exact = rows.detach().cpu()
-        codes = Factor.encode_table(self, exact).to(torch.float64)
-        return (exact.to(torch.float64) - self.decode(codes)).to(rows.dtype).to(rows.device)
-
     def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The Linear (``B W``, ``B b + A^T o``) that produces the codes of a Linear's output, in float64."""
         encoder = self.encoder.to(device=weight.device)
@@ -99,10 +87,6 @@ class JointFactor(Factor):
         """The codes [V, r] of the joint table, whose own data are not looked at."""
         return encode_table(self.encoder, self.shift, self.tables)
 
-    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:  # noqa: ARG002 - a joint table has no data of its own
-        """What the codes do not tell of some rows of the tables, side by side."""
-        return self._left_out(torch.cat([each[ids.to(each.device)] for each in self.tables], dim=1))
-
 
 class BlankFactor(Factor):
     """A factor without meaningful values, for runs that only look at the structure: its codes have no data."""
@@ -110,10 +94,6 @@ class BlankFactor(Factor):
     def encode_table(self, table: Tensor) -> Tensor:
         """The codes' shape [V, r]."""
         return torch.empty((table.shape[0], self.rank), dtype=table.dtype, device="meta")
-
-    def left_out(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Zeros [k, n]: nothing is left out that could be looked at."""
-        return table.new_zeros((len(ids), self.width))
 
     def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The shapes of the Linear that produces the codes, [r, inputs] and [r]."""

@@ -93,11 +93,11 @@ def test_compress_writes_both_models_plan_and_report(shop, tmp_path):
     assert f"{report['parameters_after']:,}" in result.stdout
 
 
-def test_compress_keeps_a_limit_on_labelled_rows_and_rare_rows_as_they_are(shop, tmp_path):
+def test_compress_keeps_a_limit_on_labelled_rows(shop, tmp_path):
     pytest.importorskip("onnxruntime")
     result = run(
         "compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", "--auc-drop", "0.2", "--confidence", "0.9",
-        "--evaluation", "rows.npz", "--labels", "label", "--columns", "item,user,price", "--keep-rows-below", "2",
+        "--evaluation", "rows.npz", "--labels", "label", "--columns", "item,user,price",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     plan = Plan.load(tmp_path / "out" / "plan.safetensors")

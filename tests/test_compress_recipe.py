@@ -29,7 +29,7 @@ JOBS = [
         "shop:ctr", Path("rows.npz"), Path("out"), afm_fx.FullRank(), labels=("click",), report=Path("r.html"),
         report_batch_sizes=(1, 8), evaluation=Path("eval.npz"),
     ),
-    CompressJob("shop:ctr", Path("rows.npz"), Path("out"), afm_fx.Budget(bytes=0.3), keep_rows_below=2),
+    CompressJob("shop:ctr", Path("rows.npz"), Path("out"), afm_fx.Budget(bytes=0.3)),
     CompressJob(
         "shop:ctr", Path("rows.npz"), Path("out"), LabelledTolerance("auc_drop", 0.001, 0.9), labels=("click",),
         evaluation=Path("eval.npz"),

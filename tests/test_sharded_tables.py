@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +176,6 @@ def test_tables_that_do_not_fit_the_plan_are_refused(state: dict[str, Tensor], p
         afm_fx.encode_sharded(plans["joint"], alone)
     with pytest.raises(PlanError, match=r"'tables.0.weight' is a _Other"):
         afm_fx.encode_sharded(plans["plain"], {"tables.0.weight": state["tables.0.weight"].as_subclass(_Other)})
-
-
-def test_a_plan_that_keeps_single_rows_is_refused(state: dict[str, Tensor], plans: dict[str, afm_fx.Plan]) -> None:
-    keeping = replace(plans["plain"], kept_rows={"tables.0": torch.tensor([1])})
-    with pytest.raises(PlanError, match=r"keeps rows of 'tables\.0'"):
-        afm_fx.encode_sharded(keeping, state)
 
 
 class _Other(Tensor):
