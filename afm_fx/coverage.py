@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from afm_fx.batches import checked_batches
+from afm_fx.batches import checked_batches, flat_inputs
+from afm_fx.diagnosis import explained_failure
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
-from afm_fx.tapped_run import run_tapped, tapped_module
 from afm_fx.taps import joint_taps, plain_taps
 from afm_fx.traffic import Traffic, TrafficCounter
+from afm_fx.watched_run import node_values
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def traffic_of(program: Program, batches: Iterable[Inputs], max_rows: int | None
     """
     taps = (*plain_taps(program.graph_module), *joint_taps(program.graph_module))
     counter = TrafficCounter(program.graph_module, taps)
-    ids = tapped_module(program.graph_module, counter.nodes)
+    ids_of_batch = node_values(program.graph_module, counter.nodes)
     for batch in checked_batches(program, batches, max_rows):
-        with torch.no_grad():
-            counter.add(run_tapped(program, ids, batch))
+        with torch.no_grad(), explained_failure(program, batch):
+            counter.add(ids_of_batch(flat_inputs(program, batch)))
     return counter.result()
 
 

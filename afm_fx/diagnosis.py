@@ -5,79 +5,59 @@ Slow and thorough: it runs node by node, and only after something failed.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from afm_fx.batches import Batch, flat_inputs
 from afm_fx.errors import AfmFxError, BatchError, CalibrationError
 from afm_fx.program import Program
+from afm_fx.watched_run import WatchedRun
 from passes.graph_tools import aten, shape_of
 from passes.lookups import BAGS, ids_of
 from passes.sink_codes import source_line
 from passes.sites import site_name
 
 
-class _FoundError(Exception):
-    """Carries a finding out of the interpreter."""
+def _check_ids(batch: Batch, node: Node, values: Mapping[Node, Any]) -> None:
+    """Raises a BatchError where a look-up's ids are outside its table."""
+    source, table = ids_of(node) if node.op == "call_function" else None, node.args[0] if node.args else None
+    if source is None or not isinstance(table, Node):
+        return
+    if table.op != "get_attr" and node.target is aten.index.Tensor:
+        return  # a selection from features, not a look-up
+    ids, rows = values[source], values[table].shape[0]
+    lowest = -rows if node.target is aten.index.Tensor else 0
+    if ids.dtype == torch.bool:
+        return
+    outside = (ids < lowest) | (ids >= rows)
+    if not outside.any():
+        return
+    position = outside.nonzero()[0].tolist()
+    row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
+    raise BatchError(
+        f"{batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
+        f"is outside table '{_table_name(table)}' with {rows:,} rows "
+        f"(ids {lowest:,} to {rows - 1:,})"
+    )
 
-    def __init__(self, error: AfmFxError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
-
-class _Watch(Interpreter):
-    """Runs a program node by node and stops at the first id outside its table or the first non-finite value."""
-
-    def __init__(self, program: Program, batch: Batch, *, check_finite: bool) -> None:
-        super().__init__(program.graph_module)
-        self._batch = batch
-        self._check_finite = check_finite
-
-    def run_node(self, n: Node) -> Any:
-        ids = ids_of(n) if n.op == "call_function" else None
-        table = n.args[0] if n.args else None
-        is_table = isinstance(table, Node) and (table.op == "get_attr" or n.target is not aten.index.Tensor)
-        if ids is not None and isinstance(table, Node) and is_table:
-            self._check_ids(n, table, ids)
-        result = super().run_node(n)
-        if self._check_finite and isinstance(result, Tensor) and result.is_floating_point():
-            bad = ~result.isfinite()
-            if bad.any():
-                raise _FoundError(CalibrationError(self._non_finite(n, result, bad)))
-        return result
-
-    def _check_ids(self, node: Node, table: Node, source: Node) -> None:
-        ids, rows = self.env[source], self.env[table].shape[0]
-        lowest = -rows if node.target is aten.index.Tensor else 0
-        if ids.dtype == torch.bool:
-            return
-        outside = (ids < lowest) | (ids >= rows)
-        if not outside.any():
-            return
-        position = outside.nonzero()[0].tolist()
-        row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
-        raise _FoundError(
-            BatchError(
-                f"{self._batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
-                f"is outside table '{_table_name(table)}' with {rows:,} rows "
-                f"(ids {lowest:,} to {rows - 1:,})"
-            )
-        )
-
-    def _non_finite(self, node: Node, result: Tensor, bad: Tensor) -> str:
-        position = bad.nonzero()[0].tolist()
-        value = float(result[tuple(position)])
-        what = f"input '{node.name}'" if node.op == "placeholder" else f"node '{node.name}' ({node.target})"
-        place = source_line(node)
-        return (
-            f"{self._batch.name}: {what} has the value {value} at position {position}"
-            f"{', at ' + place if place else ''}; calibration needs finite features"
-        )
+def _check_finite(batch: Batch, node: Node, value: Any) -> None:
+    """Raises a CalibrationError where a value is not finite."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.isfinite().all():
+        return
+    position = (~value.isfinite()).nonzero()[0].tolist()
+    what = f"input '{node.name}'" if node.op == "placeholder" else f"node '{node.name}' ({node.target})"
+    place = source_line(node)
+    raise CalibrationError(
+        f"{batch.name}: {what} has the value {float(value[tuple(position)])} at position {position}"
+        f"{', at ' + place if place else ''}; calibration needs finite features"
+    )
 
 
 def _table_name(table: Node) -> str:
@@ -107,13 +87,24 @@ def _field(node: Node, ids: Node) -> str:
     return f"input '{current.name}'{column}" if isinstance(current, Node) else f"node '{node.name}'"
 
 
+@contextlib.contextmanager
+def explained_failure(program: Program, batch: Batch) -> Iterator[None]:
+    """Turns what goes wrong while the program runs on a batch into a typed error.
+
+    Raises:
+        BatchError: the batch holds an id outside its table, or the model fails on it.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        raise explain_failed_batch(program, batch, error) from error
+
+
 def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> AfmFxError:
     """The typed error for a batch on which the program raised."""
-    found = _watch(program, batch, check_finite=False)
-    if found is not None:
-        return found
     reason = str(error).strip().splitlines()
-    return BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
+    failed = BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
+    return _finding(program, batch, finite=False) or failed
 
 
 def explain_failed_inputs(
@@ -123,26 +114,36 @@ def explain_failed_inputs(
     batch = Batch(0, 0, args, kwargs)
     if isinstance(error, IndexError):
         return explain_failed_batch(program, batch, error)
-    return _watch(program, batch, check_finite=False)
+    return _finding(program, batch, finite=False)
 
 
 def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]]) -> AfmFxError:
     """The typed error for batches whose features at some site are not all finite (or overflow)."""
     for batch, rows in suspects:
         if not rows.isfinite().all():
-            found = _watch(program, batch, check_finite=True)
-            return found or CalibrationError(f"{batch.name} has NaN or infinite features")
+            unexplained = CalibrationError(f"{batch.name} has NaN or infinite features")
+            return _finding(program, batch, finite=True) or unexplained
     first, last = suspects[0][0].name, suspects[-1][0].name
     return CalibrationError(f"{first} to {last}: features are too large to square in float32")
 
 
-def _watch(program: Program, batch: Batch, *, check_finite: bool) -> AfmFxError | None:
-    watch = _Watch(program, batch, check_finite=check_finite)
+def _finding(program: Program, batch: Batch, *, finite: bool) -> AfmFxError | None:
+    """What is wrong with a batch: the first value that is not finite, or the ids of the node that fails."""
+
+    def watch(node: Node, value: Any) -> None:
+        if finite:
+            _check_finite(batch, node, value)
+
+    run = WatchedRun(program.graph_module, watch)
     try:
         with torch.no_grad():
-            watch.run(*flat_inputs(program, batch), enable_io_processing=False)
-    except _FoundError as found:
-        return found.error
+            run.run_flat(flat_inputs(program, batch))
+    except CalibrationError as error:
+        return error
     except (IndexError, RuntimeError):
-        return None
+        try:
+            if run.node is not None:
+                _check_ids(batch, run.node, run.env)
+        except BatchError as error:
+            return error
     return None

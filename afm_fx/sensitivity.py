@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from afm_fx.batches import Batch, flat_inputs
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.moments import gram
 from afm_fx.program import Program
-from afm_fx.simulation import run_nodes
 from afm_fx.taps import Tap
+from afm_fx.watched_run import WatchedRun
 from passes.graph_tools import aten, constant_of
 
 
@@ -85,38 +84,42 @@ class SensitivityCollector:
             self.results[name] = self.results[name] + found if name in self.results else found
 
     def _gradients(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
+        """Gradients of the logits, a random sign to each column."""
         tapped: dict[str, Tensor] = {}
+
+        def watch(node: Node, value: Any) -> Any:
+            if node.op == "get_attr" and isinstance(value, Tensor):
+                return value.detach()
+            if node.name not in self._tapped:
+                return None
+            tapped[node.name] = value if value.requires_grad else _leaf(value)
+            return tapped[node.name]
+
         with torch.enable_grad():
-            for node, value, values in run_nodes(self._graph, inputs):
-                if node.op == "get_attr" and isinstance(value, Tensor):
-                    values[node] = value.detach()
-                elif node.name in self._tapped:
-                    tapped[node.name] = values[node] = value if value.requires_grad else _leaf(value)
-            outputs = self._outputs(values)
+            outputs = columns_of(WatchedRun(self._graph, watch).run_flat(inputs))
             loss = (outputs * self._signs(outputs)).sum()
         return self._read(loss, tapped)
 
     def _through_linears(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
+        """Gradients of random projections of what the next Linears give, which end there."""
         tapped: dict[str, Tensor] = {}
         losses: list[Tensor] = []
+
+        def watch(node: Node, value: Any) -> Any:
+            if node.op == "get_attr" and isinstance(value, Tensor):
+                return value.detach()
+            if node in self._linears and value.requires_grad:
+                losses.append((value * self._normal(value)).sum())
+                value = value.detach()
+            if node.name in self._tapped:
+                tapped[node.name] = value = _leaf(value)
+            return value
+
         with torch.enable_grad():
-            for node, value, values in run_nodes(self._graph, inputs):
-                if node.op == "get_attr" and isinstance(value, Tensor):
-                    values[node] = value.detach()
-                    continue
-                if node in self._linears and value.requires_grad:
-                    losses.append((value * self._normal(value)).sum())
-                    values[node] = value.detach()
-                if node.name in self._tapped:
-                    tapped[node.name] = values[node] = _leaf(values[node])
-            outputs = self._outputs(values)
+            outputs = columns_of(WatchedRun(self._graph, watch).run_flat(inputs))
             if outputs.requires_grad:
                 losses.append((outputs * self._signs(outputs)).sum())
         return self._read(sum(losses, start=torch.zeros(())), tapped)
-
-    def _outputs(self, values: dict[Node, Any]) -> Tensor:
-        output = next(reversed(self._graph.graph.nodes))
-        return columns_of(map_arg(output.args[0], values.__getitem__))
 
     def _read(self, loss: Tensor, tapped: dict[str, Tensor]) -> Iterator[Tensor]:
         """The gradients ``[N, n]`` of every tap."""

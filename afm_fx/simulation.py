@@ -7,24 +7,23 @@ computed again: all other values are known from one run of the original over the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx import Node
 
 from afm_fx.batches import checked_batches, flat_inputs
-from afm_fx.diagnosis import explain_failed_batch
+from afm_fx.diagnosis import explained_failure
 from afm_fx.errors import CalibrationError
 from afm_fx.inputs import Inputs
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.program import Program
 from afm_fx.taps import Tap
+from afm_fx.watched_run import WatchedRun
 from passes.factor import Factor
-from passes.graph_tools import get_attribute
 
 Values = dict[Node, Any]
 
@@ -54,23 +53,24 @@ class Simulation:
         reference: Tensor | None = None,
     ) -> None:
         self._graph = expose_logits(program)[0].graph_module
-        self._order = {node: place for place, node in enumerate(self._graph.graph.nodes)}
         self._taps = {tap.site.name: tap for tap in taps}
         self._by_name = {node.name: node for node in self._graph.graph.nodes}
         self._behind = {name: _behind([self._by_name[node] for node in tap.nodes]) for name, tap in self._taps.items()}
         self._known: list[Values] = []
         self.rows = 0
+        outputs = []
         with torch.no_grad():
             for batch in checked_batches(program, batches, max_rows):
-                try:
-                    values = run_nodes(self._graph, flat_inputs(program, batch))
-                    self._known.append({node: value for node, value, _ in values})
-                except (IndexError, RuntimeError) as error:
-                    raise explain_failed_batch(program, batch, error) from error
+                values: Values = {}
+                with explained_failure(program, batch):
+                    outputs.append(
+                        columns_of(WatchedRun(self._graph, values.__setitem__).run_flat(flat_inputs(program, batch)))
+                    )
+                self._known.append(values)
                 self.rows += batch.rows
         if not self._known:
             raise CalibrationError("there are no rows to measure logits on")
-        self.original = self._columns(self._known) if reference is None else reference
+        self.original = torch.cat(outputs) if reference is None else reference
 
     @property
     def variance(self) -> float:
@@ -89,36 +89,28 @@ class Simulation:
         Args:
             factors: by site name.
         """
-        return self._columns(self._replaced(values, factors) for values in self._known)
+        return torch.cat([self._with_factors(values, factors) for values in self._known])
 
     def error(self, factors: Mapping[str, Factor]) -> float:
         """The mean squared difference of the logits to the original's."""
         return float((self.logits(factors).double() - self.original.double()).square().mean())
 
-    def _columns(self, runs: Iterable[Values]) -> Tensor:
-        output = next(reversed(self._graph.graph.nodes))
-        return torch.cat([columns_of(map_arg(output.args[0], values.__getitem__)) for values in runs])
-
-    def _replaced(self, known: Values, factors: Mapping[str, Factor]) -> Values:
-        """All values with some sites' features replaced; what lies behind none of them is as it was."""
-        if not factors:
-            return known
-        dtype = next(value.dtype for value in known.values() if _is_floating(value))
+    def _with_factors(self, known: Values, factors: Mapping[str, Factor]) -> Tensor:
+        """The logits of one batch with some sites' features replaced; only what lies behind one of them is run."""
+        dtype = next((value.dtype for value in known.values() if _is_floating(value)), None)
         behind = set[Node]().union(*(self._behind[name] for name in factors))
-        changed: Values = {}
+        values = {node: value for node, value in known.items() if node not in behind}
         waiting: dict[Node, Factor] = {}
+        for name, factor in factors.items():
+            tap, cast = self._taps[name], _cast(factor, dtype)
+            nodes = [self._by_name[node] for node in tap.nodes]
+            if behind.isdisjoint(nodes):  # always so for tables: ids do not depend on features
+                values.update(zip(nodes, replaced(tap, cast, [known[node] for node in nodes]), strict=True))
+            else:
+                waiting.update(dict.fromkeys(nodes, cast))
+        run = WatchedRun(self._graph, lambda node, value: through(waiting[node], value) if node in waiting else None)
         with torch.no_grad():
-            for name, factor in factors.items():
-                tap, cast = self._taps[name], _cast(factor, dtype)
-                nodes = [self._by_name[node] for node in tap.nodes]
-                if behind.isdisjoint(nodes):  # always so for tables: ids do not depend on features
-                    changed.update(zip(nodes, replaced(tap, cast, [known[node] for node in nodes]), strict=True))
-                else:
-                    waiting.update(dict.fromkeys(nodes, cast))
-            for node in sorted(behind - changed.keys(), key=self._order.__getitem__):
-                value = _call(node, changed, known)
-                changed[node] = through(waiting[node], value) if node in waiting else value
-        return {**known, **changed}
+            return columns_of(run.run_flat((), known=values))
 
 
 def replaced(tap: Tap, factor: Factor, values: Sequence[Tensor]) -> list[Tensor]:
@@ -131,30 +123,6 @@ def through(factor: Factor, features: Tensor) -> Tensor:
     """The features ``[..., n]`` after encoding and decoding."""
     codes = features @ factor.encoder.mT
     return factor.decode(codes if factor.shift is None else codes + factor.shift)
-
-
-def run_nodes(graph: GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[Node, Any, Values]]:
-    """Runs a graph node by node: yields each node but the output with its value and all values so far.
-
-    Whoever iterates may put another value into the last of the three; later nodes then see that one.
-    """
-    values: Values = {}
-    given = iter(inputs)
-    for node in graph.graph.nodes:
-        if node.op == "output":
-            return
-        if node.op == "placeholder":
-            values[node] = next(given)
-        elif node.op == "get_attr":
-            values[node] = get_attribute(graph, str(node.target))
-        else:
-            values[node] = _call(node, values, values)
-        yield node, values[node], values
-
-
-def _call(node: Node, values: Values, otherwise: Values) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda each: values[each] if each in values else otherwise[each])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _behind(nodes: Iterable[Node]) -> frozenset[Node]:
@@ -172,7 +140,7 @@ def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _cast(factor: Factor, dtype: torch.dtype) -> Factor:
+def _cast(factor: Factor, dtype: torch.dtype | None) -> Factor:
     def cast(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.to(dtype)
 

@@ -9,16 +9,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from afm_fx.batches import Batch
-from afm_fx.diagnosis import explain_non_finite
+from afm_fx.batches import Batch, flat_inputs
+from afm_fx.diagnosis import explain_non_finite, explained_failure
 from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments, Spread
 from afm_fx.program import Program
 from afm_fx.row_sample import RowSampler
 from afm_fx.sensitivity import Sensitivity, SensitivityCollector
 from afm_fx.statistics import Statistics
-from afm_fx.tapped_run import run_tapped, tapped_module
 from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
 from afm_fx.traffic import TrafficCounter
+from afm_fx.watched_run import node_values
 from passes.drop_units import hidden_layers
 
 Value = TypeVar("Value")
@@ -50,10 +50,9 @@ class StatisticsCollector:
         self._layers = list(hidden_layers(program.graph_module))
         self._counter = TrafficCounter(program.graph_module, taps)
         self._sampler = RowSampler(program, sampled_rows, seed=seed)
-        features = [total.tap.nodes for total in self._totals]
-        units = [(layer.activations[-1].name,) for layer in self._layers]
-        self._inner = len(features) + len(units)
-        self._tapped = tapped_module(program.graph_module, [*features, *units, *self._counter.nodes])
+        features = {name for tap in taps for name in tap.nodes}
+        units = {layer.activations[-1].name for layer in self._layers}
+        self._values = node_values(program.graph_module, features | units | self._counter.nodes)
         self._activations = {layer.name: _no_spread(layer.units) for layer in self._layers}
         self._sensitivity = SensitivityCollector(program, taps, seed=seed) if gradients else None
         self._none_found = {tap.site.name: _no_sensitivity(tap.site.width) for tap in taps} if gradients else {}
@@ -72,12 +71,14 @@ class StatisticsCollector:
             BatchError: an id outside its table.
         """
         with torch.no_grad():
-            values = run_tapped(self._program, self._tapped, batch)
-            for total, features in zip(self._totals, values, strict=False):
-                total.add(features, batch)
-            for layer, (units,) in zip(self._layers, values[len(self._totals) : self._inner], strict=True):
+            with explained_failure(self._program, batch):
+                values = self._values(flat_inputs(self._program, batch))
+            for total in self._totals:
+                total.add([values[name] for name in total.tap.nodes], batch)
+            for layer in self._layers:
+                units = values[layer.activations[-1].name]
                 self._activations[layer.name] += Spread.of(units.reshape(-1, layer.units))
-            self._counter.add(values[self._inner :])
+            self._counter.add(values)
             self._sampler.add(batch, seed)
         if self._sensitivity is not None and gradients:
             self._sensitivity.add(batch, seed)
@@ -154,7 +155,7 @@ class _Total:
         self._pending: list[tuple[Batch, Tensor]] = []
         self._pending_rows = 0
 
-    def add(self, values: tuple[Tensor, ...], batch: Batch) -> None:
+    def add(self, values: Sequence[Tensor], batch: Batch) -> None:
         """Adds the features of every use of the site in one batch."""
         for features in self.tap.read(values):
             rows = features.reshape(-1, self._width)

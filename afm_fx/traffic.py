@@ -15,7 +15,7 @@ Nothing in the counts tells the two apart, so the second gets a prior probabilit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,15 +128,15 @@ class TrafficCounter:
                 self._counts[tap.site.name] = torch.zeros(tap.site.rows, dtype=torch.float64)
 
     @property
-    def nodes(self) -> tuple[tuple[str, ...], ...]:
-        """Names of the nodes that hold the ids, for every table."""
-        return tuple(self._nodes.values())
+    def nodes(self) -> frozenset[str]:
+        """Names of the nodes that hold ids."""
+        return frozenset(name for names in self._nodes.values() for name in names)
 
-    def add(self, values: Iterable[Sequence[Tensor]]) -> None:
-        """Adds the lookups of a batch, given the values of :attr:`nodes`."""
-        for counts, uses in zip(self._counts.values(), values, strict=True):
-            for ids in uses:
-                rows = ids.reshape(-1).cpu().long() % len(counts)  # an index may count from the end
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds the lookups of a batch, given the values of :attr:`nodes` by name."""
+        for table, counts in self._counts.items():
+            for node in self._nodes[table]:
+                rows = values[node].reshape(-1).cpu().long() % len(counts)  # an index may count from the end
                 counts.index_add_(0, rows, torch.ones(len(rows), dtype=counts.dtype))
 
     def result(self) -> dict[str, Traffic]:
