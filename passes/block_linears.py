@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,8 +19,18 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, derived_name, finish, parameter, shape_of
-from passes.linear_constants import weight_and_bias
+from passes.graph_tools import (
+    WeightedCall,
+    args_of,
+    aten,
+    call,
+    emit_linear,
+    finish,
+    is_call,
+    rank_of,
+    replace_node,
+    weighted_call,
+)
 from passes.serving_cost import PIECE_US, PRODUCTS_PER_US, products
 
 RULE = "block linears"
@@ -41,23 +50,12 @@ class BlockLinears(GraphPass):
         return PassResult(graph_module, changed)
 
 
-@dataclass(frozen=True)
-class _Small:
-    """A Linear that nothing but one concat reads."""
-
-    node: Node
-    weight: Tensor
-    bias: Tensor | None
-
-
-def _runs(module: GraphModule, node: Node) -> Iterator[list[_Small]]:
+def _runs(module: GraphModule, node: Node) -> Iterator[list[WeightedCall]]:
     """Neighbouring operands of a concat of features that are Linears of their own."""
-    if node.op != "call_function" or node.target is not aten.cat.default:
-        return
-    if len(shape_of(node) or ()) != 2 or (args_of(node)[1] if len(args_of(node)) > 1 else 0) not in (1, -1):
+    if not is_call(node, aten.cat.default) or rank_of(node) != 2 or args_of(node)[1:] not in ((1,), (-1,)):
         return
     operands = args_of(node)[0]
-    run: list[_Small] = []
+    run: list[WeightedCall] = []
     for operand in operands:
         small = _small(module, operand, operands.count(operand))
         if small is None or (run and small.weight.dtype != run[0].weight.dtype):
@@ -70,14 +68,13 @@ def _runs(module: GraphModule, node: Node) -> Iterator[list[_Small]]:
         yield run
 
 
-def _small(module: GraphModule, node: Node, uses: int) -> _Small | None:
-    constants = weight_and_bias(module, node)
-    if constants is None or len(node.users) != 1 or uses != 1 or len(shape_of(args_of(node)[0]) or ()) != 2:
-        return None
-    return _Small(node, *constants)
+def _small(module: GraphModule, node: Node, uses: int) -> WeightedCall | None:
+    """A Linear that nothing but one concat reads."""
+    linear = weighted_call(module, node, aten.linear.default)
+    return linear if linear is not None and len(node.users) == 1 and uses == 1 and rank_of(node) == 2 else None
 
 
-def _blocks(run: Sequence[_Small]) -> list[Sequence[_Small]]:
+def _blocks(run: Sequence[WeightedCall]) -> list[Sequence[WeightedCall]]:
     """The fewest blocks of about equal length of which none costs more per row than its Linears do alone."""
     for count in range(1, len(run)):
         bounds = [round(position * len(run) / count) for position in range(count + 1)]
@@ -87,13 +84,13 @@ def _blocks(run: Sequence[_Small]) -> list[Sequence[_Small]]:
     return [[each] for each in run]
 
 
-def _block_us(block: Sequence[_Small]) -> float:
+def _block_us(block: Sequence[WeightedCall]) -> float:
     """Microseconds per row of one block-diagonal product, its piece of the concat included."""
     inputs, outputs = (sum(each.weight.shape[axis] for each in block) for axis in (1, 0))
     return products(inputs, outputs) / PRODUCTS_PER_US + 2 * PIECE_US
 
 
-def _join(module: GraphModule, concat: Node, blocks: Sequence[Sequence[_Small]]) -> None:
+def _join(module: GraphModule, concat: Node, blocks: Sequence[Sequence[WeightedCall]]) -> None:
     """Puts a concat in the place of another that reads every block as one Linear."""
     graph = module.graph
     with graph.inserting_before(concat):
@@ -103,21 +100,19 @@ def _join(module: GraphModule, concat: Node, blocks: Sequence[Sequence[_Small]])
         made = operands[0]
         if len(operands) > 1:
             made = call(graph, aten.cat.default, operands, 1, rule=RULE, like=concat)
-    concat.replace_all_uses_with(made)
-    graph.erase_node(concat)
+    replace_node(concat, made)
 
 
 @torch.no_grad()
-def _block_diagonal(module: GraphModule, block: Sequence[_Small], concat: Node) -> Node:
+def _block_diagonal(module: GraphModule, block: Sequence[WeightedCall], concat: Node) -> Node:
     """One Linear for a block's, before the graph's insertion point."""
-    first = block[0]
-    name = str(args_of(first.node)[1].target)
     trainable = any(each.weight.requires_grad for each in block)
     weight: Tensor = torch.block_diag(*(each.weight for each in block))  # type: ignore[no-untyped-call]
-    source = call(module.graph, aten.cat.default, [args_of(each.node)[0] for each in block], 1, rule=RULE, like=concat)
-    constants = [parameter(module, derived_name(name, "block"), weight, rule=RULE, trainable=trainable)]
+    source = call(module.graph, aten.cat.default, [each.source for each in block], 1, rule=RULE, like=concat)
+    bias = None
     if any(each.bias is not None for each in block):
         bias = torch.cat([weight.new_zeros(len(each.weight)) if each.bias is None else each.bias for each in block])
-        trainable = any(each.bias is not None and each.bias.requires_grad for each in block)
-        constants.append(parameter(module, derived_name(name, "block", "bias"), bias, rule=RULE, trainable=trainable))
-    return call(module.graph, aten.linear.default, source, *constants, rule=RULE, like=first.node)
+    first = block[0]
+    return emit_linear(
+        module, source, weight, bias, first.name, "block", rule=RULE, like=first.node, trainable=trainable
+    )

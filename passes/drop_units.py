@@ -21,8 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.errors import TableIndexError
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter
-from passes.linear_constants import weight_and_bias
+from passes.graph_tools import args_of, aten, call, constant_of, derived_name, emit_linear, finish, weighted_call
 from passes.sites import site_name
 
 RULE = "drop units"
@@ -156,16 +155,16 @@ def _own_linears(module: GraphModule) -> Iterator[Node]:
         if tensor is not None:
             readers[id(tensor)] += len(node.users)
     for node in module.graph.nodes:
-        constants = weight_and_bias(module, node)
-        if constants is not None and isinstance(constants[0], nn.Parameter) and readers[id(constants[0])] == 1:
+        linear = weighted_call(module, node, aten.linear.default)
+        if linear is not None and isinstance(linear.weight, nn.Parameter) and readers[id(linear.weight)] == 1:
             yield node
 
 
 def _cut_linear(module: GraphModule, node: Node, cut: _Cut) -> Node:
-    constants = weight_and_bias(module, node)
-    if constants is None:
+    linear = weighted_call(module, node, aten.linear.default)
+    if linear is None:
         raise TableIndexError(f"'{node.name}' is no Linear with constant weight and bias")
-    weight, bias = constants
+    weight, bias = linear.weight, linear.bias
     wide = weight.detach()
     shift = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     if cut.inputs is not None:
@@ -177,12 +176,8 @@ def _cut_linear(module: GraphModule, node: Node, cut: _Cut) -> Node:
         kept = cut.outputs.to(weight.device)
         wide = wide[kept]
         shifted = None if shifted is None else shifted[kept]
-    name = str(args_of(node)[1].target)
-    arguments = [parameter(module, derived_name(name, "kept"), wide.contiguous(), rule=RULE)]
-    if shifted is not None:
-        as_given = shifted.to(weight.dtype)
-        arguments.append(parameter(module, derived_name(name, "kept", "bias"), as_given, rule=RULE))
-    return call(module.graph, aten.linear.default, args_of(node)[0], *arguments, rule=RULE, like=node)
+    bias = None if shifted is None else shifted.to(weight.dtype)
+    return emit_linear(module, linear.source, wide, bias, linear.name, "kept", rule=RULE, like=node)
 
 
 def _again(node: Node) -> Node:

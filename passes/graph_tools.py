@@ -11,7 +11,8 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterator, MutableMapping
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import nn
@@ -87,6 +88,12 @@ def shape_of(node: Node) -> tuple[Any, ...] | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
+def rank_of(node: Any) -> int | None:
+    """The number of axes of a node, None where it is not one tensor."""
+    shape = shape_of(node) if isinstance(node, Node) else None
+    return None if shape is None else len(shape)
+
+
 def same_form(one: Node, other: Node) -> bool:
     """Whether two nodes are tensors that are known to have the same shape and number format."""
     left, right = shape_of(one), shape_of(other)
@@ -123,6 +130,93 @@ def constant_of(module: GraphModule, node: Any) -> torch.Tensor | None:
         attribute = get_attribute(module, str(node.target))
         return attribute if isinstance(attribute, torch.Tensor) else None
     return None
+
+
+def is_call(node: object, *targets: Any) -> TypeGuard[Node]:
+    """Whether something is a call of one of these operators that gives all arguments by position."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets and not node.kwargs
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedCall:
+    """A call of an operator with a constant weight: a Linear or another product, or a lookup in a table.
+
+    Attributes:
+        node: the call.
+        source: what varies: features ``[..., inputs]``, or ids.
+        name: the weight's qualified name.
+        weight: of a product ``[outputs, inputs]``, whichever way round its operator takes it; of a lookup the table.
+        bias: of a Linear.
+        start: what an ``addmm`` starts from.
+    """
+
+    node: Node
+    source: Node
+    name: str
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    start: Node | None = None
+
+
+_SOURCE_AND_WEIGHT = {
+    aten.linear.default: (0, 1),
+    aten.mm.default: (0, 1),
+    aten.matmul.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.embedding.default: (1, 0),
+}
+"""Positions of what varies and of the weight among an operator's arguments."""
+
+
+def weighted_call(module: GraphModule, node: object, *targets: Any) -> WeightedCall | None:
+    """Matches a call of one of these operators whose weight (and bias) is a constant, and whose source is none.
+
+    Args:
+        module: the graph module that holds the constants.
+        node: any node, or an argument of one.
+        targets: some of ``linear``, ``mm``, ``matmul``, ``addmm`` and ``embedding``, in their ATen forms.
+
+    Returns:
+        None where it is another operator, or where the weight has not two axes.
+    """
+    if not is_call(node, *targets):
+        return None
+    first, second = (node.args[place] for place in _SOURCE_AND_WEIGHT[node.target])
+    weight = constant_of(module, second)
+    if weight is None or weight.dim() != 2 or not isinstance(first, Node) or constant_of(module, first) is not None:
+        return None
+    name = str(cast(Node, second).target)
+    if node.target is aten.embedding.default:
+        return WeightedCall(node, first, name, weight)
+    if node.target is not aten.linear.default:
+        start = node.args[0] if node.target is aten.addmm.default else None
+        return WeightedCall(node, first, name, weight.mT, start=cast(Node | None, start))
+    given = node.args[2] if len(node.args) > 2 else None
+    bias = constant_of(module, given)
+    return None if given is not None and bias is None else WeightedCall(node, first, name, weight, bias)
+
+
+def rewrite_each(module: GraphModule, rule: Callable[[GraphModule, Node], Node | None]) -> bool:
+    """Asks a rule for every call that is read, in order, what is to stand in its place; tells whether any changed.
+
+    What the rule emits goes before the call. It returns None where the call stays; constants need no gradient.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not node.users:
+            continue
+        with module.graph.inserting_before(node), torch.no_grad():
+            made = rule(module, node)
+        if made is not None:
+            replace_node(node, made)
+            changed = True
+    return changed
+
+
+def replace_node(node: Node, made: Node) -> None:
+    """Lets every reader of a node read another one, and erases it."""
+    node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
 
 
 def call(
@@ -250,6 +344,32 @@ def parameter(
     owner, name, leaf = _place_for(module, name)
     owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=trainable and tensor.is_floating_point()))
     return _attribute_node(module, name, rule, device)
+
+
+def emit_linear(  # noqa: PLR0917 - a Linear is its input and its constants
+    module: GraphModule,
+    source: Node,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    name: str,
+    word: str,
+    *,
+    rule: str,
+    like: Node,
+    trainable: bool = True,
+) -> Node:
+    """Creates a Linear with constants of its own at the graph's insertion point.
+
+    Args:
+        name: the name of the weight that it is made of.
+        word: what tells its weight and bias apart from that one, see :func:`derived_name`.
+    """
+    constants = [
+        parameter(module, derived_name(name, word, leaf), tensor.contiguous(), rule=rule, trainable=trainable)
+        for leaf, tensor in (("weight", weight), ("bias", bias))
+        if tensor is not None
+    ]
+    return call(module.graph, aten.linear.default, source, *constants, rule=rule, like=like)
 
 
 def buffer(module: GraphModule, name: str, tensor: torch.Tensor, *, rule: str) -> Node:

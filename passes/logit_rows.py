@@ -22,12 +22,12 @@ from passes.graph_tools import (
     aten,
     buffer,
     call,
-    constant_of,
     derived_name,
     finish,
     get_attribute,
     parameter,
     shape_of,
+    weighted_call,
 )
 
 RULE = "logit rows"
@@ -69,12 +69,8 @@ def _in_long_chains(module: GraphModule, columns: FeatureColumns) -> list[Node]:
 
 def _is_product(module: GraphModule, node: Node) -> bool:
     """Whether it is a product by a constant that starts from nothing or from ``[batch, 1]``."""
-    if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
-        return False
-    *start, source, weight = args_of(node)
-    if constant_of(module, weight) is None or not isinstance(source, Node) or constant_of(module, source) is not None:
-        return False
-    return not start or (isinstance(start[0], Node) and shape_of(start[0]) == shape_of(node))
+    product = weighted_call(module, node, aten.mm.default, aten.addmm.default)
+    return product is not None and (product.start is None or shape_of(product.start) == shape_of(node))
 
 
 def _row(module: GraphModule, node: Node, rows: dict[Node, Node]) -> Node:

@@ -12,8 +12,6 @@ Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +20,22 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
-    args_of,
+    WeightedCall,
     aten,
     call,
     constant_of,
     derived_name,
+    emit_linear,
     finish,
+    is_call,
     parameter,
+    rank_of,
+    replace_node,
+    rewrite_each,
     same_form,
-    shape_of,
     value_of,
+    weighted_call,
 )
-from passes.linear_constants import weight_and_bias
 from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US, products
 
 RULE = "merge linears"
@@ -47,7 +49,9 @@ class MergeLinears(GraphPass):
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = False
         for rule in (_as_linear, _scaled, _product, _shifted, _side_by_side):
-            changed |= _everywhere(graph_module, rule)
+            changed |= rewrite_each(graph_module, rule)
+        if changed:
+            finish(graph_module)
         return PassResult(graph_module, changed)
 
 
@@ -55,122 +59,85 @@ class StartProducts(GraphPass):
     """Replaces a sum with a product by a product that starts from the other term."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        return PassResult(graph_module, _everywhere(graph_module, _accumulated))
+        changed = rewrite_each(graph_module, _accumulated)
+        if changed:
+            finish(graph_module)
+        return PassResult(graph_module, changed)
 
 
-Rule = Callable[[GraphModule, Node], "Node | None"]
+def _linear_call(module: GraphModule, node: object) -> WeightedCall | None:
+    return weighted_call(module, node, aten.linear.default)
 
 
-def _everywhere(module: GraphModule, rule: Rule) -> bool:
-    """Applies a rule to every node, in order; a rule returns what stands for the node from then on."""
-    changed = False
-    with torch.no_grad():
-        for node in list(module.graph.nodes):
-            if node.op != "call_function" or not (node.users or node.op == "output"):
-                continue
-            made = rule(module, node)
-            if made is not None:
-                node.replace_all_uses_with(made)
-                module.graph.erase_node(node)
-                changed = True
-    if changed:
-        finish(module)
-    return changed
-
-
-def _linear(  # noqa: PLR0917 - a Linear is its input and its constants
-    module: GraphModule, like: Node, source: Any, weight: Tensor, bias: Tensor | None, name: str
+def _merged(  # noqa: PLR0917 - a Linear is its input and its constants
+    module: GraphModule, like: Node, source: Node, weight: Tensor, bias: Tensor | None, name: str
 ) -> Node:
-    new_weight = parameter(module, derived_name(name, "merged"), weight.contiguous(), rule=RULE)
-    bias_name = derived_name(name, "merged", "bias")
-    new_bias = None if bias is None else parameter(module, bias_name, bias.contiguous(), rule=RULE)
     with module.graph.inserting_before(like):
-        arguments = (source, new_weight) if new_bias is None else (source, new_weight, new_bias)
-        return call(module.graph, aten.linear.default, *arguments, rule=RULE, like=like)
+        return emit_linear(module, source, weight, bias, name, "merged", rule=RULE, like=like)
 
 
 def _as_linear(module: GraphModule, node: Node) -> Node | None:
-    if node.target in (aten.matmul.default, aten.mm.default):
-        source, weight_node = args_of(node)[:2]
-    elif node.target is aten.tensordot.default and len(args_of(node)) == 4:
-        source, weight_node = args_of(node)[:2]
-        rank = len(shape_of(source) or ())
-        if [axis % rank for axis in args_of(node)[2]] != [rank - 1] or list(args_of(node)[3]) not in ([0], [-2]):
-            return None
-    else:
+    product = weighted_call(module, node, aten.matmul.default, aten.mm.default)
+    if product is not None and (rank_of(product.source) or 0) > 1:
+        return _merged(module, node, product.source, product.weight, None, product.name)
+    if not is_call(node, aten.tensordot.default) or len(node.args) != 4:
         return None
-    weight = constant_of(module, weight_node)
-    shape = shape_of(source)
-    if (
-        weight is None
-        or weight.dim() != 2
-        or shape is None
-        or len(shape) < 2
-        or constant_of(module, source) is not None
-    ):
+    source, weight_node, axes, others = node.args
+    weight, rank = constant_of(module, weight_node), rank_of(source) or 0
+    if weight is None or weight.dim() != 2 or rank < 2 or constant_of(module, source) is not None:
         return None
-    return _linear(module, node, source, weight.mT, None, str(weight_node.target))
+    if [axis % rank for axis in axes] != [rank - 1] or list(others) not in ([0], [-2]):
+        return None
+    return _merged(module, node, source, weight.mT, None, str(weight_node.target))
 
 
 def _scaled(module: GraphModule, node: Node) -> Node | None:
     """A Linear times a number."""
-    if node.target is not aten.mul.Tensor or not isinstance(args_of(node)[1], (int, float)):
+    if not is_call(node, aten.mul.Tensor) or not isinstance(node.args[1], (int, float)):
         return None
-    inner = args_of(node)[0]
-    constants = weight_and_bias(module, inner)
-    if constants is None or len(inner.users) != 1 or value_of(inner).dtype != value_of(node).dtype:
+    inner, factor = _linear_call(module, node.args[0]), node.args[1]
+    if inner is None or len(inner.node.users) != 1 or value_of(inner.node).dtype != value_of(node).dtype:
         return None
-    weight, bias = constants
-    factor = args_of(node)[1]
-    scaled = None if bias is None else bias * factor
-    return _linear(module, node, args_of(inner)[0], weight * factor, scaled, str(args_of(inner)[1].target))
+    bias = None if inner.bias is None else inner.bias * factor
+    return _merged(module, node, inner.source, inner.weight * factor, bias, inner.name)
 
 
 def _product(module: GraphModule, node: Node) -> Node | None:
     """A Linear of a Linear, where the product has no more entries than both."""
-    outer, inner_node = weight_and_bias(module, node), args_of(node)[0] if args_of(node) else None
-    inner = weight_and_bias(module, inner_node)
-    if outer is None or inner is None or not isinstance(inner_node, Node) or len(inner_node.users) != 1:
+    outer = _linear_call(module, node)
+    inner = None if outer is None else _linear_call(module, outer.source)
+    if outer is None or inner is None or len(inner.node.users) != 1:
         return None
-    (weight2, bias2), (weight1, bias1) = outer, inner
-    inputs, outputs = weight1.shape[1], weight2.shape[0]
-    if inputs * outputs > weight1.numel() + weight2.numel():
+    inputs, outputs = inner.weight.shape[1], outer.weight.shape[0]
+    if inputs * outputs > inner.weight.numel() + outer.weight.numel():
         return None
-    if products(inputs, outputs) > products(*weight1.shape[::-1]) + products(*weight2.shape[::-1]):
+    if products(inputs, outputs) > products(*inner.weight.shape[::-1]) + products(*outer.weight.shape[::-1]):
         return None
-    weight = (weight2.double() @ weight1.double()).to(weight2.dtype)
-    bias = None if bias1 is None else (weight2.double() @ bias1.double()).to(weight2.dtype)
-    if bias2 is not None:
-        bias = bias2 if bias is None else bias + bias2
-    return _linear(module, node, args_of(inner_node)[0], weight, bias, str(args_of(node)[1].target))
+    weight, dtype = outer.weight.double(), outer.weight.dtype
+    bias = None if inner.bias is None else (weight @ inner.bias.double()).to(dtype)
+    if outer.bias is not None:
+        bias = outer.bias if bias is None else bias + outer.bias
+    return _merged(module, node, inner.source, (weight @ inner.weight.double()).to(dtype), bias, outer.name)
 
 
 def _shifted(module: GraphModule, node: Node) -> Node | None:
     """A constant term of a sum, into the bias of a Linear among the sum's terms."""
-    if node.target is not aten.add.Tensor or node.kwargs:
+    if not is_call(node, aten.add.Tensor):
         return None
-    for constant_node, other in ((args_of(node)[1], args_of(node)[0]), (args_of(node)[0], args_of(node)[1])):
-        constant = _row(module, constant_node)
-        if constant is None or not isinstance(other, Node) or not same_form(node, other):
+    for given, term in (node.args[::-1], node.args):
+        constant = _row(module, given)
+        if constant is None or not isinstance(term, Node) or not same_form(node, term):
             continue
-        linear = _linear_term(module, other, constant.numel())
+        linear = _linear_term(module, term, constant.numel())
         if linear is None:
             continue
-        weight, bias = weight_and_bias(module, linear) or (None, None)
-        if weight is None:
-            continue
-        added = constant.to(weight.dtype).expand(weight.shape[0])
-        made = _linear(
-            module,
-            linear,
-            args_of(linear)[0],
-            weight,
-            added if bias is None else bias + added,
-            str(args_of(linear)[1].target),
-        )
-        alone = other is linear
-        linear.replace_all_uses_with(made)
-        return made if alone else other
+        bias = constant.to(linear.weight.dtype).expand(linear.weight.shape[0])
+        bias = bias if linear.bias is None else linear.bias + bias
+        made = _merged(module, linear.node, linear.source, linear.weight, bias, linear.name)
+        if term is linear.node:
+            return made
+        replace_node(linear.node, made)
+        return term
     return None
 
 
@@ -184,83 +151,67 @@ def _row(module: GraphModule, node: object) -> Tensor | None:
     return constant.reshape(-1)
 
 
-def _linear_term(module: GraphModule, node: Node, width: int) -> Node | None:
+def _linear_term(module: GraphModule, node: Node, width: int) -> WeightedCall | None:
     """The first Linear that a sum adds up, where nothing but the sum uses it."""
     if len(node.users) != 1:
         return None
-    constants = weight_and_bias(module, node)
-    if constants is not None:
-        return node if width in (1, constants[0].shape[0]) else None
-    if node.target is not aten.add.Tensor or node.kwargs:
+    linear = _linear_call(module, node)
+    if linear is not None:
+        return linear if width in (1, linear.weight.shape[0]) else None
+    if not is_call(node, aten.add.Tensor):
         return None
-    for operand in args_of(node)[:2]:
-        if isinstance(operand, Node) and same_form(operand, node):
-            found = _linear_term(module, operand, width)
-            if found is not None:
-                return found
-    return None
+    terms = [operand for operand in node.args if isinstance(operand, Node) and same_form(operand, node)]
+    return next((found for term in terms if (found := _linear_term(module, term, width)) is not None), None)
 
 
 def _side_by_side(module: GraphModule, node: Node) -> Node | None:
     """Narrow Linears of one input: the first of them makes the product, each takes its slice."""
-    constants = weight_and_bias(module, node)
-    if constants is None or not isinstance(args_of(node)[0], Node):
+    first = _linear_call(module, node)
+    if first is None or rank_of(node) != 2:
         return None
-    source = args_of(node)[0]
-    order = {each: position for position, each in enumerate(module.graph.nodes)}
-    alike = [user for user in source.users if args_of(user)[0] is source and weight_and_bias(module, user) is not None]
-    alike.sort(key=lambda each: order[each])
-    if len(alike) < 2 or alike[0] is not node or len(shape_of(node) or ()) != 2 or not _saves(module, alike):
+    readers = [_linear_call(module, user) for user in sorted(first.source.users)]
+    alike = [linear for linear in readers if linear is not None and linear.source is first.source]
+    dtypes = {linear.weight.dtype for linear in alike}
+    if alike[0].node is not node or len(dtypes) != 1 or not _saves([linear.weight.shape for linear in alike]):
         return None
-    pairs = [weight_and_bias(module, each) for each in alike]
-    weights = [pair[0] for pair in pairs if pair is not None]
-    if len({weight.dtype for weight in weights}) != 1:
-        return None
-    weight = torch.cat(weights)
     bias = None
-    if any(pair is not None and pair[1] is not None for pair in pairs):
-        bias = torch.cat([weight.new_zeros(pair[0].shape[0]) if pair[1] is None else pair[1] for pair in pairs if pair])
-    whole = _linear(module, node, source, weight, bias, str(args_of(node)[1].target))
-    start = 0
-    mine: Node = node
-    for each, part in zip(alike, weights, strict=True):
-        end = start + part.shape[0]
-        with module.graph.inserting_before(each):
-            piece = call(module.graph, aten.slice.Tensor, whole, 1, start, end, rule=RULE, like=each)
-        start = end
-        if each is node:
-            mine = piece
-        else:
-            each.replace_all_uses_with(piece)
-    return mine
+    if any(linear.bias is not None for linear in alike):
+        zeros = [linear.weight.new_zeros(len(linear.weight)) for linear in alike]
+        bias = torch.cat(
+            [zero if linear.bias is None else linear.bias for zero, linear in zip(zeros, alike, strict=True)]
+        )
+    whole = _merged(module, node, first.source, torch.cat([linear.weight for linear in alike]), bias, first.name)
+    slices, end = [], 0
+    for linear in alike:
+        start, end = end, end + len(linear.weight)
+        with module.graph.inserting_before(linear.node):
+            slices.append(call(module.graph, aten.slice.Tensor, whole, 1, start, end, rule=RULE, like=linear.node))
+    for linear, piece in zip(alike[1:], slices[1:], strict=True):
+        replace_node(linear.node, piece)
+    return slices[0]
 
 
-def _saves(module: GraphModule, linears: list[Node]) -> bool:
+def _saves(shapes: list[torch.Size]) -> bool:
     """Whether one product and its split cost less than the products, for one row and for many."""
-    if len(linears) < LEAST_BESIDE:
+    if len(shapes) < LEAST_BESIDE:
         return False
-    widths = [pair[0].shape for each in linears if (pair := weight_and_bias(module, each)) is not None]
-    inputs = widths[0][1]
-    outputs = [shape[0] for shape in widths]
+    inputs, outputs = shapes[0][1], [shape[0] for shape in shapes]
     before = sum(products(inputs, width) for width in outputs) / PRODUCTS_PER_US
     sliced = sum(4 * width / BYTES_PER_US + PIECE_US for width in outputs)
-    after = products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced
-    return after <= before
+    return products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced <= before
 
 
 def _accumulated(module: GraphModule, node: Node) -> Node | None:
     """A sum with a Linear that has no bias: the product starts from the other term."""
-    if node.target is not aten.add.Tensor or node.kwargs or len(shape_of(node) or ()) != 2:
+    if not is_call(node, aten.add.Tensor) or rank_of(node) != 2:
         return None
-    for linear, other in ((args_of(node)[1], args_of(node)[0]), (args_of(node)[0], args_of(node)[1])):
-        constants = weight_and_bias(module, linear)
-        if constants is None or constants[1] is not None or len(linear.users) != 1 or not isinstance(other, Node):
+    for given, term in (node.args[::-1], node.args):
+        linear = _linear_call(module, given)
+        if linear is None or linear.bias is not None or len(linear.node.users) != 1 or not isinstance(term, Node):
             continue
-        if constant_of(module, other) is not None or not (same_form(node, other) and same_form(node, linear)):
+        if constant_of(module, term) is not None or not (same_form(node, term) and same_form(node, linear.node)):
             continue
-        weight = constants[0]
-        name = derived_name(str(args_of(linear)[1].target), "transposed")
-        transposed = parameter(module, name, weight.mT.contiguous(), rule=RULE)
-        with module.graph.inserting_before(node):
-            return call(module.graph, aten.addmm.default, other, args_of(linear)[0], transposed, rule=RULE, like=node)
+        name = derived_name(linear.name, "transposed")
+        transposed = parameter(module, name, linear.weight.mT.contiguous(), rule=RULE)
+        return call(module.graph, aten.addmm.default, term, linear.source, transposed, rule=RULE, like=node)
     return None

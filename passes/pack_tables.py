@@ -31,7 +31,6 @@ from passes.graph_tools import (
     buffer,
     call,
     clone_graph_module,
-    constant_of,
     fake_mode,
     finish,
     get_attribute,
@@ -39,6 +38,7 @@ from passes.graph_tools import (
     reserve_names,
     shape_of,
     value_of,
+    weighted_call,
 )
 from passes.id_bounds import IdBound, OutOfRange, guarded
 from passes.id_columns import IdColumn, id_columns
@@ -129,16 +129,14 @@ def find_lookups(module: GraphModule, columns: FeatureColumns) -> list[Lookup]:
     """The lookups whose ids can be traced to columns, in graph order."""
     found = []
     for node in module.graph.nodes:
-        if node.target is not aten.embedding.default or node.op != "call_function":
-            continue
-        table, index = constant_of(module, args_of(node)[0]), args_of(node)[1]
-        if table is None or table.dim() != 2 or not isinstance(index, Node) or columns.trailing(node) is None:
+        lookup = weighted_call(module, node, aten.embedding.default)
+        if lookup is None or columns.trailing(node) is None:
             continue
         if any("renorm" in str(user.target) for user in args_of(node)[0].users):
             continue
-        ids = id_columns(module, columns, index)
+        ids = id_columns(module, columns, lookup.source)
         if ids:
-            found.append(Lookup(node, str(args_of(node)[0].target), table, ids))
+            found.append(Lookup(node, lookup.name, lookup.weight, ids))
     return found
 
 

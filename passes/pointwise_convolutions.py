@@ -17,12 +17,13 @@ from passes.graph_tools import (
     args_of,
     aten,
     call,
-    constant_of,
     derived_name,
     finish,
     get_attribute,
     parameter,
-    shape_of,
+    rank_of,
+    replace_node,
+    weighted_call,
 )
 
 RULE = "pointwise convolution"
@@ -49,7 +50,7 @@ class PointwiseConvolutions(GraphPass):
 
 def _swaps(node: Node) -> bool:
     """Whether a node swaps the last two axes of three."""
-    if node.op != "call_function" or len(shape_of(node) or ()) != 3:
+    if node.op != "call_function" or rank_of(node) != 3:
         return False
     axes = args_of(node)[1:]
     if node.target is aten.transpose.int:
@@ -61,9 +62,7 @@ def _linears_before(module: GraphModule, node: Node) -> list[Node]:
     """The Linears between this swap and one before them, in order; none where anything else reads what they give."""
     linears: list[Node] = []
     source = args_of(node)[0]
-    while source.target is aten.linear.default and len(source.users) == 1:
-        if constant_of(module, source.args[1]) is None:
-            return []
+    while weighted_call(module, source, aten.linear.default) is not None and len(source.users) == 1:
         linears.insert(0, source)
         source = source.args[0]
     return linears if _swaps(source) else []
@@ -79,5 +78,4 @@ def _rewrite(module: GraphModule, node: Node, linears: list[Node], made: dict[No
             kernel = held.detach().unsqueeze(-1)
             made[weight] = parameter(module, name, kernel, rule=RULE, trainable=held.requires_grad)
         value = call(module.graph, aten.conv1d.default, value, made[weight], *bias, rule=RULE, like=linear)
-    node.replace_all_uses_with(value)
-    module.graph.erase_node(node)
+    replace_node(node, value)

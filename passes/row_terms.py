@@ -23,20 +23,19 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
-from passes.errors import GraphInvariantError
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
-    args_of,
+    WeightedCall,
     aten,
     buffer,
     call,
-    constant_of,
     derived_name,
     finish,
     parameter,
     shape_of,
     value_of,
+    weighted_call,
 )
 from passes.serving_cost import cost_of
 from passes.sum_of_terms import SumOfTerms, read_sum
@@ -120,47 +119,33 @@ def _row_terms(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) 
     found: dict[Node, RowTerm] = {}
     for position, (weight, wanted) in reversed(list(enumerate(terms.columns))):
         lookups = _whole_lookups(module, columns, wanted)
-        if lookups is None or any(lookup.table.shape[1] != 1 for lookup in lookups):
+        if lookups is None or any(lookup.weight.shape[1] != 1 for lookup in lookups):
             continue
         for lookup in lookups:
-            term = found.setdefault(lookup.index, RowTerm(lookup.index, lookup.name))
-            term.summed.append((weight, lookup.table))
+            term = found.setdefault(lookup.source, RowTerm(lookup.source, lookup.name))
+            term.summed.append((weight, lookup.weight))
         del terms.columns[position]
     for position, (weight, wanted) in reversed(list(enumerate(terms.squares))):
         lookups = _whole_lookups(module, columns, wanted)
-        if lookups is None or not all(lookup.index in found for lookup in lookups):
+        if lookups is None or not all(lookup.source in found for lookup in lookups):
             continue
         for lookup in lookups:
-            found[lookup.index].squared.append((weight, lookup.table))
+            found[lookup.source].squared.append((weight, lookup.weight))
         del terms.squares[position]
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class _WholeLookup:
-    """All features of the row of one id: the table's name, the table, the ids."""
-
-    name: str
-    table: Tensor
-    index: Node
-
-
-def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns) -> list[_WholeLookup] | None:
+def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns) -> list[WeightedCall] | None:
     """The lookups of one id per row that the columns are, each whole and once."""
     which, places = columns.sources(wanted)
-    lookups: list[_WholeLookup] = []
+    lookups: list[WeightedCall] = []
     for number in dict.fromkeys(which.tolist()):
-        node = columns.node(int(number))
-        if node.op != "call_function" or node.target is not aten.embedding.default:
-            return None
-        table_node, index = args_of(node)[:2]
-        table = constant_of(module, table_node)
+        lookup = weighted_call(module, columns.node(int(number)), aten.embedding.default)
+        width = 0 if lookup is None else lookup.weight.shape[1]
         mine = sorted(places[which == number].tolist())
-        if table is None or columns.trailing(node) not in ((1, table.shape[1]), (table.shape[1],)):
+        if lookup is None or columns.trailing(lookup.node) not in ((1, width), (width,)) or mine != list(range(width)):
             return None
-        if mine != list(range(table.shape[1])) or not isinstance(table_node, Node) or not isinstance(index, Node):
-            return None
-        lookups.append(_WholeLookup(str(table_node.target), table, index))
+        lookups.append(lookup)
     return lookups
 
 
@@ -183,10 +168,10 @@ class _Chain:
         constant = terms.constant
         products = []
         for weight, linear in terms.linears:
-            matrix, bias = _weight_and_bias(self.module, linear)
-            constant += weight * bias
-            name = derived_name(str(args_of(linear)[1].target), "term")
-            products.append((args_of(linear)[0], name, (weight * matrix).mT.contiguous()))
+            if linear.bias is not None:
+                constant += weight * float(linear.bias.detach())
+            name = derived_name(linear.name, "term")
+            products.append((linear.source, name, (weight * linear.weight.detach()).mT.contiguous()))
         if rows:
             self._rows(rows, constant)
             constant = 0.0
@@ -241,12 +226,3 @@ class _Chain:
         node = call(self.module.graph, target, *args, rule=RULE, like=self.root)
         self.made.append(node)
         return node
-
-
-def _weight_and_bias(module: GraphModule, linear: Node) -> tuple[Tensor, float]:
-    """Weight [1, inputs] and bias of a Linear with one output (:mod:`passes.sum_of_terms` found it to be one)."""
-    matrix = constant_of(module, args_of(linear)[1])
-    bias = constant_of(module, args_of(linear)[2]) if len(args_of(linear)) > 2 else None
-    if matrix is None:
-        raise GraphInvariantError(f"the weight of '{linear.name}' is not a constant")
-    return matrix.detach(), 0.0 if bias is None else float(bias.detach())

@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.feature_columns import Columns, FeatureColumns
-from passes.graph_tools import args_of, aten, constant_of, same_form, shape_of, value_of
+from passes.graph_tools import (
+    WeightedCall,
+    args_of,
+    aten,
+    constant_of,
+    rank_of,
+    same_form,
+    shape_of,
+    value_of,
+    weighted_call,
+)
 
 
 @dataclass
@@ -34,7 +44,7 @@ class SumOfTerms:
     constant: float = 0.0
     columns: list[tuple[float, Columns]] = field(default_factory=list)
     squares: list[tuple[float, Columns]] = field(default_factory=list)
-    linears: list[tuple[float, Node]] = field(default_factory=list)
+    linears: list[tuple[float, WeightedCall]] = field(default_factory=list)
     others: list[tuple[float, Node]] = field(default_factory=list)
     inside: list[Node] = field(default_factory=list)
 
@@ -154,8 +164,8 @@ class _Reader:
         if squared is not None and len(node.users) == 1:
             self.result.inside.append(node)
             self.result.squares.append((weight, squared.reshape(-1)))
-        elif _is_linear_of_one(self.module, node) and len(node.users) == 1:
-            self.result.linears.append((weight, node))
+        elif (linear := _linear_of_one(self.module, node)) is not None and len(node.users) == 1:
+            self.result.linears.append((weight, linear))
         elif columns is not None and not (
             _one_feature(self.columns, node) and not self.columns.is_move(node)
             and node.target is not aten.embedding.default
@@ -186,12 +196,9 @@ def _squared(node: Node) -> Any:
     return args_of(node)[0] if node.target is aten.square.default else None
 
 
-def _is_linear_of_one(module: GraphModule, node: Node) -> bool:
-    if node.op != "call_function" or node.target is not aten.linear.default or len(shape_of(node) or ()) != 2:
-        return False
-    weight = constant_of(module, args_of(node)[1])
-    bias = args_of(node)[2] if len(args_of(node)) > 2 else None
-    return weight is not None and weight.shape[0] == 1 and (bias is None or constant_of(module, bias) is not None)
+def _linear_of_one(module: GraphModule, node: Node) -> WeightedCall | None:
+    linear = weighted_call(module, node, aten.linear.default) if rank_of(node) == 2 else None
+    return linear if linear is not None and len(linear.weight) == 1 else None
 
 
 def _is_sum_operator(node: Node) -> bool:

@@ -23,7 +23,7 @@ from passes.assemble import Assembler
 from passes.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
 from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.graph_tools import args_of, aten, call, derived_name, finish, parameter, shape_of, weighted_call
 from passes.serving_cost import PRODUCTS_PER_US, products
 
 RULE = "widen linears"
@@ -100,17 +100,10 @@ def _widen(module: GraphModule, columns: FeatureColumns, family: Family, order: 
 def _wide(module: GraphModule, columns: FeatureColumns, demand: Demand) -> _Wide | None:
     """The product that takes these features, if its weight is a constant and nothing else of it depends on them."""
     node = demand.consumer
-    if node.op != "call_function" or node.target not in _PLACES or demand.columns.ndim != 1 or node.kwargs:
+    product = weighted_call(module, node, *_PLACES) if demand.columns.ndim == 1 else None
+    if product is None or product.source is not demand.operand or args_of(node).count(demand.operand) != 1:
         return None
-    where, which = _PLACES[node.target]
-    operands = args_of(node)
-    weight = constant_of(module, operands[which])
-    if weight is None or weight.dim() != 2 or [each is demand.operand for each in operands].count(True) != 1:
-        return None
-    if operands[where] is not demand.operand:
-        return None
-    outputs_first = weight if node.target is aten.linear.default else weight.mT
-    return _Wide(demand, outputs_first, _cover(columns, demand.columns))
+    return _Wide(demand, product.weight, _cover(columns, demand.columns))
 
 
 def _whole_operands(wide: Sequence[_Wide], demands: Sequence[Demand]) -> set[Node]:
