@@ -17,8 +17,9 @@ from afm_fx.calibrate_command import calibrate
 from afm_fx.capture import capture
 from afm_fx.check_command import check
 from afm_fx.command_errors import reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, command_of
 from afm_fx.compress_command import compress
+from afm_fx.compress_config import CompressConfig
 from afm_fx.demo import DemoSettings, run_demo
 from afm_fx.demo_model import Training
 from afm_fx.explanation import explain as explain_program
@@ -122,7 +123,7 @@ def explain(
 
 
 app.command()(calibrate)
-app.command()(compress)
+app.command()(command_of(CompressConfig, compress))
 app.command()(sweep)
 app.command()(refresh)
 app.command()(check)

@@ -1,13 +1,23 @@
-"""Options that commands share."""
+"""Options that commands share, and commands made from the fields of a dataclass."""
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from afm_fx.command_errors import reported_errors
 from afm_fx.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
 
@@ -22,6 +32,9 @@ CheckpointOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+NONE = "none"
+"""How an empty tuple is given where the default is not empty."""
 
 
 def names_of(text: str | None) -> list[str] | None:
@@ -43,3 +56,111 @@ def whole_numbers(text: str, what: str = "batch sizes") -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{what} are whole numbers with commas between, say 1,256,4096; got '{text}'") from None
+
+
+def option_name(field: str) -> str:
+    """How the command line spells a field's name."""
+    return f"--{field.replace('_', '-')}"
+
+
+def command_of(config: type[Config], run: Callable[[Config], None]) -> Callable[..., None]:
+    """A command whose arguments and options are the fields of a frozen dataclass.
+
+    A field's type is ``Annotated`` with the ``typer.Option`` or ``typer.Argument`` that it is; a tuple of strings or
+    whole numbers is given with commas between. The command also takes ``--config FILE``, JSON of options by field
+    name as :func:`spelled` gives them, which stand where the command line says nothing, and ``--debug``.
+
+    Args:
+        config: the dataclass.
+        run: is given an instance; its name and docstring are the command's.
+    """
+    hints = get_type_hints(config, include_extras=True)
+    tuples = {name: item for name, hint in hints.items() if (item := _tuple_item(hint)) is not None}
+
+    def command(*, config_file: Path | None, debug: bool, **options: Any) -> None:  # noqa: ARG001 - read by its callback
+        with reported_errors(debug):
+            given = {name: _tuple(name, options[name], item) for name, item in tuples.items()}
+            run(config(**{**options, **given}))
+
+    parameters = [_parameter(field, hints[field.name]) for field in fields(config)]
+    parameters.append(_keyword("config_file", ConfigOption, None))
+    parameters.append(_keyword("debug", DebugOption, False))
+    command.__name__, command.__doc__ = run.__name__, run.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def spelled(config: DataclassInstance) -> dict[str, str | bool | float]:
+    """The fields that differ from their defaults, as ``--config`` reads them."""
+    given = ((field, getattr(config, field.name)) for field in fields(config))
+    return {field.name: _spelled(value) for field, value in given if field.default is MISSING or value != field.default}
+
+
+def command_line(config: DataclassInstance) -> Iterator[str]:
+    """The words that give a command the fields that differ from their defaults."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for name, value in spelled(config).items():
+        if isinstance(hints[name].__metadata__[0], typer.models.ArgumentInfo):
+            yield str(value)
+        elif isinstance(value, bool):
+            yield option_name(name if value else f"no_{name}")
+        else:
+            yield from (option_name(name), str(value))
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"'{path}' is no JSON file: {error}") from error
+        known = {parameter.name for parameter in context.command.params}
+        if not isinstance(content, dict) or not content.keys() <= known:
+            unknown = sorted(set(content) - known) if isinstance(content, dict) else type(content).__name__
+            raise typer.BadParameter(f"'{path}' holds no options of this command: {unknown}")
+        context.default_map = content
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=_read_config,
+        is_eager=True,
+        help="Options from a file, such as the config.json of an earlier run; what the command line says goes first.",
+        show_default=False,
+    ),
+]
+
+
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    """A field as the command's parameter; a tuple becomes text."""
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    if _tuple_item(hint) is not None:
+        hint = Annotated[(str | None, *hint.__metadata__)]
+        default = _spelled(default) if default else None
+    return _keyword(field.name, hint, default)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _tuple_item(hint: Any) -> type | None:
+    """The type of a tuple's items, None for what is no tuple."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(plain)[0] if get_origin(plain) is tuple else None
+
+
+def _tuple(name: str, text: str | None, item: type) -> tuple[Any, ...]:
+    if text is None or text == NONE:
+        return ()
+    return tuple(whole_numbers(text, name.replace("_", " ")) if item is int else names_of(text) or ())
+
+
+def _spelled(value: Any) -> str | bool | float:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or NONE
+    return value if isinstance(value, bool | int | float) else str(value)

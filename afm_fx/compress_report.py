@@ -15,15 +15,16 @@ from afm_fx.report_facts import ReportFacts
 from afm_fx.report_page import report_page
 
 if TYPE_CHECKING:
-    from afm_fx.compress_job import CompressJob, CompressOutcome
+    from afm_fx.compress_config import CompressConfig
+    from afm_fx.compress_files import CompressedFiles
 
 SECONDS = 0.5
 """Timing of each file at each batch size, about: enough for a median to look at, not for a benchmark to publish."""
 
 
 def compress_page(
-    job: CompressJob,
-    outcome: CompressOutcome,
+    config: CompressConfig,
+    outcome: CompressedFiles,
     batches: FileBatches,
     evaluation: FileBatches | None,
     files: tuple[Path, Path, Path],
@@ -31,7 +32,7 @@ def compress_page(
     """The page, as text.
 
     Args:
-        job: what was asked for.
+        config: what was asked for.
         outcome: what was done.
         batches: the calibration rows.
         evaluation: rows with labels, or None.
@@ -43,20 +44,20 @@ def compress_page(
     compressed = outcome.compressed
     dense, low_rank, plan = files
     facts = ReportFacts(
-        timing=_timing(job, batches, dense, low_rank) if job.report_batch_sizes else None,
+        timing=_timing(config, batches, dense, low_rank) if config.report_batch_sizes else None,
         quality=None if evaluation is None else compare_quality(compressed.original, compressed.program, evaluation),
         exports=outcome.exports,
         packing=compressed.packing,
         precision=outcome.precision,
         recovery=outcome.recovery,
-        recipe=recipe_of(job, batches.file.rows, plan),
+        recipe=recipe_of(config, batches.file.rows, plan),
     )
-    return report_page(compressed.report, job.model, facts)
+    return report_page(compressed.report, config.model, facts)
 
 
-def _timing(job: CompressJob, batches: FileBatches, dense: Path, low_rank: Path) -> BenchmarkResult:
+def _timing(config: CompressConfig, batches: FileBatches, dense: Path, low_rank: Path) -> BenchmarkResult:
     """Both files side by side on calibration rows, one thread."""
-    rows = max(job.report_batch_sizes) * MAX_DIFFERENT_BATCHES
+    rows = max(config.report_batch_sizes) * MAX_DIFFERENT_BATCHES
     inputs = next(iter(replace(batches, batch_size=min(rows, batches.file.rows), labels=())))
     files = {"original": dense, "low-rank": low_rank}
-    return benchmark(files, inputs, batch_sizes=job.report_batch_sizes, threads=1, seconds=SECONDS)
+    return benchmark(files, inputs, batch_sizes=config.report_batch_sizes, threads=1, seconds=SECONDS)

@@ -17,7 +17,7 @@ from torch import Tensor
 from afm_fx.benchmark import benchmark
 from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.capture import capture
-from afm_fx.compress_job import DENSE, LOW_RANK, OUTPUTS, write_outputs
+from afm_fx.compress_files import DENSE, LOW_RANK, OUTPUTS, write_outputs
 from afm_fx.compression import Compressed, compress
 from afm_fx.contenders import make_contender
 from afm_fx.demo_model import Quality, Training, build_deepfm, model_inputs, score, train

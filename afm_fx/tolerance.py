@@ -181,27 +181,3 @@ class Tolerance:
             f"a {self.quantity} of {self.limit:g} cannot be reached: the most exact of {tried} measured models "
             f"has {reached:.4g}{bounded} at {allocation.cost:,.0f} parameters"
         )
-
-
-@dataclass(frozen=True)
-class LabelledTolerance:
-    """A tolerance whose labelled rows are read later, once the model is known.
-
-    Attributes:
-        quantity: "auc_drop" or "logloss_rise".
-        limit: what it may be at most.
-        confidence: of the one-sided bound.
-    """
-
-    quantity: str
-    limit: float
-    confidence: float = CONFIDENCE
-
-    def on(self, evaluation: Iterable[LabelledBatch]) -> Tolerance:
-        """The policy on these rows.
-
-        Raises:
-            PolicyError: an impossible limit or confidence.
-        """
-        limits = {name: self.limit if name == self.quantity else None for name in _LIMITS}
-        return Tolerance(**limits, evaluation=evaluation, confidence=self.confidence)

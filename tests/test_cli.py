@@ -84,7 +84,9 @@ def test_compress_writes_both_models_plan_and_report(shop, tmp_path):
     pytest.importorskip("onnxruntime")
     result = run("compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS)
     assert result.exit_code == 0, result.output
-    assert listing(tmp_path / "out") == ["dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json"]
+    assert listing(tmp_path / "out") == [
+        "config.json", "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json",
+    ]  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["parameters_after"] < report["parameters_before"]
     assert {site["name"]: site["rank"] for site in report["sites"]}["item"] == 2
@@ -229,10 +231,10 @@ def test_force_replaces_existing_outputs(shop, tmp_path):
         (["--data", "rows.npz", "--budget", "0.0001"], "cannot be reached"),
         (["--data", "rows.npz", "--auc-drop", "0.01"], "a limit on auc_drop needs --evaluation rows"),
         (["--data", "rows.npz", "--logit-rmse", "-1"], "logit_rmse above 0"),
-        (["--data", "rows.npz", "--rank", "first"], "a rank is given as SITE=RANK"),
-        (["--data", "rows.npz", "--rank", "first=x"], "a whole number or none; got 'first=x'"),
-        (["--data", "rows.npz", "--rank", "frist=3"], "frist"),
-        (["--data", "rows.npz", "--rank", "item=99"], "item"),
+        (["--data", "rows.npz", "--ranks", "first"], "a rank is given as SITE=RANK"),
+        (["--data", "rows.npz", "--ranks", "first=x"], "a whole number or none; got 'first=x'"),
+        (["--data", "rows.npz", "--ranks", "frist=3"], "frist"),
+        (["--data", "rows.npz", "--ranks", "item=99"], "item"),
         (["--data", "rows.npz", "--checkpoint", "none.pt", *RANKS], "there is no checkpoint 'none.pt'"),
         (["--data", "rows.npz", "--columns", "item,prize", *RANKS], "no column 'prize'"),
     ],
@@ -260,7 +262,7 @@ def test_a_failed_export_exits_with_1_and_writes_nothing(shop, tmp_path, monkeyp
     def fail(*_, **__):
         raise afm_fx.errors.ExportError("the file disagrees")
 
-    monkeypatch.setattr("afm_fx.compress_job.export_onnx", fail)
+    monkeypatch.setattr("afm_fx.compress_files.export_onnx", fail)
     result = run("compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS)
     assert result.exit_code == 1
     assert "error: the file disagrees" in result.stderr

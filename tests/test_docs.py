@@ -47,7 +47,7 @@ def test_the_quickstart_leaves_what_it_says(quickstart: Path) -> None:
         "compression.html",
     } <= found
     assert {each.name for each in (quickstart / "compressed").iterdir()} == {
-        "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json",
+        "config.json", "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json",
     }  # fmt: skip
 
 

@@ -1,0 +1,185 @@
+"""Compresses a user's model from files to files: what ``afm-fx compress`` does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from afm_fx.aoti_export import AotiReport, export_aoti
+from afm_fx.capture import capture
+from afm_fx.command_options import spelled
+from afm_fx.compress_config import CompressConfig
+from afm_fx.compress_report import compress_page
+from afm_fx.compression import Compressed, compress
+from afm_fx.data_files import open_data
+from afm_fx.file_batches import FileBatches
+from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
+from afm_fx.onnx_export import ExportReport, export_onnx
+from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
+from afm_fx.packing import pack_reported
+from afm_fx.policies import Policy
+from afm_fx.program import Program
+from afm_fx.recovery import recover
+from afm_fx.recovery_report import RecoveryReport
+from afm_fx.reduced_precision import PrecisionReport, reduce_precision
+from afm_fx.report_page import check_report_packages
+from afm_fx.statistics import Statistics
+from afm_fx.typed_inputs import InputKind, split_inputs
+from afm_fx.user_model import build_model
+
+DENSE, LOW_RANK, PLAN, REPORT = "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json"
+PACKAGE, CONFIG = "low_rank.pt2", "config.json"
+OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PACKAGE, PLAN, REPORT, CONFIG)
+"""Every file that a compression may write."""
+
+COMPARED_ROWS = 65_536
+"""Calibration rows on which the error of reduced tables is measured, about."""
+
+
+@dataclass(frozen=True)
+class CompressedFiles:
+    """What a compression did.
+
+    Attributes:
+        compressed: programs, plan and report.
+        exports: of the original and of the low-rank program.
+        buckets: the exports with fixed shapes, None where there are none.
+        precision: what became of the low-rank program's tables, None where they are as they were.
+        package: of the low-rank program compiled with AOTInductor, None where that was not asked for.
+        recovery: how the low-rank program was recovered, None where it was not.
+    """
+
+    compressed: Compressed
+    exports: tuple[ExportReport, ExportReport]
+    buckets: BucketsReport | None = None
+    precision: PrecisionReport | None = None
+    package: AotiReport | None = None
+    recovery: RecoveryReport | None = None
+
+
+def compress_files(config: CompressConfig) -> CompressedFiles:
+    """Writes ``dense.onnx``, ``low_rank.onnx``, ``plan.safetensors``, ``report.json`` and ``config.json``, or nothing.
+
+    Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
+    the calibration rows.
+    With buckets also ``low_rank.batch_<size>.onnx`` and ``low_rank.weights.data``. The report's page is written last.
+
+    Raises:
+        UserError: model, checkpoint, data, policy or output directory are wrong; the message says which and how.
+        ExportError: a program cannot be exported, or the file disagrees with torch.
+    """
+    outputs = outputs_of(config)
+    refuse_existing(config.out, outputs, force=config.force)
+    if config.report is not None:
+        refuse_existing(config.report.parent, [config.report.name], force=config.force)
+        check_report_packages()
+    statistics = None if config.statistics is None else Statistics.load(config.statistics)
+    file = open_data(config.data)
+    model, example_inputs = build_model(config.model, config.checkpoint)
+    program = capture(model, example_inputs)
+    batches = FileBatches(file, program, config.batch_size, _features(config, file.names))
+    evaluation = None if config.evaluation is None else _labelled(config, config.evaluation, program)
+    policy = config.policy(evaluation)
+    recovery = None
+    if config.recover_epochs:
+        compressed, recovery = _recovered(config, policy, batches, statistics)
+    else:
+        compressed = compress(
+            program, batches, policy, basis=config.basis, max_rows=config.max_rows, pack=config.pack,
+            inputs=config.inputs, statistics=statistics,
+        )  # fmt: skip
+    precision = None
+    if config.tables is not None:
+        rows = itertools.islice(batches, max(1, COMPARED_ROWS // config.batch_size))
+        reduced = reduce_precision(compressed.program, config.tables, rows)
+        compressed, precision = replace(compressed, program=reduced.program), reduced.report
+    with staged_outputs(config.out, outputs) as staging:
+        low_rank = compressed.program
+        buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, config.buckets) if config.buckets else None
+        exports = write_outputs(compressed, staging, buckets, precision, recovery)
+        package = export_aoti(low_rank, staging / PACKAGE) if config.aoti else None
+        outcome = CompressedFiles(compressed, exports, buckets, precision, package, recovery)
+        (staging / CONFIG).write_text(json.dumps(spelled(config), indent=2) + "\n", encoding="utf-8")
+        page = None
+        if config.report is not None:
+            files = (staging / DENSE, staging / LOW_RANK, staging / PLAN)
+            page = compress_page(config, outcome, batches, evaluation, files)
+    if config.report is not None and page is not None:
+        write_text(config.report, page, force=config.force)
+    return outcome
+
+
+def outputs_of(config: CompressConfig) -> tuple[str, ...]:
+    """Every file that a compression may write or, where an earlier one with buckets wrote it, replace."""
+    target = config.out / LOW_RANK
+    buckets = [*(bucket_path(target, size) for size in config.buckets), *existing_buckets(target)]
+    return (*OUTPUTS, *dict.fromkeys(path.name for path in (*buckets, weights_path(target))))
+
+
+def _features(config: CompressConfig, names: Iterable[str]) -> Sequence[str] | None:
+    """The columns to feed, None for all; labels are left out, which a model of one tensor would take for features."""
+    if config.columns or not config.labels:
+        return config.columns or None
+    return [name for name in names if name not in config.labels]
+
+
+def _labelled(config: CompressConfig, path: Path, program: Program) -> FileBatches:
+    """The rows to measure quality on; columns that are missing are told before any work."""
+    file = open_data(path)
+    return FileBatches(file, program, config.batch_size, _features(config, file.names), config.labels)
+
+
+def _recovered(
+    config: CompressConfig, policy: Policy, batches: FileBatches, statistics: Statistics | None
+) -> tuple[Compressed, RecoveryReport]:
+    """Compresses, recovers, and only then packs: a packed program has parameters that follow from others."""
+    pairs = replace(batches, labels=config.labels)  # before any work: the columns may be missing
+    compressed = compress(
+        batches.program, batches, policy, basis=config.basis, max_rows=config.max_rows, pack=False,
+        statistics=statistics,
+    )  # fmt: skip
+    recovered = recover(
+        compressed.program, compressed.original, pairs, labels=bool(config.labels), epochs=config.recover_epochs
+    )
+    program = recovered.program
+    if config.pack:
+        packed = pack_reported(program, inputs=config.inputs)
+        return replace(compressed, program=packed.program, packing=packed.report), recovered.report
+    served = split_inputs(program) if config.inputs == InputKind.TYPED else program
+    return replace(compressed, program=served), recovered.report
+
+
+def write_outputs(
+    compressed: Compressed,
+    directory: Path,
+    buckets: BucketsReport | None = None,
+    precision: PrecisionReport | None = None,
+    recovery: RecoveryReport | None = None,
+) -> tuple[ExportReport, ExportReport]:
+    """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
+    dense = export_onnx(compressed.original, directory / DENSE)
+    low_rank = export_onnx(compressed.program, directory / LOW_RANK)
+    compressed.plan.save(directory / PLAN)
+    report: dict[str, Any] = json.loads(compressed.report.to_json())
+    report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
+    report["precision"] = None if precision is None else asdict(precision)
+    report["recovery"] = None if recovery is None else asdict(recovery)
+    report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
+    report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
+    (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return dense, low_rank
+
+
+def _export_entry(export: ExportReport) -> dict[str, Any]:
+    return {
+        "file": export.path.name,
+        "bytes": export.bytes,
+        "parameters": export.parameters,
+        "opset": export.opset,
+        "operators": dict(export.operators),
+        "max_abs_difference": export.max_abs_difference,
+    }
