@@ -1,19 +1,26 @@
-"""Explains a model: every site, every use of it, what the pass would do there, and why. Needs no data."""
+"""Explains a model: every site, every use of it, what the pass would do there, and why. Needs no data.
+
+As JSON an explanation is one document: ``format``, ``version``, and the fields of :class:`Explanation` with those of the
+classes in it, words of enumerations as strings. Within a version keys may be added, and none changes its meaning or
+goes; a reader ignores the keys that it does not know.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_of, chains_table
+from afm_fx.errors import FileFormatError
 from afm_fx.explanation_html import explanation_page
-from afm_fx.explanation_json import explanation_from_json, explanation_to_json
 from afm_fx.flow import FlowNode, flow_of
 from afm_fx.inputs import Inputs
 from afm_fx.output_directory import refuse_existing_file, write_text
@@ -22,6 +29,8 @@ from afm_fx.planned_graph import planned_graph
 from afm_fx.program import Program
 from passes.sink_codes import Analysis, Fate, analyze
 from passes.sites import Site
+
+FORMAT, VERSION = "afm_fx.explanation", 2
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,8 @@ class Explanation:
         print(self)
 
     def to_json(self) -> str:
-        """Everything as a JSON document, see :mod:`afm_fx.explanation_json` for its schema."""
-        return explanation_to_json(self)
+        """Everything as a JSON document, see the module for its schema; the same explanation gives the same text."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **msgspec.to_builtins(self)}, indent=2)
 
     @staticmethod
     def from_json(text: str) -> Explanation:
@@ -79,7 +88,17 @@ class Explanation:
         Raises:
             FileFormatError: the text is damaged, or of another kind or version.
         """
-        return explanation_from_json(text)
+        try:
+            document = json.loads(text)
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
+                raise FileFormatError(f"not an explanation: its format is not '{FORMAT}'")
+            if document.get("version") != VERSION:
+                raise FileFormatError(f"an explanation of version {document.get('version')}; {VERSION} is read here")
+            return msgspec.convert(document, Explanation)
+        except json.JSONDecodeError as error:
+            raise FileFormatError(f"not an explanation: {error}") from error
+        except msgspec.ValidationError as error:
+            raise FileFormatError(f"a damaged explanation: {error}") from error
 
     def save_json(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes :meth:`to_json` to a file.
