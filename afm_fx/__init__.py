@@ -37,7 +37,7 @@ from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.refresh import Refreshed, refresh
 from afm_fx.report import CompressionReport
-from afm_fx.report_facts import Recipe, RecipeFile, ReportFacts
+from afm_fx.report_facts import ReportFacts, ReportFile
 from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
 from afm_fx.sharded_tables import encode_sharded, with_tables
@@ -85,14 +85,13 @@ __all__ = [
     "Program",
     "QualityComparison",
     "QuantizationReport",
-    "Recipe",
-    "RecipeFile",
     "Recovered",
     "RecoveryReport",
     "Reduced",
     "Refit",
     "Refreshed",
     "ReportFacts",
+    "ReportFile",
     "Session",
     "SiteDrift",
     "SitePlan",

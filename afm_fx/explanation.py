@@ -1,7 +1,7 @@
 """Explains a model: every site, every use of it, what the pass would do there, and why. Needs no data.
 
-As JSON an explanation is one document: ``format``, ``version``, and the fields of :class:`Explanation` with those of the
-classes in it, words of enumerations as strings. Within a version keys may be added, and none changes its meaning or
+As JSON an explanation is one document: ``format``, ``version``, and the fields of :class:`Explanation` with those of
+the classes in it, words of enumerations as strings. Within a version keys may be added, and none changes its meaning or
 goes; a reader ignores the keys that it does not know.
 """
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.onnx_export import ExportReport
@@ -13,37 +11,21 @@ from afm_fx.quality_comparison import QualityComparison
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport
 
-_BLOCK = 1 << 20
-
 
 @dataclass(frozen=True)
-class RecipeFile:
+class ReportFile:
     """A file that a compression read or wrote.
 
     Attributes:
         role: what it is, "calibration rows" for example.
-        name: as it was named.
         detail: its size in words.
-        sha256: of its bytes, empty where they were not hashed.
+        sha256: of its bytes, in hexadecimal; empty where they were not hashed.
     """
 
     role: str
     name: str
     detail: str
     sha256: str = ""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a compression is repeated.
-
-    Attributes:
-        command: the command line.
-        files: that it read and wrote.
-    """
-
-    command: str
-    files: tuple[RecipeFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,8 @@ class ReportFacts:
         packing: what packing did.
         precision: what became of the tables.
         recovery: how the model was recovered.
-        recipe: how to repeat it.
+        command: the command line that repeats it.
+        files: that it read and wrote.
     """
 
     timing: BenchmarkResult | None = None
@@ -66,13 +49,5 @@ class ReportFacts:
     packing: PackReport | None = None
     precision: PrecisionReport | None = None
     recovery: RecoveryReport | None = None
-    recipe: Recipe | None = None
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    command: str = ""
+    files: tuple[ReportFile, ...] = ()

@@ -37,9 +37,8 @@ def facts(compressed: afm_fx.Compressed) -> afm_fx.ReportFacts:
         timing=afm_fx.benchmark(programs, inputs, batch_sizes=(1, 8), seconds=0.001, rounds=2),
         quality=afm_fx.compare_quality(compressed.original, compressed.program, [(inputs, labels)]),
         packing=compressed.packing,
-        recipe=afm_fx.Recipe(
-            "afm-fx compress shop:ctr", (afm_fx.RecipeFile("plan", "plan.safetensors", "9 bytes", "ab"),)
-        ),
+        command="afm-fx compress shop:ctr",
+        files=(afm_fx.ReportFile("plan", "plan.safetensors", "9 bytes", "ab"),),
     )
 
 
@@ -113,11 +112,11 @@ def test_names_that_are_markup_are_shown_as_they_are(
         refused=((f"refused {NASTY}", NASTY),),
         background=replace(background, plan=replace(background.plan, sites=sites)),
     )
-    recipe = afm_fx.Recipe(f"command {NASTY}", (afm_fx.RecipeFile(NASTY, f"file {NASTY}", NASTY),))
+    files = (afm_fx.ReportFile(NASTY, f"file {NASTY}", NASTY),)
     nasty.to_html(
         tmp_path / "nasty.html",
         title=NASTY,
-        facts=replace(facts, recipe=recipe, timing=replace(timing, timings=named)),
+        facts=replace(facts, command=f"command {NASTY}", files=files, timing=replace(timing, timings=named)),
     )
     page = Page((tmp_path / "nasty.html").read_text(encoding="utf-8"))
     for plain in ("why", "warned", "refused", "command", "file", "$x$"):
