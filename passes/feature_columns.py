@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -126,20 +127,14 @@ class FeatureColumns:
             return None
         rows = self.batch if isinstance(self.batch, int) else _TRIAL_ROWS
 
-        def trial(leaf: Any) -> Any:
-            if not isinstance(leaf, Node):
-                return leaf
+        def trial(leaf: Node) -> Any:
             if _is_size(leaf):
                 return self._size(value_of(leaf), rows)
             columns: Any = self._columns[leaf]
             several = isinstance(columns, tuple)
             return [_numbered(each, rows) for each in columns] if several else _numbered(columns, rows)
 
-        args, kwargs = pytree.tree_map(trial, (args_of(node), node.kwargs))
-        try:
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, TypeError, IndexError):
-            return None
+        result = run_on_positions(node, trial)
         if isinstance(result, (list, tuple)):
             parts = tuple(_within_rows(each, rows) for each in result)
             return None if any(part is None for part in parts) else parts
@@ -160,6 +155,26 @@ class FeatureColumns:
             return size
         expression = size.node.expr
         return int(expression.subs({self.batch.node.expr: rows}))
+
+
+def run_on_positions(node: Node, positions: Callable[[Node], Any]) -> Any:
+    """What an operator that only moves elements makes of tensors of numbers: where every element goes.
+
+    Args:
+        node: a call of one of :data:`MOVES`.
+        positions: by operand, an integer tensor (a list of tensors for an operand that is several) in which every
+            element has its number, or the number that stands for a size.
+
+    Returns:
+        The moved numbers, a list where the operator has several results; None where it does not take these shapes.
+    """
+    arguments = pytree.tree_map(
+        lambda leaf: positions(leaf) if isinstance(leaf, Node) else leaf, (node.args, node.kwargs)
+    )
+    try:
+        return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+    except (RuntimeError, TypeError, IndexError):
+        return None
 
 
 def _is_size(node: Node) -> bool:

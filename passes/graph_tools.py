@@ -158,7 +158,7 @@ class WeightedCall:
     start: Node | None = None
 
 
-_SOURCE_AND_WEIGHT = {
+_SOURCE_AND_WEIGHT: dict[Any, tuple[int, int]] = {
     aten.linear.default: (0, 1),
     aten.mm.default: (0, 1),
     aten.matmul.default: (0, 1),

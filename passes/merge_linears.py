@@ -21,6 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     WeightedCall,
+    args_of,
     aten,
     call,
     constant_of,
@@ -82,7 +83,7 @@ def _as_linear(module: GraphModule, node: Node) -> Node | None:
         return _merged(module, node, product.source, product.weight, None, product.name)
     if not is_call(node, aten.tensordot.default) or len(node.args) != 4:
         return None
-    source, weight_node, axes, others = node.args
+    source, weight_node, axes, others = args_of(node)
     weight, rank = constant_of(module, weight_node), rank_of(source) or 0
     if weight is None or weight.dim() != 2 or rank < 2 or constant_of(module, source) is not None:
         return None
