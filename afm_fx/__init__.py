@@ -10,6 +10,7 @@ from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
+from afm_fx.change import Change
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled, OnnxFile
 from afm_fx.evidence import Evidence
@@ -32,7 +33,7 @@ from afm_fx.program import Program
 from afm_fx.quality_comparison import QualityComparison, compare_quality
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.recovery import recover
-from afm_fx.recovery_report import Recovered, RecoveryReport
+from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.refresh import Refreshed, refresh
@@ -60,6 +61,7 @@ __all__ = [
     "BucketsReport",
     "Budget",
     "Chain",
+    "Change",
     "CheckReport",
     "Compiled",
     "Compressed",
@@ -85,7 +87,6 @@ __all__ = [
     "Program",
     "QualityComparison",
     "QuantizationReport",
-    "Recovered",
     "RecoveryReport",
     "Reduced",
     "Refit",

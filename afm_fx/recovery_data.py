@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from afm_fx.batches import rows_of
 from afm_fx.errors import BatchError, RecoveryError
 from afm_fx.inputs import Inputs
+from afm_fx.process_groups import Group, rank_and_size
 from afm_fx.program import Program
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -26,41 +27,29 @@ Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
 @dataclass(frozen=True)
 class RecoveryBatch:
-    """One batch.
+    """One batch, or the part of it that one process works on.
 
     Attributes:
         name: what messages call it.
-        position: place in the data, from 0.
-        rows: number of rows.
-        inputs: of the original.
+        inputs: what the teacher takes.
         args: positional inputs of the program that is trained.
         kwargs: keyword inputs of it.
         labels: [rows, columns], numbers from 0 to 1; None without labels.
-        weight: share of the whole batch's rows, where it is one process's part of a batch.
-        whole_rows: rows of the whole batch.
+        rows: its rows; 0 where there were fewer rows than processes, and the one row that is here does not count.
+        share: of the whole batch's rows.
     """
 
     name: str
-    position: int
-    rows: int
     inputs: Inputs
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     labels: Tensor | None
-    weight: float
-    whole_rows: int
+    rows: int
+    share: float = 1.0
 
 
 class RecoveryData:
-    """Training batches, and held-out ones.
-
-    Args:
-        program: what takes the batches.
-        batches: inputs, or pairs of inputs and labels.
-        labels: whether they are pairs.
-        held_out: share of the batches, or batches of their own.
-        seed: of the choice and the order.
-        part: number of this process and how many there are: of every training batch it gets its part of the rows.
+    """Training batches, of which a process sees its part of the rows, and held-out ones.
 
     Raises:
         RecoveryError: the batches cannot be gone through twice, or are too few to hold any out.
@@ -75,27 +64,30 @@ class RecoveryData:
         labels: bool,
         held_out: float | Batches,
         seed: int,
-        part: tuple[int, int] = (0, 1),
+        group: Group | None,
     ) -> None:
-        self._rank, self._world = part
+        self._rank, self._world = rank_and_size(group)
         self._program, self._batches, self._labelled, self._seed = program, batches, labels, seed
         self._count = _count(batches, "batches")
-        self._positions = self._chosen(held_out) if isinstance(held_out, int | float) else frozenset[int]()
+        self._held_out: dict[int, RecoveryBatch] = {}
         if isinstance(held_out, int | float):
-            chosen = (self._bound(one, at) for at, one in enumerate(_iterate(batches)) if at in self._positions)
+            chosen = self._chosen(held_out)
+            places = (place for place in enumerate(_iterate(batches)) if place[0] in chosen)
+            self._held_out = {at: self._checked(given, f"batch {at}") for at, given in places}
+            self.held_out = tuple(self._held_out.values())
         else:
             _count(held_out, "held-out batches")
-            chosen = (self._bound(one, at, "held-out batch") for at, one in enumerate(_iterate(held_out)))
-        self.held_out: tuple[RecoveryBatch, ...] = tuple(chosen)
+            given_apart = enumerate(_iterate(held_out))
+            self.held_out = tuple(self._checked(given, f"held-out batch {at}") for at, given in given_apart)
 
     @property
     def steps(self) -> int:
         """Training batches per epoch."""
-        return self._count - len(self._positions)
+        return self._count - len(self._held_out)
 
     @property
     def keeps_batches(self) -> bool:
-        """Whether a position always holds the same batch, so that what the teacher says about it can be kept."""
+        """Whether a name always means the same batch, so that what the teacher says about it can be kept."""
         return isinstance(self._batches, list | tuple)
 
     def training(self, epoch: int) -> Iterator[RecoveryBatch]:
@@ -106,25 +98,30 @@ class RecoveryData:
             BatchError: a batch does not fit the program.
         """
         if isinstance(self._batches, list | tuple):
-            generator = torch.Generator().manual_seed(seed_of(self._seed, epoch))
-            for position in torch.randperm(self._count, generator=generator).tolist():
-                if position not in self._positions:
-                    yield self._part(self._bound(self._batches[position], position))
+            for at in self._shuffled(epoch):
+                if at not in self._held_out:
+                    yield self._part(self._batches[at], f"batch {at}")
             return
-        kept = {batch.position: batch for batch in self.held_out} if self._positions else {}
         seen = 0
-        for position, given in enumerate(_iterate(self._batches)):
+        for at, given in enumerate(_iterate(self._batches)):
             seen += 1
-            if position not in self._positions:
-                yield self._part(self._bound(given, position))
-            elif not _same(self._bound(given, position), kept[position]):
+            held_out = self._held_out.get(at)
+            if held_out is None:
+                yield self._part(given, f"batch {at}")
+            elif not _same_rows(self._checked(given, held_out.name), held_out):
                 raise RecoveryError(
-                    f"batch {position} is held out, and holds other rows in epoch {epoch} than before: held-out rows "
+                    f"batch {at} is held out, and holds other rows in epoch {epoch} than before: held-out rows "
                     "would be trained on. Give batches in a fixed order (shuffle=False), a list, which is shuffled "
                     "here, or batches of their own as held_out"
                 )
         if seen != self._count:
             raise RecoveryError(f"there were {self._count} batches, in epoch {epoch} there are {seen}")
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        """The positions in an order of the epoch's own: it needs no state to go on from a checkpoint."""
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % (1 << 63))
+        order: list[int] = torch.randperm(self._count, generator=generator).tolist()
+        return order
 
     def _chosen(self, share: float) -> frozenset[int]:
         if self._count < 2:
@@ -132,47 +129,40 @@ class RecoveryData:
                 f"there is {self._count} batch; at least one is held out, so give two or more, or other batches as "
                 "held_out"
             )
-        generator = torch.Generator().manual_seed(seed_of(self._seed, 0))
         size = min(max(1, round(share * self._count)), self._count - 1)
-        return frozenset(torch.randperm(self._count, generator=generator)[:size].tolist())
+        return frozenset(self._shuffled(0)[:size])
 
-    def _bound(self, given: Any, position: int, word: str = "batch") -> RecoveryBatch:
-        name = f"{word} {position}"
+    def _checked(self, given: Any, name: str) -> RecoveryBatch:
         inputs, labels = _pair(given, name) if self._labelled else (given, None)
-        program = self._program
         try:
-            own = program.convert_inputs(inputs) if program.original_inputs is not None else inputs
-            args, kwargs = program.bind(own)
+            args, kwargs = self._bound(inputs)
         except BatchError as error:
-            hint = "" if self._labelled else _hint(given)
+            is_pair = not self._labelled and isinstance(given, tuple | list) and len(given) == 2
+            hint = "; where batches are pairs of inputs and labels, say labels=True" if is_pair else ""
             raise BatchError(f"{name}: {error}{hint}") from error
-        rows = rows_of(program, args, kwargs)
-        checked = None if labels is None else _checked_labels(labels, rows, name)
-        return RecoveryBatch(name, position, rows, inputs, args, kwargs, checked, 1.0, rows)
+        rows = rows_of(self._program, args, kwargs)
+        return RecoveryBatch(name, inputs, args, kwargs, _checked_labels(labels, rows, name), rows)
 
-    def _part(self, batch: RecoveryBatch) -> RecoveryBatch:
-        """This process's rows of a batch; one row that weighs nothing where there are fewer rows than processes."""
+    def _bound(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        program = self._program
+        return program.bind(inputs if program.original_inputs is None else program.convert_inputs(inputs))
+
+    def _part(self, given: Any, name: str) -> RecoveryBatch:
+        """This process's rows of a batch."""
+        batch = self._checked(given, name)
         if self._world == 1:
             return batch
         start, stop = (batch.rows * edge // self._world for edge in (self._rank, self._rank + 1))
-        weight = (stop - start) / batch.rows
-        rows = slice(start, stop) if stop > start else slice(0, 1)
-        leaves, structure = pytree.tree_flatten((batch.args, batch.kwargs))
-        own = [leaf[rows] if each else leaf for leaf, each in zip(leaves, self._program.batched, strict=True)]
-        args, kwargs = pytree.tree_unflatten(own, structure)
-        inputs = pytree.tree_map(lambda leaf: leaf[rows] if _has_rows(leaf, batch.rows) else leaf, batch.inputs)
-        labels = None if batch.labels is None else batch.labels[rows]
-        name, count = f"{batch.name}, rows {start} to {stop}", max(stop - start, 1)
-        return RecoveryBatch(name, batch.position, count, inputs, args, kwargs, labels, weight, batch.rows)
+        rows = slice(start, max(stop, start + 1)) if start < batch.rows else slice(0, 1)
 
+        def cut(leaf: Any) -> Any:
+            has_rows = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch.rows
+            return leaf[rows] if has_rows else leaf
 
-def _has_rows(leaf: Any, rows: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
-
-
-def seed_of(seed: int, epoch: int) -> int:
-    """The seed of one epoch."""
-    return (seed * 1_000_003 + epoch) % (1 << 63)
+        inputs, labels = pytree.tree_map(cut, (batch.inputs, batch.labels))
+        args, kwargs = self._bound(inputs)
+        name = f"{name}, rows {start} to {stop}"
+        return RecoveryBatch(name, inputs, args, kwargs, labels, stop - start, (stop - start) / batch.rows)
 
 
 def _iterate(batches: Batches) -> Iterator[Any]:
@@ -181,18 +171,13 @@ def _iterate(batches: Batches) -> Iterator[Any]:
 
 def _count(batches: Batches, what: str) -> int:
     """The number of batches; goes through them where they do not tell."""
-    if isinstance(batches, Tensor | dict | str):
+    if isinstance(batches, Tensor | dict | str) or not (callable(batches) or isinstance(batches, Iterable)):
         raise RecoveryError(f"{what} must be a list of batches, a DataLoader or the like; got one {_kind(batches)}")
-    if not callable(batches):
-        if not isinstance(batches, Iterable):
-            raise RecoveryError(f"{what} cannot be gone through, they are a {_kind(batches)}")
-        if isinstance(batches, Iterator):
-            raise RecoveryError(
-                f"{what} are gone through once per epoch, a {_kind(batches)} gives them only once; give a list, a "
-                "DataLoader, or a function that returns a new iterator"
-            )
-    elif (first := _iterate(batches)) is _iterate(batches):
-        raise RecoveryError(f"the function that gives {what} returns the same {_kind(first)} twice, not a new one")
+    if (first := _iterate(batches)) is _iterate(batches):
+        raise RecoveryError(
+            f"{what} are gone through once per epoch, and this {_kind(first)} gives them only once; give a list, a "
+            "DataLoader, or a function that returns a new iterator every time"
+        )
     try:
         count = len(batches)  # type: ignore[arg-type]
     except TypeError:
@@ -209,13 +194,10 @@ def _pair(given: Any, name: str) -> tuple[Inputs, Any]:
     return given[0], given[1]
 
 
-def _hint(given: Any) -> str:
-    is_pair = isinstance(given, tuple | list) and len(given) == 2
-    return "; where batches are pairs of inputs and labels, say labels=True" if is_pair else ""
-
-
-def _checked_labels(given: Any, rows: int, name: str) -> Tensor:
+def _checked_labels(given: Any, rows: int, name: str) -> Tensor | None:
     """Labels as [rows, columns] in float32."""
+    if given is None:
+        return None
     try:
         labels = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -234,13 +216,9 @@ def _checked_labels(given: Any, rows: int, name: str) -> Tensor:
     return labels
 
 
-def _same(one: RecoveryBatch, other: RecoveryBatch) -> bool:
-    left, right = (pytree.tree_leaves((each.args, each.kwargs)) for each in (one, other))
-    return len(left) == len(right) and all(map(_equal, left, right))
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else bool(one == other)
+def _same_rows(one: RecoveryBatch, other: RecoveryBatch) -> bool:
+    pairs = zip(*(pytree.tree_leaves((batch.args, batch.kwargs)) for batch in (one, other)), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
 
 
 def _kind(thing: Any) -> str:

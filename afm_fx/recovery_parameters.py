@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from afm_fx.errors import RecoveryError
 from afm_fx.program import Program
-from afm_fx.recovery_settings import Trainable
+from afm_fx.recovery_report import Trainable
 from passes.graph_tools import clone_graph_module, constant_of
 from passes.lookups import BAGS, ROW_LOOKUPS
 
@@ -18,38 +17,35 @@ TRAINED_FORMATS = (torch.float32, torch.float64)
 """Number formats that Adam's small steps survive in."""
 
 
-def choose_parameters(program: Program, teacher: Program, trainable: str | Sequence[str]) -> tuple[str, ...]:
+def choose_parameters(program: Program, teacher: Program, trainable: Trainable) -> tuple[str, ...]:
     """Names of the parameters to train.
 
     The factors are those that the teacher does not have: neither the same tensor nor one of equal numbers under the
     same name. That is what a rewrite made or changed, packed or not.
 
     Raises:
-        RecoveryError: a name that the program does not have, nothing to train, or a number format that is too coarse.
+        RecoveryError: nothing to train, or a number format that is too coarse.
     """
-    named = dict(program.graph_module.named_parameters())
-    if isinstance(trainable, str):
-        chosen = list(named) if trainable == Trainable.ALL else _not_of(named, teacher)
-        chosen = [name for name in chosen if named[name].is_floating_point()]
-    else:
-        chosen = list(dict.fromkeys(trainable))
-        unknown = [name for name in chosen if name not in named]
-        if unknown:
-            raise RecoveryError(
-                f"the program has no parameter '{unknown[0]}'; it has {', '.join(sorted(named)[:8])} ..."
-            )
+    theirs = dict(teacher.graph_module.named_parameters(remove_duplicate=False))
+    shared = {id(parameter) for parameter in theirs.values()}
+    chosen = [
+        (name, parameter)
+        for name, parameter in program.graph_module.named_parameters()
+        if parameter.is_floating_point()
+        and (trainable == "all" or not (id(parameter) in shared or _equal(parameter, theirs.get(name))))
+    ]
     if not chosen:
         raise RecoveryError(
             "there is nothing to train: the program has no parameter that the teacher does not have. Where the whole "
             "model is to be tuned, say trainable='all'"
         )
-    coarse = [name for name in chosen if named[name].dtype not in TRAINED_FORMATS]
-    if coarse:
-        raise RecoveryError(
-            f"parameter '{coarse[0]}' is {named[coarse[0]].dtype}, too coarse to train; recover first, reduce the "
-            "precision afterwards"
-        )
-    return tuple(chosen)
+    for name, parameter in chosen:
+        if parameter.dtype not in TRAINED_FORMATS:
+            raise RecoveryError(
+                f"parameter '{name}' is {parameter.dtype}, too coarse to train; recover first, reduce the "
+                "precision afterwards"
+            )
+    return tuple(name for name, _ in chosen)
 
 
 def with_own_copies(program: Program, names: Sequence[str]) -> tuple[Program, dict[str, nn.Parameter]]:
@@ -70,33 +66,15 @@ def zeros_to_keep(program: Program, parameters: Mapping[str, nn.Parameter]) -> d
     Zeros are how tables say padding: the row of a padding id, of an id outside a packed table, or the columns that fill
     a packed table's narrower rows. In a packed table no operator tells any more which rows those are.
     """
-    tables = _looked_up(program.graph_module)
-    masks = {}
-    for name, parameter in parameters.items():
-        if id(parameter) in tables:
-            free = parameter.detach() != 0
-            if not bool(free.all()):
-                masks[name] = free.to(parameter.dtype)
-    return masks
-
-
-def _looked_up(module: GraphModule) -> set[int]:
-    return {
+    module = program.graph_module
+    tables = {
         id(constant_of(module, node))
         for node in module.graph.nodes
         if node.op == "get_attr" and any(user.target in ROW_LOOKUPS | BAGS for user in node.users)
     }
+    free = {name: each.detach() != 0 for name, each in parameters.items() if id(each) in tables}
+    return {name: mask.to(parameters[name].dtype) for name, mask in free.items() if not bool(mask.all())}
 
 
-def _not_of(named: Mapping[str, nn.Parameter], teacher: Program) -> list[str]:
-    own = dict(teacher.graph_module.named_parameters(remove_duplicate=False))
-    shared = {id(parameter) for parameter in own.values()}
-    return [
-        name
-        for name, parameter in named.items()
-        if id(parameter) not in shared and not (name in own and _equal(parameter, own[name]))
-    ]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)

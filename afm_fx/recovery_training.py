@@ -1,45 +1,60 @@
-"""The training loop of a recovery."""
+"""The training loop of a recovery, in one process or in many that take every step together.
+
+Every process works on its rows of every batch, and its gradient counts by its share of them: the sum over all processes
+is the gradient of the whole batch, so all take the step that one process would. ``DistributedDataParallel`` would give
+every process the same say, whatever its rows, and would leave the others waiting where one fails.
+"""
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from afm_fx.errors import RecoveryError
-from afm_fx.logits import expose_logits
-from afm_fx.process_groups import Group
+from afm_fx.errors import FileFormatError, RecoveryError
+from afm_fx.output_directory import staging_directory
+from afm_fx.process_groups import Group, add_up, agreed, rank_and_size
 from afm_fx.program import Program
 from afm_fx.progress import progress_bar
-from afm_fx.recovery_checkpoint import RecoveryState, load_state, run_identity, save_state
 from afm_fx.recovery_data import RecoveryBatch, RecoveryData
-from afm_fx.recovery_loss import TeacherLogits, check_columns, logits_of, loss_of, measure
+from afm_fx.recovery_loss import LogitsOfBatch, TeacherLogits, error_sums, loss_of
 from afm_fx.recovery_parameters import zeros_to_keep
-from afm_fx.recovery_report import RecoveryEpoch
-from afm_fx.recovery_settings import RecoverySettings
-from afm_fx.shared_steps import SharedSteps
+from afm_fx.recovery_report import RecoveryEpoch, RecoverySettings
 
-ALL_DONE = "all epochs are done"
+
+@dataclass
+class RecoveryState:
+    """A recovery between two epochs.
+
+    Randomness needs no state: the order of an epoch's batches follows from the seed and the epoch's number.
+
+    Attributes:
+        epochs: the epochs so far.
+        values: trained parameters by name, after the last epoch.
+        best: number of the epoch with the smallest held-out error.
+        best_values: the parameters after that.
+        optimizer: the state of Adam.
+    """
+
+    epochs: list[RecoveryEpoch]
+    values: dict[str, Tensor]
+    best: int
+    best_values: dict[str, Tensor]
+    optimizer: dict[str, Any]
 
 
 class RecoveryRun:
-    """One recovery, from the first epoch or from a checkpoint to the last.
-
-    Args:
-        settings: the schedule.
-        data: training and held-out batches.
-        teacher: gives the logits to learn.
-        student: the program to train, in place.
-        parameters: of the student, by name: those to train.
-        checkpoint: where the state is kept, None for nowhere.
-        group: processes that train together, None for this one alone.
-    """
+    """One recovery: trains ``parameters`` of ``student`` in place, from the first epoch or from a checkpoint."""
 
     def __init__(
         self,
@@ -49,169 +64,172 @@ class RecoveryRun:
         student: Program,
         parameters: Mapping[str, nn.Parameter],
         *,
-        checkpoint: str | os.PathLike[str] | None,
-        group: Group | None = None,
+        group: Group | None,
     ) -> None:
-        self.settings, self.data, self.teacher, self.student = settings, data, teacher, student
-        self.parameters = dict(parameters)
-        self.checkpoint = checkpoint
+        self.settings, self.data, self.student, self.parameters = settings, data, student, dict(parameters)
+        self._teacher, self._group = teacher, group
+        self._rank, world = rank_and_size(group)
         self._trained = list({id(each): each for each in parameters.values()}.values())
-        self._shared = SharedSteps(group, self._trained)
         self._masks = zeros_to_keep(student, parameters)
         self._optimizer = torch.optim.Adam(self._trained, lr=settings.learning_rate)
-        self._measured = [(batch, teacher.fresh(batch)) for batch in data.held_out]
-        self._logits = logits_of(expose_logits(student)[0], teacher.probabilities)
+        self._measured = [(batch, teacher(batch)) for batch in data.held_out[self._rank :: world]]
+        self._logits = teacher.same_of(student)
 
-    def train(self, given: Program) -> tuple[RecoveryState, str]:
-        """Trains to the end.
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share to train together, or for one to go on where the other was interrupted."""
+        digest = hashlib.sha256()
+        for name, tensor in self.parameters.items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return {
+            **asdict(self.settings),
+            "parameters": digest.hexdigest(),
+            "training batches": self.data.steps,
+            "held-out rows": sum(batch.rows for batch in self.data.held_out),
+        }
+
+    def train(self, given: Program, checkpoint: str | os.PathLike[str] | None) -> RecoveryState:
+        """Trains to the end, and leaves the parameters as they were after the best epoch.
 
         Args:
             given: what epoch 0 is: the program before training and before an activation was put into it.
-
-        Returns:
-            The last state, and why training ended.
+            checkpoint: file of the state, written by the first process after every epoch.
 
         Raises:
             RecoveryError: a loss or an output is NaN or infinite, or the checkpoint is of another run.
         """
         identity = self.identity()
-        kept = self.checkpoint
-        state = None if kept is None else self._shared.told_by_first(lambda: load_state(kept, identity))
+        state: RecoveryState | None = self._by_first(lambda: _load(checkpoint, identity))
         if state is None:
-            state = self._start(given)
-        else:
-            self._take_up(state)
+            epoch = self._measure(0, None, self._teacher.same_of(given), time.perf_counter())
+            state = RecoveryState([epoch], self._values(), 0, self._values(), self._optimizer.state_dict())
+        self._set_values(state.values)
+        self._optimizer.load_state_dict(state.optimizer)
+        first = state.epochs[-1].number + 1
         with progress_bar() as bar:
-            total = self.settings.epochs * self.data.steps
-            task = bar.add_task("recovering", total=total, completed=state.epochs[-1].number * self.data.steps)
-            while (why := self._finished(state)) is None:
-                state = self._next(state, lambda: bar.advance(task))
-                last = state.epochs[-1]
-                bar.update(task, description=f"recovering: epoch {last.number}, held-out error {last.decisive:.5f}")
-                if kept is not None:
-                    self._shared.told_by_first(functools.partial(save_state, kept, state, identity))
-        return state, why
+            task = bar.add_task("recovering", total=self.settings.epochs * self.data.steps)
+            bar.advance(task, (first - 1) * self.data.steps)
+            for number in range(first, self.settings.epochs + 1):
+                start = time.perf_counter()
+                loss = self._epoch(number, lambda: bar.advance(task))
+                state.epochs.append(self._measure(number, loss, self._logits, start))
+                state.values, state.optimizer = self._values(), self._optimizer.state_dict()
+                if state.epochs[number].decisive < state.epochs[state.best].decisive:
+                    state.best, state.best_values = number, state.values
+                self._by_first(lambda: _save(checkpoint, state, identity))
+        self._set_values(state.best_values)
+        return state
 
-    def identity(self) -> dict[str, Any]:
-        """What runs must have in common, to go on with one another or to train together."""
-        rows = sum(batch.rows for batch in self.data.held_out)
-        return run_identity(self.settings, self.parameters, self.data.steps, rows)
-
-    def _start(self, given: Program) -> RecoveryState:
-        start = time.perf_counter()
-        error = measure(logits_of(expose_logits(given)[0], self.teacher.probabilities), self._measured, self._shared)
-        epoch = RecoveryEpoch(0, None, error.logit_rmse, error.log_loss, time.perf_counter() - start)
-        return RecoveryState((epoch,), 0, self._values(), self._values(), {}, 0)
-
-    def _finished(self, state: RecoveryState) -> str | None:
-        """Why training ends here, None where it goes on."""
-        last, patience = state.epochs[-1].number, self.settings.patience
-        if last >= self.settings.epochs:
-            return ALL_DONE
-        if patience is not None and last - state.best >= patience:
-            return f"stopped early, no smaller error for {last - state.best} epochs"
-        return None
-
-    def _next(self, state: RecoveryState, advance: Callable[[], None]) -> RecoveryState:
-        """The state after one more epoch."""
-        start = time.perf_counter()
-        number = state.epochs[-1].number + 1
-        loss, steps = self._epoch(number, state.steps, advance)
-        error = measure(self._logits, self._measured, self._shared)
-        epoch = RecoveryEpoch(number, loss, error.logit_rmse, error.log_loss, time.perf_counter() - start)
-        better = epoch.decisive < state.epochs[state.best].decisive
-        return RecoveryState(
-            epochs=(*state.epochs, epoch),
-            best=number if better else state.best,
-            current=self._values(),
-            best_values=self._values() if better else state.best_values,
-            moments=self._moments(),
-            steps=steps,
-        )
-
-    def _epoch(self, number: int, steps: int, advance: Callable[[], None]) -> tuple[float, int]:
-        """Trains one epoch; its mean loss, and the steps so far."""
-        total, rows = 0.0, 0
-        batches, seen = self.data.training(number), _Seen()
-        for _ in range(self.data.steps):
-            self._set_learning_rate(steps)
-            loss = self._shared.step(functools.partial(self._gradients, batches, seen, number, steps))
+    def _epoch(self, number: int, advance: Callable[[], None]) -> float:
+        """Trains one epoch; its mean loss."""
+        total = rows = 0.0
+        batches = self.data.training(number)
+        for step in range((number - 1) * self.data.steps, number * self.data.steps):
+            # Half a cosine, from the full rate at the first step of all to zero after the last.
+            share = step / (self.settings.epochs * self.data.steps)
+            self._optimizer.param_groups[0]["lr"] = self.settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+            loss, size = self._sum(partial(self._gradients, batches, f"epoch {number}", step + 1), 2)
+            if self._group is not None:
+                for parameter in self._trained:
+                    if parameter.grad is not None:
+                        parameter.grad.copy_(add_up(parameter.grad, self._group))
             self._optimizer.step()
-            total, rows, steps = total + loss * seen.rows, rows + seen.rows, steps + 1
+            total, rows = total + loss * size, rows + size
             advance()
-        self._shared.numbers(functools.partial(_check_end, batches), 1)
-        return total / rows, steps
+        self._sum(lambda: tuple(batches), 0)  # goes past the last batch, where data that changed say so
+        return total / rows
 
-    def _gradients(self, batches: Iterator[RecoveryBatch], seen: _Seen, epoch: int, steps: int) -> float:
-        """The next batch's loss and, in the parameters, its gradients: by the part of its rows that are here."""
-        batch = next(batches, None)
-        if batch is None:
-            raise RecoveryError(f"there are fewer batches in epoch {epoch} than before")
-        seen.rows = batch.whole_rows
-        loss = self._loss(batch)
-        if not math.isfinite(loss):
+    def _gradients(self, batches: Iterator[RecoveryBatch], epoch: str, step: int) -> tuple[float, float]:
+        """This process's part of the next batch's loss, with the gradients of that, and its rows."""
+        batch = next(batches)
+        target = self._teacher(batch)  # first: it explains ids outside their tables
+        loss = loss_of(self._logits(batch), target, batch, self.settings.label_weight or 0.0) * batch.share
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise RecoveryError(
-                f"the loss is {loss} in epoch {epoch}, {batch.name} (step {steps + 1}): take a smaller "
-                f"learning_rate than {self.settings.learning_rate:g}, or look for numbers in that batch that are "
-                "far from the others"
+                f"the loss is {value} in {epoch}, {batch.name} (step {step}): take a smaller learning_rate than "
+                f"{self.settings.learning_rate:g}, or look for numbers in that batch that are far from the others"
             )
-        return loss
-
-    def _loss(self, batch: RecoveryBatch) -> float:
-        target = self.teacher.of(batch)  # first: it explains ids outside their tables
-        logits = self._logits(batch)
-        check_columns(logits, target, batch)
-        loss = loss_of(logits, target, batch.labels, self.settings.label_weight or 0.0) * batch.weight
         self._optimizer.zero_grad()
         torch.autograd.backward(loss, inputs=self._trained)
         for name, mask in self._masks.items():
             gradient = self.parameters[name].grad
             if gradient is not None:
                 gradient.mul_(mask)
-        return float(loss.detach())
+        return value, batch.rows
 
-    def _set_learning_rate(self, step: int) -> None:
-        """Half a cosine from the full rate at step 0 to zero at the last."""
-        share = step / (self.settings.epochs * self.data.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+    def _measure(self, number: int, loss: float | None, logits: LogitsOfBatch, start: float) -> RecoveryEpoch:
+        squares, entropy, count = self._sum(lambda: error_sums(logits, self._measured), 3)
+        log_loss = None if self.settings.label_weight is None else entropy / count
+        return RecoveryEpoch(number, loss, math.sqrt(squares / count), log_loss, time.perf_counter() - start)
+
+    def _sum(self, compute: Callable[[], Sequence[Any]], count: int) -> list[float]:
+        """The sums over all processes of some numbers. Where computing them fails in one, all raise.
+
+        Raises:
+            Exception: what the function raised.
+            OtherProcessError: another process failed or died.
+        """
+        failure, part = None, torch.zeros(1 + count, dtype=torch.float64)
+        try:
+            part[1:] = torch.tensor(compute(), dtype=torch.float64)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
+            failure, part[0] = error, 1
+        total = part if self._group is None else add_up(part, self._group)
+        if total[0] > 0:
+            agreed(self._group, failure)
+        sums: list[float] = total[1:].tolist()
+        return sums
+
+    def _by_first(self, compute: Callable[[], Any]) -> Any:
+        """What the first process computes; all raise where that fails."""
+        failure = told = None
+        try:
+            told = compute() if self._rank == 0 else None
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
+            failure = error
+        return agreed(self._group, failure, told)[0]
 
     def _values(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def _moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        states: Mapping[Any, dict[str, Tensor]] = self._optimizer.state
-        return {
-            name: (states[each]["exp_avg"].clone(), states[each]["exp_avg_sq"].clone())
-            for name, each in self.parameters.items()
-        }
-
-    def _take_up(self, state: RecoveryState) -> None:
-        """Goes on from a checkpoint."""
-        set_values(self.parameters, state.current)
-        for name, (mean, square) in state.moments.items():
-            self._optimizer.state[self.parameters[name]] = {
-                "step": torch.tensor(float(state.steps)),
-                "exp_avg": mean.to(self.parameters[name].device),
-                "exp_avg_sq": square.to(self.parameters[name].device),
-            }
+    def _set_values(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(values[name])
 
 
-class _Seen:
-    """How many rows the batch of a step has, in all processes together."""
-
-    rows = 0
-
-
-def _check_end(batches: Iterator[RecoveryBatch]) -> tuple[float]:
-    """Goes past the last batch: data that have more batches than before say so there."""
-    for _ in batches:
-        pass
-    return (0.0,)
+def _save(path: str | os.PathLike[str] | None, state: RecoveryState, identity: dict[str, Any]) -> None:
+    """Writes a state; the one before is replaced whole."""
+    if path is None:
+        return
+    target = Path(path)
+    document = {**vars(state), "epochs": [asdict(epoch) for epoch in state.epochs], "identity": identity}
+    with staging_directory(target) as directory:
+        torch.save(document, directory / target.name)
+        (directory / target.name).replace(target)
 
 
-def set_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Gives parameters other numbers, in place."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
+def _load(path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> RecoveryState | None:
+    """Reads a state, None where there is no such file yet.
+
+    Raises:
+        FileFormatError: the file is damaged, or something else than a recovery.
+        RecoveryError: it belongs to a run with other settings, parameters or data.
+    """
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = document.pop("identity")
+        epochs = [RecoveryEpoch(**epoch) for epoch in document.pop("epochs")]
+        state = RecoveryState(epochs=epochs, **document)
+        differing = sorted(name for name, value in identity.items() if theirs.get(name) != value)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"'{path}' is damaged, or no checkpoint of a recovery: {error}") from error
+    if differing:
+        raise RecoveryError(
+            f"checkpoint '{path}' is of another run, which differs in {', '.join(differing)}; name another checkpoint, "
+            "or remove this one to start over"
+        )
+    return state

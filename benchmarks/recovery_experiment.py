@@ -159,7 +159,7 @@ def _file_of(program: afm_fx.Program, options: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for parameter in program.parameters():
         digest.update(parameter.detach().numpy().tobytes())
-    return f"recovery-{digest.hexdigest()[:16]}.safetensors"
+    return f"recovery-{digest.hexdigest()[:16]}.pt"
 
 
 def batches_of(rows: Rows, size: int, *, labels: bool) -> list[Any]:

@@ -154,7 +154,7 @@ def low_rank() -> afm_fx.Program:
     return afm_fx.apply_plan(program(), afm_fx.make_plan(program(), statistics, afm_fx.Fixed(linear=4), basis="afm"))
 
 
-def recovered(**options: Any) -> afm_fx.Recovered:
+def recovered(**options: Any) -> afm_fx.Change[afm_fx.RecoveryReport]:
     """Few batches, the last of 2 rows, so that three processes have one without rows."""
     batches, held_out = tensors(0, 20 * 24 + 2, 24), tensors(500, 900, 50)
     return afm_fx.recover(
@@ -165,8 +165,8 @@ def recovered(**options: Any) -> afm_fx.Recovered:
 def recovering(folder: Path) -> None:
     """Recovery together, and recovery that fails in one process in the middle of an epoch."""
     rank, group = dist.get_rank(), dist.group.WORLD
-    found = recovered(group=group, checkpoint=folder / "recovery.safetensors")
-    again = recovered(group=group, checkpoint=folder / "recovery.safetensors")  # all epochs are on disk
+    found = recovered(group=group, checkpoint=folder / "recovery.pt")
+    again = recovered(group=group, checkpoint=folder / "recovery.pt")  # all epochs are on disk
     state = {name: value.clone() for name, value in found.program.graph_module.state_dict().items()}
     assert all(torch.equal(value, again.program.graph_module.state_dict()[name]) for name, value in state.items())
     torch.save([state, [epoch.logit_rmse for epoch in found.report.epochs]], folder / f"recovered-{rank}.pt")

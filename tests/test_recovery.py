@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Case:
         logits = [columns_of(self.teacher.run(batch))[:, 0] for batch in self.batches]
         return [(batch, (each > torch.rand(ROWS)).float()) for batch, each in zip(self.batches, logits, strict=True)]
 
-    def recover(self, **options: Any) -> afm_fx.Recovered:
+    def recover(self, **options: Any) -> afm_fx.Change[afm_fx.RecoveryReport]:
         """Recovers on the batches."""
         return afm_fx.recover(self.low_rank, self.teacher, self.batches, **{"epochs": 3, "seed": 5, **options})
 
@@ -86,7 +86,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def changed(case: Case, recovered: afm_fx.Recovered) -> set[str]:
+def changed(case: Case, recovered: afm_fx.Change[afm_fx.RecoveryReport]) -> set[str]:
     before, after = values(case.low_rank), values(recovered.program)
     return {name for name in before if not torch.equal(before[name], after[name])}
 
@@ -127,7 +127,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tower: Case) 
 
 def test_an_interrupted_recovery_goes_on_to_the_same_bits(tower: Case, tmp_path: Path) -> None:
     whole = tower.recover(epochs=4)
-    path, passes = tmp_path / "run" / "recovery.safetensors", 0
+    path, passes = tmp_path / "run" / "recovery.pt", 0
 
     class Interrupted(list[Any]):
         def __getitem__(self, place: Any) -> Any:
@@ -147,7 +147,7 @@ def test_an_interrupted_recovery_goes_on_to_the_same_bits(tower: Case, tmp_path:
 
 
 def test_a_checkpoint_of_another_run_or_of_no_run_is_refused(tower: Case, tmp_path: Path) -> None:
-    path = tmp_path / "recovery.safetensors"
+    path = tmp_path / "recovery.pt"
     tower.recover(epochs=1, checkpoint=path)
     with pytest.raises(RecoveryError, match="another run, which differs in learning_rate, seed"):
         tower.recover(epochs=1, learning_rate=1e-5, seed=6, checkpoint=path)
@@ -166,12 +166,8 @@ def test_factors_are_trained_and_what_the_rewrite_left_is_shared(tower: Case) ->
     assert recovered.report.parameters_trained == recovered.report.parameters - 13
 
 
-def test_only_the_named_parameters_are_trained(tower: Case) -> None:
-    named = ["first.decoder.bias", "last.weight"]
-    assert changed(tower, tower.recover(epochs=1, trainable=named)) == set(named)
+def test_all_parameters_are_trained_where_that_is_asked_for(tower: Case) -> None:
     assert changed(tower, tower.recover(epochs=1, trainable="all")) == set(values(tower.low_rank))
-    with pytest.raises(RecoveryError, match=r"no parameter 'first\.weight'"):
-        tower.recover(trainable=["first.weight"])
     with pytest.raises(RecoveryError, match=r"nothing to train.*trainable='all'"):
         afm_fx.recover(tower.teacher, tower.teacher, tower.batches)
 
@@ -268,12 +264,6 @@ def test_the_authors_activation_needs_factored_linears_and_data(tower: Case) -> 
         afm_fx.recover(tower.teacher, tower.teacher, tower.batches, trainable="all", activation="relu")
 
 
-def test_early_stopping_waits_so_many_epochs(tower: Case) -> None:
-    report = tower.recover(epochs=9, learning_rate=1.0, patience=2).report
-    assert [epoch.number for epoch in report.epochs] == [0, 1, 2]
-    assert report.stopped == "stopped early, no smaller error for 2 epochs"
-
-
 def test_a_loader_in_a_fixed_order_is_taken_and_one_that_shuffles_is_refused(tower: Case) -> None:
     rows = TensorDataset(*(torch.cat(column) for column in zip(*tower.batches, strict=True)))
     fixed = afm_fx.recover(tower.low_rank, tower.teacher, DataLoader(rows, ROWS), epochs=2)
@@ -290,10 +280,10 @@ def test_a_function_that_starts_over_is_taken_and_a_generator_is_refused(tower: 
         yield from tower.batches
 
     assert afm_fx.recover(tower.low_rank, tower.teacher, batches, epochs=1).report.best == 1
-    with pytest.raises(RecoveryError, match="a generator gives them only once; give a list"):
+    with pytest.raises(RecoveryError, match="this generator gives them only once; give a list"):
         afm_fx.recover(tower.low_rank, tower.teacher, batches(), epochs=2)
     used = batches()
-    with pytest.raises(RecoveryError, match="returns the same generator twice"):
+    with pytest.raises(RecoveryError, match="this generator gives them only once"):
         afm_fx.recover(tower.low_rank, tower.teacher, lambda: used, epochs=2)
 
 
@@ -301,7 +291,7 @@ def test_batches_that_are_none_are_refused(tower: Case) -> None:
     low_rank, teacher, batches = tower.low_rank, tower.teacher, tower.batches
     for given, message in (
         (batches[0][0], "got one Tensor"),
-        (7, "cannot be gone through"),
+        (7, "got one int"),
         (batches[:1], "there is 1 batch; at least one is held out"),
     ):
         with pytest.raises(RecoveryError, match=message):
@@ -335,9 +325,8 @@ def test_batches_without_labels_are_told_where_labels_are_said(tower: Case) -> N
     [
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"trainable": "tables"}, "'factors', 'all' or a list"),
+        ({"trainable": "tables"}, "'factors' or 'all'"),
         ({"held_out": 1.0}, "share of the batches between 0 and 1"),
-        ({"patience": 0}, "patience must be at least 1"),
         ({"activation": "gelu"}, "'relu' or None"),
     ],
 )
@@ -371,11 +360,10 @@ def test_tables_in_fewer_bits_are_recovered_before(tower: Case) -> None:
 
 def test_the_report_says_what_was_trained_and_how(tower: Case) -> None:
     report = tower.recover(epochs=2).report
-    document = json.loads(report.to_json())
+    document = json.loads(json.dumps(asdict(report)))
     assert document["settings"]["learning_rate"] == report.settings.learning_rate
     assert [epoch["logit_rmse"] for epoch in document["epochs"]] == [epoch.logit_rmse for epoch in report.epochs]
     assert f"{report.parameters_trained:,} of {report.parameters:,} parameters trained" in report.table()
-    assert "all epochs are done" in report.table()
 
 
 def test_a_module_may_be_the_teacher() -> None:
