@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -65,4 +66,5 @@ def joined_group(device: torch.device) -> Iterator[Group | None]:
     try:
         yield dist.group.WORLD
     finally:
+        gc.collect()  # errors that were caught hold frames, and these the group, whose threads must not outlive Python
         dist.destroy_process_group()
