@@ -37,8 +37,7 @@ from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.refresh import Refreshed, refresh
-from afm_fx.report import CompressionReport
-from afm_fx.report_facts import ReportFacts, ReportFile
+from afm_fx.report import CompressionReport, ReportFacts, ReportFile
 from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
 from afm_fx.sharded_tables import encode_sharded, with_tables

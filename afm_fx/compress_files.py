@@ -16,6 +16,7 @@ from afm_fx.compress_config import CompressConfig
 from afm_fx.compress_report import compress_page
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
+from afm_fx.extras import check_report_packages
 from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
 from afm_fx.onnx_export import ExportReport, export_onnx
@@ -26,7 +27,6 @@ from afm_fx.program import Program
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
-from afm_fx.report_page import check_report_packages
 from afm_fx.statistics import Statistics
 from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model

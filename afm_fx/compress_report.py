@@ -14,7 +14,7 @@ from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.command_options import command_line
 from afm_fx.file_batches import FileBatches
 from afm_fx.quality_comparison import compare_quality
-from afm_fx.report_facts import ReportFacts, ReportFile
+from afm_fx.report import ReportFacts, ReportFile
 from afm_fx.report_page import report_page
 
 if TYPE_CHECKING:

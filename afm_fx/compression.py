@@ -23,7 +23,7 @@ from afm_fx.planned_graph import Change, planned_graph
 from afm_fx.planning import MEASURED_ROWS, make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
-from afm_fx.report import CompressionReport, report_of
+from afm_fx.report import CompressionReport
 from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
@@ -104,7 +104,7 @@ def compress(
     else:
         plan = _planned_from(program, batches, policy, statistics, basis=basis)
     low_rank = apply_plan(program, plan)
-    report = report_of(program, low_rank, plan, statistics)
+    report = CompressionReport(program, statistics, plan, low_rank.parameter_count(), low_rank.state_bytes())
     if not pack:
         served = split_inputs(low_rank) if inputs == InputKind.TYPED else low_rank
         return Compressed(program, served, statistics, plan, report)

@@ -20,10 +20,10 @@ from torch.fx import GraphModule
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_of, chains_table
 from afm_fx.errors import FileFormatError
-from afm_fx.explanation_html import explanation_page
 from afm_fx.flow import FlowNode, flow_of
 from afm_fx.inputs import Inputs
 from afm_fx.output_directory import refuse_existing_file, write_text
+from afm_fx.pages import render_page
 from afm_fx.plan import Plan
 from afm_fx.planned_graph import planned_graph
 from afm_fx.program import Program
@@ -125,7 +125,7 @@ class Explanation:
             MissingPackageError: the extra ``report`` is not installed.
         """
         refuse_existing_file(Path(path), force=force)
-        write_text(Path(path), explanation_page(self, title), force=force)
+        write_text(Path(path), render_page("explanation.html", self, title=title), force=force)
 
 
 def explain(model: nn.Module | ExportedProgram | Program, example_inputs: Inputs | None = None) -> Explanation:

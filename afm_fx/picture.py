@@ -1,4 +1,4 @@
-"""What to draw of a flow: boxes and arrows, few enough to read, and a word on what was folded.
+"""What to draw of an explanation: boxes and arrows, few enough to read, and a word on what was folded.
 
 Operators that only move codes about are folded into the arrows, unless they join codes. Boxes that have equal contents,
 equal predecessors and equal successors are drawn as one (26 tables that go the same way are one box): the coarsest
@@ -8,23 +8,22 @@ that does, sites of one kind and operators of one kind with one verdict are draw
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from afm_fx.chains import SiteGroup
-from afm_fx.flow import FlowNode
+from afm_fx.chains import groups_of
+from afm_fx.flow import FlowEdge, FlowNode
 from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
 
+if TYPE_CHECKING:
+    from afm_fx.explanation import Explanation
+
 MOST_BOXES = 120
 """A picture of more boxes is folded further."""
-
-
-_MERGED_ANYWHERE = (
-    "The graph is large: sites of one kind, and operators of one kind with one verdict, are drawn as one box."
-)
 
 _SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_norm": "layer_norm"}
 """What users call the operators that torch has long names for."""
@@ -41,7 +40,7 @@ class Role(StrEnum):
 
 
 class Form(StrEnum):
-    """What goes along an arrow."""
+    """What goes along an arrow: codes, restored features, or whatever else the model made of features."""
 
     CODES = "codes"
     FEATURES = "features"
@@ -54,19 +53,18 @@ class Box:
 
     Attributes:
         key: its name within the picture.
-        role: what it stands for.
         fate: what becomes of the codes that reach it; refused for a site that is left alone.
         flow: the operators in it, in graph order; for a restore, those whose results it decodes.
-        sites: the sites whose features it makes, each once.
-        uses: for a restore, how many operators it decodes for.
+        sites: the sites whose features it makes, without repeats.
+        uses: how many operators read one of its results.
     """
 
     key: str
     role: Role
     fate: Fate | None
     flow: tuple[FlowNode, ...]
-    sites: tuple[Site, ...] = ()
-    uses: int = 0
+    sites: tuple[Site, ...]
+    uses: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ class Arrow:
     Attributes:
         source: key of a box.
         target: key of a box.
-        form: codes, restored features, or whatever else the model made of features.
         between: operators on the (shortest) way that are not drawn because features do not flow through them.
     """
 
@@ -88,211 +85,170 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Picture:
-    """Boxes, arrows, and what is not drawn.
-
-    Attributes:
-        boxes: in graph order.
-        arrows: in the order of their targets.
-        folded: one sentence for each way of folding that was used.
-    """
+    """Boxes in graph order, arrows in the order of their targets, and a sentence for whatever is not drawn."""
 
     boxes: tuple[Box, ...]
     arrows: tuple[Arrow, ...]
     folded: tuple[str, ...]
 
+    def keys_of_sites(self, sites: Collection[Site]) -> str:
+        """The boxes that show some sites, with spaces between."""
+        return " ".join(box.key for box in self.boxes if not set(sites).isdisjoint(box.sites))
 
-@dataclass
-class _Vertex:
-    """A box before boxes are drawn as one: a flow node, or the restore of one's result."""
-
-    flow: FlowNode
-    restores: bool = False
-    inputs: list[tuple[str, Form, int]] = field(default_factory=list)
+    def keys_of_nodes(self, names: Collection[str]) -> str:
+        """The boxes that show some nodes of the graph, with spaces between."""
+        return " ".join(box.key for box in self.boxes if any(node.name in names for node in box.flow))
 
 
-def picture_of(
-    flow: Sequence[FlowNode], sites: Sequence[Site], groups: Sequence[SiteGroup], *, most_boxes: int = MOST_BOXES
-) -> Picture:
-    """The picture of a flow.
-
-    Args:
-        flow: the operators that features flow through.
-        sites: the sites among them.
-        groups: the sites by their uses; only sites of one group may share a box.
-        most_boxes: fold further where there would be more.
-    """
-    by_name = {site.name: site for site in sites}
-    group_of = {site.name: position for position, group in enumerate(groups) for site in group.sites}
-    whole = _with_restores(flow)
-    contents = {name: _contents(vertex, by_name, group_of) for name, vertex in whole.items()}
-    drawn: dict[str, list[tuple[str, Form, int]]] = {}
-    for shown in (_shows_joins, _shows_ends):
-        drawn = _contract(whole, shown)
-        classes = _refine(drawn, contents, most_boxes)
+def picture_of(explanation: Explanation, *, most_boxes: int = MOST_BOXES) -> Picture:
+    """The picture of an explanation's flow; more boxes than ``most_boxes`` are folded further."""
+    sites = {site.name: site for site in explanation.sites}
+    group_of = {site.name: place for place, group in enumerate(groups_of(explanation.chains)) for site in group.sites}
+    whole = _with_restores(explanation.flow)
+    for ends_only in (False, True):
+        drawn = _contract(whole, ends_only=ends_only)
+        classes = _refine(drawn, {name: _contents(node, sites, group_of) for name, node in drawn.items()}, most_boxes)
         if classes is not None:
-            return _picture(whole, drawn, classes, by_name, [_fold_note(whole, drawn)])
-    classes = dict(zip(drawn, _numbered(_kind(whole[name], by_name) for name in drawn), strict=True))
-    return _picture(whole, drawn, classes, by_name, [_fold_note(whole, drawn), _MERGED_ANYWHERE])
+            count = len(set(classes.values()))
+            note = f"Boxes that go the same way are drawn as one: {len(drawn):,} as {count:,}."
+            notes = [note] if count < len(drawn) else []
+            break
+    else:
+        classes = _numbered({name: _kind(node, sites) for name, node in drawn.items()})
+        notes = ["The graph is large: sites of one kind, and operators of one kind with one verdict, are one box."]
+    hidden = [node for name, node in whole.items() if name not in drawn]
+    outside = explanation.operators - sum(node.operator != "output" for node in explanation.flow)
+    if outside:
+        notes.append(f"{outside:,} of the graph's operators have nothing to do with features of a site.")
+    return Picture(*_boxes_and_arrows(drawn, classes, sites), (*_hidden_note(hidden), *notes))
 
 
-def _with_restores(flow: Sequence[FlowNode]) -> dict[str, _Vertex]:
-    """The flow with a vertex of its own for every result that is decoded."""
-    vertices: dict[str, _Vertex] = {}
+def _with_restores(flow: Sequence[FlowNode]) -> dict[str, FlowNode]:
+    """The flow with a node of its own for every result that is decoded."""
+    nodes: dict[str, FlowNode] = {}
     for node in flow:
-        vertex = _Vertex(node)
+        inputs = []
         for edge in node.inputs:
-            origin = edge.source
-            if edge.codes and node.fate is Fate.RESTORED:
-                origin = f"{edge.source}/restored"
-                if origin not in vertices:
-                    made = vertices[edge.source].flow
-                    vertices[origin] = _Vertex(made, restores=True, inputs=[(edge.source, Form.CODES, 0)])
-                vertex.inputs.append((origin, Form.FEATURES, 0))
-            else:
-                vertex.inputs.append((origin, Form.CODES if edge.codes else Form.REST, edge.between))
-        vertices[node.name] = vertex
-    return vertices
+            name = edge.source
+            if not edge.codes or node.fate is not Fate.RESTORED:
+                inputs.append(edge)
+                continue
+            restored = f"{name}/restored"
+            if restored not in nodes:
+                nodes[restored] = replace(
+                    nodes[name],
+                    name=restored,
+                    operator=Role.RESTORE,
+                    source="",
+                    site=None,
+                    fate=Fate.RESTORED,
+                    reason="",
+                    inputs=(FlowEdge(name, codes=True),),
+                )
+            inputs.append(FlowEdge(restored, codes=False))
+        nodes[node.name] = replace(node, inputs=tuple(inputs))
+    return nodes
 
 
-def _shows_ends(vertex: _Vertex, _inputs: Iterable[object]) -> bool:
-    """Sites, restores, the ends of codes, and the output."""
-    flow = vertex.flow
-    ends = flow.fate in (Fate.ABSORBED, Fate.RESTORED)
-    return vertex.restores or flow.site is not None or ends or flow.operator == "output"
+def _contract(whole: Mapping[str, FlowNode], *, ends_only: bool) -> dict[str, FlowNode]:
+    """The nodes that are drawn, with their nearest drawn inputs; what is not drawn passes codes on.
 
-
-def _shows_joins(vertex: _Vertex, inputs: Iterable[object]) -> bool:
-    """Everything that is more than a move, and moves that join what comes from several boxes."""
-    return _shows_ends(vertex, inputs) or vertex.flow.fate is not None or len(set(inputs)) > 1
-
-
-def _contract(
-    whole: Mapping[str, _Vertex], shown: Callable[[_Vertex, Iterable[object]], bool]
-) -> dict[str, list[tuple[str, Form, int]]]:
-    """The vertices that are drawn, each with its nearest drawn inputs; what is not drawn passes codes on."""
-    drawn: dict[str, list[tuple[str, Form, int]]] = {}
-    nearest: dict[str, list[str]] = {}
-    for name, vertex in whole.items():
-        inputs = list(
-            dict.fromkeys((up, form, between) for source, form, between in vertex.inputs for up in nearest[source])
-        )
-        if shown(vertex, (up for up, _, _ in inputs)):
-            drawn[name], nearest[name] = inputs, [name]
+    Drawn are sites, restores, the ends of codes and the output; unless ``ends_only`` also everything that is more than
+    a move, and moves that join what comes from several nodes.
+    """
+    drawn: dict[str, FlowNode] = {}
+    nearest: dict[str, tuple[str, ...]] = {}
+    for name, node in whole.items():
+        edges = dict.fromkeys(replace(edge, source=source) for edge in node.inputs for source in nearest[edge.source])
+        sources = tuple(dict.fromkeys(edge.source for edge in edges))
+        is_end = node.site is not None or node.fate in (Fate.ABSORBED, Fate.RESTORED) or node.operator == "output"
+        if is_end or (not ends_only and (node.fate is not None or len(sources) > 1)):
+            drawn[name], nearest[name] = replace(node, inputs=tuple(edges)), (name,)
         else:
-            nearest[name] = list(dict.fromkeys(up for up, _, _ in inputs))
+            nearest[name] = sources
     return drawn
 
 
-def _contents(vertex: _Vertex, sites: Mapping[str, Site], group_of: Mapping[str, int]) -> tuple[object, ...]:
-    """What two vertices must have in common to share a box, but for their neighbours."""
-    flow = vertex.flow
-    if vertex.restores:
-        return (Role.RESTORE,)
-    site = sites.get(flow.site or "")
-    if site is None:
-        return (_role(vertex, None), flow.operator, flow.fate, flow.reason, flow.source)
-    width = (site.width,) if site.kind is SiteKind.EMBEDDING else (site.rows, site.width)
-    return (_role(vertex, site), group_of.get(site.name), width, flow.fate, flow.reason)
+def _role(node: FlowNode, sites: Mapping[str, Site]) -> Role:
+    if node.site is not None:
+        return Role.TABLE if sites[node.site].kind is SiteKind.EMBEDDING else Role.LINEAR
+    return Role(node.operator) if node.operator in (Role.RESTORE, Role.OUTPUT) else Role.OPERATOR
 
 
-def _kind(vertex: _Vertex, sites: Mapping[str, Site]) -> tuple[object, ...]:
-    """What two vertices must have in common to share a box in a picture that would be too large otherwise."""
-    site = sites.get(vertex.flow.site or "")
-    if vertex.restores:
-        return (Role.RESTORE,)
-    made = (site.refusal is None,) if site is not None else (vertex.flow.operator,)
-    return (_role(vertex, site), vertex.flow.fate, *made)
+def _contents(node: FlowNode, sites: Mapping[str, Site], group_of: Mapping[str, int]) -> Hashable:
+    """What two nodes must have in common to share a box, but for their neighbours; sites of one group may."""
+    role = _role(node, sites)
+    if role is Role.RESTORE:
+        return role
+    if node.site is None:
+        return role, node.operator, node.fate, node.reason, node.source
+    site = sites[node.site]
+    return role, group_of.get(site.name), site.width, role is Role.LINEAR and site.rows, node.fate, node.reason
 
 
-def _role(vertex: _Vertex, site: Site | None) -> Role:
-    if vertex.restores:
-        return Role.RESTORE
-    if site is not None:
-        return Role.TABLE if site.kind is SiteKind.EMBEDDING else Role.LINEAR
-    return Role.OUTPUT if vertex.flow.operator == "output" else Role.OPERATOR
+def _kind(node: FlowNode, sites: Mapping[str, Site]) -> Hashable:
+    """What two nodes must have in common to share a box in a picture that would be too large otherwise."""
+    site = sites.get(node.site or "")
+    return _role(node, sites), node.fate, node.operator if site is None else site.refusal is None
 
 
-def _refine(
-    drawn: Mapping[str, Sequence[tuple[str, Form, int]]], contents: Mapping[str, object], most: int
-) -> dict[str, int] | None:
+def _refine(drawn: Mapping[str, FlowNode], contents: Mapping[str, Hashable], most: int) -> dict[str, int] | None:
     """The coarsest classes of equal contents, predecessors and successors; None where there are more than ``most``."""
-    outputs: dict[str, list[tuple[str, Form]]] = {name: [] for name in drawn}
-    for name, inputs in drawn.items():
-        for source, form, _ in inputs:
-            outputs[source].append((name, form))
-    classes = dict(zip(drawn, _numbered(contents[name] for name in drawn), strict=True))
-    count = 0
+    outputs: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    for name, node in drawn.items():
+        for edge in node.inputs:
+            outputs[edge.source].append((name, edge.codes))
+    classes, count = _numbered(contents), 0
     while count < len(set(classes.values())) <= most:
         count = len(set(classes.values()))
-        keys = [
-            (
+        keys = {
+            name: (
                 classes[name],
-                frozenset((classes[source], form) for source, form, _ in inputs),
-                frozenset((classes[target], form) for target, form in outputs[name]),
+                frozenset((classes[edge.source], edge.codes) for edge in node.inputs),
+                frozenset((classes[target], codes) for target, codes in outputs[name]),
             )
-            for name, inputs in drawn.items()
-        ]
-        classes = dict(zip(drawn, _numbered(keys), strict=True))
+            for name, node in drawn.items()
+        }
+        classes = _numbered(keys)
     return classes if len(set(classes.values())) <= most else None
 
 
-def _numbered(keys: Iterable[object]) -> list[int]:
+def _numbered(keys: Mapping[str, Hashable]) -> dict[str, int]:
     """Keys as numbers, in the order in which they first appear."""
-    numbers: dict[object, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+    numbers: dict[Hashable, int] = {}
+    return {name: numbers.setdefault(key, len(numbers)) for name, key in keys.items()}
 
 
-def _picture(
-    whole: Mapping[str, _Vertex],
-    drawn: Mapping[str, Sequence[tuple[str, Form, int]]],
-    classes: Mapping[str, int],
-    sites: Mapping[str, Site],
-    notes: Sequence[str],
-) -> Picture:
-    members: dict[int, list[str]] = {}
-    for name in drawn:
-        members.setdefault(classes[name], []).append(name)
-    keys = {name: f"b{place}" for place, names in enumerate(members.values()) for name in names}
-    arrows: dict[tuple[str, str, Form], int] = {}
+def _boxes_and_arrows(
+    drawn: Mapping[str, FlowNode], classes: Mapping[str, int], sites: Mapping[str, Site]
+) -> tuple[tuple[Box, ...], tuple[Arrow, ...]]:
+    """A box for every class, and an arrow wherever an edge leads from one to another."""
+    members: dict[int, list[FlowNode]] = {}
+    between: dict[tuple[str, str, Form], int] = {}
     uses: Counter[str] = Counter()
-    for name, inputs in drawn.items():
-        for source, form, between in inputs:
-            place = (keys[source], keys[name], form)
-            arrows[place] = min(between, arrows.get(place, between))
-            uses[source] += 1
-    boxes = tuple(
-        _box(keys[names[0]], [whole[name] for name in names], sites, max(uses[name] for name in names))
-        for names in members.values()
-    )
-    note = f"Boxes that go the same way are drawn as one: {len(drawn):,} as {len(boxes):,}."
-    if len(drawn) == len(boxes) or _MERGED_ANYWHERE in notes:
-        note = ""
-    return Picture(
-        boxes,
-        tuple(Arrow(*ends, between) for ends, between in arrows.items()),
-        tuple(sentence for sentence in (*notes, note) if sentence),
-    )
+    for name, node in drawn.items():
+        members.setdefault(classes[name], []).append(node)
+        for edge in node.inputs:
+            rest = Form.FEATURES if drawn[edge.source].operator == Role.RESTORE else Form.REST
+            ends = f"b{classes[edge.source]}", f"b{classes[name]}", Form.CODES if edge.codes else rest
+            between[ends] = min(edge.between, between.get(ends, edge.between))
+            uses[edge.source] += 1
+    boxes = []
+    for place, nodes in members.items():
+        first, made = nodes[0], tuple(sites[name] for name in dict.fromkeys(node.site for node in nodes) if name)
+        fate = Fate.REFUSED if made and made[0].refusal is not None and first.fate is None else first.fate
+        most = max(uses[node.name] for node in nodes)
+        boxes.append(Box(f"b{place}", _role(first, sites), fate, tuple(nodes), made, most))
+    return tuple(boxes), tuple(Arrow(*ends, count) for ends, count in between.items())
 
 
-def _box(key: str, vertices: Sequence[_Vertex], sites: Mapping[str, Site], uses: int) -> Box:
-    first = vertices[0]
-    flow = tuple(vertex.flow for vertex in vertices)
-    if first.restores:
-        return Box(key, Role.RESTORE, Fate.RESTORED, flow, uses=uses)
-    own = dict.fromkeys(node.site for node in flow if node.site is not None)
-    made = tuple(sites[name] for name in own)
-    fate = Fate.REFUSED if made and made[0].refusal is not None and first.flow.fate is None else first.flow.fate
-    return Box(key, _role(first, made[0] if made else None), fate, flow, made)
-
-
-def _fold_note(whole: Mapping[str, _Vertex], drawn: Mapping[str, object]) -> str:
+def _hidden_note(hidden: Sequence[FlowNode]) -> list[str]:
     """Which operators are folded into arrows, the commonest first."""
-    hidden = Counter(vertex.flow.operator for name, vertex in whole.items() if name not in drawn)
-    if not hidden:
-        return ""
-    listed = [f"{short_operator(name)} {count:,}" for name, count in hidden.most_common(6)]
-    more = ", ..." if len(hidden) > len(listed) else ""
-    return f"{hidden.total():,} operators that keep codes as they are lie in the arrows: {', '.join(listed)}{more}."
+    counts = Counter(node.operator for node in hidden)
+    listed = [f"{short_operator(name)} {count:,}" for name, count in counts.most_common(6)]
+    more = ", ..." if len(counts) > len(listed) else ""
+    note = f"{len(hidden):,} operators that keep codes as they are lie in the arrows: {', '.join(listed)}{more}."
+    return [note] if hidden else []
 
 
 def short_operator(operator: str) -> str:

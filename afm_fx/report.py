@@ -4,98 +4,123 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import msgspec
+
+from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.calibration import Statistics
-from afm_fx.evidence import Evidence
+from afm_fx.onnx_export import ExportReport
 from afm_fx.output_directory import refuse_existing_file, write_text
-from afm_fx.plan import Plan, SitePlan
+from afm_fx.packing import PackReport
+from afm_fx.plan import Plan
 from afm_fx.program import Program
+from afm_fx.quality_comparison import QualityComparison
+from afm_fx.recovery_report import RecoveryReport
+from afm_fx.reduced_precision import PrecisionReport
 from afm_fx.tables import render_table
-
-if TYPE_CHECKING:
-    from afm_fx.report_facts import ReportFacts
 
 
 @dataclass(frozen=True)
-class Background:
-    """What the page of a report is drawn from: spectra and the graph are made when a page is asked for.
+class ReportFile:
+    """A file that a compression read or wrote.
 
     Attributes:
-        original: the captured model.
-        plan: that was applied to it.
-        statistics: that the plan was made from.
+        role: what it is, "calibration rows" for example.
+        detail: its size in words.
+        sha256: of its bytes, in hexadecimal; empty where they were not hashed.
     """
 
-    original: Program
-    plan: Plan
-    statistics: Statistics
+    role: str
+    name: str
+    detail: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """What a report's page tells beyond the report; what is None or empty was not measured, or not done.
+
+    Attributes:
+        timing: original and compressed model side by side, the original first.
+        quality: of both on rows with labels.
+        exports: of the original and of the compressed model.
+        command: the command line that repeats the compression.
+        files: that it read and wrote.
+    """
+
+    timing: BenchmarkResult | None = None
+    quality: QualityComparison | None = None
+    exports: tuple[ExportReport, ExportReport] | None = None
+    packing: PackReport | None = None
+    precision: PrecisionReport | None = None
+    recovery: RecoveryReport | None = None
+    command: str = ""
+    files: tuple[ReportFile, ...] = ()
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """Sizes before and after, and the site plans.
+    """What a plan made of a model, before packing.
 
     Attributes:
-        parameters_before: parameters of the original.
-        parameters_after: parameters of the low-rank program.
-        bytes_before: bytes of the original's state.
-        bytes_after: bytes of the low-rank program's state.
-        front_door: how the model was captured.
-        policy: the policy, as JSON.
-        basis: where the bases come from.
-        sites: one entry per factorable site.
-        refused: (site, reason) of the others.
-        warnings: what a user should know.
-        evidence: what the policy measured on the low-rank program.
-        background: what :meth:`to_html` draws from; it keeps the original's weights alive. Not in the JSON.
+        original: the captured model; its page draws spectra and the graph from it, so its weights stay alive.
+        statistics: that the plan was made from.
     """
 
-    parameters_before: int
+    original: Program = field(repr=False)
+    statistics: Statistics = field(repr=False)
+    plan: Plan
     parameters_after: int
-    bytes_before: int
     bytes_after: int
-    front_door: str
-    policy: dict[str, object]
-    basis: str
-    sites: tuple[SitePlan, ...]
-    refused: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
-    evidence: tuple[Evidence, ...] = ()
-    background: Background | None = field(default=None, repr=False, compare=False)
 
     @property
-    def compression_ratio(self) -> float:
-        """Parameters before over parameters after."""
-        return self.parameters_before / max(self.parameters_after, 1)
+    def parameters_before(self) -> int:
+        """Parameters of the original."""
+        return self.original.parameter_count()
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the original's parameters and buffers."""
+        return self.original.state_bytes()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the model and the plan."""
+        return *self.original.warnings, *self.plan.warnings
+
+    def size_rows(self) -> list[tuple[str, str, str, str]]:
+        """What became smaller, before, after, and how many times, as text."""
+        return [
+            size_row("parameters", self.parameters_before, self.parameters_after),
+            size_row("bytes", self.bytes_before, self.bytes_after),
+        ]
 
     def table(self) -> str:
         """Sizes as text."""
-        rows = [
-            (
-                "parameters",
-                f"{self.parameters_before:,}",
-                f"{self.parameters_after:,}",
-                f"{self.compression_ratio:.2f}x",
-            ),
-            (
-                "bytes",
-                f"{self.bytes_before:,}",
-                f"{self.bytes_after:,}",
-                f"{self.bytes_before / max(self.bytes_after, 1):.2f}x",
-            ),
-            ("factored sites", "", f"{sum(site.rank is not None for site in self.sites)} of {len(self.sites)}", ""),
-        ]
+        sites = self.plan.sites
+        factored = f"{sum(site.rank is not None for site in sites)} of {len(sites)}"
+        rows = [*self.size_rows(), ("factored sites", "", factored, "")]
         text = render_table("", ("", "original", "low-rank", "smaller"), rows)
         return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
 
     def to_json(self) -> str:
-        """Everything but the background as a JSON document."""
-        document = asdict(replace(self, background=None))
-        del document["background"]
-        return json.dumps(document, indent=2)
+        """The numbers, the policy and the plan's sites as a JSON document."""
+        document = {
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "front_door": self.original.front_door,
+            "policy": self.plan.policy,
+            "basis": self.plan.basis,
+            "sites": self.plan.sites,
+            "refused": self.plan.refused,
+            "warnings": self.warnings,
+            "evidence": self.plan.evidence,
+        }
+        return json.dumps(msgspec.to_builtins(document), indent=2)
 
     def to_html(
         self,
@@ -116,7 +141,7 @@ class CompressionReport:
 
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.
-            UserError: nothing can be written there, or the report has no background.
+            UserError: nothing can be written there.
             MissingPackageError: the extra ``report`` is not installed.
         """
         from afm_fx.report_page import report_page  # noqa: PLC0415 - it draws with what imports this module
@@ -125,19 +150,6 @@ class CompressionReport:
         write_text(Path(path), report_page(self, title, facts), force=force)
 
 
-def report_of(original: Program, low_rank: Program, plan: Plan, statistics: Statistics) -> CompressionReport:
-    """The report of a plan that was applied."""
-    return CompressionReport(
-        parameters_before=original.parameter_count(),
-        parameters_after=low_rank.parameter_count(),
-        bytes_before=original.state_bytes(),
-        bytes_after=low_rank.state_bytes(),
-        front_door=original.front_door,
-        policy=dict(plan.policy),
-        basis=plan.basis,
-        sites=plan.sites,
-        refused=tuple(plan.refused.items()),
-        warnings=(*original.warnings, *plan.warnings),
-        evidence=plan.evidence,
-        background=Background(original, plan, statistics),
-    )
+def size_row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
+    """A size before and after, and how many times smaller it became, as text."""
+    return name, f"{before:,}", f"{after:,}", f"{before / max(after, 1):.2f}x"

@@ -1,21 +1,18 @@
-"""A compression as one HTML page that loads nothing: sizes, speed, quality, ranks, spectra, the graph, the recipe."""
+"""A compression as one HTML page: sizes, speed, quality, ranks, spectra, the graph, and how to repeat it."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from afm_fx import __version__
-from afm_fx.errors import MissingPackageError, UserError
 from afm_fx.explanation import explain_plan
 from afm_fx.machine import this_machine
-from afm_fx.page_templates import page_template
-from afm_fx.picture_parts import picture_parts
-from afm_fx.plan import Plan, SitePlan
-from afm_fx.report import CompressionReport
-from afm_fx.report_facts import ReportFacts
+from afm_fx.pages import render_page
+from afm_fx.plan import SitePlan
+from afm_fx.quality_comparison import QualityComparison
+from afm_fx.report import CompressionReport, ReportFacts, size_row
 from afm_fx.report_plots import spectrum_plot, speed_plot
 from afm_fx.spectra import WIDEST, spectra_of
 from passes.sites import SiteKind
@@ -25,29 +22,12 @@ MOST_SPECTRA = 48
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One of the numbers at the top of the page.
-
-    Attributes:
-        label: what it is of.
-        value: the number after.
-        change: what became of it, in words.
-    """
-
-    label: str
-    value: str
-    change: str
-
-
-@dataclass(frozen=True)
 class SiteRow:
     """A site in the table of ranks.
 
     Attributes:
-        site: its plan.
         before: parameters of its weight.
         after: parameters of its codes, or of the two thin Linears.
-        share: after over before in percent, as a bar is drawn.
         error: logit error on held-out rows, or the features' error where none was measured; empty where left alone.
         notes: why, and what calibration saw of a table.
     """
@@ -55,113 +35,109 @@ class SiteRow:
     site: SitePlan
     before: int
     after: int
-    share: float
     error: str
     notes: tuple[str, ...]
 
-
-def check_report_packages() -> None:
-    """Imports what a page is drawn with, so that hours of work do not end in a missing package.
-
-    Raises:
-        MissingPackageError: the extra ``report`` is not installed.
-    """
-    for package in ("jinja2", "matplotlib", "pygraphviz"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingPackageError(f"a report needs {package}: pip install 'afm-fx[report]'") from error
+    @property
+    def percent(self) -> float:
+        """What is left of the parameters, as a bar is drawn."""
+        return 100 * min(self.after / max(self.before, 1), 1.0)
 
 
 def report_page(report: CompressionReport, title: str, facts: ReportFacts | None = None) -> str:
-    """The page.
-
-    Args:
-        report: of :func:`afm_fx.compress`.
-        title: heading.
-        facts: see :class:`~afm_fx.report_facts.ReportFacts`.
+    """The page of a compression; facts that are left out are said not to have been measured.
 
     Raises:
-        UserError: the report has no background.
         MissingPackageError: the extra ``report`` is not installed.
     """
-    template = page_template("report.html")
-    if report.background is None:
-        raise UserError("a page is drawn from the report of afm_fx.compress itself, not from one that was put together")
-    facts, plan = facts or ReportFacts(), report.background.plan
-    explanation = explain_plan(report.background.original, plan)
-    plots, undrawn = _spectra(report)
-    machine = this_machine()
-    page: str = template.render(
+    facts = facts or ReportFacts()
+    plots = _spectra(report)
+    return render_page(
+        "report.html",
+        explain_plan(report.original, report.plan),
         title=title,
         report=report,
-        plan=plan,
+        plan=report.plan,
         facts=facts,
         tiles=list(_tiles(report, facts)),
-        measured=any(site.logit_errors for site in plan.sites),
-        rows=[_row(site) for site in plan.sites],
-        units=[(name, len(units.dropped), units.constants.shape[0]) for name, units in plan.units.items()],
+        sizes=list(_sizes(report, facts)),
+        quality=[] if facts.quality is None else list(_quality(facts.quality)),
+        measured=any(site.logit_errors for site in report.plan.sites),
+        rows=[_row(site) for site in report.plan.sites],
         plots=plots,
-        undrawn=undrawn,
+        undrawn=len(report.plan.sites) - len(plots),
         speed=None if facts.timing is None else speed_plot(facts.timing),
-        explanation=explanation,
-        parts=picture_parts(explanation),
-        rows_seen=report.background.statistics.rows,
-        batches=report.background.statistics.batches,
-        versions=[("afm-fx", __version__), ("Python", machine.python), *machine.packages],
-        machine=machine,
-        policy=_policy(report),
+        version=__version__,
+        machine=this_machine(),
+        policy=_policy(report.plan.policy),
         error_text=error_text,
     )
-    return page
 
 
-def _tiles(report: CompressionReport, facts: ReportFacts) -> Iterator[Tile]:
+def _tiles(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
+    """The numbers at the top of the page: what it is of, the number after, and what became of it in words."""
     before, after = report.parameters_before, report.parameters_after
-    yield Tile("parameters", f"{after:,}", f"of {before:,}, {report.compression_ratio:.1f}x smaller")
+    yield "parameters", f"{after:,}", f"of {before:,}, {before / max(after, 1):.1f}x smaller"
+    what, before, after = "weights", report.bytes_before, report.bytes_after
     if facts.exports is not None:
-        dense, low_rank = facts.exports
-        times = dense.bytes / max(low_rank.bytes, 1)
-        yield Tile("ONNX file", size_text(low_rank.bytes), f"of {size_text(dense.bytes)}, {times:.1f}x smaller")
-    else:
-        times = report.bytes_before / max(report.bytes_after, 1)
-        yield Tile(
-            "weights", size_text(report.bytes_after), f"of {size_text(report.bytes_before)}, {times:.1f}x smaller"
-        )
-    if facts.timing is not None:
-        yield from _speed_tile(facts)
-    plan = report.background.plan if report.background else None
+        what, before, after = "ONNX file", facts.exports[0].bytes, facts.exports[1].bytes
+    yield what, size_text(after), f"of {size_text(before)}, {before / max(after, 1):.1f}x smaller"
+    if facts.timing is not None and len(facts.timing.contenders) > 1:
+        sizes = facts.timing.settings.batch_sizes
+        size = sizes[len(sizes) // 2]
+        dense, low_rank = (facts.timing.timing(name, size).p50_us for name in facts.timing.contenders[:2])
+        change = f"{dense / low_rank:.2f}x faster" if dense >= low_rank else f"{low_rank / dense:.2f}x slower"
+        yield f"p50 at batch {size:,}", f"{low_rank:,.0f} µs", f"of {dense:,.0f} µs, {change}"
     if facts.recovery is not None:
-        found = facts.recovery.epochs[facts.recovery.best]
-        yield Tile("logit error", error_text(found.logit_rmse), "root mean square, held-out rows, recovered")
-    elif plan is not None and plan.logit_error is not None:
-        yield Tile("logit error", error_text(plan.logit_error), "root mean square, held-out rows")
+        error = facts.recovery.epochs[facts.recovery.best].logit_rmse
+        yield "logit error", error_text(error), "root mean square, held-out rows, recovered"
+    elif report.plan.logit_error is not None:
+        yield "logit error", error_text(report.plan.logit_error), "root mean square, held-out rows"
     if facts.quality is not None:
         tasks = facts.quality.tasks
-        after_auc = sum(task.auc_after for task in tasks) / len(tasks)
-        change = after_auc - sum(task.auc_before for task in tasks) / len(tasks)
-        yield Tile("AUC", f"{after_auc:.4f}", f"{change:+.4f} on {facts.quality.rows:,} labelled rows")
+        mean = sum(task.auc_after for task in tasks) / len(tasks)
+        change = f"{mean - sum(task.auc_before for task in tasks) / len(tasks):+.4f}"
+        yield "AUC", f"{mean:.4f}", f"{change} on {facts.quality.rows:,} labelled rows"
 
 
-def _speed_tile(facts: ReportFacts) -> Iterator[Tile]:
-    timing = facts.timing
-    if timing is None or len(timing.contenders) < 2:
-        return
-    size = timing.settings.batch_sizes[len(timing.settings.batch_sizes) // 2]
-    dense, low_rank = (timing.timing(name, size) for name in timing.contenders[:2])
-    times = dense.p50_us / low_rank.p50_us
-    change = f"{times:.2f}x faster" if times >= 1 else f"{1 / times:.2f}x slower"
-    yield Tile(f"p50 at batch {size:,}", f"{low_rank.p50_us:,.0f} µs", f"of {dense.p50_us:,.0f} µs, {change}")
+def _sizes(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str, ...]]:
+    """What became smaller, before, after, and how many times."""
+    for name, *numbers in report.size_rows():
+        yield f"{name}, before packing", *numbers
+    if facts.packing is not None:
+        yield size_row("operators, before and after packing", facts.packing.nodes_before, facts.packing.nodes_after)
+    if facts.precision is not None:
+        precision = facts.precision
+        yield size_row("bytes, tables in fewer bits", precision.bytes_before, precision.bytes_after)
+    if facts.exports is not None:
+        dense, low_rank = facts.exports
+        yield size_row("bytes of the ONNX file", dense.bytes, low_rank.bytes)
+        yield size_row("operators in the ONNX file", dense.node_count, low_rank.node_count)
+        differences = dense.max_abs_difference, low_rank.max_abs_difference
+        if None not in differences:
+            yield "largest difference of the file to PyTorch", *(f"{number:.1e}" for number in differences), ""
+
+
+def _quality(quality: QualityComparison) -> Iterator[tuple[str, ...]]:
+    """AUC and LogLoss of every task before, after, their change and its standard error."""
+    for place, task in enumerate(quality.tasks, 1):
+        number = "" if len(quality.tasks) == 1 else f" {place}"
+        for name, before, after, change in (
+            ("AUC", task.auc_before, task.auc_after, task.auc_drop),
+            ("LogLoss", task.log_loss_before, task.log_loss_after, task.log_loss_rise),
+        ):
+            error = f"{change.standard_error:.4f}"
+            yield f"{name}{number}", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", error
 
 
 def _row(site: SitePlan) -> SiteRow:
-    before = site.shape[0] * site.shape[1]
-    after = before if site.rank is None else site.rank * _per_rank(site)
+    before = after = site.shape[0] * site.shape[1]
     error = ""
-    if site.rank is not None:
+    if site.rank is not None:  # a rank costs a column of codes, or a row and a column of two thin Linears
+        after = site.rank * (site.shape[0] if site.kind is SiteKind.EMBEDDING else sum(site.shape))
         measured = site.logit_errors.get(site.basis)
         error = f"{site.predicted_error:.3g}" if measured is None else f"{measured:.2g}"
-    return SiteRow(site, before, after, 100 * min(after / max(before, 1), 1.0), error, tuple(_notes(site)))
+    return SiteRow(site, before, after, error, tuple(_notes(site)))
 
 
 def _notes(site: SitePlan) -> Iterator[str]:
@@ -172,23 +148,13 @@ def _notes(site: SitePlan) -> Iterator[str]:
         yield f"all {rows:,} rows seen" if site.coverage.rows_seen == rows else site.coverage.describe(rows)
 
 
-def _per_rank(site: SitePlan) -> int:
-    """Scalars that one more column of code costs: a column of codes, or one of each thin Linear."""
-    return site.shape[0] if site.kind is SiteKind.EMBEDDING else sum(site.shape)
-
-
-def _spectra(report: CompressionReport) -> tuple[list[tuple[SitePlan, Any]], int]:
-    """The plots in the plan's order, and how many sites have none."""
-    background = report.background
-    if background is None:
-        return [], 0
-    plan = background.plan
-    narrow = [site for site in plan.sites if site.width <= WIDEST]
+def _spectra(report: CompressionReport) -> list[tuple[SitePlan, str]]:
+    """Plots of the sites with the most parameters, in the plan's order."""
+    narrow = [site for site in report.plan.sites if site.width <= WIDEST]
     largest = sorted(narrow, key=lambda site: -site.shape[0] * site.shape[1])[:MOST_SPECTRA]
-    chosen = {site.name for site in largest}
-    few = Plan(tuple(site for site in plan.sites if site.name in chosen), plan.factors, units=plan.units)
-    plots = [(each.site, spectrum_plot(each)) for each in spectra_of(background.original, background.statistics, few)]
-    return plots, len(plan.sites) - len(plots)
+    drawn = replace(report.plan, sites=tuple(site for site in report.plan.sites if site in largest))
+    spectra = spectra_of(report.original, report.statistics, drawn)
+    return [(spectrum.site, spectrum_plot(spectrum)) for spectrum in spectra]
 
 
 def error_text(error: float) -> str:
@@ -204,7 +170,7 @@ def size_text(size: int) -> str:
     return f"{size:,} bytes"
 
 
-def _policy(report: CompressionReport) -> str:
+def _policy(described: Mapping[str, Any]) -> str:
     """The policy as it would be called, without what was left out."""
-    fields = {name: value for name, value in report.policy.items() if name != "policy" and value not in (None, {}, [])}
-    return f"{report.policy.get('policy', '')}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+    fields = {name: value for name, value in described.items() if name != "policy" and value not in (None, {}, [])}
+    return f"{described.get('policy', '')}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"

@@ -1,11 +1,18 @@
-"""The plots of a compression's report: the spectrum of a site, and latency over batch sizes."""
+"""The plots of a compression's report: the spectrum of a site, and latency over batch sizes.
+
+Colours are those of the page's style sheet, so that one plot serves light and dark. Matplotlib knows no variables: each
+is drawn in a colour that stands for it, and replaced in the text.
+"""
 
 from __future__ import annotations
 
+import html
+import io
+import re
 from typing import Any
 
 from afm_fx.benchmark_result import BenchmarkResult
-from afm_fx.inline_svg import COLOURS, FONT_SIZE, inline_svg, new_figure
+from afm_fx.extras import import_for_report
 from afm_fx.spectra import Spectrum
 
 SPECTRUM_SIZE, SPEED_SIZE = (232, 132), (430, 230)
@@ -14,67 +21,85 @@ SPECTRUM_SIZE, SPEED_SIZE = (232, 132), (430, 230)
 LEAST = 1e-6
 """Shares of energy below this are drawn at the bottom of the plot."""
 
+_INK, _QUIET, _RULE, _RESTORED, _ON_CODES, _ABSORBED = (f"#0{digit}0{digit}0{digit}" for digit in range(1, 7))
+_VARIABLES = {
+    _INK: "--ink", _QUIET: "--quiet", _RULE: "--rule", _RESTORED: "--restored", _ON_CODES: "--on-codes",
+    _ABSORBED: "--absorbed",
+}  # fmt: skip
+_FONT_SIZE = 9.0
+
 
 def spectrum_plot(spectrum: Spectrum) -> str:
     """A site's spectrum as SVG: the share of energy left over at every rank, and where the plan's code lies."""
-    figure = new_figure(*SPECTRUM_SIZE)
-    axes = _axes(figure)
-    shown = [max(share, LEAST) for share in spectrum.left]
-    axes.plot(range(len(shown)), shown, color=COLOURS["quiet"], linewidth=1.3, clip_on=False)
+    figure, axes = _figure(*SPECTRUM_SIZE)
+    axes.plot([max(share, LEAST) for share in spectrum.left], color=_QUIET, linewidth=1.3, clip_on=False)
     axes.set_yscale("log")
     axes.set_ylim(LEAST, 1.0)
     axes.set_xlim(0, spectrum.width)
     axes.set_yticks([1, 1e-2, 1e-4, 1e-6], ["100%", "1%", "0.01%", "1e-6"])
     rank, chosen = spectrum.site.rank, spectrum.chosen
-    ticks = {0, spectrum.width}
-    label = f"Spectrum of {spectrum.site.name}, {spectrum.width} features, left as it is"
+    ends, words = {0, spectrum.width}, "left as it is"
     if rank is not None and chosen is not None:
-        axes.axvline(rank, color=COLOURS["on-codes"], linewidth=1.1, linestyle=(0, (3, 2)))
-        axes.plot([rank], [max(chosen, LEAST)], "o", color=COLOURS["on-codes"], markersize=5, clip_on=False)
-        far = spectrum.width / 7  # ticks nearer than this would touch
-        ticks = {tick for tick in ticks if abs(tick - rank) > far} | {rank}
-        label = f"Spectrum of {spectrum.site.name}, {spectrum.width} features, rank {rank}: {chosen:.2%} left over"
-    axes.set_xticks(sorted(ticks))
-    for tick in axes.get_xticklabels():
-        if rank is not None and tick.get_text() == str(rank):
-            tick.set_color(COLOURS["on-codes"])
-            tick.set_fontweight("bold")
-    return inline_svg(figure, f"spectrum of {spectrum.site.name}", label)
+        axes.axvline(rank, color=_ON_CODES, linewidth=1.1, linestyle=(0, (3, 2)))
+        axes.plot([rank], [max(chosen, LEAST)], "o", color=_ON_CODES, markersize=5, clip_on=False)
+        near = spectrum.width / 7  # labels nearer than this would touch
+        ends = {end for end in ends if abs(end - rank) > near}
+        axes.set_xticks([*ends, rank])
+        axes.get_xticklabels()[-1].set(color=_ON_CODES, fontweight="bold")
+        words = f"rank {rank}: {chosen:.2%} left over"
+    else:
+        axes.set_xticks([*ends])
+    name = f"spectrum of {spectrum.site.name}"
+    return _svg(figure, name, f"{name.capitalize()}, {spectrum.width} features, {words}")
 
 
 def speed_plot(timing: BenchmarkResult) -> str:
     """Median latency over batch sizes as SVG, a line for each contender, both axes logarithmic."""
-    figure = new_figure(*SPEED_SIZE)
-    from matplotlib.ticker import LogLocator  # noqa: PLC0415 - an extra, and slow to import
-
-    axes = _axes(figure)
+    figure, axes = _figure(*SPEED_SIZE)
     sizes = timing.settings.batch_sizes
-    tones = ("quiet", "on-codes", "absorbed", "restored", "ink")
-    lines = []
-    for place, name in enumerate(timing.contenders):
-        medians = [timing.timing(name, size).p50_us for size in sizes]
-        tone = COLOURS[tones[place % len(tones)]]
-        lines += axes.plot(sizes, medians, "o-", color=tone, linewidth=1.5, markersize=4, clip_on=False)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_prop_cycle(color=[_QUIET, _ON_CODES, _ABSORBED, _RESTORED, _INK])
+    medians = [[timing.timing(name, size).p50_us for name in timing.contenders] for size in sizes]
+    lines = axes.loglog(sizes, medians, "o-", linewidth=1.5, markersize=4, clip_on=False)
     axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(import_for_report("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
-    axes.set_xlabel("rows a call", fontsize=FONT_SIZE, color=COLOURS["quiet"])
-    axes.set_title("p50, microseconds", fontsize=FONT_SIZE, color=COLOURS["quiet"], loc="left")
+    axes.set_xlabel("rows a call", fontsize=_FONT_SIZE, color=_QUIET)
+    axes.set_title("p50, microseconds", fontsize=_FONT_SIZE, color=_QUIET, loc="left")
     names = [name.replace("$", r"\$") for name in timing.contenders]  # between two of them would be mathematics
-    axes.legend(lines, names, frameon=False, fontsize=FONT_SIZE, labelcolor=COLOURS["ink"])
-    return inline_svg(figure, "speed", f"Median latency of {', '.join(timing.contenders)} over batch sizes")
+    axes.legend(lines, names, frameon=False, fontsize=_FONT_SIZE, labelcolor=_INK)
+    return _svg(figure, "speed", f"Median latency of {', '.join(timing.contenders)} over batch sizes")
 
 
-def _axes(figure: Any) -> Any:
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure of so many CSS pixels, and its axes."""
+    figure = import_for_report("matplotlib.figure").Figure((width / 72, height / 72), dpi=72, layout="constrained")
     axes = figure.subplots()
     axes.patch.set_visible(False)
-    axes.grid(visible=True, axis="y", color=COLOURS["rule"], linewidth=0.8)
-    axes.tick_params(labelsize=FONT_SIZE, labelcolor=COLOURS["quiet"], color=COLOURS["rule"], length=3)
+    axes.grid(visible=True, axis="y", color=_RULE, linewidth=0.8)
+    axes.tick_params(labelsize=_FONT_SIZE, labelcolor=_QUIET, color=_RULE, length=3)
     axes.minorticks_off()
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in {"left", "bottom"})
-        spine.set_color(COLOURS["rule"])
-    return axes
+    axes.spines[["left", "bottom"]].set_color(_RULE)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any, name: str, label: str) -> str:
+    """The figure as an ``svg`` element; the same figure gives the same text.
+
+    Args:
+        figure: drawn in the colours that stand for variables.
+        name: tells its parts from those of other figures on the page.
+        label: what a screen reader says.
+    """
+    sink = io.StringIO()
+    width, height = figure.get_size_inches() * figure.dpi
+    with import_for_report("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
+    body = sink.getvalue().partition("<defs>")[2].replace("xlink:href", "href")
+    body = re.sub(r'<g id="[^"]*">', "<g>", body)  # names of groups, the same in every figure
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    view = f'viewBox="0 0 {width:g} {height:g}"'
+    return f'<svg class="plot" role="img" aria-label="{html.escape(label)}" {view}><defs>{body}'

@@ -68,7 +68,7 @@ def test_the_report_says_sizes_ranks_and_reasons() -> None:
     document = json.loads(report.to_json())
     assert document["parameters_after"] == report.parameters_after
     assert [site["rank"] for site in document["sites"]] == [2, 2, 2, 3, 3]
-    assert document["refused"] == [["last", "one feature wide, there is nothing to factor"]]
+    assert document["refused"] == {"last": "one feature wide, there is nothing to factor"}
     assert f"{report.parameters_before:,}" in report.table()
     assert "5 of 5" in report.table()
 

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.chains import groups_of
 from afm_fx.picture import Box, Form, Picture, Role, picture_of, short_operator
 from tests.graphs import ROWS, Tower, tower_batch
 
 
 def picture(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], **options: int) -> Picture:
-    explanation = afm_fx.explain(model, inputs)
-    return picture_of(explanation.flow, explanation.sites, groups_of(explanation.chains), **options)
+    return picture_of(afm_fx.explain(model, inputs), **options)
 
 
 def with_site(drawn: Picture, site: str) -> Box:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import afm_fx
-from afm_fx.errors import MissingPackageError, OutputExistsError, UserError
+from afm_fx.errors import MissingPackageError, OutputExistsError
 from afm_fx.report_page import error_text, size_text
 from tests.graphs import Tower, tower_batch
 from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
@@ -52,7 +52,7 @@ def test_the_page_tells_sizes_ranks_reasons_and_measurements(
 ) -> None:
     report, text = compressed.report, written(compressed.report, tmp_path, facts)
     words = Page(text).words
-    for site in report.sites:
+    for site in report.plan.sites:
         assert site.name in words
         assert (f"rank {site.rank} of {site.width}" in words) == (site.rank is not None)
     assert "left alone by override" in words
@@ -67,7 +67,7 @@ def test_the_page_tells_sizes_ranks_reasons_and_measurements(
     assert f"{facts.timing.timing('low-rank', 8).p50_us:,.0f}" in words
     assert "afm-fx compress shop:ctr" in words
     assert f"torch {torch.__version__}" in words
-    assert len(re.findall('<svg class="plot"', text)) == len(report.sites) + 1
+    assert len(re.findall('<svg class="plot"', text)) == len(report.plan.sites) + 1
 
 
 def test_what_was_not_measured_is_said(compressed: afm_fx.Compressed, tmp_path: Path) -> None:
@@ -96,22 +96,17 @@ def test_the_same_compression_gives_the_same_page_and_its_plots_follow_the_colou
 def test_names_that_are_markup_are_shown_as_they_are(
     compressed: afm_fx.Compressed, facts: afm_fx.ReportFacts, tmp_path: Path
 ) -> None:
-    report, background, timing = compressed.report, compressed.report.background, facts.timing
-    assert background is not None
+    plan, timing = compressed.plan, facts.timing
     assert timing is not None
     sites = tuple(
         replace(site, reason=f"why {NASTY}") if site.rank is None else replace(site, name=site.name, basis=NASTY)
-        for site in background.plan.sites
+        for site in plan.sites
     )
     named = tuple(
         replace(each, contender=f"$x$ {NASTY}") if each.contender == "low-rank" else each for each in timing.timings
     )
-    nasty = replace(
-        report,
-        warnings=(f"warned {NASTY}",),
-        refused=((f"refused {NASTY}", NASTY),),
-        background=replace(background, plan=replace(background.plan, sites=sites)),
-    )
+    refused = {f"refused {NASTY}": NASTY}
+    nasty = replace(compressed.report, plan=replace(plan, sites=sites, warnings=(f"warned {NASTY}",), refused=refused))
     files = (afm_fx.ReportFile(NASTY, f"file {NASTY}", NASTY),)
     nasty.to_html(
         tmp_path / "nasty.html",
@@ -124,15 +119,11 @@ def test_names_that_are_markup_are_shown_as_they_are(
     assert [tag for tag, _ in page.tags].count("script") == 1
 
 
-def test_the_json_has_no_background(compressed: afm_fx.Compressed) -> None:
+def test_the_json_has_the_numbers_of_the_plan(compressed: afm_fx.Compressed) -> None:
     document = json.loads(compressed.report.to_json())
-    assert "background" not in document
     assert document["parameters_after"] == compressed.report.parameters_after
-
-
-def test_a_report_without_background_says_what_it_is_not(compressed: afm_fx.Compressed, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="put together"):
-        replace(compressed.report, background=None).to_html(tmp_path / "report.html")
+    assert [site["rank"] for site in document["sites"]] == [site.rank for site in compressed.plan.sites]
+    assert document["policy"] == compressed.plan.policy
 
 
 def test_an_existing_file_is_kept_unless_forced(compressed: afm_fx.Compressed, tmp_path: Path) -> None:
@@ -166,7 +157,7 @@ def test_a_browser_draws_it_without_errors_in_light_and_in_dark(
     page.write_text(telling_errors(written(compressed.report, tmp_path / "made", facts)), encoding="utf-8")
     document = in_browser(page, "--dump-dom", "--window-size=1440,900")
     assert "FAILED" not in document.partition("<body>")[0].rpartition("<title>")[2]
-    assert re.search(r'<g id="stage" transform="translate\([-\d.]+,[-\d.]+\) scale\([\d.]+\)"', document)
+    assert re.search(r'<svg[^>]* style="max-width: none; width: [\d.]+px; height: [\d.]+px;"', document)
     shots = screenshots(page)
     assert all(shot.startswith(b"\x89PNG") and len(shot) > 20_000 for shot in shots)  # a blank page takes some 5,000
     assert shots[0] != shots[1]
