@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from passes.factor import Factor, factor_of
-from passes.row_encoding import ROWS_PER_BLOCK
 from passes.sites import SiteKind
+from passes.table_codes import ROWS_PER_BLOCK
 
 RIDGE = 1e-7
 """Share of the identity mixed into a metric, so that what it does not see is still described."""

@@ -17,8 +17,8 @@ from afm_fx.plan import Plan, SitePlan
 from afm_fx.program import Program
 from passes.errors import PassError
 from passes.factor import Factor
-from passes.shard_encoding import encode_table, is_sharded, replicated
 from passes.sites import SiteKind
+from passes.table_codes import encode_table, is_sharded, replicated
 
 
 def encode_sharded(plan: Plan, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

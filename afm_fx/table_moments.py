@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from afm_fx.moments import Moments
-from passes.row_encoding import ROWS_PER_BLOCK
+from passes.table_codes import ROWS_PER_BLOCK
 
 
 def table_moments(tables: Sequence[Tensor], weights: Tensor) -> Moments:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afm_fx.streamed_plan import TableSource
 from passes.factor import Factor
-from passes.row_encoding import ROWS_PER_BLOCK
+from passes.table_codes import ROWS_PER_BLOCK
 
 BLOCK_BYTES = 1 << 25
 """Blocks of the usual number of rows are made smaller until they have no more bytes than this."""

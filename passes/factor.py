@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from passes.shard_encoding import encode_table
+from passes.table_codes import encode_table
 
 
 @dataclass(frozen=True)

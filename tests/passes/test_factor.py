@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passes import row_encoding
+from passes import table_codes
 from passes.factor import blank_factor, factor_of
 
 
@@ -42,10 +42,19 @@ def test_a_table_is_encoded_alike_in_any_row_blocks(rows: int, monkeypatch: pyte
     factor, _ = random_factor(6, 2)
     table = torch.randn(rows, 6)
     whole = factor.encode_table(table)
-    monkeypatch.setattr(row_encoding, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(table_codes, "ROWS_PER_BLOCK", 4)
     assert torch.equal(factor.encode_table(table), whole)
     assert whole.dtype == torch.float32
     torch.testing.assert_close(whole, (table.double() @ factor.encoder.mT + factor.shift).float())
+
+
+def test_a_table_of_one_row_in_memory_gives_codes_of_one_row_in_memory() -> None:
+    factor, _ = random_factor(6, 2)
+    row = torch.randn(1, 6)
+    codes = factor.encode_table(row.expand(1_000_000, 6))
+    assert codes.shape == (1_000_000, 2)
+    assert codes.untyped_storage().nbytes() == 8
+    assert torch.equal(codes[999_999:], factor.encode_table(row))
 
 
 def test_a_linear_yields_the_code_of_its_output_with_and_without_bias() -> None:
