@@ -1,8 +1,9 @@
 """afm_fx: a compiler pass that makes trained click-through-rate models low-rank, proves the rewrite, and exports it."""
 
+from afm_fx.absent_tables import with_tables
 from afm_fx.aoti_export import AotiReport, export_aoti
 from afm_fx.aoti_model import AotiModel, load_aoti
-from afm_fx.apply_files import AppliedFiles, apply_to_files
+from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
 from afm_fx.benchmark_comparison import BenchmarkComparison, compare_benchmarks
@@ -36,15 +37,13 @@ from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
-from afm_fx.refresh import Refreshed, refresh
 from afm_fx.report import CompressionReport, ReportFacts, ReportFile
 from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
-from afm_fx.sharded_tables import encode_sharded, with_tables
+from afm_fx.sharded_tables import encode_sharded
 from afm_fx.sweep import sweep
 from afm_fx.sweep_point import SweepPoint
 from afm_fx.sweep_result import Sweep
-from afm_fx.table_writer import TableReport
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
 from afm_fx.version import __version__ as __version__
@@ -89,7 +88,6 @@ __all__ = [
     "RecoveryReport",
     "Reduced",
     "Refit",
-    "Refreshed",
     "ReportFacts",
     "ReportFile",
     "Session",
@@ -128,7 +126,6 @@ __all__ = [
     "recover",
     "reduce_precision",
     "refit_plan",
-    "refresh",
     "split_inputs",
     "sweep",
     "to_exported_program",

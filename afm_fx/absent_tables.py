@@ -8,7 +8,7 @@ and is found by that: it is an error, never a wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.capture import capture
 from afm_fx.checkpoints import Checkpoint, StoredTensor
-from afm_fx.errors import ModelError
+from afm_fx.errors import ModelError, PlanError
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
 from afm_fx.user_model import check_names, check_shape, import_factory, model_of
@@ -35,24 +35,28 @@ Factory = Callable[[], tuple[nn.Module, Inputs]]
 
 _MADE_BY_SIZE = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint})
 
-
 _PLACE = frozenset({"generator", "device", "pin_memory"})
-"""Arguments of these that a tensor without memory has no use for."""
+"""Their arguments that a tensor without memory has no use for."""
 
 
 @dataclass(frozen=True)
 class AbsentTables:
-    """A program without its large tables.
+    """A captured model without its large tables.
 
     Attributes:
-        program: the captured model.
-        tables: where each large table's rows lie, by the name of its parameter in the program.
+        tables: where the rows of every large table lie, by the name of its parameter in the program.
         loaded: where all else lies that the program holds, by the same.
     """
 
     program: Program
     tables: Mapping[str, StoredTensor]
     loaded: Mapping[str, StoredTensor]
+
+    def mapped(self) -> Program:
+        """The program with its large tables as the checkpoint has them."""
+        state = self.program.graph_module.state_dict()
+        tables = {name: stored.mapped().to(state[name].dtype) for name, stored in self.tables.items()}
+        return with_tables(self.program, tables)
 
 
 def without_tables(
@@ -82,14 +86,37 @@ def without_tables(
         module = model
     else:
         module, example_inputs = _built(model, large_bytes)
-    known = _give_weights(module.eval(), checkpoint, large_bytes)
-    return _told_apart(capture(module, example_inputs), known)
+    given = _give_weights(module.eval(), checkpoint, large_bytes)
+    return _load_other_than_tables(capture(module, example_inputs), given)
 
 
-def stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One number in memory, seen under a shape: NaN, or 0 where there is none."""
-    value = float("nan") if dtype.is_floating_point else 0
-    return torch.full((), value, dtype=dtype).expand(shape)
+def with_tables(program: Program, tables: Mapping[str, Tensor]) -> Program:
+    """The same program with other tensors, sharded ones for instance, as some of its parameters.
+
+    A model whose tables fit no process is captured with tables that hold one number,
+    ``torch.zeros(()).expand(rows, width)``, and gets its own here.
+
+    Args:
+        program: left as it is.
+        tables: by parameter name; of the parameters' shapes and number formats. Other entries are left out, so that a
+            whole state dict may be given.
+
+    Raises:
+        PlanError: a tensor has another shape or number format than the parameter.
+    """
+    twin = program.clone()
+    given: dict[str, Tensor] = {}
+    for name, parameter in twin.graph_module.named_parameters():
+        if name not in tables:
+            continue
+        given[name] = tables[name].detach()
+        if given[name].shape != parameter.shape or given[name].dtype != parameter.dtype:
+            raise PlanError(
+                f"'{name}' is {list(given[name].shape)} in {given[name].dtype}, the program's is "
+                f"{list(parameter.shape)} in {parameter.dtype}"
+            )
+    _replace_state(twin.graph_module, given)
+    return twin
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -144,57 +171,41 @@ def _built(model: str | Factory, large_bytes: int) -> tuple[nn.Module, Inputs]:
     return module, example_inputs
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A tensor that a module was given.
+def _give_weights(module: nn.Module, checkpoint: Checkpoint, large_bytes: int) -> dict[int, tuple[StoredTensor, bool]]:
+    """Gives a module the checkpoint's weights, and stand-ins for the large ones.
 
-    Attributes:
-        stored: where it lies.
-        value: what the module was given.
-        absent: whether that is a stand-in.
+    Returns:
+        By storage: where the tensor lies in the checkpoint, and whether the module has a stand-in for it.
     """
-
-    stored: StoredTensor
-    value: Tensor
-    absent: bool
-
-
-def _give_weights(module: nn.Module, checkpoint: Checkpoint, large_bytes: int) -> dict[int, _Given]:
-    """Gives a module the checkpoint's weights, and stand-ins for the large ones; all of them by storage."""
     own = dict(module.state_dict(keep_vars=True))
     stored = checkpoint.holding(own).tensors
     check_names(set(own), set(stored), checkpoint.path, same={name: id(tensor) for name, tensor in own.items()})
-    given: dict[int, _Given] = {}
+    given: dict[int, tuple[StoredTensor, bool]] = {}
     made: dict[int, Tensor] = {}
     for name, tensor in own.items():
-        found = stored.get(name)
-        if found is None:
+        if name not in stored:
             continue  # another name of a tensor that is there
-        check_shape(name, tuple(tensor.shape), found.shape, checkpoint.path)
+        check_shape(name, tuple(tensor.shape), stored[name].shape, checkpoint.path)
         if id(tensor) in made:
             continue
         large = tensor.nbytes >= large_bytes and tensor.is_floating_point()
-        value = stand_in(found.shape, tensor.dtype) if large else found.tensor().to(tensor.dtype)
+        nan = torch.full((), float("nan"), dtype=tensor.dtype) if large else None
+        value = stored[name].tensor().to(tensor.dtype) if nan is None else nan.expand(tensor.shape)
         made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         if value.nbytes:
-            given[storage_of(value)] = _Given(found, value, large)
-    with torch.no_grad():
-        _replace(module, made)
+            given[storage_of(value)] = stored[name], large
+    for owner in module.modules():
+        for held in (owner._parameters, owner._buffers):
+            for name, each in list(held.items()):
+                if each is not None and id(each) in made:
+                    held[name] = made[id(each)]  # type: ignore[assignment]
     left = next((name for name, tensor in module.named_buffers() if _is_meta(tensor)), None)
     if left is not None:
         raise ModelError(f"buffer '{left}' is large and not in the checkpoint: its values are not known")
     return given
 
 
-def _replace(module: nn.Module, made: Mapping[int, Tensor]) -> None:
-    for owner in module.modules():
-        for held in (owner._parameters, owner._buffers):
-            for name, tensor in list(held.items()):
-                if tensor is not None and id(tensor) in made:
-                    held[name] = made[id(tensor)]  # type: ignore[assignment]
-
-
-def _told_apart(program: Program, known: Mapping[int, _Given]) -> AbsentTables:
+def _load_other_than_tables(program: Program, given: Mapping[int, tuple[StoredTensor, bool]]) -> AbsentTables:
     """Loads what is large and no table."""
     module = program.graph_module
     names = {site.parameter for site in find_sites(module) if site.kind is SiteKind.EMBEDDING}
@@ -202,26 +213,24 @@ def _told_apart(program: Program, known: Mapping[int, _Given]) -> AbsentTables:
     tables: dict[str, StoredTensor] = {}
     loaded: dict[str, StoredTensor] = {}
     wholes: dict[int, Tensor] = {}
-    for name, tensor in list(_state(module)):
-        given = known.get(storage_of(tensor))
-        if given is None:
+    # The list keeps every stand-in's memory, so that no tensor that is loaded can lie there and be taken for it.
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        place = storage_of(tensor)
+        if place not in given:
             continue
-        (tables if given.absent and name in names else loaded)[name] = given.stored
-        if given.absent and name not in names:
-            place = storage_of(given.value)
+        stored, absent = given[place]
+        if absent and name in names:
+            tables[name] = stored
+            continue
+        loaded[name] = stored
+        if absent:
             if place not in wholes:  # several parts of one parameter share what is read
-                wholes[place] = given.stored.tensor().to(tensor.dtype)
-            whole = wholes[place]
-            replace_state(module, {name: parts[name].of(whole) if name in parts else whole})
+                wholes[place] = stored.tensor().to(tensor.dtype)
+            _replace_state(module, {name: parts[name].of(wholes[place]) if name in parts else wholes[place]})
     return AbsentTables(program, tables, loaded)
 
 
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
-def replace_state(module: GraphModule, tensors: Mapping[str, Tensor]) -> None:
+def _replace_state(module: GraphModule, tensors: Mapping[str, Tensor]) -> None:
     """Exchanges parameters and buffers of a graph for others of the same shapes; their nodes' values follow."""
     for name, tensor in tensors.items():
         prefix, _, leaf = name.rpartition(".")

@@ -2,8 +2,12 @@
 
 Every table of the plan is read in blocks of rows, encoded and written, one after the other, into a folder of
 safetensors files that together are the state dict of ``apply_plan(program, plan)``. What has to be in memory is a few
-blocks and everything that is no large table. A run that was interrupted goes on where it was; before it is complete,
-the folder is as it was before.
+blocks and everything that is no large table.
+
+A table's file is named after the digest of what decides about its content, the bytes of the source rows and the factor,
+and it has that name once it is complete and on the disk. So a file that is there is never made again: not after a run
+that was interrupted, and not for a checkpoint that changed other tables. What a folder holds is what
+``model.safetensors.index.json`` names, which is replaced last, in one step: readers find the state before or the new.
 """
 
 from __future__ import annotations
@@ -12,41 +16,62 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save
-from torch import nn
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
-from afm_fx.absent_tables import LARGE_BYTES, Factory, replace_state, without_tables
-from afm_fx.checkpoints import Checkpoint, open_checkpoint
-from afm_fx.errors import OutputExistsError, UserError
+from afm_fx.absent_tables import LARGE_BYTES, Factory, with_tables, without_tables
+from afm_fx.calibration import Statistics
+from afm_fx.checkpoints import INDEX_SUFFIX, UNFINISHED, bytes_of, open_checkpoint, open_safetensors
+from afm_fx.errors import FileFormatError, OutputExistsError, UserError
 from afm_fx.inputs import Inputs
+from afm_fx.output_directory import move_into_place
 from afm_fx.plan import Plan
+from afm_fx.plan_digest import factor_digest
+from afm_fx.prefetch import prefetched
 from afm_fx.program import Program
-from afm_fx.streamed_plan import StreamedPlan, streamed_plan
-from afm_fx.table_file import write_durably
-from afm_fx.table_folder import (
-    PARTIAL,
-    Manifest,
-    TableEntry,
-    commit,
-    file_name,
-    is_table_folder,
-    locked,
-    open_tables,
-    read_manifest,
-)
-from afm_fx.table_journal import TableJournal
-from afm_fx.table_stream import block_rows
-from afm_fx.table_writer import SYNC_BYTES, TableReport, TableWriter
+from afm_fx.refit import Refit, refit_plan
+from afm_fx.streamed_plan import StreamedPlan, TableSource, streamed_plan
 from afm_fx.tables import render_table
-from passes.graph_checks import check_values
+from afm_fx.tensor_files import complete, serialized, write_table
+from passes.table_codes import ROWS_PER_BLOCK
 
-JOURNAL_VERSION = 1
-"""Of what a journal means; part of every fingerprint."""
+INDEX = f"model{INDEX_SUFFIX}"
+LOCK = ".afm_fx.lock"
+BLOCK_BYTES = 1 << 25
+"""Blocks of the usual number of rows are made smaller until they have no more bytes than this."""
+
+DIGEST_VERSION = 1
+DIGITS = 32
+LONGEST_NAME = 100
+
+_MADE_HERE = re.compile(rf".+-[0-9a-f]{{{DIGITS}}}\.safetensors")
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What became of one table.
+
+    Attributes:
+        name: of its parameter in the low-rank program.
+        source_width: columns of the tables that were read.
+        width: columns of the table that was made.
+        encoded: whether its rows were encoded; otherwise its file was there.
+    """
+
+    name: str
+    rows: int
+    source_width: int
+    width: int
+    encoded: bool
+    bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class AppliedFiles:
         tables: one report per table that was streamed.
         bytes: of the folder's tensors.
         seconds: of the whole.
-        resumed: whether an interrupted run was gone on with.
+        refit: the drift of the sites since the plan was made, where statistics were given.
     """
 
     folder: Path
@@ -69,27 +94,24 @@ class AppliedFiles:
     tables: tuple[TableReport, ...]
     bytes: int
     seconds: float
-    resumed: bool
+    refit: Refit | None = None
 
     def table(self) -> str:
-        """The report as text, one line per table."""
+        """The report as text, one line per table, and the drift."""
         rows = [
             (
                 each.name,
                 f"{each.rows:,}",
                 f"{each.source_width} -> {each.width}",
-                f"{each.encoded:,} of {each.blocks:,} blocks" if each.changed else "kept",
-                f"{each.bytes_read / 1e6:,.1f} MB",
+                "encoded" if each.encoded else "as it was",
                 f"{each.bytes / 1e6:,.1f} MB",
                 f"{each.seconds:.1f}",
-                "" if each.kept_first is None else f"{each.kept_first:.2%}",
-                "" if each.kept is None else f"{each.kept:.2%}",
             )
             for each in self.tables
         ]
-        columns = ("table", "rows", "columns", "encoded", "read", "is", "seconds", "kept first", "kept now")
         title = f"{self.folder}: {self.bytes / 1e6:,.1f} MB in {self.seconds:.1f} s"
-        return render_table(title, columns, rows)
+        text = render_table(title, ("table", "rows", "columns", "", "is", "seconds"), rows)
+        return text if self.refit is None else f"{text}\n{self.refit.table()}"
 
 
 def apply_to_files(
@@ -99,11 +121,13 @@ def apply_to_files(
     out: str | os.PathLike[str],
     *,
     example_inputs: Inputs | None = None,
+    statistics: Statistics | None = None,
     force: bool = False,
-    rows_per_block: int | None = None,
     large_bytes: int = LARGE_BYTES,
 ) -> AppliedFiles:
     """Applies a plan to a checkpoint without loading its large tables.
+
+    The plan may be of an earlier checkpoint of the model, and tables may have rows added at their end since.
 
     Args:
         model: ``package.module:factory`` or such a factory, called so that its large tensors have no memory; or a
@@ -112,116 +136,145 @@ def apply_to_files(
         plan: for this model.
         out: the folder to write to. It is complete once it holds ``model.safetensors.index.json``.
         example_inputs: one batch of at least 2 rows, where the model is a module.
-        force: replace what the folder holds.
-        rows_per_block: rows to encode at a time; by default those of ``apply_plan`` or, of wide rows, fewer. (It
-            decides about nothing but memory and, in the last digit, rounding.)
+        statistics: those that the plan was made from, to tell how far this checkpoint has drifted from it and to make
+            its factors again (:func:`afm_fx.refit_plan`); tables are mapped for that. Without them, the plan's own
+            factors are applied.
+        force: replace what the folder holds. Its files stay until the next change, for who has just read its index.
         large_bytes: tables of so many bytes or more are streamed, smaller ones loaded.
 
     Raises:
         OutputExistsError: the folder holds tables already and ``force`` is not set.
         ModelError: the model cannot be built, or the checkpoint is of another one.
-        PlanError: the plan is for another model.
+        PlanError: the plan is for another model, or the statistics lack what it needs.
         FileFormatError: the checkpoint is damaged.
         UserError: nothing can be written there, or another process writes there.
     """
     folder = Path(out)
-    if is_table_folder(folder) and not force:
+    if (folder / INDEX).exists() and not force:
         raise OutputExistsError(f"'{folder}' holds tables already; choose another folder or overwrite it (--force)")
-    opened = open_checkpoint(Path(checkpoint))
-    absent = without_tables(model, opened, example_inputs, large_bytes=large_bytes)
-    streamed = streamed_plan(absent, plan)
-    return write_tables(streamed, opened, plan, folder, rows_per_block=rows_per_block)
+    started = time.perf_counter()
+    absent = without_tables(model, open_checkpoint(Path(checkpoint)), example_inputs, large_bytes=large_bytes)
+    refit = None if statistics is None else refit_plan(plan, absent.mapped(), statistics)
+    applied = plan if refit is None else refit.plan
+    streamed = streamed_plan(absent, applied)
+    reports = write_state(streamed, applied, folder)
+    stored = open_checkpoint(folder / INDEX).tensors
+    program = with_tables(streamed.program, {source.name: stored[source.name].mapped() for source in streamed.tables})
+    size = sum(tensor.bytes for tensor in stored.values())
+    return AppliedFiles(folder, program, applied, reports, size, time.perf_counter() - started, refit)
 
 
-def write_tables(
-    streamed: StreamedPlan,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    folder: Path,
-    *,
-    reuse: bool = False,
-    rows_per_block: int | None = None,
-    sync_bytes: int = SYNC_BYTES,
-) -> AppliedFiles:
-    """Writes the tensors of a low-rank program into a folder.
+def write_state(streamed: StreamedPlan, plan: Plan, folder: Path) -> tuple[TableReport, ...]:
+    """Makes the tensors of a low-rank program what a folder holds."""
+    with _only_writer(folder) as (staging, before):
+        reports: list[TableReport] = []
+        places: dict[str, str] = {}
+        for source in streamed.tables:
+            started = time.perf_counter()
+            places[source.name], encoded = _table_file(source, folder, staging)
+            rows, width = source.shape
+            size, seconds = rows * width * source.dtype.itemsize, time.perf_counter() - started
+            reports.append(TableReport(source.name, rows, source.features, width, encoded, size, seconds))
+        content = serialized(streamed.rest)
+        rest = f"rest-{hashlib.sha256(content).hexdigest()[:DIGITS]}.safetensors"
+        _write(folder / rest, content, staging)
+        places |= dict.fromkeys(streamed.rest, rest)
+        size = sum(report.bytes for report in reports) + sum(tensor.nbytes for tensor in streamed.rest.values())
+        index = {"metadata": {"total_size": size, "plan": plan.digest}, "weight_map": dict(sorted(places.items()))}
+        _write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode(), staging)
+        for file in folder.glob("*.safetensors"):
+            if _MADE_HERE.fullmatch(file.name) and file.name not in before | set(places.values()):
+                with contextlib.suppress(OSError):  # a system that lets no one delete what is mapped
+                    file.unlink()
+    return tuple(reports)
 
-    Args:
-        streamed: the program, and how its large tables are made.
-        checkpoint: that they are made of.
-        plan: that makes them.
-        folder: to write to.
-        reuse: take from what the folder holds the rows that would become the same.
-        rows_per_block: see :func:`apply_to_files`.
-        sync_bytes: bytes between two entries of the journal.
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Keeps other processes from writing to a folder; yields an empty one for incomplete files, and what is in use.
+
+    The former stays where the body raises, which tells that the folder is unfinished (:mod:`afm_fx.checkpoints`).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder / LOCK), timeout=0):
+            before = _files_of(folder)
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            (folder / UNFINISHED).mkdir()
+            yield folder / UNFINISHED, before
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    except Timeout as error:
+        raise UserError(f"another process is writing to '{folder}'") from error
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}': {error}") from error
+
+
+def _files_of(folder: Path) -> set[str]:
+    """The files of what a folder holds.
 
     Raises:
-        UserError: see :func:`apply_to_files`.
+        FileFormatError: the folder is somebody else's checkpoint, or its index is damaged.
     """
-    started = time.perf_counter()
-    if rows_per_block is not None and rows_per_block < 1:
-        raise UserError(f"a block has at least 1 row, got {rows_per_block}")
-    with locked(folder):
-        before = read_manifest(folder) if is_table_folder(folder) else None
-        known = before.tables if reuse and before is not None else {}
-        blocks = {source.name: block_rows(source, rows_per_block) for source in streamed.tables}
-        mark = _fingerprint(streamed, checkpoint, blocks, before, reuse=reuse)
-        token = mark[:12]
-        journal = TableJournal(folder / PARTIAL, mark)
-        entries: dict[str, TableEntry] = {}
-        reports = []
-        try:
-            for position, source in enumerate(streamed.tables):
-                writer = TableWriter(
-                    source, folder, file_name(source.name, position, token), journal,
-                    rows=blocks[source.name], before=known.get(source.name), sync_bytes=sync_bytes,
-                )  # fmt: skip
-                reports.append(writer.write())
-                entries[source.name] = writer.entry()
-            rest = f"rest-{token}.safetensors"
-            content = save({name: tensor.detach().clone().contiguous() for name, tensor in streamed.rest.items()})
-            write_durably(folder / PARTIAL / rest, content)
-        finally:
-            journal.close()
-        places = {name: entry.file for name, entry in entries.items()} | dict.fromkeys(streamed.rest, rest)
-        name = f"manifest-{token}.json"
-        files = (*sorted(set(places.values())), name)
-        superseded = tuple(sorted(set(before.files) - set(files))) if before is not None else ()
-        _finish(folder, Manifest(name, plan.digest, entries, files, superseded), places, before)
-    program = _mapped(streamed, folder)
-    total = sum(tensor.bytes for tensor in open_tables(folder).tensors.values())
-    seconds = time.perf_counter() - started
-    return AppliedFiles(folder, program, plan, tuple(reports), total, seconds, journal.resumed)
+    if not (folder / INDEX).exists():
+        return set()
+    with complete(folder / INDEX, "index"):
+        index: Mapping[str, Mapping[str, str]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        files = set(index["weight_map"].values())
+        if "plan" not in index["metadata"]:
+            raise FileFormatError(f"'{folder / INDEX}' names no plan: another program wrote it, and it is not replaced")
+    return files
 
 
-def _finish(folder: Path, manifest: Manifest, places: dict[str, str], before: Manifest | None) -> None:
-    """Makes what was staged the folder's state, and deletes the files of the state before the last."""
-    commit(folder, folder / PARTIAL, manifest, places)
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    for name in set(before.superseded if before is not None else ()) - set(manifest.files) - set(manifest.superseded):
-        with contextlib.suppress(OSError):  # a system that lets no one delete what is mapped
-            (folder / name).unlink()
+def _table_file(source: TableSource, folder: Path, staging: Path) -> tuple[str, bool]:
+    """The name of a table's file, and whether it had to be made."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", source.name).strip(".-")[:LONGEST_NAME]
+    read = [hashlib.sha256() for _ in source.tables]
+    if any(folder.glob(f"{plain}-*.safetensors")):  # perhaps it is there already, which only its digest tells
+        for _ in prefetched(_blocks(source, read)):
+            pass
+        name = f"{plain}-{_digest(source, read)}.safetensors"
+        if _holds(folder / name, source):
+            return name, False
+        read = [hashlib.sha256() for _ in source.tables]
+    blocks = map(source.encode, prefetched(_blocks(source, read)))
+    write_table(staging / "table", source.name, source.shape, source.dtype, blocks)
+    name = f"{plain}-{_digest(source, read)}.safetensors"
+    move_into_place(staging / "table", folder / name)
+    return name, True
 
 
-def _fingerprint(
-    streamed: StreamedPlan, checkpoint: Checkpoint, blocks: dict[str, int], before: Manifest | None, *, reuse: bool
-) -> str:
-    """What a run is known by: with another plan, checkpoint or state of the folder, its files are not gone on with.
+def _blocks(source: TableSource, read: Sequence[hashlib._Hash]) -> Iterator[list[Tensor]]:
+    """The rows of a table's sources, a block at a time; their bytes are added to a hash per source."""
+    rows, widest = ROWS_PER_BLOCK, source.features * max(table.dtype.itemsize for table in source.tables)
+    while rows > 1 and rows * widest > BLOCK_BYTES:
+        rows //= 2
+    for start in range(0, source.shape[0], rows):
+        parts = [table.rows(start, min(start + rows, source.shape[0])) for table in source.tables]
+        for part, hashed in zip(parts, read, strict=True):
+            hashed.update(bytes_of(part))
+        yield parts
 
-    Of the checkpoint's files it takes names, sizes and times of change, not the bytes.
-    """
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
+
+def _digest(source: TableSource, read: Sequence[hashlib._Hash]) -> str:
+    """What a table's file is known by, once all of its sources are read."""
+    factor = None if source.factor is None else factor_digest(source.factor)
     tables = [
-        [each.name, each.recipe, blocks[each.name], [[one.name, one.shape, str(one.dtype)] for one in each.tables]]
-        for each in streamed.tables
+        [list(table.shape), str(table.dtype), hashed.hexdigest()]
+        for table, hashed in zip(source.tables, read, strict=True)
     ]
-    content = [JOURNAL_VERSION, reuse, files, tables, None if before is None else list(before.files)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    content = [DIGEST_VERSION, source.name, str(source.dtype), factor, tables]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:DIGITS]
 
 
-def _mapped(streamed: StreamedPlan, folder: Path) -> Program:
-    """The program with its tables as the folder has them."""
-    stored = open_tables(folder).tensors
-    module = streamed.program.clone().graph_module
-    replace_state(module, {source.name: stored[source.name].mapped() for source in streamed.tables})
-    check_values(module)
-    return replace(streamed.program, graph_module=module)
+def _holds(path: Path, source: TableSource) -> bool:
+    """Whether a file is there, undamaged as far as its header and length tell."""
+    try:
+        found = open_safetensors(path).tensors[source.name]
+    except (FileFormatError, KeyError):
+        return False
+    return found.shape == source.shape and found.dtype == source.dtype
+
+
+def _write(path: Path, content: bytes, staging: Path) -> None:
+    (staging / path.name).write_bytes(content)
+    move_into_place(staging / path.name, path)

@@ -18,12 +18,13 @@ import math
 import mmap
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afm_fx.errors import FileFormatError, UnsafeFileError
@@ -31,8 +32,8 @@ from afm_fx.onnx_file import external_file
 
 INDEX_SUFFIX = ".safetensors.index.json"
 DISTRIBUTED_METADATA = ".metadata"
-LONGEST_HEADER = 100_000_000
-"""Bytes; the safetensors library refuses longer headers as well."""
+UNFINISHED = ".partial"
+"""Stands in a folder of tables while it is written, and longer where that was interrupted."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -42,11 +43,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor that lies in one piece, row after row, in a file.
+    """A box of a tensor that lies in one piece, row after row, in a file, ``offset`` bytes from its beginning.
 
     Attributes:
-        path: the file.
-        offset: of its first byte in the file.
         start: its first index along every axis of the tensor.
         shape: its lengths along them.
     """
@@ -59,14 +58,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk.
-
-    Attributes:
-        name: in the checkpoint.
-        shape: its shape.
-        dtype: of its numbers.
-        chunks: the boxes that it is made of, which cover it.
-    """
+    """A tensor on disk, made of chunks that cover it."""
 
     name: str
     shape: tuple[int, ...]
@@ -100,11 +92,6 @@ class StoredTensor:
                 into[(slice(None), *(slice(begin, begin + length) for begin, length in columns))] = part
         return block
 
-    def blocks(self, rows: int) -> Iterator[Tensor]:
-        """All rows, so many at a time."""
-        for start in range(0, self.shape[0], rows):
-            yield self.rows(start, min(start + rows, self.shape[0]))
-
     def tensor(self) -> Tensor:
         """The whole tensor, in memory."""
         if self.shape:
@@ -135,19 +122,12 @@ class Checkpoint:
     """Where the tensors of a checkpoint lie.
 
     Attributes:
-        path: the file or folder.
-        tensors: by name.
         metadata: what the file says beside its tensors: of a safetensors file, its strings; of several, the index's.
     """
 
     path: Path
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that hold tensors, in order of their names."""
-        return tuple(sorted({chunk.path for tensor in self.tensors.values() for chunk in tensor.chunks}))
 
     def holding(self, names: Iterable[str]) -> Checkpoint:
         """The checkpoint as a model with these parameters knows it.
@@ -187,18 +167,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
             from afm_fx.distributed_checkpoint import open_distributed  # noqa: PLC0415 - it imports this module
 
             return open_distributed(path)
-        found = sorted(path.glob(f"*{INDEX_SUFFIX}")) or sorted(path.glob("*.safetensors"))
+        found = sorted(path.glob(f"*{INDEX_SUFFIX}"))
+        if not found and (path / UNFINISHED).exists():
+            raise FileFormatError(
+                f"folder '{path}' is no checkpoint yet: its tables are being written, or were not all"
+            )
+        found = found or sorted(path.glob("*.safetensors"))
         if len(found) != 1:
             raise FileFormatError(
                 f"folder '{path}' is no checkpoint: it holds {len(found)} safetensors files without an index, and no "
                 f"'{DISTRIBUTED_METADATA}' of torch.distributed.checkpoint"
             )
         path = found[0]
-    if not path.is_file():
-        raise FileFormatError(f"there is no checkpoint '{path}'")
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIX) and path.is_file():
         return _open_index(path)
-    if path.suffix != ".safetensors":
+    if path.is_file() and path.suffix != ".safetensors":
         raise FileFormatError(
             f"checkpoint '{path}' cannot be read in pieces: save it with safetensors.torch.save_file or "
             "torch.distributed.checkpoint"
@@ -212,34 +195,26 @@ def is_streamable(path: Path) -> bool:
 
 
 def open_safetensors(path: Path) -> Checkpoint:
-    """Finds the tensors of one safetensors file.
-
-    Raises:
-        FileFormatError: the file is missing, or its header does not fit it.
-    """
+    """Finds the tensors of one safetensors file; see :func:`open_checkpoint`."""
+    if not path.is_file():
+        raise FileFormatError(f"there is no checkpoint '{path}'")
     try:
-        size = path.stat().st_size
+        with safe_open(str(path), framework="pt"):  # the library checks that shapes, places and the file's length agree
+            pass
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, LONGEST_HEADER)))
-        metadata = header.pop("__metadata__", {})
-        tensors = {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            header = json.loads(file.read(length))
+    except (OSError, SafetensorError) as error:
         raise FileFormatError(f"checkpoint '{path}' is damaged or not a safetensors file: {error}") from error
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise FileFormatError(f"checkpoint '{path}' holds '{name}' as {entry['dtype']}, which is not read")
+        shape = tuple(entry["shape"])
+        chunk = Chunk(path, 8 + length + entry["data_offsets"][0], (0,) * len(shape), shape)
+        tensors[name] = StoredTensor(name, shape, DTYPES[entry["dtype"]], (chunk,))
     return Checkpoint(path, tensors, metadata)
-
-
-def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> StoredTensor:
-    dtype = DTYPES.get(entry["dtype"])
-    if dtype is None:
-        raise ValueError(f"'{name}' is {entry['dtype']}, which is not read")
-    shape = tuple(entry["shape"])
-    first, last = entry["data_offsets"]
-    if any(type(number) is not int or number < 0 for number in (*shape, first, last)):
-        raise ValueError(f"'{name}' has the shape {list(shape)} at {entry['data_offsets']}")
-    if last - first != math.prod(shape) * dtype.itemsize or begin + last > size:
-        raise ValueError(f"'{name}' lies at {first:,} to {last:,}, which does not fit its shape or the file")
-    return StoredTensor(name, shape, dtype, (Chunk(path, begin + first, (0,) * len(shape), shape),))
 
 
 def _open_index(path: Path) -> Checkpoint:
@@ -263,11 +238,7 @@ def _open_index(path: Path) -> Checkpoint:
 
 
 def beside(path: Path, name: str) -> Path:
-    """The file of a name that a checkpoint's own file gives.
-
-    Args:
-        path: the file that gives it.
-        name: relative to that file's folder.
+    """The file of a name that a checkpoint's own file gives, relative to its folder.
 
     Raises:
         UnsafeFileError: it leads out of the folder.
@@ -275,23 +246,20 @@ def beside(path: Path, name: str) -> Path:
     """
     try:
         return external_file(path.parent.resolve(), name)
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"'{path}' is not opened: it names tensors in {_place(error)}") from error
-    except FileFormatError as error:
-        raise FileFormatError(f"'{path}' names tensors in {_place(error)}") from error
+    except (UnsafeFileError, FileFormatError) as error:
+        raise type(error)(f"'{path}' is not opened: one of its tensors {error}") from error
 
 
-def _place(error: Exception) -> str:
-    """The end of a sentence of :func:`afm_fx.onnx_file.external_file`, in words that fit a checkpoint."""
-    text = str(error).removeprefix("lies in ")
-    return text.replace("the folder of the ONNX file", "its folder").replace("beside the ONNX file", "beside it")
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 def _read_into(tensor: Tensor, path: Path, offset: int) -> None:
     """Fills a contiguous tensor from a file."""
     if not tensor.numel():
         return
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
+    view = bytes_of(tensor)
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)

@@ -1,4 +1,4 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep``, ``refresh`` and those
+"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep``, ``apply`` and those
 that check and time what was exported.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from afm_fx import __version__
+from afm_fx.apply_command import apply
 from afm_fx.bench_command import bench
 from afm_fx.calibrate_command import calibrate
 from afm_fx.capture import capture
@@ -25,7 +26,6 @@ from afm_fx.demo_model import Training
 from afm_fx.explanation import explain as explain_program
 from afm_fx.load_command import load
 from afm_fx.output_directory import refuse_existing_file
-from afm_fx.refresh_command import refresh
 from afm_fx.sweep_command import sweep
 from afm_fx.synthetic import ClickGenerator
 from afm_fx.user_model import build_model
@@ -125,7 +125,7 @@ def explain(
 app.command()(calibrate)
 app.command()(command_of(CompressConfig, compress))
 app.command()(sweep)
-app.command()(refresh)
+app.command()(apply)
 app.command()(check)
 app.command()(bench)
 app.command()(load)

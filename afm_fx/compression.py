@@ -19,7 +19,7 @@ from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
 from afm_fx.plan import Plan, SitePlan
-from afm_fx.planned_graph import Change, planned_graph
+from afm_fx.planned_graph import planned_graph
 from afm_fx.planning import MEASURED_ROWS, make_plan
 from afm_fx.policies import Policy
 from afm_fx.program import Program
@@ -160,29 +160,17 @@ def _planned_from(
 def apply_plan(program: Program, plan: Plan) -> Program:
     """Applies a plan; the input program is left untouched.
 
+    Tables may have rows added at their end since the plan was made: a factor does not depend on how many there are.
+
     Raises:
         PlanError: the plan belongs to another model or to a checkpoint of other shapes.
     """
-    return apply_factors(program, plan)
-
-
-def apply_factors(program: Program, plan: Plan, change: Change | None = None) -> Program:
-    """:func:`apply_plan` with other factors.
-
-    Args:
-        program: the captured model.
-        plan: the plan.
-        change: makes the factors to apply of the plan's, see :func:`afm_fx.planned_graph.planned_graph`.
-
-    Raises:
-        PlanError: see :func:`apply_plan`.
-    """
     try:
-        clone, factors = planned_graph(program, plan, change)
+        clone, factors = planned_graph(program, plan)
         sites = {site.name: site for site in find_sites(clone)}
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:
-                _check(planned, sites.get(planned.name))
+                check_site(planned, sites.get(planned.name))
         SinkCodes(factors)(clone)
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
@@ -190,13 +178,19 @@ def apply_factors(program: Program, plan: Plan, change: Change | None = None) ->
     return replace(program.with_graph(clone), recipe=program.recipe.with_plan(plan.digest))
 
 
-def _check(planned: SitePlan, site: Site | None) -> None:
+def check_site(planned: SitePlan, site: Site | None) -> None:
+    """Refuses a plan for another site than a program's; tables may have rows added at their end.
+
+    Raises:
+        PlanError: the program has no such site, or one of another shape.
+    """
     if site is None or site.kind is not planned.kind:
         raise PlanError(
             f"the plan is for another model: it knows {planned.kind} site '{planned.name}', the program does not"
         )
     shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
-    if shape != planned.shape:
+    grown = site.kind is SiteKind.EMBEDDING and shape[0] > planned.shape[0] and shape[1] == planned.shape[1]
+    if shape != planned.shape and not grown:
         raise PlanError(
             f"the plan is for another checkpoint: '{site.name}' is {list(shape)}, in the plan {list(planned.shape)}"
         )

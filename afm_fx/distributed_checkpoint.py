@@ -13,10 +13,11 @@ import itertools
 import math
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from afm_fx.checkpoints import DISTRIBUTED_METADATA, Checkpoint, Chunk, StoredTensor, beside
 from afm_fx.errors import FileFormatError, UnsafeFileError
@@ -89,7 +90,7 @@ def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> 
         )
     file = beside(path, info.relative_path)
     with file.open("rb") as stream:
-        part = _Part(stream, int(info.offset), int(info.length))
+        part = _create_file_view(stream, int(info.offset), int(info.length))
         try:
             with FakeTensorMode():  # shapes and places, no numbers
                 tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
@@ -117,33 +118,3 @@ def _are_whole(chunks: tuple[Chunk, ...], shape: tuple[int, ...]) -> bool:
         for one, other in itertools.combinations(chunks, 2)
     )
     return inside and apart and sum(math.prod(chunk.shape) for chunk in chunks) == math.prod(shape)
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file."""
-
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-        super().__init__()
-        self._file, self._offset, self._length, self._place = file, offset, length, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer)[: max(0, self._length - self._place)]
-        self._file.seek(self._offset + self._place)
-        content = self._file.read(len(view))
-        view[: len(content)] = content
-        self._place += len(content)
-        return len(content)

@@ -143,8 +143,8 @@ def external_file(folder: Path, location: str) -> Path:
     """The file that a location leads to.
 
     Args:
-        folder: the ONNX file's, symbolic links resolved.
-        location: what the ONNX file says.
+        folder: of the file that names it, symbolic links resolved.
+        location: what that file says.
 
     Raises:
         UnsafeFileError: it leads outside the folder; the message ends a sentence that begins with the tensor.
@@ -155,13 +155,15 @@ def external_file(folder: Path, location: str) -> Path:
     for kind in (PurePosixPath, PureWindowsPath):
         named = kind(location) if plain else kind("..")
         if named.is_absolute() or named.drive or named.root or ".." in named.parts:
-            raise UnsafeFileError(f"lies in '{location[:200]}', outside the folder of the ONNX file")
+            raise UnsafeFileError(f"lies in '{location[:200]}', outside the folder of the file that names it")
     file = folder / location
     resolved = file.resolve()
     if not resolved.is_relative_to(folder):
-        raise UnsafeFileError(f"lies in '{location}', a symbolic link that leads out of the folder of the ONNX file")
+        raise UnsafeFileError(
+            f"lies in '{location}', a symbolic link that leads out of the folder of the file that names it"
+        )
     if not resolved.exists():
-        raise FileFormatError(f"lies in '{location}', which is not beside the ONNX file: copy both")
+        raise FileFormatError(f"lies in '{location}', which is not beside the file that names it: copy both")
     if not resolved.is_file():
         raise UnsafeFileError(f"lies in '{location}', which is no regular file")
     return resolved

@@ -6,7 +6,6 @@ a length. So the ONNX file beside the tables names their files, and a runtime ma
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor
 
-from afm_fx.apply_files import AppliedFiles
-from afm_fx.checkpoints import StoredTensor
+from afm_fx.absent_tables import storage_of
+from afm_fx.apply_files import INDEX, AppliedFiles
+from afm_fx.checkpoints import StoredTensor, open_checkpoint
 from afm_fx.errors import ExportError, UserError
 from afm_fx.onnx_export import ExportReport, staged_export
-from afm_fx.output_directory import refuse_existing_file
-from afm_fx.table_folder import open_tables
+from afm_fx.output_directory import move_into_place, refuse_existing_file
 
 NAME = "low_rank.onnx"
 INLINE_BYTES = 1024
@@ -39,16 +38,12 @@ def export_onnx_over_files(
     """Writes a low-rank program as an ONNX file that refers to the tables' files, beside them.
 
     The program is exported as it is, not packed: packing would stack the tables into another one. The ONNX file holds
-    for the folder's present state; after a refresh, export again.
+    for the folder's present state; after the next change, export again.
 
     Args:
-        applied: what :func:`afm_fx.apply_to_files` or a refresh made.
+        applied: what :func:`afm_fx.apply_to_files` made.
         name: of the ONNX file, in the folder of the tables.
-        batch_size: see :func:`afm_fx.export_onnx`.
-        check: see :func:`afm_fx.export_onnx`.
-        force: replace an existing file.
-        tolerance: see :func:`afm_fx.export_onnx`.
-        seed: of the random inputs.
+        batch_size, check, force, tolerance, seed: see :func:`afm_fx.export_onnx`.
 
     Raises:
         OutputExistsError: the file exists and ``force`` is not set.
@@ -58,10 +53,8 @@ def export_onnx_over_files(
     target = applied.folder / name
     if target.name != name:
         raise UserError(f"'{name}' is no name of a file: the ONNX file stands beside the tables that it refers to")
-    refuse_existing_file(target, force=force)
-    stored = open_tables(applied.folder).tensors
+    stored = open_checkpoint(applied.folder / INDEX).tensors
     state = applied.program.graph_module.state_dict()
-
     tables = {table.name for table in applied.tables}
     outside = {name: each for name, each in stored.items() if name in tables or each.bytes > INLINE_BYTES}
 
@@ -72,12 +65,14 @@ def export_onnx_over_files(
         except OSError as error:
             raise ExportError(f"cannot write the ONNX file: {error}") from error
 
+    refuse_existing_file(target, force=force)
+    # Not in a folder of its own: what it is checked with reads the tables' files beside it.
     staged = target.with_name(f".{name}.new")
     try:
         report = staged_export(
             applied.program, staged, save, batch_size=batch_size, check=check, tolerance=tolerance, seed=seed
         )
-        os.replace(staged, target)  # noqa: PTH105 - a name is replaced, whatever stands there
+        move_into_place(staged, target)
     finally:
         staged.unlink(missing_ok=True)
     return replace(report, path=target)
@@ -88,18 +83,13 @@ def _refer(model: ir.Model, stored: Mapping[str, StoredTensor], state: Mapping[s
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             tensor, found = value.const_value, stored.get(str(name))
-            if tensor is None or found is None:
+            raw = getattr(tensor, "raw", None)
+            if tensor is None or found is None or not isinstance(raw, Tensor):
                 continue
-            if not _is_of(tensor, state[str(name)]):
+            if storage_of(raw) != storage_of(state[str(name)]):
                 continue  # the exporter made another tensor of this name
             chunk = found.chunks[0]
             value.const_value = ir.ExternalTensor(
                 chunk.path.name, chunk.offset, found.bytes, tensor.dtype,
                 shape=ir.Shape(found.shape), name=str(name), base_dir=folder,
             )  # fmt: skip
-
-
-def _is_of(tensor: ir.TensorProtocol, parameter: Tensor) -> bool:
-    """Whether an initializer is a parameter itself."""
-    raw = getattr(tensor, "raw", None)
-    return isinstance(raw, Tensor) and raw.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()

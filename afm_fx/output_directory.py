@@ -1,4 +1,4 @@
-"""Writes a set of files all at once: they appear together, or none does."""
+"""Outputs are complete or absent: they are written beside their place, and take it when they are on the disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from afm_fx.errors import OutputExistsError, UserError
 
 
 def refuse_existing(directory: Path, names: Sequence[str], *, force: bool) -> None:
-    """Checks, before any work, that the files may be written.
+    """Checks, before any work, that files may be written to a directory.
 
     Raises:
         OutputExistsError: one of them exists and ``force`` is not set.
@@ -66,8 +66,9 @@ def staging_directory(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str, *, force: bool) -> None:
-    """Writes a text file whole or not at all.
+@contextlib.contextmanager
+def staged_file(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yields where to write a file, which takes its place at the end; where the body raises, nothing is replaced.
 
     Raises:
         OutputExistsError: the path is a directory, or exists and ``force`` is not set.
@@ -75,9 +76,31 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
     """
     refuse_existing_file(path, force=force)
     with staging_directory(path) as staging:
-        staged = staging / path.name
+        yield staging / path.name
+        move_into_place(staging / path.name, path)
+
+
+def move_into_place(staged: Path, target: Path) -> None:
+    """Gives a complete file its name, once its content is on the disk; returns once the name is, too.
+
+    Without the first, a machine that stops could leave the new name with nothing behind it; without the second, what is
+    written later could be there and this file not.
+    """
+    with staged.open("r+b") as file:
+        os.fsync(file.fileno())
+    staged.replace(target)
+    if os.name == "posix":  # elsewhere a directory cannot be opened
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Writes a text file; see :func:`staged_file`."""
+    with staged_file(path, force=force) as staged:
         staged.write_text(text, encoding="utf-8")
-        staged.replace(path)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch.fx import GraphModule
 
 from afm_fx.constant_units import without_units
@@ -12,19 +10,11 @@ from afm_fx.program import Program
 from passes.factor import Factor, JointFactor
 from passes.join_tables import JoinTables, joinable_tables
 
-Change = Callable[[GraphModule, dict[str, Factor]], dict[str, Factor]]
-"""Makes of a graph whose sites a plan names, and the plan's factors for it, the factors to apply."""
 
-
-def planned_graph(program: Program, plan: Plan, change: Change | None = None) -> tuple[GraphModule, dict[str, Factor]]:
+def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, Factor]]:
     """The graph whose sites a plan names, and the plan's factors; parameters are shared, the program is left as it is.
 
     Joint tables have no data of their own there: their factors encode the tables that they are made of.
-
-    Args:
-        program: the captured model.
-        plan: the plan.
-        change: other factors in place of the plan's, None for the plan's own.
 
     Raises:
         PassError: the plan belongs to another program.
@@ -40,6 +30,4 @@ def planned_graph(program: Program, plan: Plan, change: Change | None = None) ->
         tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
         factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
     JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
-    if change is not None:
-        factors = change(module, factors)
     return module, factors

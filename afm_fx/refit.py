@@ -22,6 +22,7 @@ import torch
 
 from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics, calibrate
+from afm_fx.compression import check_site
 from afm_fx.constant_units import restricted, without_units
 from afm_fx.errors import PlanError
 from afm_fx.moments import Moments
@@ -114,10 +115,11 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
     factors: dict[str, Factor] = {}
     drift: list[SiteDrift] = []
     for site in plan.sites:
-        tap = taps.get(site.name)
-        if tap is None or tap.site.width != site.width:
-            raise PlanError(f"the plan is for another model: it knows site '{site.name}' of {site.width} features")
-        shape = _shape(tap, site)
+        if site.name not in taps:
+            raise PlanError(f"the plan is for another model: it knows site '{site.name}', the program does not")
+        tap = taps[site.name]
+        check_site(site, tap.site)
+        shape = (tap.site.rows, site.width) if site.kind is SiteKind.EMBEDDING else site.shape
         if site.rank is None:
             sites.append(replace(site, shape=shape))
             continue
@@ -144,19 +146,6 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
         logit_error=None, predicted_logit_error=None, evidence=(),
     )  # fmt: skip
     return Refit(made, tuple(drift))
-
-
-def _shape(tap: Tap, site: SitePlan) -> tuple[int, int]:
-    """The shape of a site's weight in the fresh checkpoint; only tables may have grown."""
-    if site.kind is SiteKind.LINEAR:
-        shape = (tap.site.width, tap.site.rows)
-        fits = shape == site.shape
-    else:
-        shape = (tap.site.rows, tap.site.width)
-        fits = shape[0] >= site.shape[0]
-    if not fits:
-        raise PlanError(f"'{site.name}' is {list(shape)} in this checkpoint, the plan is for {list(site.shape)}")
-    return shape
 
 
 def _grown(statistics: Statistics, tap: Tap) -> Mapping[str, Traffic]:

@@ -8,13 +8,12 @@ their own. A whole low-rank program of sharded tables is ``apply_plan(with_table
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from afm_fx.errors import PlanError
 from afm_fx.plan import Plan, SitePlan
-from afm_fx.program import Program
+from afm_fx.streamed_plan import table_names
 from passes.errors import PassError
 from passes.factor import Factor
 from passes.sites import SiteKind
@@ -46,74 +45,37 @@ def encode_sharded(plan: Plan, state_dict: Mapping[str, Tensor]) -> dict[str, Te
     for site in plan.sites:
         if site.kind is not SiteKind.EMBEDDING or site.rank is None:
             continue
-        names = _names(site, state_dict)
-        if not names:
-            continue
-        parts = [_checked(name, state_dict[name]) for name in names]
-        _check_shape(site, parts)
-        for name in names:
+        tables = _tables_here(site, state_dict)
+        for name in tables:
             del encoded[name]
-        encoded |= _encoded(site, plan.factors[site.name], parts)
+        if tables:
+            encoded |= _encoded(site, plan.factors[site.name], list(tables.values()))
     return encoded
 
 
-def with_tables(program: Program, tables: Mapping[str, Tensor]) -> Program:
-    """The same program with other tensors, sharded ones for instance, as some of its parameters.
-
-    A model whose tables fit no process is captured with tables that hold one number,
-    ``torch.zeros(()).expand(rows, width)``, and gets its own here.
-
-    Args:
-        program: left as it is.
-        tables: by parameter name; of the parameters' shapes and number formats. Other entries are left out, so that a
-            whole state dict may be given.
-
-    Raises:
-        PlanError: a tensor has another shape or number format than the parameter.
-    """
-    twin = program.clone()
-    for name, parameter in list(twin.graph_module.named_parameters()):
-        if name not in tables:
-            continue
-        given = tables[name].detach()
-        if given.shape != parameter.shape or given.dtype != parameter.dtype:
-            raise PlanError(
-                f"'{name}' is {list(given.shape)} in {given.dtype}, the program's is {list(parameter.shape)} in "
-                f"{parameter.dtype}"
-            )
-        owner, _, leaf = name.rpartition(".")
-        twin.graph_module.get_submodule(owner).register_parameter(leaf, nn.Parameter(given, parameter.requires_grad))
-    return twin
-
-
-def _names(site: SitePlan, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """The names of a site's tables here, none where another process has them."""
-    tables = site.tables or (site.name,)
-    found = [name for table in tables for name in (f"{table}.weight", table) if name in state_dict]
-    if found and len(found) < len(tables):
-        missing = next(table for table in tables if not {f"{table}.weight", table} & set(found))
+def _tables_here(site: SitePlan, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A site's tables by name, none where another process has them."""
+    planned = site.tables or (site.name,)
+    names = table_names(site, state_dict)
+    if names and len(names) < len(planned):
+        missing = next(table for table in planned if not {f"{table}.weight", table} & set(names))
         raise PlanError(
-            f"'{site.name}' is one code for tables {list(tables)}, and '{missing}' is not here: keep them in one "
+            f"'{site.name}' is one code for tables {list(planned)}, and '{missing}' is not here: keep them in one "
             "process, or make the plan without joint codes (basis other than 'measured')"
         )
-    return found
-
-
-def _checked(name: str, tensor: Any) -> Tensor:
-    if not is_sharded(tensor) and type(tensor) not in {Tensor, nn.Parameter}:
+    tables = {name: state_dict[name].detach() for name in names}
+    for name, table in tables.items():
+        if not is_sharded(table) and type(state_dict[name]) not in {Tensor, nn.Parameter}:
+            raise PlanError(
+                f"'{name}' is a {type(table).__name__}; a table is a plain tensor, or a DTensor where it is sharded"
+            )
+    rows, width = {len(table) for table in tables.values()}, sum(table.shape[1] for table in tables.values())
+    if tables and (len(rows) > 1 or min(rows) < site.shape[0] or width != site.shape[1]):
         raise PlanError(
-            f"'{name}' is a {type(tensor).__name__}; a table is a plain tensor, or a DTensor where it is sharded"
+            f"the plan is for another checkpoint: '{site.name}' is {[list(each.shape) for each in tables.values()]}, "
+            f"in the plan {list(site.shape)}"
         )
-    return tensor.detach()  # type: ignore[no-any-return]
-
-
-def _check_shape(site: SitePlan, parts: list[Tensor]) -> None:
-    rows, width = {int(part.shape[0]) for part in parts}, sum(int(part.shape[1]) for part in parts)
-    if rows != {site.shape[0]} or width != site.shape[1]:
-        raise PlanError(
-            f"the plan is for another checkpoint: '{site.name}' is {[list(part.shape) for part in parts]}, in the plan "
-            f"{list(site.shape)}"
-        )
+    return tables
 
 
 def _encoded(site: SitePlan, factor: Factor, parts: list[Tensor]) -> dict[str, Tensor]:

@@ -1,27 +1,25 @@
-"""A plan applied to a program without its large tables: the low-rank program, and how to make each table of it.
+"""A plan applied to a program without its large tables: the low-rank program, and how every table of it is made.
 
-The rewrite is that of :func:`afm_fx.apply_plan`. Only the codes of large tables are not computed in it: they stand in
-the result as one NaN each, beside a note of which rows of the checkpoint they are made of.
+The rewrite is that of :func:`afm_fx.apply_plan`. Where a table is one NaN that is seen under its shape, so are its
+codes (:mod:`passes.table_codes`), and what they are to be made of is found by their name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
-from afm_fx.absent_tables import AbsentTables, stand_in, storage_of
+from afm_fx.absent_tables import AbsentTables, storage_of
 from afm_fx.checkpoints import StoredTensor
-from afm_fx.compression import apply_factors
+from afm_fx.compression import apply_plan
 from afm_fx.errors import PlanError
-from afm_fx.plan import Plan
-from afm_fx.plan_digest import factor_digest
+from afm_fx.plan import Plan, SitePlan
 from afm_fx.program import Program
-from passes.factor import Factor, JointFactor
-from passes.sites import SiteKind, find_sites
+from passes.factor import Factor
+from passes.sites import SiteKind
 
 
 @dataclass(frozen=True)
@@ -41,39 +39,19 @@ class TableSource:
     factor: Factor | None
 
     @property
-    def rows(self) -> int:
-        """Rows of the table."""
-        return self.tables[0].shape[0]
-
-    @property
-    def width(self) -> int:
-        """Columns of the table that is made."""
-        if self.factor is not None:
-            return self.factor.rank
+    def features(self) -> int:
+        """Columns of the tables that are read."""
         return sum(table.shape[1] for table in self.tables)
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row of the table that is made."""
-        return self.width * self.dtype.itemsize
+    def shape(self) -> tuple[int, int]:
+        """Of the table that is made."""
+        return self.tables[0].shape[0], self.features if self.factor is None else self.factor.rank
 
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the tables that are read."""
-        return sum(table.bytes for table in self.tables)
-
-    @property
-    def recipe(self) -> str:
-        """The digest of what is done to the rows."""
-        return f"{self.dtype} " + ("as it is" if self.factor is None else factor_digest(self.factor))
-
-    def features(self, parts: list[Tensor]) -> Tensor:
-        """The features [rows, n] of rows of the tables."""
+    def encode(self, parts: list[Tensor]) -> Tensor:
+        """Rows of the table that is made, from the same rows of the tables that are read."""
         converted = [part.to(self.dtype) for part in parts]
-        return converted[0] if len(converted) == 1 else torch.cat(converted, dim=1)
-
-    def made(self, features: Tensor) -> Tensor:
-        """The rows of the table that is made, for rows of features."""
+        features = converted[0] if len(converted) == 1 else torch.cat(converted, dim=1)
         return features if self.factor is None else self.factor.encode_table(features)
 
 
@@ -98,67 +76,44 @@ def streamed_plan(absent: AbsentTables, plan: Plan) -> StreamedPlan:
     Raises:
         PlanError: the plan belongs to another model, or a rewrite needs the numbers of a large table.
     """
+    program = apply_plan(absent.program, plan)
     state = absent.program.graph_module.state_dict()
-    places = {storage_of(state[name]): stored for name, stored in absent.tables.items()}
-    stored = places | {storage_of(state[name]): each for name, each in absent.loaded.items()}
-    noted: dict[int, tuple[tuple[StoredTensor, ...], Factor | None]] = {
-        place: ((table,), None) for place, table in places.items()
-    }
-    spoilt: list[str] = []
-    held: list[Tensor] = []  # so that no other tensor comes to lie where a stand-in was
-
-    def note(module: GraphModule, factors: Mapping[str, Factor]) -> dict[str, Factor]:
-        """Factors that note what they would encode, in place of those of large tables."""
-        sites = {site.name: site for site in find_sites(module) if site.kind is SiteKind.EMBEDDING}
-        changed = dict(factors)
-        for name, factor in factors.items():
-            if name not in sites or (factor.rank == 0):
-                continue
-            given = (module.get_parameter(sites[name].parameter),)
-            tensors = factor.tables if isinstance(factor, JointFactor) else given
-            if not any(storage_of(tensor) in places for tensor in tensors):
-                continue
-            known = tuple(stored[storage_of(tensor)] for tensor in tensors if storage_of(tensor) in stored)
-            if len(known) < len(tensors):
-                raise PlanError(f"site '{name}' joins a table with one that is not in the checkpoint")
-            codes = stand_in((given[0].shape[0], factor.rank), given[0].dtype)
-            plain = Factor(factor.encoder, factor.decoder, factor.shift, factor.offset)
-            held.append(codes)
-            noted[storage_of(codes)] = (known, plain)
-            changed[name] = _NotedFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, codes)
-        return changed
-
-    before = {storage_of(tensor) for tensor in state.values()}
-    program = apply_factors(absent.program, plan, note)
+    large = {storage_of(state[name]): stored for name, stored in absent.tables.items()}
+    known = large | {storage_of(state[name]): stored for name, stored in absent.loaded.items()}
+    encoded: dict[str, tuple[tuple[StoredTensor, ...], Factor]] = {}
+    for site in plan.sites:
+        if site.kind is not SiteKind.EMBEDDING or not site.rank:
+            continue
+        places = [storage_of(state[name]) for name in table_names(site, state)]
+        if not large.keys().isdisjoint(places):
+            if not known.keys() >= set(places):
+                raise PlanError(f"site '{site.name}' joins a table with one that is not in the checkpoint")
+            encoded[f"{site.name}.codes.weight"] = tuple(known[place] for place in places), plan.factors[site.name]
     tables: list[TableSource] = []
     rest: dict[str, Tensor] = {}
+    given = set(map(storage_of, state.values()))
     for name, tensor in program.graph_module.state_dict().items():
-        found = noted.get(storage_of(tensor))
-        if found is not None:
-            tables.append(TableSource(name, found[0], tensor.dtype, found[1]))
-            continue
-        rest[name] = tensor
-        if tensor.is_floating_point() and storage_of(tensor) not in before and bool(tensor.isnan().any()):
-            spoilt.append(name)
-    if spoilt:
-        raise PlanError(
-            f"'{spoilt[0]}' of the low-rank program is not a number: it is computed from a large table's numbers "
-            "outside its lookups, which are not loaded, or the checkpoint or plan holds NaN. Load the model whole and "
-            "use apply_plan"
-        )
+        if storage_of(tensor) in large:
+            tables.append(TableSource(name, (large[storage_of(tensor)],), tensor.dtype, None))
+        elif name in encoded and _has_nan(tensor):
+            tables.append(TableSource(name, encoded[name][0], tensor.dtype, encoded[name][1]))
+        elif storage_of(tensor) not in given and _has_nan(tensor):
+            raise PlanError(
+                f"'{name}' of the low-rank program is not a number: it is computed from a large table's numbers "
+                "outside its lookups, which are not loaded, or the checkpoint or plan holds NaN. Load the model whole "
+                "and use apply_plan"
+            )
+        else:
+            rest[name] = tensor
     return StreamedPlan(program, tuple(sorted(tables, key=lambda table: table.name)), rest)
 
 
-@dataclass(frozen=True)
-class _NotedFactor(Factor):
-    """A factor whose codes are computed elsewhere.
+def table_names(site: SitePlan, names: Container[str]) -> list[str]:
+    """The names of a site's tables among those of a state dict; tables that it does not hold are left out."""
+    return [name for table in site.tables or (site.name,) for name in (f"{table}.weight", table) if name in names]
 
-    Attributes:
-        codes: what stands for them.
-    """
 
-    codes: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def encode_table(self, table: Tensor) -> Tensor:  # noqa: ARG002 - nothing is read of it
-        """What stands for the codes."""
-        return self.codes
+def _has_nan(tensor: Tensor) -> bool:
+    if tensor.dim() and tensor.stride(0) == 0:
+        tensor = tensor[:1]  # all rows are this one, and a mask of them all would have memory
+    return tensor.is_floating_point() and bool(tensor.isnan().any())

@@ -1,11 +1,12 @@
-"""Files of named tensors with a JSON header (safetensors: no pickle), written whole or not at all."""
+"""Files of named tensors (safetensors: no pickle), with a JSON header of what they are."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from afm_fx.checkpoints import DTYPES, bytes_of
 from afm_fx.errors import FileFormatError
-from afm_fx.output_directory import refuse_existing_file, staging_directory
+from afm_fx.output_directory import staged_file
 
 HEADER = "afm_fx"
+PAGE = 4096
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def save_tensors(
@@ -34,17 +39,32 @@ def save_tensors(
     Raises:
         OutputExistsError: the path is a directory, or exists and ``force`` is not set.
     """
-    target = Path(path)
-    refuse_existing_file(target, force=force)
     document = json.dumps({"kind": kind, "version": version, **header}, sort_keys=True)
-    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    with staging_directory(target) as directory:
-        staged = directory / target.name
-        with staged.open("wb") as file:  # save_file would let nobody but the owner read it
-            file.write(save(copies, {HEADER: document}))
-            file.flush()
-            os.fsync(file.fileno())  # or a machine that stops could leave the new name with nothing behind it
-        staged.replace(target)
+    with staged_file(Path(path), force=force) as staged:  # save_file would let nobody but the owner read it
+        staged.write_bytes(serialized(tensors, {HEADER: document}))
+
+
+def serialized(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file of tensors, which may be views of one memory."""
+    return save(
+        {name: each.detach().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}, metadata
+    )
+
+
+def write_table(path: Path, name: str, shape: tuple[int, int], dtype: torch.dtype, blocks: Iterable[Tensor]) -> None:
+    """Writes a safetensors file of one table, of which no more than a block of rows is in memory.
+
+    Such a file is a JSON header and raw little-endian rows; its length is known before a row is. The header is padded
+    to a page, so that rows can be mapped where they lie, by this package and by runtimes that an ONNX file leads here.
+    """
+    end = shape[0] * shape[1] * dtype.itemsize
+    entry = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [0, end]}
+    text = json.dumps({name: entry}, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % PAGE)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for rows in blocks:
+            file.write(bytes_of(rows.contiguous()))
 
 
 @contextlib.contextmanager
@@ -61,11 +81,7 @@ def complete(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
 
 
 def load_header(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Any]:
-    """Reads the header of what :func:`save_tensors` wrote.
-
-    Raises:
-        FileFormatError: the file is missing, truncated, not a safetensors file, of another kind or version.
-    """
+    """The header of a file; see :func:`load_tensors`."""
     return _read(Path(path), kind, version, tensors=False)[0]
 
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 import afm_fx
 from afm_fx.checkpoints import open_checkpoint
 from afm_fx.resident_memory import mapped_bytes, peak_bytes, reset_peak, resident_bytes
-from afm_fx.table_file import TableFile
+from afm_fx.tensor_files import write_table
 from benchmarks.large_file_memory import LargeTableModel, random_ids
 from passes.factor import factor_of
 from passes.sites import SiteKind
@@ -97,14 +98,15 @@ def write_checkpoint(rows: int, width: int, folder: Path) -> Path:
     """Writes a checkpoint of :class:`LargeTableModel` in two files with an index; the table is made in blocks."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(rows)
-    file = TableFile(folder / "table.safetensors", "table.weight", (rows, width), torch.float32)
     low_rank = torch.randn(4, width, generator=generator)
-    for start in range(0, rows, BLOCK):
-        count = min(BLOCK, rows - start)
-        noise = torch.rand(count, width, generator=generator)
-        file.append(noise.sub_(0.5).mul_(0.1) + torch.rand(count, 4, generator=generator) @ low_rank)
-    file.sync()
-    file.close()
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, rows, BLOCK):
+            count = min(BLOCK, rows - start)
+            noise = torch.rand(count, width, generator=generator)
+            yield noise.sub_(0.5).mul_(0.1) + torch.rand(count, 4, generator=generator) @ low_rank
+
+    write_table(folder / "table.safetensors", "table.weight", (rows, width), torch.float32, blocks())
     rest = {name: tensor for name, tensor in _model(TINY, width).state_dict().items() if name != "table.weight"}
     save_file(rest, folder / "rest.safetensors")
     weight_map = {"table.weight": "table.safetensors"} | dict.fromkeys(rest, "rest.safetensors")

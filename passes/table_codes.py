@@ -39,11 +39,11 @@ def encode_table(encoder: Tensor, shift: Tensor | None, parts: Sequence[Tensor])
     """
     if not any(map(is_sharded, parts)):
         return _encode_rows(encoder, shift, parts, parts[0].dtype)
-    table: DTensor = parts[0]  # type: ignore[assignment]
+    table: DTensor = next(filter(is_sharded, parts))  # type: ignore[assignment]
     mesh, placements = table.device_mesh, table.placements
-    if not all(is_sharded(part) and part.device_mesh == mesh and part.placements == placements for part in parts):
-        placed = [str(getattr(part, "placements", "not sharded")) for part in parts]
-        raise TableIndexError(f"tables under one code must be sharded alike: {placed}")
+    placed = [(getattr(part, "device_mesh", None), getattr(part, "placements", "not sharded")) for part in parts]
+    if any(place != (mesh, placements) for place in placed):
+        raise TableIndexError(f"tables under one code must be sharded alike: {[str(each) for _, each in placed]}")
     if any(placement.is_partial() for placement in placements):
         raise TableIndexError("a table whose shards are still to be added up has no rows yet; redistribute it first")
     if any(map(_cuts_columns, placements)):

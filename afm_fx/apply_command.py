@@ -1,4 +1,4 @@
-"""The command ``afm-fx refresh``: a new checkpoint under a saved plan, only what changed."""
+"""The command ``afm-fx apply``: a plan applied to a checkpoint whose tables need not fit into memory."""
 
 from __future__ import annotations
 
@@ -8,32 +8,27 @@ from typing import Annotated
 import typer
 
 from afm_fx.absent_tables import LARGE_BYTES
+from afm_fx.apply_files import apply_to_files
 from afm_fx.calibration import Statistics
 from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import DebugOption, ForceOption, ModelArgument
 from afm_fx.onnx_over_files import NAME, export_onnx_over_files
 from afm_fx.output_directory import refuse_existing_file
 from afm_fx.plan import Plan
-from afm_fx.refresh import refresh as refresh_tables
 
 
-def refresh(
+def apply(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="The plan, as compress writes it.", show_default=False)],
     checkpoint: Annotated[
         Path,
         typer.Option(
-            help="The new state dict: .safetensors, an index of several (.safetensors.index.json), or a folder that "
+            help="State dict: .safetensors, an index of several (.safetensors.index.json), or a folder that "
             "torch.distributed.checkpoint wrote.",
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of the encoded tables: filled at first, brought up to date later.", show_default=False
-        ),
-    ],
+    out: Annotated[Path, typer.Option(help="Folder of the encoded tables.", show_default=False)],
     statistics: Annotated[
         Path | None,
         typer.Option(
@@ -54,20 +49,22 @@ def refresh(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Encode a new checkpoint under a saved plan; tables whose bytes did not change are kept.
+    """Apply a saved plan to a checkpoint, of the same model or of a later one.
 
     Tables are read and written in blocks and never held, so they may be larger than memory. The folder changes in one
-    step when everything is written; what was interrupted goes on where it was.
+    step when everything is written; tables that are there already are not made again.
 
-    Example: afm-fx refresh shop.models:ctr --plan plan.safetensors --checkpoint new.safetensors --out tables
+    Example: afm-fx apply shop.models:ctr --plan plan.safetensors --checkpoint new.safetensors --out tables --force
     """
     with reported_errors(debug):
         if plan_out is not None:
             refuse_existing_file(plan_out, force=force)
         known = None if statistics is None else Statistics.load(statistics)
-        done = refresh_tables(model, Plan.load(plan), checkpoint, out, statistics=known, large_bytes=large_bytes)
+        done = apply_to_files(
+            model, checkpoint, Plan.load(plan), out, statistics=known, force=force, large_bytes=large_bytes
+        )
         typer.echo(done.table())
         if plan_out is not None:
-            done.files.plan.save(plan_out, force=force)
+            done.plan.save(plan_out, force=force)
         if onnx:
-            typer.echo(export_onnx_over_files(done.files, force=True).table())
+            typer.echo(export_onnx_over_files(done, force=True).table())
