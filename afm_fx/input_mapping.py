@@ -1,22 +1,10 @@
 """Where the columns of typed inputs come from, and how a batch of the original inputs becomes one of them.
 
-The mapping travels in the ONNX file's metadata under :data:`METADATA_KEY`, as JSON::
-
-    {"version": 1,
-     "original": [{"name": "x", "dtype": "float32", "shape": [39]}],
-     "inputs": [
-       {"name": "sparse", "dtype": "int64", "shape": [26], "input": "x",
-        "columns": [{"column": 0, "table": "embedding.C1", "smallest": 0, "largest": 52}, ...]},
-       {"name": "dense", "dtype": "float32", "shape": [13], "input": "x", "columns": [{"column": 26}, ...]},
-       {"name": "price", "dtype": "float32", "shape": [1], "input": "price", "columns": null}]}
-
-``shape`` is that of one row, and columns are its elements, row-major. ``columns: null`` is an input that was left as it
-is. ``smallest`` and ``largest`` are the ids that the column's table takes, where they are known.
+The :class:`InputMapping` travels in the ONNX file's metadata under :data:`METADATA_KEY`, as JSON.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import BatchError, FileFormatError
+from afm_fx.documents import from_json, to_json
+from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs, align_inputs, normalize_inputs
 
 METADATA_KEY = "afm_fx.inputs"
-VERSION = 1
+VERSION = 2
 NO_TENSOR = ""
 """The number format of an input that is no tensor. Such an input is a part of the graph and in no file."""
 _LARGEST_EXACT = 2.0**63
@@ -165,52 +154,18 @@ class InputMapping:
         return InputMapping(originals, tuple(replace(each, dtype=changed(each.dtype)) for each in self.inputs))
 
     def to_json(self) -> str:
-        """The mapping as it stands in an ONNX file's metadata, see the module."""
-        content = {
-            "version": VERSION,
-            "original": [
-                {"name": each.name, "dtype": each.dtype, "shape": list(each.shape)}
-                for each in self.originals
-                if each.dtype != NO_TENSOR
-            ],
-            "inputs": [
-                {
-                    "name": each.name,
-                    "dtype": each.dtype,
-                    "shape": list(each.shape),
-                    "input": each.source,
-                    "columns": None if each.columns is None else [_column_entry(column) for column in each.columns],
-                }
-                for each in self.inputs
-                if each.dtype != NO_TENSOR
-            ],
-        }
-        return json.dumps(content)
+        """The mapping as it stands in an ONNX file's metadata: what is no tensor is in no file."""
+        originals = tuple(value for value in self.originals if value.dtype != NO_TENSOR)
+        return to_json(InputMapping(originals, tuple(i for i in self.inputs if i.dtype != NO_TENSOR)), VERSION)
 
-    @classmethod
-    def from_json(cls, text: str) -> InputMapping:
+    @staticmethod
+    def from_json(text: str) -> InputMapping:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
             FileFormatError: it is something else.
         """
-        try:
-            content = json.loads(text)
-            if content["version"] != VERSION:
-                raise FileFormatError(
-                    f"the note on typed inputs ('{METADATA_KEY}') is of version {content['version']}, this release "
-                    f"reads version {VERSION}"
-                )
-            originals = tuple(
-                OriginalInput(each["name"], each["dtype"], tuple(each["shape"])) for each in content["original"]
-            )
-            inputs = tuple(
-                TypedInput(each["name"], each["dtype"], tuple(each["shape"]), each["input"], _columns(each["columns"]))
-                for each in content["inputs"]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"the note on typed inputs ('{METADATA_KEY}') is damaged: {error}") from error
-        return cls(originals, inputs)
+        return from_json(text, InputMapping, VERSION, f"the note on typed inputs ('{METADATA_KEY}')")
 
 
 @dataclass(frozen=True)
@@ -237,17 +192,6 @@ class OriginalInputs:
         bound = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
         leaves = dict(zip(self.names, pytree.tree_leaves(bound), strict=True))
         return self.mapping.convert(leaves, check=check, keep_floats=keep_floats)
-
-
-def _column_entry(column: TypedColumn) -> dict[str, Any]:
-    entry: dict[str, Any] = {"column": column.column}
-    if column.table is not None:
-        entry.update(table=column.table, smallest=column.smallest, largest=column.largest)
-    return entry
-
-
-def _columns(entries: Any) -> tuple[TypedColumn, ...] | None:
-    return None if entries is None else tuple(TypedColumn(**entry) for entry in entries)
 
 
 def _flat(given: Any, wanted: OriginalInput) -> Tensor:

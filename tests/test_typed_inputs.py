@@ -249,7 +249,7 @@ def test_the_mapping_in_the_file_is_enough_to_convert_a_batch(tmp_path: Path) ->
     typed = afm_fx.pack(program, inputs="typed")
     path = afm_fx.export_onnx(typed, tmp_path / "typed.onnx").path
     note = json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}[METADATA_KEY])
-    assert note["original"] == [{"name": "x", "dtype": "float32", "shape": [FIELDS + 3]}]
+    assert note["originals"] == [{"name": "x", "dtype": "float32", "shape": [FIELDS + 3]}]
     by_hand = {
         each["name"]: x[:, [column["column"] for column in each["columns"]]].numpy().astype(each["dtype"])
         for each in note["inputs"]
@@ -269,7 +269,7 @@ def test_a_file_in_float64_says_so_in_its_note(tmp_path: Path) -> None:
     assert [each.dtype for each in mapping.inputs] == ["int64", "float64"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', '{"version": 1, "original": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 2, "originals": []}'])
 def test_a_damaged_note_is_told(text: str) -> None:
     with pytest.raises(FileFormatError, match="note on typed inputs"):
         InputMapping.from_json(text)
