@@ -19,6 +19,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from afm_fx.errors import PolicyError
 from passes.factor import Factor, factor_of
 from passes.sites import SiteKind
 from passes.table_codes import ROWS_PER_BLOCK
@@ -40,6 +41,10 @@ class BasisKind(StrEnum):
     GRADIENT_AND_AFM = "gradient+afm"
     GRADIENT_AND_CONSUMER = "gradient+consumer"
     MEASURED = "measured"
+
+    @classmethod
+    def _missing_(cls, value: object) -> BasisKind:
+        raise PolicyError(f"there is no basis '{value}'; choose one of {[kind.value for kind in cls]}")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from afm_fx.artifact import Artifact, FileValue
 from afm_fx.errors import FileFormatError
-from afm_fx.file_values import FileValue
-from afm_fx.session_files import SessionFile
 
 GRAPH_ID = "gpu_graph_id"
 WITHOUT_GRAPH = "-1"
@@ -112,7 +111,7 @@ class Bucket:
         self,
         runtime: Any,
         session: Any,
-        file: SessionFile,
+        file: Artifact,
         example: Mapping[str, np.ndarray],
         *,
         rows: int,

@@ -10,8 +10,8 @@ import typer
 
 from afm_fx.command_errors import EXIT_FAILURE, reported_errors
 from afm_fx.command_options import DebugOption, ForceOption
-from afm_fx.execution_providers import Provider
 from afm_fx.onnx_check import check_onnx
+from afm_fx.onnx_runtime import Provider
 from afm_fx.output_directory import refuse_existing_file, write_text
 
 

@@ -14,13 +14,13 @@ from typing import Annotated
 
 from typer import Option
 
+from afm_fx.artifact import check_batch_sizes
 from afm_fx.basis import BasisKind
 from afm_fx.command_options import CheckpointOption, ForceOption, ModelArgument, option_name
 from afm_fx.costs import CostKind
 from afm_fx.errors import UserError
 from afm_fx.evaluation import LabelledBatch
 from afm_fx.latency_policy import Latency
-from afm_fx.onnx_buckets import check_batch_sizes
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
 from afm_fx.tolerance import CONFIDENCE, Tolerance
 from afm_fx.typed_inputs import InputKind

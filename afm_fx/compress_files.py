@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from afm_fx.aoti_export import AotiReport, export_aoti
+from afm_fx.artifact import bucket_path, existing_buckets, weights_path
 from afm_fx.capture import capture
 from afm_fx.command_options import spelled
 from afm_fx.compress_config import CompressConfig
@@ -18,7 +19,7 @@ from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
 from afm_fx.extras import check_report_packages
 from afm_fx.file_batches import FileBatches
-from afm_fx.onnx_buckets import BucketsReport, bucket_path, existing_buckets, export_onnx_buckets, weights_path
+from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
 from afm_fx.packing import pack_reported

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -14,7 +12,7 @@ from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
-from afm_fx.errors import CalibrationError, CalibrationWarning, PlanError
+from afm_fx.errors import CalibrationError, PlanError
 from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport, pack_reported
@@ -32,8 +30,6 @@ from passes.sites import Site, SiteKind, find_sites
 
 SENSITIVITY_ROWS = 32_768
 """Calibration rows on which gradients are taken."""
-
-FEW_ROWS = "no rows could be kept back: logit errors are measured on calibration rows"
 
 _WITHOUT_GRADIENTS = (BasisKind.AFM, BasisKind.WEIGHT_SVD)
 
@@ -99,10 +95,9 @@ def compress(
         if example_inputs is None and not isinstance(model, ExportedProgram):
             example_inputs, batches = peek(calibration_batches)
         program = capture(model, example_inputs)
-    if statistics is None:
-        statistics, plan = _planned(program, batches, policy, basis=basis, max_rows=max_rows)
-    else:
-        plan = _planned_from(program, batches, policy, statistics, basis=basis)
+    statistics, plan = _planned(
+        program, batches, policy, basis=BasisKind(basis), statistics=statistics, max_rows=max_rows
+    )
     low_rank = apply_plan(program, plan)
     report = CompressionReport(program, statistics, plan, low_rank.parameter_count(), low_rank.state_bytes())
     if not pack:
@@ -117,44 +112,24 @@ def _planned(
     batches: Iterable[Inputs],
     policy: Policy,
     *,
-    basis: str | BasisKind,
+    basis: BasisKind,
+    statistics: Statistics | None,
     max_rows: int | None,
 ) -> tuple[Statistics, Plan]:
-    planned = functools.partial(make_plan, program, policy=policy, basis=basis)
-    if basis != BasisKind.MEASURED or not policy.measures:
-        gradients = 0 if basis in _WITHOUT_GRADIENTS or not policy.measures else SENSITIVITY_ROWS
-        statistics = calibrate(program, batches, max_rows=max_rows, sensitivity_rows=gradients)
-        return statistics, planned(statistics=statistics)
+    """The statistics, collected where there are none, and the plan; a measured one keeps some rows back."""
+    measured = basis is BasisKind.MEASURED and policy.measures
     rest = HoldOut(program, batches, MEASURED_ROWS)
-    statistics = calibrate(program, rest, max_rows=max_rows, sensitivity_rows=SENSITIVITY_ROWS)
-    if not rest.rows and rest.first is not None:
-        warnings.warn(
-            "too few rows to keep any back: logit errors are measured on calibration rows",
-            CalibrationWarning,
-            stacklevel=3,
-        )
-        return statistics, planned(statistics=statistics, held_out=[rest.first])
-    return statistics, planned(statistics=statistics, held_out=rest.rows)
-
-
-def _planned_from(
-    program: Program,
-    batches: Iterable[Inputs],
-    policy: Policy,
-    statistics: Statistics,
-    *,
-    basis: str | BasisKind,
-) -> Plan:
-    """A plan from statistics that are there already."""
-    if basis != BasisKind.MEASURED or not policy.measures:
-        return make_plan(program, statistics, policy, basis=basis)
-    if not statistics.sensitivities:
+    if statistics is None:
+        gradients = SENSITIVITY_ROWS if policy.measures and basis not in _WITHOUT_GRADIENTS else 0
+        rows = rest if measured else batches
+        statistics = calibrate(program, rows, max_rows=max_rows, sensitivity_rows=gradients)
+    elif measured and not statistics.sensitivities:
         raise CalibrationError(
             "these statistics were collected without gradients, which a measured plan needs: calibrate with "
             f"sensitivity_rows={SENSITIVITY_ROWS} (--sensitivity-rows), or choose basis 'afm'"
         )
-    kept = HoldOut(program, batches, MEASURED_ROWS).some_rows()
-    return make_plan(program, statistics, policy, basis=basis, held_out=kept)
+    held_out = rest.some_rows() if measured else None
+    return statistics, make_plan(program, statistics, policy, basis=basis, held_out=held_out)
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:

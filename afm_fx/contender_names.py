@@ -15,8 +15,8 @@ from afm_fx.aoti_model import load_aoti
 from afm_fx.contenders import AOTI_SUFFIX, OnnxFile
 from afm_fx.data_files import open_data
 from afm_fx.errors import UserError
+from afm_fx.file_inputs import inputs_from_file, random_file_inputs, traffic_examples
 from afm_fx.model_contender import ModelFactory
-from afm_fx.onnx_inputs import inputs_from_file, random_onnx_inputs, traffic_examples
 
 CONTENDER_HELP = (
     "ONNX files (FILE@cuda: by that execution provider), AOTInductor packages (.pt2) or models "
@@ -93,5 +93,5 @@ def contender_inputs(
     else:
         examples = next(each for each in contenders.values() if isinstance(each, ModelFactory)).examples()
     if file is None:
-        return random_onnx_inputs(examples, rows, seed, mapping)
+        return random_file_inputs(examples, rows, seed, mapping)
     return inputs_from_file(file, examples, rows)

@@ -15,11 +15,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.aoti_model import AotiModel, load_aoti
-from afm_fx.call_times import provider_name
 from afm_fx.errors import BatchError, BenchmarkError, UserError
+from afm_fx.file_inputs import feed_of
 from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
 from afm_fx.model_contender import ModelFactory, model_contender
-from afm_fx.onnx_sessions import feed_of, open_session
+from afm_fx.onnx_runtime import KINDS, Provider, open_session, provider_of
 from afm_fx.program import Program
 
 Competitor: TypeAlias = "str | os.PathLike[str] | OnnxFile | ModelFactory | Program | Compiled | Callable[..., Any]"
@@ -28,9 +28,6 @@ model factory, a program, or a callable."""
 
 AOTI_SUFFIX = ".pt2"
 
-_ON_CUDA = {"cuda", "tensorrt"}
-"""Execution providers whose inputs and outputs may stay in CUDA memory."""
-
 
 @dataclass(frozen=True)
 class OnnxFile:
@@ -38,8 +35,7 @@ class OnnxFile:
 
     Attributes:
         path: the file.
-        provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt", "openvino", or any other by the name
-            that it has there, with or without "ExecutionProvider".
+        provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt" or "openvino".
     """
 
     path: Path
@@ -134,23 +130,12 @@ def _loaded(name: str, competitor: str | os.PathLike[str] | OnnxFile | ModelFact
 
 
 def _onnx_contender(name: str, file: OnnxFile, threads: int) -> OnnxContender:
-    """Opens an ONNX file with the execution provider asked for, and no other instead.
-
-    ONNX Runtime itself opens the file on the CPU where a provider is installed but cannot start (no driver, a missing
-    library), and says so in its log only.
-    """
-    provider = provider_name(file.provider)
-    session = open_session(file.path, threads, provider)
-    used = session.get_providers()
-    if used[0] != provider:
-        raise BenchmarkError(
-            f"ONNX Runtime could not start {provider} and would run '{file.path}' with {used[0]} instead; its driver "
-            "or its libraries are missing or of another version"
-        )
-    session.disable_fallback()  # else a call that fails is repeated on the CPU
-    short = provider.removesuffix("ExecutionProvider")
-    runtime = "ONNX Runtime" if short == "CPU" else f"ONNX Runtime {short}"
-    return OnnxContender(name, session, runtime, "cuda" if short.lower() in _ON_CUDA else "cpu")
+    """Opens an ONNX file with the execution provider asked for, and no other instead."""
+    provider = provider_of(file.provider)
+    session = open_session(file.path, provider, threads)
+    kind = KINDS[provider]
+    runtime = "" if provider is Provider.CPU else f" {kind.name.removesuffix('ExecutionProvider')}"
+    return OnnxContender(name, session, f"ONNX Runtime{runtime}", kind.device)
 
 
 @dataclass(frozen=True)

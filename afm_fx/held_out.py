@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import BatchError, CalibrationError
+from afm_fx.errors import BatchError, CalibrationError, CalibrationWarning
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
 
@@ -51,14 +52,21 @@ class HoldOut:
     def some_rows(self) -> list[Inputs]:
         """The rows that are kept back, read no further than there are enough; the first batch where there are none.
 
+        Warns:
+            CalibrationWarning: there are none, so that errors are measured on rows that the basis is made from.
+
         Raises:
             CalibrationError: there are no batches.
         """
-        for _ in self:
-            if self.kept >= self._count:
-                break
+        if self.first is None:
+            for _ in self:
+                if self.kept >= self._count:
+                    break
         if self.first is None:
             raise CalibrationError("there are no batches to measure logit errors on")
+        if not self.rows:
+            message = "too few rows to keep any back: logit errors are measured on calibration rows"
+            warnings.warn(message, CalibrationWarning, stacklevel=4)
         return self.rows or [self.first]
 
     def __len__(self) -> int:

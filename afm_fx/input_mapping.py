@@ -143,6 +143,17 @@ class InputMapping:
         typed = (each for each in self.inputs if each.holds_ids and each.source == name)
         return sorted(column.column for each in typed for column in each.columns or ())
 
+    def id_ranges(self, name: str) -> dict[int, tuple[int, int]]:
+        """The smallest and largest id of every column, where known, of a typed or an original input."""
+        ranges = {}
+        for each in self.inputs:
+            for place, column in enumerate(each.columns or ()):
+                if each.holds_ids and column.smallest is not None and column.largest is not None:
+                    known = (column.smallest, column.largest)
+                    ranges.update({place: known} if each.name == name else {})
+                    ranges.update({column.column: known} if each.source == name else {})
+        return ranges
+
     def with_floats(self, dtype: torch.dtype) -> InputMapping:
         """The same mapping where every floating input is of another number format."""
         name = str(dtype).removeprefix("torch.")

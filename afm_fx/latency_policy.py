@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from afm_fx.allocation import Allocation, Frontier
-from afm_fx.call_times import program_p50_us, provider_name
+from afm_fx.call_times import program_p50_us
 from afm_fx.compression import apply_plan
 from afm_fx.errors import PolicyError
 from afm_fx.evidence import Evidence
 from afm_fx.latency_table import LatencyTable, measured_table
+from afm_fx.onnx_runtime import import_runtime, provider_of, require_provider
 from afm_fx.packing import pack
 from afm_fx.policies import choices_of
 from afm_fx.situation import Decision, Situation
@@ -86,7 +87,7 @@ class Latency:
             PolicyError: even the fastest model is slower, or there is no such provider here.
             ExportError: a program cannot be exported.
         """
-        provider = provider_name(self.provider)
+        provider = require_provider(import_runtime(), provider_of(self.provider)).name
         if situation.costs is None:
             raise PolicyError("a latency needs a program to measure")
         work = situation.costs.work

@@ -7,7 +7,6 @@ by their digest, so that nothing depends on the names that the exporter gives to
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from afm_fx.errors import ExportError, OutputExistsError, UserError
+from afm_fx.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
+from afm_fx.errors import ExportError, OutputExistsError
 from afm_fx.onnx_export import ExportReport, staged_export
 from afm_fx.output_directory import staging_directory
 from afm_fx.program import Program
@@ -55,21 +55,6 @@ class BucketsReport:
             rows.append((export.path.name, str(export.node_count), parity))
         table = render_table("Exported", ("file", "operators", "largest difference to torch"), rows)
         return f"{table}\nAll weights are in {self.data_path.name}; {self.bytes:,} bytes in all"
-
-
-def bucket_path(path: Path, batch_size: int) -> Path:
-    """The file of one batch size: ``model.batch_16.onnx`` for ``model.onnx``."""
-    return path.with_name(f"{path.stem}.batch_{batch_size}{path.suffix}")
-
-
-def existing_buckets(path: Path) -> list[Path]:
-    """The files of any batch size that are there."""
-    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.batch_*{path.suffix}"))
-
-
-def weights_path(path: Path) -> Path:
-    """The file of the weights: ``model.weights.data`` for ``model.onnx``."""
-    return path.with_name(f"{path.stem}.weights.data")
 
 
 def export_onnx_buckets(
@@ -140,18 +125,6 @@ def export_onnx_buckets(
         for each, size in zip(exports, sizes, strict=True)
     )
     return BucketsReport(reports, weights_path(target), total, time.perf_counter() - started)
-
-
-def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Refuses batch sizes of which no files can be made.
-
-    Raises:
-        UserError: there are none, one is below 1, or one is given twice.
-    """
-    sizes = tuple(batch_sizes)
-    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise UserError(f"buckets are different batch sizes of at least 1, got {list(sizes)}")
-    return sizes
 
 
 class _SharedWeights:

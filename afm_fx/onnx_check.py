@@ -18,6 +18,7 @@ The rules, and what breaking one is:
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,19 +28,19 @@ from pathlib import Path
 
 import onnx
 
+from afm_fx.artifact import FileValue, described, mapping_of, metadata_of
 from afm_fx.errors import ExportError, FileFormatError
-from afm_fx.execution_providers import Provider, provider_of
-from afm_fx.file_values import FileValue, described
 from afm_fx.input_mapping import InputMapping
 from afm_fx.memory_copies import count_copies
 from afm_fx.onnx_file import all_nodes, all_tensors, external_file, external_piece, read_onnx, storage_problems
-from afm_fx.onnx_inputs import mapping_of
 from afm_fx.onnx_parity import check_file
+from afm_fx.onnx_runtime import Provider, provider_of
 from afm_fx.recipe import PLAN_KEY, PRODUCER, FileRecipe, file_recipe
 from afm_fx.tables import render_table
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_AGAIN = "Export it again with afm_fx"
 
 
 class Severity(StrEnum):
@@ -115,6 +116,7 @@ class CheckReport:
         """The report as text."""
         recipe = ["not stated"] if self.recipe is None else self.recipe.lines()
         plan = None if self.recipe is None else self.recipe.recipe.plan
+        operators = ", ".join(f"{name} {count}" for name, count in self.operators)
         rows = [
             ("opset", self.opset or "not stated"),
             ("producer", self.producer or "not stated"),
@@ -126,11 +128,7 @@ class CheckReport:
             ("parameters", f"{self.parameters:,}"),
             ("bytes", f"{self.bytes:,}"),
             ("weights beside it", ", ".join(f"{name} ({size:,})" for name, size in self.weights) or "none"),
-            (
-                "operators",
-                f"{sum(count for _, count in self.operators)}: "
-                + ", ".join(f"{name} {count}" for name, count in self.operators),
-            ),
+            ("operators", f"{sum(count for _, count in self.operators)}: {operators}"),
         ]
         lines = [render_table(f"Checked {self.path}", ("property", "value"), rows, left=2)]
         lines += [finding.line() for finding in self.findings]
@@ -164,28 +162,22 @@ def check_onnx(path: str | os.PathLike[str], *, provider: str | Provider | None 
     file = Path(path)
     chosen = None if provider is None else provider_of(provider)
     model = read_onnx(file)
-    report = described_file(file, model, static_findings(file, model))
-    findings, not_checked = list(report.findings), []
+    findings, not_checked = list(static_findings(file, model)), []
     if any(finding.rule == "storage" for finding in findings):
         not_checked += [(rule, "the file's tensors are not where or what it says") for rule in ("checker", "copies")]
     else:
-        findings += _refused_by_checker(file)
+        try:
+            check_file(file)
+        except ExportError as error:
+            findings.append(_error("checker", "file", str(error), "Export it again"))
         copies, reason = count_copies(file, chosen)
         if reason is not None:
             not_checked.append(("copies", reason))
         elif copies:
-            findings.append(
-                Finding(
-                    "copies",
-                    Severity.ERROR,
-                    "graph",
-                    f"ONNX Runtime copies between host and device {copies} times a run",
-                    "Look which operator stays on the CPU (afm_fx.Session names it) and express it otherwise",
-                )
-            )
-    return CheckReport(
-        **{**vars(report), "findings": tuple(findings), "not_checked": tuple(not_checked)},
-    )
+            message = f"ONNX Runtime copies between host and device {copies} times a run"
+            remedy = "Look which operator stays on the CPU (afm_fx.Session names it) and express it otherwise"
+            findings.append(_error("copies", "graph", message, remedy))
+    return described_file(file, model, tuple(findings), tuple(not_checked))
 
 
 def static_findings(path: Path, model: onnx.ModelProto) -> tuple[Finding, ...]:
@@ -212,16 +204,15 @@ def refuse_findings(path: Path, *, control_flow: bool) -> None:
         raise ExportError(f"the exported file keeps not all rules: {finding.line()}")
 
 
-def described_file(path: Path, model: onnx.ModelProto, findings: tuple[Finding, ...]) -> CheckReport:
+def described_file(
+    path: Path, model: onnx.ModelProto, findings: tuple[Finding, ...], not_checked: tuple[tuple[str, str], ...]
+) -> CheckReport:
     """The report with these findings; everything that can be told of the file is in it."""
     files: dict[str, int] = {}
     parameters = 0
     for tensor in all_tensors(model):
         if _is_float(tensor) and all(size >= 0 for size in tensor.dims):
-            count = 1
-            for size in tensor.dims:
-                count *= size
-            parameters += count
+            parameters += math.prod(tensor.dims)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _note_file(path, tensor, files)
     try:
@@ -229,7 +220,7 @@ def described_file(path: Path, model: onnx.ModelProto, findings: tuple[Finding, 
     except FileFormatError:
         mapping = None
     try:
-        recipe = file_recipe(_metadata_of(model))
+        recipe = file_recipe(metadata_of(model))
     except FileFormatError:
         recipe = None
     _, inputs, outputs = described(model, recipe)
@@ -247,102 +238,71 @@ def described_file(path: Path, model: onnx.ModelProto, findings: tuple[Finding, 
         operators=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         parameters=parameters,
         findings=findings,
-        not_checked=(),
+        not_checked=not_checked,
     )
+
+
+def _error(rule: str, where: str, message: str, remedy: str = _AGAIN) -> Finding:
+    return Finding(rule, Severity.ERROR, where, message, remedy)
 
 
 def _storage(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
     for problem in storage_problems(path, model):
         remedy = "Do not open this file: it was made to read others" if problem.unsafe else "Export or copy it again"
-        yield Finding("storage", Severity.ERROR, f"tensor '{problem.tensor}'", problem.reason, remedy)
+        yield _error("storage", f"tensor '{problem.tensor}'", problem.reason, remedy)
 
 
 def _opset(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
     version, newest = _opsets(model).get(""), onnx.defs.onnx_opset_version()
     if version is None:
-        yield Finding("opset", Severity.ERROR, "opset_import", "the version of the operators is not stated", _AGAIN)
+        yield _error("opset", "opset_import", "the version of the operators is not stated")
     elif not 1 <= version <= newest:
-        yield Finding(
-            "opset",
-            Severity.ERROR,
-            "opset_import",
-            f"version {version} is none that onnx {onnx.__version__} knows (1 to {newest})",
-            "Export with an older opset, or install a newer onnx",
-        )
+        message = f"version {version} is none that onnx {onnx.__version__} knows (1 to {newest})"
+        yield _error("opset", "opset_import", message, "Export with an older opset, or install a newer onnx")
 
 
 def _domain(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
-    foreign = Counter(
-        f"{node.domain}::{node.op_type}" for node in all_nodes(model) if node.domain not in STANDARD_DOMAINS
-    )
-    for name, count in sorted(foreign.items()):
-        yield Finding(
-            "domain",
-            Severity.ERROR,
-            name,
-            f"{count} operators are outside the standard domain",
-            "Export with standard operators; other runtimes do not know these",
-        )
+    names = (f"{node.domain}::{node.op_type}" for node in all_nodes(model) if node.domain not in STANDARD_DOMAINS)
+    for name, count in sorted(Counter(names).items()):
+        message = f"{count} operators are outside the standard domain"
+        yield _error("domain", name, message, "Export with standard operators; other runtimes do not know these")
     for function in model.functions:
-        yield Finding(
-            "domain",
-            Severity.ERROR,
-            f"{function.domain}::{function.name}",
-            "the file defines an operator of its own",
-            "Inline the functions of the file (onnx.inliner)",
-        )
+        name = f"{function.domain}::{function.name}"
+        remedy = "Inline the functions of the file (onnx.inliner)"
+        yield _error("domain", name, "the file defines an operator of its own", remedy)
 
 
 def _control_flow(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
     for node in all_nodes(model):
         kind = node.op_type
-        if node.domain in STANDARD_DOMAINS and (
-            kind in _CONTROL_FLOW or "Sequence" in kind or kind.startswith("Optional")
-        ):
-            yield Finding(
-                "control flow",
-                Severity.ERROR,
-                f"operator '{node.name}'",
-                f"{kind} decides at run time what is computed",
-                "Write the model without it; a CUDA graph cannot record it",
-            )
+        decides = kind in _CONTROL_FLOW or "Sequence" in kind or kind.startswith("Optional")
+        if decides and node.domain in STANDARD_DOMAINS:
+            message = f"{kind} decides at run time what is computed"
+            remedy = "Write the model without it; a CUDA graph cannot record it"
+            yield _error("control flow", f"operator '{node.name}'", message, remedy)
 
 
 def _metadata(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
     if not model.producer_name or not model.producer_version:
         yield Finding("metadata", Severity.WARNING, "producer", "it does not say what wrote it", _AGAIN)
-    notes = _metadata_of(model)
+    notes = metadata_of(model)
     try:
         recipe = file_recipe(notes)
     except FileFormatError as error:
-        yield Finding("metadata", Severity.ERROR, "recipe", str(error), _AGAIN)
+        yield _error("metadata", "recipe", str(error))
         return
     if recipe is None:
         yield Finding("metadata", Severity.WARNING, "recipe", "it does not say how it came about", _AGAIN)
     elif recipe.recipe.plan != notes.get(PLAN_KEY) or model.producer_name != PRODUCER:
-        yield Finding("metadata", Severity.ERROR, "recipe", "its notes on plan and producer contradict it", _AGAIN)
+        yield _error("metadata", "recipe", "its notes on plan and producer contradict it")
     try:
         mapping_of(model)
     except FileFormatError as error:
-        yield Finding("metadata", Severity.ERROR, "typed inputs", str(error), _AGAIN)
-
-
-_AGAIN = "Export it again with afm_fx"
-
-
-def _refused_by_checker(path: Path) -> Iterator[Finding]:
-    try:
-        check_file(path)
-    except ExportError as error:
-        yield Finding("checker", Severity.ERROR, "file", str(error), "Export it again")
+        yield _error("metadata", "typed inputs", str(error))
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    return {"" if each.domain == "ai.onnx" else each.domain: each.version for each in model.opset_import}
-
-
-def _metadata_of(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
+    return {"" if opset.domain == "ai.onnx" else opset.domain: opset.version for opset in model.opset_import}
 
 
 def _is_float(tensor: onnx.TensorProto) -> bool:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import ExportError
+from afm_fx.errors import ExportError, FileFormatError, MissingPackageError
+from afm_fx.onnx_runtime import open_session
 from afm_fx.program import Program
 from afm_fx.random_inputs import random_inputs
 
@@ -89,18 +90,11 @@ def check_parity(
 
 def _session(path: Path) -> Any:
     try:
-        import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); exporting without the check works without it
-    except ImportError as error:
-        raise ExportError(
-            "the check needs ONNX Runtime, which is not installed: install afm-fx[cpu] or afm-fx[gpu], "
-            "or export with check=False"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors derive from nothing common
-        raise ExportError(f"ONNX Runtime refuses the exported file: {short_reason(error)}") from error
+        return open_session(path)
+    except MissingPackageError as error:
+        raise ExportError(f"the check needs ONNX Runtime, or export with check=False: {error}") from error
+    except FileFormatError as error:
+        raise ExportError(f"ONNX Runtime refuses the exported file: {error}") from error
 
 
 def output_difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | None) -> float:

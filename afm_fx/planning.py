@@ -67,7 +67,7 @@ def make_plan(
         PolicyError: the policy asks for something impossible, or the share is none.
         CalibrationError: the statistics belong to another model.
     """
-    kind = _kind(basis, measured=held_out is not None)
+    kind = BasisKind(basis or (BasisKind.AFM if held_out is None else BasisKind.MEASURED))
     if kind is BasisKind.MEASURED and not policy.measures:
         kind = BasisKind.AFM
     if kind is BasisKind.MEASURED and held_out is None:
@@ -87,15 +87,6 @@ def make_plan(
     for message in plan.warnings:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
     return plan
-
-
-def _kind(basis: str | BasisKind | None, *, measured: bool) -> BasisKind:
-    if basis is None:
-        return BasisKind.MEASURED if measured else BasisKind.AFM
-    try:
-        return BasisKind(basis)
-    except ValueError:
-        raise PolicyError(f"there is no basis '{basis}'; choose one of {[kind.value for kind in BasisKind]}") from None
 
 
 def _predicted(errors: SiteErrors, ranks: Mapping[str, int]) -> float:

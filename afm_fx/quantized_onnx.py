@@ -25,13 +25,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from afm_fx.artifact import read_artifact
 from afm_fx.errors import BatchError, ExportError, MissingPackageError, UserError
+from afm_fx.file_inputs import feed_of, file_examples, random_file_inputs
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_export import EXTERNAL_DATA_BYTES
-from afm_fx.onnx_inputs import onnx_input_examples, random_onnx_inputs
 from afm_fx.onnx_parity import check_file, short_reason
-from afm_fx.onnx_sessions import feed_of, open_session
+from afm_fx.onnx_runtime import open_session
 from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.recipe import FileRecipe, Recipe, file_recipe
@@ -110,7 +111,7 @@ def quantize_onnx(
         path: a float ONNX file, such as :func:`afm_fx.export_onnx` writes. It is left as it is.
         out: the quantised file. External weights go to ``<out>.data``.
         inputs: rows to compare the two files on; real ones tell most. Random where left out (see
-            :func:`afm_fx.onnx_inputs.random_onnx_inputs`).
+            :func:`afm_fx.file_inputs.random_file_inputs`).
         smallest_weight: Linears of fewer weights stay as they are.
         reduce_range: weights in 7 of the 8 bits. Processors without int8 dot products (VNNI) add pairs of products in
             16 bits, where full 8 bits overflow and give wrong outputs.
@@ -128,13 +129,13 @@ def quantize_onnx(
     """
     started = time.perf_counter()
     source, target = Path(path), Path(out)
-    examples = onnx_input_examples(source)
+    examples = file_examples(read_artifact(source).inputs)
     if source.absolute() == target.absolute():
         raise UserError(f"the quantised file would replace '{source}'; choose another path")
     names = (target.name, _data_path(target).name)
     for name in names:
         refuse_existing_file(target.with_name(name), force=force)
-    batch = random_onnx_inputs(examples, RANDOM_ROWS, seed) if inputs is None else inputs
+    batch = random_file_inputs(examples, RANDOM_ROWS, seed) if inputs is None else inputs
     model = ir.load(source)
     kept = _kept(model, smallest_weight)
     with staged_outputs(target.parent, names) as staging:
@@ -317,7 +318,7 @@ def _difference(source: Path, staged: Path, batch: Inputs) -> tuple[int, float, 
 
 
 def _outputs(path: Path, batch: Inputs) -> list[torch.Tensor]:
-    session = open_session(path, threads=1)
+    session = open_session(path)
     try:
         feed = feed_of(session, batch)
     except BatchError as error:

@@ -15,23 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from afm_fx.artifact import Artifact, FileValue, artifacts_at, check_batch_sizes
 from afm_fx.bucket import Bucket, Device
 from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError
-from afm_fx.execution_providers import (
-    Provider,
-    check_threads,
-    import_runtime,
-    open_inference_session,
-    provider_of,
-    require_provider,
-)
-from afm_fx.file_inputs import file_tensors
-from afm_fx.file_values import FileValue
+from afm_fx.file_inputs import check_tensor, file_examples, file_tensors, random_file_inputs
 from afm_fx.inputs import Inputs
-from afm_fx.onnx_buckets import check_batch_sizes
 from afm_fx.onnx_parity import short_reason
-from afm_fx.onnx_sessions import check_tensor, session_options
-from afm_fx.session_files import SessionFile, session_files
+from afm_fx.onnx_runtime import KINDS, Provider, import_runtime, open_session, provider_of
 
 WARM_UP_ROWS = 2
 """Rows of the batches that warm a file without buckets up."""
@@ -90,17 +80,15 @@ class Session:
         """
         self.path = Path(path)
         self.provider = provider_of(provider)
-        check_threads(threads)
         if warm_up < 1:
             raise UserError(f"a session is warmed up with at least 1 call, got {warm_up}")
-        files = session_files(self.path)
+        files = artifacts_at(self.path)
         self._file = files[0]
         self.inputs: tuple[FileValue, ...] = self._file.inputs
         self.outputs: tuple[FileValue, ...] = self._file.outputs
         self.batch_sizes: tuple[int, ...] = _bucket_sizes(files, buckets)
         _check_graphs(self.provider, self.batch_sizes, cuda_graph=cuda_graph)
-        runtime = import_runtime(self.path)
-        kind = require_provider(runtime, self.provider)
+        kind, runtime = KINDS[self.provider], import_runtime()
         device = Device(kind.device, 0 if kind.device == "cpu" else device_id)
         options = dict(provider_options or {})
         if not device.is_host:
@@ -108,20 +96,29 @@ class Session:
         if cuda_graph and kind.graph_option is not None:
             options[kind.graph_option] = "1"
         sessions = [
-            open_inference_session(
-                runtime, file.path, self.provider, session_options(runtime, threads), options, model=file.model
-            )
+            open_session(file.path, self.provider, threads, provider_options=options, model=file.model)
             for file in files
         ]
         self._session = sessions[0]
-        self._names = [each.name for each in self.inputs]
-        self._taken = [_Taken(getattr(torch, each.dtype, None), each.shape, each.batched) for each in self.inputs]
+        self._names = [value.name for value in self.inputs]
+        self._taken = [_Taken(getattr(torch, v.dtype, None), v.shape, v.batched) for v in self.inputs]
         self._buckets: tuple[Bucket, ...] = ()
         try:
-            generator = np.random.default_rng(seed)
-            self._warm_up(
-                runtime, files, sessions, device=device, calls=warm_up, generator=generator, cuda_graph=cuda_graph
-            )
+            if not self.batch_sizes:
+                feed = random_batch(self._file, WARM_UP_ROWS, seed)
+                for _ in range(warm_up):
+                    self._session.run(None, feed)
+            for place, rows in enumerate(self.batch_sizes):
+                which = place if len(files) > 1 else 0
+                example = random_batch(files[which], rows, seed)
+                graph = place + 1 if cuda_graph else None
+                bucket = Bucket(
+                    runtime, sessions[which], files[which], example, rows=rows, device=device, graph_id=graph
+                )
+                tensors = [torch.from_numpy(example[name]) for name in self._names]
+                for _ in range(warm_up):
+                    bucket.run(tensors, rows)
+                self._buckets = (*self._buckets, bucket)
         except AfmFxError:
             raise
         except Exception as error:  # ONNX Runtime's errors derive from nothing common
@@ -153,31 +150,6 @@ class Session:
         if len(results) == 1:
             return results[0]
         return dict(zip((each.name for each in self.outputs), results, strict=True))
-
-    def _warm_up(
-        self,
-        runtime: Any,
-        files: Sequence[SessionFile],
-        sessions: Sequence[Any],
-        *,
-        device: Device,
-        calls: int,
-        generator: np.random.Generator,
-        cuda_graph: bool,
-    ) -> None:
-        """Runs random batches, and makes the buckets."""
-        if not self.batch_sizes:
-            for _ in range(calls):
-                self._session.run(None, random_feed(self._file, WARM_UP_ROWS, generator))
-        for place, rows in enumerate(self.batch_sizes):
-            own = place if len(files) > 1 else 0
-            example = random_feed(files[own], rows, generator)
-            graph = place + 1 if cuda_graph else None
-            bucket = Bucket(runtime, sessions[own], files[own], example, rows=rows, device=device, graph_id=graph)
-            tensors = [torch.from_numpy(example[name]) for name in self._names]
-            for _ in range(calls):
-                bucket.run(tensors, rows)
-            self._buckets = (*self._buckets, bucket)
 
     def __repr__(self) -> str:
         """What is served, where."""
@@ -284,31 +256,18 @@ def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + largest, rows)
 
 
-def random_feed(file: SessionFile, rows: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """Inputs that any file takes, by name: uniform numbers in [0, 1), and ids that are known to be valid.
-
-    Those are the ones that a file with typed inputs names, and 0, the first row of a table, where nothing is known.
-    Free sizes other than the batch are 1.
-    """
-    feed = {}
-    columns = {} if file.mapping is None else {each.name: each.columns or () for each in file.mapping.inputs}
-    for value in file.inputs:
-        shape = [size if isinstance(size, int) else 1 for size in value.shape]
-        if value.batched:
-            shape[0] = rows
-        dtype = np.dtype(value.dtype)
-        if np.issubdtype(dtype, np.floating):
-            feed[value.name] = generator.random(shape).astype(dtype)
-            continue
-        feed[value.name] = np.zeros(shape, dtype)
-        flat = feed[value.name].reshape(shape[0] if shape else 1, -1)
-        for place, column in enumerate(columns.get(value.name, ())):
-            if column.smallest is not None and column.largest is not None:
-                flat[:, place] = generator.integers(column.smallest, column.largest, shape[0], endpoint=True)
-    return feed
+def random_batch(file: Artifact, rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Inputs that any file takes, by name: ids are 0, the first row of a table, where nothing is known of them."""
+    batched = {value.name for value in file.inputs if value.batched}
+    examples = [
+        (name, example.new_zeros((rows, *example.shape[1:])) if name in batched else example)
+        for name, example in file_examples(file.inputs)
+    ]
+    drawn = random_file_inputs(examples, seed=seed, mapping=file.mapping, largest=0)
+    return {name: tensor.numpy() for name, tensor in drawn.items()}
 
 
-def _bucket_sizes(files: Sequence[SessionFile], buckets: Sequence[int] | None) -> tuple[int, ...]:
+def _bucket_sizes(files: Sequence[Artifact], buckets: Sequence[int] | None) -> tuple[int, ...]:
     fixed = tuple(file.batch_size for file in files if file.batch_size is not None)
     if buckets is None:
         return fixed

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import afm_fx
+from afm_fx.artifact import existing_buckets
 from afm_fx.errors import ExportError, OutputExistsError, UserError
-from afm_fx.onnx_buckets import BucketsReport, existing_buckets
+from afm_fx.onnx_buckets import BucketsReport
 from afm_fx.onnx_export import export_onnx
 from tests.passes.test_pack_tables import Wide, wide_inputs
 from tests.zoo.models import captured

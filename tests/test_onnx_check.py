@@ -199,8 +199,8 @@ def test_copies_are_counted_only_where_cuda_is(file):
 def test_copies_in_the_graph_that_onnx_runtime_makes_are_found(file, monkeypatch):
     """The CPU stands in for CUDA; the graph that it would write is given a copy."""
     from afm_fx import memory_copies
-    from afm_fx.execution_providers import KINDS, Provider
     from afm_fx.onnx_file import read_onnx
+    from afm_fx.onnx_runtime import KINDS, Provider
 
     monkeypatch.setitem(KINDS, Provider.CUDA, KINDS[Provider.CPU])
     assert afm_fx.check_onnx(file).not_checked == ()

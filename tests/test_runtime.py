@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import BatchError, FileFormatError, MissingPackageError, ProviderError, UserError
-from afm_fx.execution_providers import KINDS, Provider
+from afm_fx.onnx_runtime import KINDS, Provider
 from afm_fx.runtime import Session, cuts
 from tests.passes.test_pack_tables import SIZES as FIELD_SIZES
 from tests.passes.test_pack_tables import Wide, wide_inputs
@@ -372,7 +372,7 @@ def test_a_release_that_cannot_tell_who_runs_what_is_told_to_leave_nothing_to_th
 
 def test_rows_on_the_device_are_copied_without_a_way_over_the_host():
     """On the CPU, whose memory ONNX Runtime and torch share as they share a GPU's."""
-    from afm_fx.file_values import FileValue
+    from afm_fx.artifact import FileValue
 
     slot = Slot(onnxruntime, FileValue("x", "float32", ("batch", 2), True), np.zeros((4, 2), np.float32), Device())
     rows = torch.rand(2, 4).t()[:3]

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers by short names: which are there, what to install, how a session gets one.
+"""The one door to ONNX Runtime: its execution providers by short names, and sessions that run on the one asked for.
 
 A session uses the provider that was chosen, or is not opened. ONNX Runtime falls back in three ways; each is closed:
 
@@ -14,7 +14,7 @@ A session uses the provider that was chosen, or is not opened. ONNX Runtime fall
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -84,18 +84,18 @@ REFUSE_CPU = "session.disable_cpu_ep_fallback"
 
 
 def provider_of(name: str | Provider) -> Provider:
-    """The provider of that name.
+    """The provider of a short name ("cuda") or of ONNX Runtime's ("CUDAExecutionProvider"), in any case.
 
     Raises:
         ProviderError: there is none.
     """
-    known = [each.value for each in Provider]
-    if name not in known:
-        raise ProviderError(f"there is no provider '{name}'; there are {', '.join(known)}")
-    return Provider(name)
+    for provider, kind in KINDS.items():
+        if name.lower() in (provider.value, kind.name.lower()):
+            return provider
+    raise ProviderError(f"there is no provider '{name}'; there are {', '.join(KINDS)}")
 
 
-def import_runtime(path: Path) -> Any:
+def import_runtime() -> Any:
     """The module ``onnxruntime``.
 
     Raises:
@@ -104,9 +104,7 @@ def import_runtime(path: Path) -> Any:
     try:
         import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); programs run without it
     except ImportError as error:
-        raise MissingPackageError(
-            f"'{path}' is an ONNX file, but ONNX Runtime is not installed: install afm-fx[cpu] or afm-fx[gpu]"
-        ) from error
+        raise MissingPackageError("ONNX Runtime is not installed: install afm-fx[cpu] or afm-fx[gpu]") from error
     return onnxruntime
 
 
@@ -119,53 +117,72 @@ def require_provider(runtime: Any, provider: Provider) -> ProviderKind:
     kind = KINDS[provider]
     available = runtime.get_available_providers()
     if kind.name not in available:
+        there = [known.value for known in KINDS if KINDS[known].name in available]
         raise ProviderError(
             f"provider '{provider}' is not in the installed ONNX Runtime {runtime.__version__}, which has "
-            f"{', '.join(available_names(available))}; {kind.install}"
+            f"{', '.join(there)}; {kind.install}"
         )
     return kind
 
 
-def available_names(available: Collection[str]) -> list[str]:
-    """Short names of the providers that this package knows, of ONNX Runtime's names."""
-    return [provider.value for provider, kind in KINDS.items() if kind.name in available]
+def session_options(runtime: Any, threads: int) -> Any:
+    """``SessionOptions`` of so many threads within an operator; operators run one after the other.
+
+    Raises:
+        UserError: fewer than 1 thread.
+    """
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = check_threads(threads)
+    options.inter_op_num_threads = 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    return options
 
 
-def open_inference_session(
-    runtime: Any,
+def open_session(
     path: Path,
-    provider: Provider,
-    options: Any,
-    provider_options: Mapping[str, str] | None = None,
+    provider: str | Provider = Provider.CPU,
+    threads: int = 1,
     *,
+    provider_options: Mapping[str, str] | None = None,
+    optimized: Path | None = None,
     model: onnx.ModelProto | None = None,
 ) -> Any:
     """An ``InferenceSession`` that runs on one provider, and on nothing else but for shapes.
 
     Args:
-        runtime: the module ``onnxruntime``.
         path: the ONNX file.
         provider: where to run.
-        options: ``SessionOptions``.
+        threads: within an operator.
         provider_options: of the provider, as ONNX Runtime spells them.
+        optimized: where to write what ONNX Runtime makes of the file, to look at it: operators that the provider leaves
+            to the CPU are not refused then.
         model: the file's graph where it was read already, after :func:`afm_fx.onnx_file.read_safe_onnx` only.
 
     Raises:
-        FileFormatError: ONNX Runtime cannot load the file, or it is refused before.
+        FileFormatError: there is no such file, ONNX Runtime cannot load it, or it refers to weights that are not all
+            there.
+        UnsafeFileError: it refers to weights outside its folder.
+        MissingPackageError: ONNX Runtime is not installed.
         ProviderError: the provider is missing, cannot be started, or leaves operators to the CPU.
     """
-    kind = require_provider(runtime, provider)
     graph = (read_safe_onnx(path) if model is None else model).graph
-    apart = provider is not Provider.CPU
-    if apart:
-        recorded = hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info")
+    runtime, provider = import_runtime(), provider_of(provider)
+    kind, options = require_provider(runtime, provider), session_options(runtime, threads)
+    alone = provider is not Provider.CPU and optimized is None
+    recorded = hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info")
+    if alone:
         options.add_session_config_entry(RECORD_ASSIGNMENT if recorded else REFUSE_CPU, "1")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        # Without this the weights would be written into the one message, which holds less than 2 GB.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
     chosen = [(kind.name, dict(provider_options or {}))]
     try:
         session = runtime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors derive from nothing common
         reason = " ".join(str(error).split())[:300]
-        if apart:
+        if provider is not Provider.CPU:
             raise ProviderError(f"provider '{provider}' cannot open '{path}': {reason}") from error
         raise FileFormatError(f"ONNX Runtime cannot load '{path}': {reason}") from error
     session.disable_fallback()
@@ -174,7 +191,7 @@ def open_inference_session(
             f"provider '{provider}' could not be started, and ONNX Runtime would run '{path}' on "
             f"{', '.join(session.get_providers())}; {kind.install}"
         )
-    if apart and recorded:
+    if alone and recorded:
         _refuse_cpu_operators(session, graph, provider, path)
     return session
 
