@@ -29,11 +29,10 @@ from passes.fixed_selections import fix_selections
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     aten,
-    compute_value,
     finish,
     get_attribute,
     is_random,
-    note_computed,
+    set_value,
     shape_of,
     value_of,
 )
@@ -115,8 +114,7 @@ def _erase_no_ops(module: GraphModule) -> bool:
     changed, stale = False, False
     for node in list(module.graph.nodes):
         if stale and node.op == "call_function":
-            node.meta["val"] = compute_value(node)
-            note_computed(node)
+            set_value(node)
         source = _same_as(node)
         if source is None or (layout_matters and not _equal_layouts(source, node)):
             continue

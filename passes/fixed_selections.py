@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from passes.graph_tools import aten, buffer, call, compute_value, constant_of, note_computed, shape_of
+from passes.graph_tools import aten, buffer, call, constant_of, set_value, shape_of
 
 RULE = "fixed selection"
 
@@ -26,8 +26,7 @@ def fix_selections(module: GraphModule) -> bool:
         module.graph.eliminate_dead_code()
         for node in module.graph.nodes:  # sizes behind were said to depend on the data
             if node.op == "call_function":
-                node.meta["val"] = compute_value(node)
-                note_computed(node)
+                set_value(node)
     return changed or fixed
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-import weakref
-from collections.abc import Callable, Collection, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -22,13 +21,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakIdKeyDictionary
 
 PROVENANCE = "afm_fx"
 """Key in ``node.meta`` under which a pass says which rule made a node."""
 
 FACTORED_SITE = "afm_fx_site"
 """Key in ``node.meta`` under which the node that gives a site's code says (site name, code width)."""
+
+_COMPUTED = "afm_fx_computed"
+"""Key in ``node.meta`` under which it stands what the node's value was computed from."""
 
 aten = torch.ops.aten
 
@@ -229,8 +230,7 @@ def call(
         like: the node it stands for; its stack trace is taken over.
     """
     node = graph.call_function(target, args, kwargs)
-    node.meta["val"] = compute_value(node)
-    note_computed(node)
+    set_value(node)
     stamp(node, rule, like)
     return node
 
@@ -255,74 +255,37 @@ def compute_value(node: Node) -> Any:
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
-_computed: MutableMapping[torch.Tensor, tuple[Any, ...]] = WeakIdKeyDictionary()
-"""For a fake tensor, the operator, arguments and operands' values that it was computed from."""
-
-
-_several: MutableMapping[torch.Tensor, tuple[tuple[Any, ...], tuple[Any, ...]]] = WeakIdKeyDictionary()
-"""The same for values of several tensors, by the first of them: what they were computed from, and which they were."""
+def set_value(node: Node) -> None:
+    """Gives a node the value that its operator makes of its operands' values."""
+    node.meta["val"] = compute_value(node)
+    note_computed(node)
 
 
 def note_computed(node: Node) -> None:
     """Remembers that the node's value is what its operator makes of its operands' values."""
-    value = value_of(node)
-    if isinstance(value, torch.Tensor):
-        _computed[value] = _call_on_values(node)
-    elif (first := _first_tensor(value)) is not None:
-        _several[first] = (_call_on_values(node), tuple(map(weakref.ref, value)))
+    node.meta[_COMPUTED] = _call_on_values(node)
 
 
 def is_computed(node: Node) -> bool:
-    """Whether the node's value is known to be what its operator makes of its operands' values."""
-    value = value_of(node)
-    known: tuple[Any, ...] | None
-    if isinstance(value, torch.Tensor):
-        known = _computed.get(value)
-    elif (first := _first_tensor(value)) is not None and first in _several:
-        known, parts = _several[first]
-        if len(parts) != len(value) or any(part() is not each for part, each in zip(parts, value, strict=True)):
-            return False
-    else:
-        return False
-    now = _call_on_values(node) if known is not None else ()
+    """Whether the node's value is known to be what its operator makes of its operands' values.
+
+    A copy of a node keeps what is known of it: values are compared as objects, which copies of a graph share.
+    """
+    known, now = node.meta.get(_COMPUTED), _call_on_values(node)
     return known is not None and len(known) == len(now) and all(map(_alike, known, now))
 
 
-def _first_tensor(value: Any) -> torch.Tensor | None:
-    """The first tensor of a list or tuple of nothing but tensors."""
-    tensors = isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(x, torch.Tensor) for x in value)
-    return value[0] if tensors else None
-
-
 def _call_on_values(node: Node) -> tuple[Any, ...]:
-    """The operator and its arguments, flat, every node's value in its place."""
-    leaves: list[Any] = [node.target]
-    _add_leaves((node.args, node.kwargs), leaves)
-    return tuple(leaves)
-
-
-def _add_leaves(argument: Any, leaves: list[Any]) -> None:
-    if isinstance(argument, Node):
-        leaves.append(value_of(argument))
-    elif isinstance(argument, (list, tuple)):
-        leaves.append(len(argument))
-        for item in argument:
-            _add_leaves(item, leaves)
-    elif isinstance(argument, dict):
-        leaves.append(tuple(argument))
-        for item in argument.values():
-            _add_leaves(item, leaves)
-    else:
-        leaves.append(argument)
+    """The node's value, its operator and its arguments, flat, every operand's value in its place."""
+    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+    values = (value_of(leaf) if isinstance(leaf, Node) else leaf for leaf in leaves)
+    return (value_of(node), node.target, structure, *values)
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two leaves are the same object, or equal numbers or names of one type."""
-    if one is other:
-        return True
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    return type(one) is type(other) and isinstance(one, int | float | str) and one == other
+    """Whether two leaves are the same object, or equal numbers, names or structures of one type."""
+    comparable = isinstance(one, int | float | str | pytree.TreeSpec)
+    return one is other or (comparable and type(one) is type(other) and one == other)
 
 
 def parameter(
