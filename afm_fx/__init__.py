@@ -26,7 +26,7 @@ from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.onnx_over_files import export_onnx_over_files
-from afm_fx.packing import Packed, PackReport, pack, pack_reported
+from afm_fx.packing import PackReport, pack
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planning import make_plan
 from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
@@ -78,7 +78,6 @@ __all__ = [
     "Moments",
     "OnnxFile",
     "PackReport",
-    "Packed",
     "Plan",
     "Policy",
     "PrecisionReport",
@@ -121,7 +120,6 @@ __all__ = [
     "load_test",
     "make_plan",
     "pack",
-    "pack_reported",
     "quantize_onnx",
     "recover",
     "reduce_precision",

@@ -22,7 +22,7 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
-from afm_fx.packing import pack_reported
+from afm_fx.packing import pack
 from afm_fx.policies import Policy
 from afm_fx.program import Program
 from afm_fx.recovery import recover
@@ -148,7 +148,7 @@ def _recovered(
     )
     program = recovered.program
     if config.pack:
-        packed = pack_reported(program, inputs=config.inputs)
+        packed = pack(program, inputs=config.inputs)
         return replace(compressed, program=packed.program, packing=packed.report), recovered.report
     served = split_inputs(program) if config.inputs == InputKind.TYPED else program
     return replace(compressed, program=served), recovered.report

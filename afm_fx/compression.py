@@ -15,7 +15,8 @@ from afm_fx.capture import capture
 from afm_fx.errors import CalibrationError, PlanError
 from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
-from afm_fx.packing import PackReport, pack_reported
+from afm_fx.packing import PackReport
+from afm_fx.packing import pack as pack_program
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planned_graph import planned_graph
 from afm_fx.planning import MEASURED_ROWS, make_plan
@@ -103,7 +104,7 @@ def compress(
     if not pack:
         served = split_inputs(low_rank) if inputs == InputKind.TYPED else low_rank
         return Compressed(program, served, statistics, plan, report)
-    packed = pack_reported(low_rank, inputs=inputs)
+    packed = pack_program(low_rank, inputs=inputs)
     return Compressed(program, packed.program, statistics, plan, report, packed.report)
 
 

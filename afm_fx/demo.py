@@ -251,7 +251,7 @@ def _how_it_was_packed(compressed: Compressed) -> str:
     packing = compressed.packing
     if packing is None:
         return ""
-    return f"; {packing.nodes_before} operators packed into {packing.nodes_after}"
+    return f"; {packing.before.operators} operators packed into {packing.after.operators}"
 
 
 def _since(started: float) -> str:

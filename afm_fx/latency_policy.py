@@ -152,7 +152,7 @@ class _Race:
             raise PolicyError("a latency needs a program to measure")
         made = apply_plan(program, assemble(choices_of(self._situation, self._states[place])))
         policy = self._policy
-        spent = program_p50_us(pack(made), policy.batch_size, policy.threads, self._provider, policy.seconds)
+        spent = program_p50_us(pack(made).program, policy.batch_size, policy.threads, self._provider, policy.seconds)
         self._timed[place] = spent
         return spent
 

@@ -12,43 +12,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from afm_fx.change import Change
 from afm_fx.errors import UserError
 from afm_fx.program import Program
 from afm_fx.tables import render_table
 from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
 from passes.id_bounds import OutOfRange
 from passes.pack_tables import PackedTable
-from passes.serve import serve
+from passes.packing import pack_graph
+
+
+@dataclass(frozen=True)
+class ServingSize:
+    """What a program's graph holds: operators, how many of them look rows up in a table, bytes of state."""
+
+    operators: int
+    lookups: int
+    state_bytes: int
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing did.
+    """What packing did: the sizes of both programs, and the tables that were packed into one."""
 
-    Attributes:
-        nodes_before: operators of the program given.
-        nodes_after: operators of the packed one.
-        lookups_before: table lookups of the program given.
-        lookups_after: table lookups of the packed one.
-        bytes_before: bytes of the state of the program given.
-        bytes_after: bytes of the state of the packed one.
-        tables: the packed tables.
-    """
-
-    nodes_before: int
-    nodes_after: int
-    lookups_before: int
-    lookups_after: int
-    bytes_before: int
-    bytes_after: int
+    before: ServingSize
+    after: ServingSize
     tables: tuple[PackedTable, ...]
 
     def table(self) -> str:
         """The report as text."""
         rows = [
-            ("operators", f"{self.nodes_before:,}", f"{self.nodes_after:,}"),
-            ("table lookups", f"{self.lookups_before:,}", f"{self.lookups_after:,}"),
-            ("bytes", f"{self.bytes_before:,}", f"{self.bytes_after:,}"),
+            ("operators", f"{self.before.operators:,}", f"{self.after.operators:,}"),
+            ("table lookups", f"{self.before.lookups:,}", f"{self.after.lookups:,}"),
+            ("bytes", f"{self.before.state_bytes:,}", f"{self.after.state_bytes:,}"),
         ]
         lines = [render_table("", ("packing", "before", "after"), rows)]
         lines += [
@@ -59,25 +55,18 @@ class PackReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A packed program and what was done."""
-
-    program: Program
-    report: PackReport
-
-
 def pack(
     program: Program,
     *,
     out_of_range: str | OutOfRange = OutOfRange.UNCHECKED,
     inputs: str | InputKind = InputKind.ORIGINAL,
-) -> Program:
+    free_sources: bool = False,
+) -> Change[PackReport]:
     """Rewrites a program so that it serves fast; its outputs stay the same.
 
     All tables become one gather where widths and costs agree, Linears, batch-norms, scales and constants are folded
     into each other, and what only moves features about is done once. Each rewrite is kept where it is cheaper, so
-    packing may find nothing to do. Parameters are copied, the program given is left as it is.
+    packing may find nothing to do; packing twice changes nothing. The program given is left as it is.
 
     Args:
         program: dense or low-rank.
@@ -86,28 +75,11 @@ def pack(
             nearest row of the table) or "padding-row" (zeros).
         inputs: "original", or "typed": float inputs that carry ids become int64 ids and float features, see
             :func:`afm_fx.split_inputs`.
-
-    Raises:
-        UserError: an unknown ``out_of_range`` or ``inputs``.
-    """
-    return pack_reported(program, out_of_range=out_of_range, inputs=inputs).program
-
-
-def pack_reported(
-    program: Program,
-    *,
-    out_of_range: str | OutOfRange = OutOfRange.UNCHECKED,
-    free_sources: bool = False,
-    inputs: str | InputKind = InputKind.ORIGINAL,
-) -> Packed:
-    """:func:`pack` with a report.
-
-    Args:
-        program: dense or low-rank.
-        out_of_range: see :func:`pack`.
         free_sources: the tables of the program given become views of the packed ones, so that memory holds them once.
-            For programs whose tables nobody else owns.
-        inputs: see :func:`pack`.
+            For programs whose tables nobody else owns; by default they are copied.
+
+    Returns:
+        The packed program, and a report of what was packed.
 
     Raises:
         UserError: an unknown ``out_of_range`` or ``inputs``.
@@ -116,26 +88,21 @@ def pack_reported(
     choices = [choice.value for choice in OutOfRange]
     if out_of_range not in choices:
         raise UserError(f"out_of_range is one of {', '.join(choices)}, got {out_of_range!r}")
-    before = _counts(program)
-    choice = OutOfRange(out_of_range)
-    served = serve(program.graph_module, out_of_range=choice, free_sources=free_sources)
-    bounds = tuple(bound for table in served.tables for bound in table.bounds) if choice in _REFUSED else ()
+    before, choice = _size(program), OutOfRange(out_of_range)
+    module, tables = pack_graph(program.graph_module, out_of_range=choice, free_sources=free_sources)
+    # Where the graph has no answer of its own to an id outside its table, ``Program.run`` refuses it.
+    refused = choice in (OutOfRange.UNCHECKED, OutOfRange.ERROR)
+    bounds = [bound for table in tables for bound in table.bounds] if refused else []
     packed = replace(
-        program.with_graph(served.module),
+        program.with_graph(module),
         id_bounds=(*program.id_bounds, *bounds),
         recipe=program.recipe.then("pack", out_of_range=choice.value),
     )
     if inputs == InputKind.TYPED:
         packed = split_inputs(packed)
-    after = _counts(packed)
-    return Packed(packed, PackReport(before[0], after[0], before[1], after[1], before[2], after[2], served.tables))
+    return Change(packed, PackReport(before, _size(packed), tables))
 
 
-_REFUSED = (OutOfRange.UNCHECKED, OutOfRange.ERROR)
-"""Choices under which ``Program.run`` refuses an id outside its table."""
-
-
-def _counts(program: Program) -> tuple[int, int, int]:
-    """Operators, lookups and bytes of a program."""
+def _size(program: Program) -> ServingSize:
     calls = [node for node in program.graph_module.graph.nodes if node.op == "call_function"]
-    return len(calls), sum("embedding" in str(node.target) for node in calls), program.state_bytes()
+    return ServingSize(len(calls), sum("embedding" in str(node.target) for node in calls), program.state_bytes())

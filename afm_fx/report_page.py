@@ -105,7 +105,7 @@ def _sizes(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str,
     for name, *numbers in report.size_rows():
         yield f"{name}, before packing", *numbers
     if facts.packing is not None:
-        yield size_row("operators, before and after packing", facts.packing.nodes_before, facts.packing.nodes_after)
+        yield size_row("operators, before and after packing", facts.packing.before.operators, facts.packing.after.operators)
     if facts.precision is not None:
         precision = facts.precision
         yield size_row("bytes, tables in fewer bits", precision.bytes_before, precision.bytes_after)

@@ -136,7 +136,7 @@ def _times(programs: Sequence[Program], inputs: Inputs, batch_size: int, threads
     with tempfile.TemporaryDirectory() as directory:
         files = {str(place): Path(directory) / f"{place}.onnx" for place in range(len(programs))}
         for path, made in track(list(zip(files.values(), programs, strict=True)), "Export"):
-            export_onnx(pack(made), path, check=False)
+            export_onnx(pack(made).program, path, check=False)
         result = benchmark(files, inputs, batch_sizes=(batch_size,), threads=threads, seconds=seconds)
     by_name = {timing.contender: timing.p50_us for timing in result.timings}
     return [by_name[name] for name in files]

@@ -19,7 +19,7 @@ from passes.graph_tools import clone_graph_module, value_of
 from passes.id_bounds import IdBound
 from passes.id_precision import coarse_ids
 from passes.sites import site_name
-from passes.split_inputs import SplitInput, SplitInputs
+from passes.typed_inputs import SplitInput, SplitInputs
 
 
 class InputKind(StrEnum):

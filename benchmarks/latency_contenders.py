@@ -136,7 +136,7 @@ class LatencyModel:
     def program(self, name: str) -> Program:
         """One of the programs that are served."""
         if name in GUARDED:
-            return afm_fx.pack(self._low_rank, out_of_range=GUARDED[name])
+            return afm_fx.pack(self._low_rank, out_of_range=GUARDED[name]).program
         makers = {
             DENSE: lambda: self._dense,
             DENSE_PACKED: lambda: self._dense_packed,
@@ -166,7 +166,7 @@ class LatencyModel:
 
     @functools.cached_property
     def _dense_packed(self) -> Program:
-        return afm_fx.pack(self._dense)
+        return afm_fx.pack(self._dense).program
 
     @functools.cached_property
     def _statistics(self) -> afm_fx.Statistics:
@@ -178,11 +178,11 @@ class LatencyModel:
 
     @functools.cached_property
     def _low_rank_packed(self) -> Program:
-        return afm_fx.pack(self._low_rank)
+        return afm_fx.pack(self._low_rank).program
 
     def _weight_svd(self) -> Program:
         plan = afm_fx.make_plan(self._dense, self._statistics, self.policy(), basis="weight_svd")
-        return afm_fx.pack(afm_fx.apply_plan(self._dense, plan))
+        return afm_fx.pack(afm_fx.apply_plan(self._dense, plan)).program
 
     def _rows(self) -> Tensor:
         return self.shape.batch(COMPARED_ROWS, self.seed + 3)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import afm_fx
-from afm_fx.packing import pack_reported
+from afm_fx.packing import pack
 from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.criteo_shape import CriteoShape
 
@@ -75,7 +75,7 @@ def measure_here(rows: int, largest_over_smallest: float, *, free_sources: bool)
     """Measures in this process, which should have done nothing else before."""
     # A model without weight to speak of first: it loads the parts of torch that are loaded on first use.
     small = CriteoShape(total_rows=1_000, largest_over_smallest=largest_over_smallest)
-    pack_reported(afm_fx.capture(small.deepfm(0), small.batch(4, 0)), free_sources=free_sources)
+    pack(afm_fx.capture(small.deepfm(0), small.batch(4, 0)), free_sources=free_sources)
     before_model = resident_bytes()
     shape = CriteoShape(total_rows=rows, largest_over_smallest=largest_over_smallest)
     model, batch = shape.deepfm(0), small.batch(4, 0)
@@ -85,11 +85,11 @@ def measure_here(rows: int, largest_over_smallest: float, *, free_sources: bool)
     before_pack = resident_bytes()
     reset_peak()
     ready = time.perf_counter()
-    packed = pack_reported(program, free_sources=free_sources)
+    packed = pack(program, free_sources=free_sources)
     seconds = time.perf_counter() - ready
     peak = peak_bytes()
-    if packed.report.lookups_after != 1:
-        raise RuntimeError(f"{packed.report.lookups_after} lookups are left, the tables were not packed into one")
+    if packed.report.after.lookups != 1:
+        raise RuntimeError(f"{packed.report.after.lookups} lookups are left, the tables were not packed into one")
     return PackMemory(
         rows=rows,
         width=shape.width,

@@ -75,7 +75,7 @@ class PackingShape:
             program = afm_fx.capture(model, self.shape.batch(4, self.seed))
             files = {version: folder / f"{name}-{version}.onnx" for version in ("as it is", "packed")}
             before = export_onnx(program, files["as it is"])
-            after = export_onnx(afm_fx.pack(program), files["packed"])
+            after = export_onnx(afm_fx.pack(program).program, files["packed"])
             timing = self._timed(files)
             yield PackedModel(name, before, after, timing)
             for file in files.values():

@@ -39,6 +39,6 @@ def time_plans(
         afm_fx.export_onnx(program, files["original"])
         for number, (name, plan) in enumerate(plans.items()):
             files[name] = Path(directory) / f"{number}.onnx"
-            afm_fx.export_onnx(afm_fx.pack(afm_fx.apply_plan(program, plan)), files[name])
+            afm_fx.export_onnx(afm_fx.pack(afm_fx.apply_plan(program, plan)).program, files[name])
         rows = inputs[: max(batch_sizes) * MAX_DIFFERENT_BATCHES]
         return afm_fx.benchmark(files, rows, batch_sizes=batch_sizes, threads=1, seconds=seconds)

@@ -39,6 +39,9 @@ RULE = "block linears"
 class BlockLinears(GraphPass):
     """Replaces small Linears beside each other in a concat with fewer, block-diagonal ones."""
 
+    after = ("MergeLinears",)
+    """Linears that merge with others need no block."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = False
         for node in list(graph_module.graph.nodes):

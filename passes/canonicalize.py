@@ -60,6 +60,9 @@ _RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default})
 class Canonicalize(GraphPass):
     """Replaces a captured graph with its canonical form: no assertions, no no-ops, no equal subexpressions."""
 
+    after = ("FoldConstants",)
+    """What was folded may be equal to something else, or leave a no-op behind."""
+
     retargets: ClassVar[Mapping[Any, Any]] = dict.fromkeys(_RESHAPES, aten.reshape.default)
 
     def requires(self, graph_module: GraphModule) -> None:

@@ -31,6 +31,9 @@ MOST_PIECES = 2
 class CollapseMoves(GraphPass):
     """Replaces chains of moves with the fewest moves that give the same features."""
 
+    after = ("PackTables",)
+    """Which features are moved is settled once the tables are packed."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = finish(graph_module)
         columns = FeatureColumns(graph_module)

@@ -35,6 +35,9 @@ _EVAL = aten._native_batch_norm_legit_no_training.default
 class FoldBatchNorm(GraphPass):
     """Replaces batch-norm beside a Linear by other constants of that Linear."""
 
+    after = ("FoldConstants", "Canonicalize")
+    """Weights must be constants before they can be told."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = False
         for node in list(graph_module.graph.nodes):

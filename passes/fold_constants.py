@@ -34,6 +34,9 @@ _VIEWS = frozenset({aten.expand.default, aten.repeat.default})
 class FoldConstants(GraphPass):
     """Replaces constant subgraphs by their values, and sums with zero by the other term."""
 
+    after = ("PointwiseConvolutions", "UnpoolBags")
+    """A convolution's own kernel is a constant, its transposes are not; a bag's arguments are read as written."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = _fold(graph_module)
         changed |= _drop_zeros(graph_module)

@@ -30,6 +30,9 @@ class GraphPass(PassBase):
     retargets: ClassVar[Mapping[Any, Any]] = {}
     """Operators that the pass replaces in place, and by what; all other nodes that stay keep operator and arguments."""
 
+    after: ClassVar[tuple[str, ...]] = ()
+    """Names of the passes that have to be done before, where they run together (:mod:`passes.fixpoint`)."""
+
     keeps_inputs: ClassVar[bool] = True
     """Whether the graph takes the same inputs afterwards."""
 

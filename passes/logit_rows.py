@@ -38,6 +38,9 @@ LEAST_FEATURES = 64
 class LogitRows(GraphPass):
     """Replaces chains of products ``[batch, 1]`` by products ``[1, batch]``."""
 
+    after = ("StartProducts",)
+    """A chain is complete when every product in it starts from the one before."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         columns, rows = FeatureColumns(graph_module), dict[Node, Node]()
         for node in _in_long_chains(graph_module, columns):

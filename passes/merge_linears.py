@@ -47,6 +47,9 @@ LEAST_BESIDE = 3
 class MergeLinears(GraphPass):
     """Replaces Linears and the constants, scales, sums and Linears beside them with fewer operators."""
 
+    after = ("FoldBatchNorm",)
+    """A batch-norm between two Linears keeps them apart."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = False
         for rule in (_as_linear, _scaled, _product, _shifted, _side_by_side):
@@ -58,6 +61,9 @@ class MergeLinears(GraphPass):
 
 class StartProducts(GraphPass):
     """Replaces a sum with a product by a product that starts from the other term."""
+
+    after = ("MergeLinears", "SumsAsProducts", "CollapseMoves")
+    """It makes products of Linears that no other pass can read any more."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = rewrite_each(graph_module, _accumulated)

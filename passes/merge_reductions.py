@@ -44,6 +44,9 @@ class _Sum:
 class MergeReductions(GraphPass):
     """Replaces several sums over one axis of one tensor with one sum."""
 
+    after = ("CollapseMoves",)
+    """It merges sums over slices of one gather."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         columns = FeatureColumns(graph_module)
         found: dict[tuple[int, int], list[_Sum]] = {}

@@ -80,6 +80,9 @@ class PackTables(GraphPass):
             tables that nobody else trains or saves.
     """
 
+    after = ("MergeLinears", "RowTerms")
+    """The numbers of row terms are tables to pack, and what Linears read decides the order of the fields."""
+
     def __init__(self, *, out_of_range: OutOfRange = OutOfRange.UNCHECKED, free_sources: bool = False) -> None:
         super().__init__()
         self.out_of_range = out_of_range
@@ -109,7 +112,7 @@ class PackTables(GraphPass):
             finish(candidate)
             module, cost = candidate, after
             kept.append(made.report)
-        self.packed = tuple(kept)
+        self.packed += tuple(kept)  # the pass may run several times
         return PassResult(module, bool(kept))
 
 

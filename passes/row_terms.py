@@ -47,6 +47,9 @@ ROWS_PER_BLOCK = 8_192
 class RowTerms(GraphPass):
     """Replaces the terms of a logit by one number per looked-up row and products that start from one another."""
 
+    after = ("MergeLinears",)
+    """It reads the terms of a logit as Linears of one output."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = finish(graph_module)
         done: set[Node] = set()

@@ -25,6 +25,9 @@ RULE = "sums as products"
 class SumsAsProducts(GraphPass):
     """Replaces sums of a row's last axes by products with a constant column of ones."""
 
+    after = ("RowTerms", "MergeReductions", "CollapseMoves")
+    """Row terms and merged sums are told by their sums."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         columns, changed = FeatureColumns(graph_module), False
         ones: dict[tuple[int, torch.dtype, torch.device], Node] = {}

@@ -35,6 +35,9 @@ _PLACES = {aten.linear.default: (0, 1), aten.mm.default: (0, 1), aten.addmm.defa
 class WidenLinears(GraphPass):
     """Replaces the pieces that Linears read by ranges that hold them, and their weights by wider ones."""
 
+    after = ("CollapseMoves",)
+    """It reads moves in their shortest form."""
+
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = finish(graph_module)
         while _widen_one(graph_module):  # what the others read may have changed with it

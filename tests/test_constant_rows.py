@@ -50,7 +50,7 @@ def test_a_plan_with_a_constant_row_is_saved_loaded_packed_and_exported(
     pytest.importorskip("onnxruntime")
     compressed.plan.save(tmp_path / "plan.safetensors")
     again = afm_fx.apply_plan(compressed.original, afm_fx.Plan.load(tmp_path / "plan.safetensors"))
-    packed = afm_fx.pack(again)
+    packed = afm_fx.pack(again).program
     ids, dense = tower_batch(9)
     torch.testing.assert_close(
         packed.run((ids, dense.double())), compressed.program.run((ids, dense.double())), rtol=1e-12, atol=1e-12

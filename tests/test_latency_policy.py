@@ -69,12 +69,12 @@ def test_what_is_chosen_is_within_the_limit_by_measurement_and_near_it(task, mon
         return 40 + sum(multiply_adds(program.graph_module).values()) / 10
 
     monkeypatch.setattr(latency_policy, "program_p50_us", charged)
-    dense = charged(afm_fx.pack(task.situation.program))
+    dense = charged(afm_fx.pack(task.situation.program).program)
     limit = 40 + (dense - 40) / 2
     exports.clear()
     plan = task.plan(afm_fx.Latency(limit, batch_size=16, table=TABLE))
     (evidence,) = plan.evidence
-    made = afm_fx.pack(afm_fx.apply_plan(task.situation.program, plan))
+    made = afm_fx.pack(afm_fx.apply_plan(task.situation.program, plan)).program
     assert evidence.measured == charged(made) <= limit
     assert evidence.measured > 40 + 0.6 * (limit - 40)
     assert evidence.predicted is not None

@@ -100,7 +100,7 @@ def test_a_static_export_takes_one_batch_size(tmp_path: Path) -> None:
 )
 def test_models_of_the_zoo_export_with_static_shapes(name: str, rows: int, tmp_path: Path) -> None:
     program = captured(name)[1]
-    report = export_onnx(afm_fx.pack(program, inputs="typed"), tmp_path / "model.onnx", batch_size=rows)
+    report = export_onnx(afm_fx.pack(program, inputs="typed").program, tmp_path / "model.onnx", batch_size=rows)
     assert report.max_abs_difference is not None
     for value in onnx.load(report.path).graph.input:
         assert all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)

@@ -96,7 +96,7 @@ def test_what_every_export_writes_keeps_every_rule(compressed, file, tmp_path):
 
 def test_a_typed_file_tells_its_ids(tmp_path):
     program = afm_fx.capture(Wide().eval(), wide_inputs(3)[0].float())
-    reduced = afm_fx.reduce_precision(afm_fx.pack(program, inputs="typed"), "float16", smallest_bytes=0).program
+    reduced = afm_fx.reduce_precision(afm_fx.pack(program, inputs="typed").program, "float16", smallest_bytes=0).program
     report = afm_fx.check_onnx(afm_fx.export_onnx(reduced, tmp_path / "typed.onnx", check=False).path)
     assert report.findings == ()
     assert len(report.ids) == 6

@@ -208,7 +208,7 @@ def test_tasks_have_labels_of_their_own_and_products_of_probabilities_are_learne
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_rows_of_padding_stay_zero(tasks: Case, packed: bool) -> None:
-    low_rank = afm_fx.pack(tasks.low_rank, out_of_range="padding-row") if packed else tasks.low_rank
+    low_rank = afm_fx.pack(tasks.low_rank, out_of_range="padding-row").program if packed else tasks.low_rank
     recovered = afm_fx.recover(low_rank, tasks.teacher, tasks.batches, epochs=2, learning_rate=1e-2).program
     lookups = [node for node in low_rank.graph_module.graph.nodes if node.target is aten.embedding.default]
     names = {str(node.args[0].target) for node in lookups}
@@ -236,7 +236,7 @@ def test_a_packed_program_recovers_and_takes_typed_inputs_from_the_originals(tow
 
     batches = [(torch.cat([torch.randint(0, 6, (ROWS, 2)).float(), torch.randn(ROWS, 2)], 1),) for _ in range(6)]
     case = make_case(Matrix(), batches, embedding=2, linear=2)
-    typed = afm_fx.pack(case.low_rank, inputs="typed")
+    typed = afm_fx.pack(case.low_rank, inputs="typed").program
     recovered = afm_fx.recover(typed, case.teacher, batches, epochs=2, learning_rate=1e-2)
     assert list(recovered.program.example_kwargs) == ["sparse", "dense"]
     assert recovered.report.epochs[2].logit_rmse < 0.9 * recovered.report.epochs[0].logit_rmse

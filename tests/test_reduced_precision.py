@@ -54,7 +54,7 @@ def test_tables_shrink_and_the_file_agrees_with_the_reduced_program(
     tables: str, packed: bool, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ):
     program: afm_fx.Program = request.getfixturevalue(kind)
-    program = afm_fx.pack(program) if packed else program
+    program = afm_fx.pack(program).program if packed else program
     before = str(program.graph_module.graph)
     batches = [clicks(30), clicks(20)]
     result = reduce_precision(program, tables, batches, smallest_bytes=0)
@@ -144,7 +144,7 @@ def test_mistakes_are_named(dense: afm_fx.Program):
 @pytest.mark.parametrize("tables", ["float16", "int8"])
 def test_a_reduced_program_still_computes_in_float64_and_refuses_ids_outside(tables: str):
     torch.manual_seed(1)
-    program = afm_fx.pack(afm_fx.capture(Clicks().eval(), clicks(4)))
+    program = afm_fx.pack(afm_fx.capture(Clicks().eval(), clicks(4))).program
     result = reduce_precision(program, tables, smallest_bytes=0).program
     batch = clicks(12)
     double = result.to(torch.float64).run(batch)
@@ -158,7 +158,7 @@ def test_a_reduced_program_still_computes_in_float64_and_refuses_ids_outside(tab
 @pytest.mark.parametrize(("tables", "kind"), [("float16", onnx.TensorProto.FLOAT16), ("int8", onnx.TensorProto.INT8)])
 def test_onnx_runtime_keeps_the_table_small_when_it_optimises_the_file(tables: str, kind: int, tmp_path: Path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    program = afm_fx.pack(afm_fx.capture(Clicks().eval(), clicks(4)))
+    program = afm_fx.pack(afm_fx.capture(Clicks().eval(), clicks(4))).program
     result = reduce_precision(program, tables, smallest_bytes=0).program
     afm_fx.export_onnx(result, tmp_path / "reduced.onnx")
     options = onnxruntime.SessionOptions()

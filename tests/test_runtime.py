@@ -240,7 +240,7 @@ def test_a_batch_is_not_cut_where_an_output_has_no_batch_axis(tasks):
 
 def test_typed_files_take_typed_inputs_and_the_originals(tmp_path):
     program = afm_fx.capture(Wide().eval(), wide_inputs(3)[0].float())
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     path = afm_fx.export_onnx(typed, tmp_path / "typed.onnx", check=False).path
     for session in (Session(path), Session(path, buckets=(2, 8))):
         x = wide_inputs(11)[0].float()

@@ -56,7 +56,7 @@ def float_wide() -> tuple[afm_fx.Program, Tensor]:
 
 def test_a_typed_program_takes_ids_and_features_and_equals_the_original() -> None:
     program, x = float_wide()
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     batch = typed.convert_inputs(x)
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.items()} == {
         "sparse": (torch.int64, (5, FIELDS)),
@@ -73,7 +73,7 @@ EXPORTED = {"DeepFM", "DIN", "VarLen-masked", "AutoInt", "FiBiNET", "MMOE", "AFM
 @pytest.mark.parametrize("entry", zoo_params())
 def test_typed_programs_of_the_zoo_equal_the_original(entry: ZooEntry) -> None:
     exact = captured(entry.name)[1].to(torch.float64)
-    typed_exact = afm_fx.pack(exact, inputs="typed")
+    typed_exact = afm_fx.pack(exact, inputs="typed").program
     if typed_exact.original_inputs is None:
         assert not entry.needs_deepctr
         assert typed_exact.input_names == exact.input_names
@@ -93,7 +93,7 @@ def test_typed_programs_of_the_zoo_equal_the_original(entry: ZooEntry) -> None:
 @pytest.mark.parametrize("entry", [each for each in zoo_params() if each.values[0].name in EXPORTED])
 def test_typed_programs_of_the_zoo_export(entry: ZooEntry, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    typed = afm_fx.pack(captured(entry.name)[1], inputs="typed")
+    typed = afm_fx.pack(captured(entry.name)[1], inputs="typed").program
     assert typed.original_inputs is not None
     report = afm_fx.export_onnx(typed, tmp_path / "typed.onnx")
     assert report.max_abs_difference is not None
@@ -108,7 +108,7 @@ def test_typed_programs_of_the_zoo_export(entry: ZooEntry, tmp_path: Path) -> No
 def test_ids_that_collide_in_the_original_give_different_rows() -> None:
     with pytest.warns(UserWarning, match="COLLIDE"):
         program = afm_fx.capture(Tall(), torch.zeros(2, 2))
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     assert program.warnings
     assert typed.warnings == ()
     ids = torch.tensor([[2**24 + 1, 0], [2**24, 0]])
@@ -133,7 +133,7 @@ def test_ids_that_collide_in_the_original_give_different_rows() -> None:
 )
 def test_what_is_no_valid_id_is_refused_with_its_row_and_column(pack: bool, bad: float, reason: str) -> None:
     program, x = float_wide()
-    typed = afm_fx.pack(program, inputs="typed") if pack else afm_fx.split_inputs(program)
+    typed = afm_fx.pack(program, inputs="typed").program if pack else afm_fx.split_inputs(program)
     x[3, 1] = bad
     with pytest.raises(BatchError, match=reason):
         typed.convert_inputs(x)
@@ -141,7 +141,7 @@ def test_what_is_no_valid_id_is_refused_with_its_row_and_column(pack: bool, bad:
 
 def test_running_a_typed_program_refuses_ids_outside_their_own_table() -> None:
     program, x = float_wide()
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     batch = typed.convert_inputs(x)
     batch["sparse"][2, 1] = SIZES[1]
     with pytest.raises(BatchError, match=r"row 2: id 11 of input 'sparse', column 1 is outside table 'tables\.1'"):
@@ -158,7 +158,7 @@ def test_bounds_follow_columns_that_are_in_another_order() -> None:
             return (self.other(x[:, 2].long()) + self.one(x[:, 0].long())).sum(1) + x[:, 1]
 
     program = afm_fx.capture(Swapped(), torch.zeros(3, 3))
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     assert typed.original_inputs is not None
     (ids, _) = typed.original_inputs.mapping.inputs
     ranges = {each.column: each.largest for each in ids.columns or ()}
@@ -247,7 +247,7 @@ def test_compress_gives_typed_programs_packed_or_not(pack: bool) -> None:
 
 def test_the_mapping_in_the_file_is_enough_to_convert_a_batch(tmp_path: Path) -> None:
     program, x = float_wide()
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     path = afm_fx.export_onnx(typed, tmp_path / "typed.onnx").path
     note = json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}[METADATA_KEY])
     assert note["originals"] == [{"name": "x", "dtype": "float32", "shape": [FIELDS + 3]}]
@@ -264,7 +264,7 @@ def test_the_mapping_in_the_file_is_enough_to_convert_a_batch(tmp_path: Path) ->
 
 
 def test_a_file_in_float64_says_so_in_its_note(tmp_path: Path) -> None:
-    typed = afm_fx.pack(float_wide()[0].to(torch.float64), inputs="typed")
+    typed = afm_fx.pack(float_wide()[0].to(torch.float64), inputs="typed").program
     mapping = mapping_of(onnx.load(afm_fx.export_onnx(typed, tmp_path / "typed.onnx").path))
     assert mapping is not None
     assert [each.dtype for each in mapping.inputs] == ["int64", "float64"]
@@ -279,7 +279,7 @@ def test_a_damaged_note_is_told(text: str) -> None:
 def test_typed_and_original_contenders_take_the_same_traffic(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     program, x = float_wide()
-    typed = afm_fx.pack(program, inputs="typed")
+    typed = afm_fx.pack(program, inputs="typed").program
     entrants: dict[str, Competitor] = {
         "dense": afm_fx.export_onnx(program, tmp_path / "dense.onnx").path,
         "typed": afm_fx.export_onnx(typed, tmp_path / "typed.onnx").path,
@@ -306,7 +306,7 @@ def test_typed_and_original_contenders_take_the_same_traffic(tmp_path: Path) -> 
 def test_traffic_for_typed_files_is_that_of_the_original_with_whole_ids(tmp_path: Path) -> None:
     program, _ = float_wide()
     dense = afm_fx.export_onnx(program, tmp_path / "dense.onnx").path
-    typed = afm_fx.export_onnx(afm_fx.pack(program, inputs="typed"), tmp_path / "typed.onnx").path
+    typed = afm_fx.export_onnx(afm_fx.pack(program, inputs="typed").program, tmp_path / "typed.onnx").path
     examples, mapping = traffic_examples([dense, typed])
     assert [(name, example.dtype) for name, example in examples] == [("x", torch.float32)]
     drawn = random_file_inputs(examples, 50, mapping=mapping)["x"]
@@ -326,7 +326,7 @@ def test_programs_of_a_fixed_batch_and_of_plain_graphs_are_split_too() -> None:
     x = wide_inputs(3)[0]
     model = Wide().double().eval()
     for program in (afm_fx.capture(model, x, dynamic_batch=False), fast_capture(model, (x,))):
-        typed = afm_fx.pack(program, inputs="typed")
+        typed = afm_fx.pack(program, inputs="typed").program
         assert typed.input_names == ("sparse", "dense")
         found, expected = pytree.tree_leaves(typed.run(typed.convert_inputs(x))), pytree.tree_leaves(program.run(x))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -335,7 +335,7 @@ def test_programs_of_a_fixed_batch_and_of_plain_graphs_are_split_too() -> None:
 def test_a_typed_program_can_be_packed_and_converted_to_another_format_later() -> None:
     program, x = float_wide()
     typed = afm_fx.split_inputs(program)
-    packed = afm_fx.pack(typed).to(torch.float64)
+    packed = afm_fx.pack(typed).program.to(torch.float64)
     assert packed.original_inputs is typed.original_inputs
     batch = packed.convert_inputs(x.double())
     assert batch["dense"].dtype is torch.float64

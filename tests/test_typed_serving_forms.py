@@ -18,7 +18,7 @@ from tests.passes.test_pack_tables import SIZES, Wide, wide_inputs
 
 def typed_wide() -> tuple[afm_fx.Program, Tensor]:
     program = afm_fx.capture(Wide((8,) * len(SIZES)).eval(), wide_inputs(3)[0].float())
-    return afm_fx.pack(program, inputs="typed"), wide_inputs(9)[0].float()
+    return afm_fx.pack(program, inputs="typed").program, wide_inputs(9)[0].float()
 
 
 def test_the_error_of_reduced_tables_is_measured_on_batches_of_the_original_or_typed_ones() -> None:

@@ -87,7 +87,7 @@ def test_a_random_model_packs_without_loss_before_and_after_its_rewrite() -> Non
         sites = [site for site in find_sites(clone) if site.refusal is None]
         SinkCodes(random_factors(sites, torch.Generator().manual_seed(seed_of(recipe)), full=False))(clone)
         for unpacked in (program, program.with_graph(clone)):
-            packed = afm_fx.pack(unpacked)
+            packed = afm_fx.pack(unpacked).program
             for rows in (2, 9):
                 inputs = random_inputs(rows, 1)
                 expected = pytree.tree_leaves(unpacked.run(inputs))

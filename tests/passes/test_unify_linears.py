@@ -130,7 +130,7 @@ def test_convolutions_are_served_as_convolutions_dense_and_low_rank(policy: afm_
     served = clone_graph_module(program.graph_module)
     assert PointwiseConvolutions()(served).modified
     assert not PointwiseConvolutions()(served).modified
-    for module in (served, to_exported_program(program).module(), afm_fx.pack(program).graph_module):
+    for module in (served, to_exported_program(program).module(), afm_fx.pack(program).program.graph_module):
         found = operators(module)
         assert found.count("aten.conv1d.default") == (2 if policy is None else 4)
         assert not {"aten.transpose.int", "aten.permute.default", "aten.linear.default"} & set(found)

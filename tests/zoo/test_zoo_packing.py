@@ -10,7 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 import afm_fx
-from afm_fx.packing import Packed, pack_reported
+from afm_fx.change import Change
+from afm_fx.packing import PackReport, pack
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import captured, zoo_params
 from tests.zoo.test_zoo_rewrite import FRESH_SEED, assert_batch_is_symbolic, budgeted
@@ -20,15 +21,15 @@ SHAPED_SUMS = 1
 
 
 @functools.cache
-def packed_dense(name: str) -> Packed:
+def packed_dense(name: str) -> Change[PackReport]:
     """The model packed in float64, once for all tests of it."""
-    return pack_reported(captured(name)[1].to(torch.float64))
+    return pack(captured(name)[1].to(torch.float64))
 
 
 @functools.cache
-def packed_low_rank(name: str) -> Packed:
+def packed_low_rank(name: str) -> Change[PackReport]:
     """The model under its budget packed in float64, once for all tests of it."""
-    return pack_reported(budgeted(name)[1].to(torch.float64))
+    return pack(budgeted(name)[1].to(torch.float64))
 
 
 def assert_same_outputs(entry: ZooEntry, one: afm_fx.Program, other: afm_fx.Program) -> None:
@@ -46,8 +47,8 @@ def test_packing_changes_nothing_but_the_form(entry: ZooEntry) -> None:
     packed = packed_dense(entry.name)
     assert_same_outputs(entry, program, packed.program)
     assert_batch_is_symbolic(packed.program)
-    assert packed.report.nodes_after <= packed.report.nodes_before + SHAPED_SUMS
-    assert pack_reported(packed.program).report.nodes_after == packed.report.nodes_after
+    assert packed.report.after.operators <= packed.report.before.operators + SHAPED_SUMS
+    assert pack(packed.program).report.after.operators == packed.report.after.operators
 
 
 def test_a_packed_program_can_be_fine_tuned() -> None:
@@ -64,7 +65,7 @@ def test_packing_a_compressed_program_changes_nothing_but_the_form(entry: ZooEnt
     program = budgeted(entry.name)[1].to(torch.float64)
     packed = packed_low_rank(entry.name)
     assert_same_outputs(entry, program, packed.program)
-    assert packed.report.nodes_after <= packed.report.nodes_before + SHAPED_SUMS
+    assert packed.report.after.operators <= packed.report.before.operators + SHAPED_SUMS
 
 
 @pytest.mark.parametrize("entry", zoo_params())
@@ -83,5 +84,5 @@ def test_packed_programs_export_and_onnx_runtime_agrees(entry: ZooEntry, tmp_pat
 )
 def test_all_lookups_of_a_model_end_as_one_gather(name: str, most: int) -> None:
     report = packed_dense(name).report
-    assert report.lookups_after == 1
-    assert report.nodes_after <= most
+    assert report.after.lookups == 1
+    assert report.after.operators <= most

@@ -13,7 +13,7 @@ from passes.errors import PassPostconditionError
 from passes.graph_pass import GraphPass
 from passes.graph_tools import clone_graph_module, finish
 from passes.pack_tables import PackTables
-from passes.split_inputs import SplitInput, SplitInputs
+from passes.typed_inputs import SplitInput, SplitInputs
 from tests.passes.serving import graph_of, operators
 from tests.passes.test_pack_tables import SIZES, Wide, wide_inputs
 
