@@ -105,7 +105,8 @@ def _sizes(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str,
     for name, *numbers in report.size_rows():
         yield f"{name}, before packing", *numbers
     if facts.packing is not None:
-        yield size_row("operators, before and after packing", facts.packing.before.operators, facts.packing.after.operators)
+        before, after = facts.packing.before, facts.packing.after
+        yield size_row("operators, before and after packing", before.operators, after.operators)
     if facts.precision is not None:
         precision = facts.precision
         yield size_row("bytes, tables in fewer bits", precision.bytes_before, precision.bytes_after)
