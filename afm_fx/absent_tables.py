@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from afm_fx.capture import capture
-from afm_fx.checkpoints import Checkpoint, StoredTensor
+from afm_fx.checkpoints import StoredTensor, open_checkpoint
 from afm_fx.errors import ModelError, PlanError
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
-from afm_fx.user_model import check_names, check_shape, import_factory, model_of
+from afm_fx.user_model import fitting, import_factory, model_of
 from passes.graph_tools import fake_mode
 from passes.sites import SiteKind, find_sites
 from passes.unify_linears import parts_of
@@ -61,7 +62,7 @@ class AbsentTables:
 
 def without_tables(
     model: str | Factory | nn.Module,
-    checkpoint: Checkpoint,
+    checkpoint: Path,
     example_inputs: Inputs | None = None,
     *,
     large_bytes: int = LARGE_BYTES,
@@ -72,7 +73,7 @@ def without_tables(
         model: ``package.module:factory`` or such a factory, which takes nothing and returns ``(model,
             example_inputs)``; it is called with large tensors on the meta device. Or a module, on the meta device where
             it is large; it is given other parameters.
-        checkpoint: the weights.
+        checkpoint: see :func:`afm_fx.checkpoints.open_checkpoint`.
         example_inputs: one batch of at least 2 rows, for a module.
         large_bytes: tables of so many bytes or more are not loaded.
 
@@ -80,13 +81,14 @@ def without_tables(
         ModelError: the factory fails, or the checkpoint is of another model.
         CaptureError: the model cannot be captured.
     """
+    stored = open_checkpoint(checkpoint)
     if isinstance(model, nn.Module):
         if example_inputs is None:
             raise ModelError("a module needs example_inputs beside it (one batch of at least 2 rows)")
         module = model
     else:
         module, example_inputs = _built(model, large_bytes)
-    given = _give_weights(module.eval(), checkpoint, large_bytes)
+    given = _give_weights(module.eval(), fitting(stored, module, checkpoint), large_bytes)
     return _load_other_than_tables(capture(module, example_inputs), given)
 
 
@@ -171,23 +173,19 @@ def _built(model: str | Factory, large_bytes: int) -> tuple[nn.Module, Inputs]:
     return module, example_inputs
 
 
-def _give_weights(module: nn.Module, checkpoint: Checkpoint, large_bytes: int) -> dict[int, tuple[StoredTensor, bool]]:
-    """Gives a module the checkpoint's weights, and stand-ins for the large ones.
+def _give_weights(
+    module: nn.Module, stored: Mapping[str, StoredTensor], large_bytes: int
+) -> dict[int, tuple[StoredTensor, bool]]:
+    """Gives a module the weights of a checkpoint, and stand-ins for the large ones.
 
     Returns:
         By storage: where the tensor lies in the checkpoint, and whether the module has a stand-in for it.
     """
-    own = dict(module.state_dict(keep_vars=True))
-    stored = checkpoint.holding(own).tensors
-    check_names(set(own), set(stored), checkpoint.path, same={name: id(tensor) for name, tensor in own.items()})
     given: dict[int, tuple[StoredTensor, bool]] = {}
     made: dict[int, Tensor] = {}
-    for name, tensor in own.items():
-        if name not in stored:
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name not in stored or id(tensor) in made:
             continue  # another name of a tensor that is there
-        check_shape(name, tuple(tensor.shape), stored[name].shape, checkpoint.path)
-        if id(tensor) in made:
-            continue
         large = tensor.nbytes >= large_bytes and tensor.is_floating_point()
         nan = torch.full((), float("nan"), dtype=tensor.dtype) if large else None
         value = stored[name].tensor().to(tensor.dtype) if nan is None else nan.expand(tensor.shape)

@@ -153,12 +153,12 @@ def apply_to_files(
     if (folder / INDEX).exists() and not force:
         raise OutputExistsError(f"'{folder}' holds tables already; choose another folder or overwrite it (--force)")
     started = time.perf_counter()
-    absent = without_tables(model, open_checkpoint(Path(checkpoint)), example_inputs, large_bytes=large_bytes)
+    absent = without_tables(model, Path(checkpoint), example_inputs, large_bytes=large_bytes)
     refit = None if statistics is None else refit_plan(plan, absent.mapped(), statistics)
     applied = plan if refit is None else refit.plan
     streamed = streamed_plan(absent, applied)
     reports = write_state(streamed, applied, folder)
-    stored = open_checkpoint(folder / INDEX).tensors
+    stored = open_checkpoint(folder / INDEX)
     program = with_tables(streamed.program, {source.name: stored[source.name].mapped() for source in streamed.tables})
     size = sum(tensor.bytes for tensor in stored.values())
     return AppliedFiles(folder, program, applied, reports, size, time.perf_counter() - started, refit)
@@ -269,7 +269,7 @@ def _digest(source: TableSource, read: Sequence[hashlib._Hash]) -> str:
 def _holds(path: Path, source: TableSource) -> bool:
     """Whether a file is there, undamaged as far as its header and length tell."""
     try:
-        found = open_safetensors(path).tensors[source.name]
+        found = open_safetensors(path)[source.name]
     except (FileFormatError, KeyError):
         return False
     return found.shape == source.shape and found.dtype == source.dtype

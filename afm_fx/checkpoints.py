@@ -6,7 +6,7 @@ Three forms are read, and none of them is executed:
 * several, with a ``*.safetensors.index.json`` that tells which tensor is in which;
 * a folder that ``torch.distributed.checkpoint`` wrote (:mod:`afm_fx.distributed_checkpoint`).
 
-A checkpoint knows where the bytes of every tensor lie. Rows are read with plain reads into a block of one's own, so
+Where the bytes of every tensor lie is known. Rows are read with plain reads into a block of one's own, so
 that the resident memory of a process that streams a table is that of its blocks; :meth:`StoredTensor.mapped` maps a
 tensor instead, for a model that reads few of its rows.
 """
@@ -18,10 +18,9 @@ import math
 import mmap
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,7 +59,6 @@ class Chunk:
 class StoredTensor:
     """A tensor on disk, made of chunks that cover it."""
 
-    name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     chunks: tuple[Chunk, ...]
@@ -117,42 +115,8 @@ class StoredTensor:
         return flat.reshape(self.shape)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where the tensors of a checkpoint lie.
-
-    Attributes:
-        metadata: what the file says beside its tensors: of a safetensors file, its strings; of several, the index's.
-    """
-
-    path: Path
-    tensors: Mapping[str, StoredTensor]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def holding(self, names: Iterable[str]) -> Checkpoint:
-        """The checkpoint as a model with these parameters knows it.
-
-        Where the model's tensors stand under a prefix, as ``{"model": model.state_dict(), "optimizer": ...}`` has them
-        in a distributed checkpoint, the prefix and all that is not under it are left out.
-        """
-        wanted = list(names)
-        if not wanted or all(name in self.tensors for name in wanted):
-            return self
-        longest = max(wanted, key=len)
-        for key in self.tensors:
-            prefix = key.removesuffix(longest)
-            if key.endswith(f".{longest}") and all(prefix + name in self.tensors for name in wanted):
-                under = {
-                    name.removeprefix(prefix): replace(tensor, name=name.removeprefix(prefix))
-                    for name, tensor in self.tensors.items()
-                    if name.startswith(prefix)
-                }
-                return replace(self, tensors=under)
-        return self
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Finds the tensors of a checkpoint; none is read.
+def open_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Finds the tensors of a checkpoint by name; none is read.
 
     Args:
         path: a ``.safetensors`` file, an index of several, or a folder that holds an index, a single such file, or a
@@ -189,12 +153,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return open_safetensors(path)
 
 
-def is_streamable(path: Path) -> bool:
-    """Whether a path is of a form that :func:`open_checkpoint` reads."""
-    return path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(INDEX_SUFFIX)
-
-
-def open_safetensors(path: Path) -> Checkpoint:
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Finds the tensors of one safetensors file; see :func:`open_checkpoint`."""
     if not path.is_file():
         raise FileFormatError(f"there is no checkpoint '{path}'")
@@ -206,35 +165,29 @@ def open_safetensors(path: Path) -> Checkpoint:
             header = json.loads(file.read(length))
     except (OSError, SafetensorError) as error:
         raise FileFormatError(f"checkpoint '{path}' is damaged or not a safetensors file: {error}") from error
-    metadata = header.pop("__metadata__", {})
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise FileFormatError(f"checkpoint '{path}' holds '{name}' as {entry['dtype']}, which is not read")
         shape = tuple(entry["shape"])
         chunk = Chunk(path, 8 + length + entry["data_offsets"][0], (0,) * len(shape), shape)
-        tensors[name] = StoredTensor(name, shape, DTYPES[entry["dtype"]], (chunk,))
-    return Checkpoint(path, tensors, metadata)
+        tensors[name] = StoredTensor(shape, DTYPES[entry["dtype"]], (chunk,))
+    return tensors
 
 
-def _open_index(path: Path) -> Checkpoint:
+def _open_index(path: Path) -> dict[str, StoredTensor]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        weight_map = dict(document["weight_map"])
-        metadata = document.get("metadata") or {}
+        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"'{path}' is damaged, it is no index of safetensors files: {error!r}") from error
     if not all(isinstance(each, str) for pair in weight_map.items() for each in pair):
         raise FileFormatError(f"'{path}' is damaged: its weight_map is not of names to files")
-    files = {name: beside(path, name) for name in sorted(set(weight_map.values()))}
-    opened = {name: open_safetensors(file) for name, file in files.items()}
-    tensors = {}
+    opened = {file: open_safetensors(beside(path, file)) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
-        found = opened[file].tensors.get(name)
-        if found is None:
+        if name not in opened[file]:
             raise FileFormatError(f"'{path}' says that '{name}' is in '{file}', but it is not")
-        tensors[name] = found
-    return Checkpoint(path, tensors, metadata)
+    return {name: opened[file][name] for name, file in weight_map.items()}
 
 
 def beside(path: Path, name: str) -> Path:

@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from afm_fx.checkpoints import DISTRIBUTED_METADATA, Checkpoint, Chunk, StoredTensor, beside
+from afm_fx.checkpoints import DISTRIBUTED_METADATA, Chunk, StoredTensor, beside
 from afm_fx.errors import FileFormatError, UnsafeFileError
 
 _DTYPES = {str(each).removeprefix("torch.") for each in vars(torch).values() if isinstance(each, torch.dtype)}
@@ -48,7 +48,7 @@ class _KnownNames(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def open_distributed(folder: Path) -> Checkpoint:
+def open_distributed(folder: Path) -> dict[str, StoredTensor]:
     """Finds the tensors of a distributed checkpoint; what else it holds is left out.
 
     Raises:
@@ -77,8 +77,8 @@ def open_distributed(folder: Path) -> Checkpoint:
             raise FileFormatError(f"'{path}' is damaged, '{name}' is incomplete: {error!r}") from error
         if not _are_whole(chunks, shape):
             raise FileFormatError(f"'{path}' is damaged: the pieces of '{name}' are not the whole tensor")
-        tensors[name] = StoredTensor(name, shape, dtype, chunks)
-    return Checkpoint(folder, tensors)
+        tensors[name] = StoredTensor(shape, dtype, chunks)
+    return tensors
 
 
 def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> Chunk:

@@ -53,7 +53,7 @@ def export_onnx_over_files(
     target = applied.folder / name
     if target.name != name:
         raise UserError(f"'{name}' is no name of a file: the ONNX file stands beside the tables that it refers to")
-    stored = open_checkpoint(applied.folder / INDEX).tensors
+    stored = open_checkpoint(applied.folder / INDEX)
     state = applied.program.graph_module.state_dict()
     tables = {table.name for table in applied.tables}
     outside = {name: each for name, each in stored.items() if name in tables or each.bytes > INLINE_BYTES}

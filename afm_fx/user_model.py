@@ -6,20 +6,20 @@ import contextlib
 import importlib
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from afm_fx.checkpoints import Checkpoint, is_streamable, open_checkpoint
+from afm_fx.checkpoints import INDEX_SUFFIX, StoredTensor, open_checkpoint
 from afm_fx.errors import FileFormatError, ModelError
 from afm_fx.inputs import Inputs
 
 MAX_NAMES = 5
+
+Stored = TypeVar("Stored", bound=Tensor | StoredTensor)
 
 
 def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, Inputs]:
@@ -41,14 +41,12 @@ def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, I
         FileFormatError: the checkpoint is missing or damaged.
     """
     factory = import_factory(name)
-    stored = None
-    if checkpoint is not None:
-        stored = open_checkpoint(checkpoint) if is_streamable(checkpoint) else read_checkpoint(checkpoint)
+    stored = None if checkpoint is None else read_checkpoint(checkpoint)
     model, example_inputs = model_of(name, factory)
     if stored is not None and checkpoint is not None:
-        if isinstance(stored, Checkpoint):
-            stored = {key: each.mapped() for key, each in stored.holding(model.state_dict()).tensors.items()}
-        _load(model, stored, checkpoint)
+        stored = fitting(stored, model, checkpoint)
+        state = {name: each if isinstance(each, Tensor) else each.mapped() for name, each in stored.items()}
+        model.load_state_dict(state, strict=False)  # of a tensor with several names one is enough
     return model.eval(), example_inputs
 
 
@@ -67,19 +65,16 @@ def model_of(name: str, factory: Callable[[], Any]) -> tuple[nn.Module, Inputs]:
     return built
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
-    """Reads a state dict without executing anything.
+def read_checkpoint(path: Path) -> Mapping[str, Tensor | StoredTensor]:
+    """Reads a state dict without executing anything; what can be read in pieces is not read yet.
 
     Raises:
         FileFormatError: the file is missing, damaged, or holds more than tensors.
     """
+    if path.is_dir() or path.name.endswith((".safetensors", INDEX_SUFFIX)):
+        return open_checkpoint(path)
     if not path.is_file():
         raise FileFormatError(f"there is no checkpoint '{path}'")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise FileFormatError(f"checkpoint '{path}' is damaged or not a safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -140,46 +135,38 @@ def _working_directory_first() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    check_names(set(own), set(state), path)
-    for name, value in own.items():
-        check_shape(name, tuple(value.shape), tuple(state[name].shape), path)
-    model.load_state_dict(dict(state))
+def fitting(stored: Mapping[str, Stored], model: nn.Module, path: Path) -> Mapping[str, Stored]:
+    """The tensors of a checkpoint as a model names them.
 
-
-def check_names(own: Set[str], stored: Set[str], path: Path, same: Mapping[str, int] | None = None) -> None:
-    """Refuses a checkpoint of another model.
+    Where they stand under a prefix, as ``{"model": model.state_dict(), "optimizer": ...}`` has them in a distributed
+    checkpoint, the prefix and all that is not under it are left out. Of a tensor with several names one is enough.
 
     Args:
-        own: names of the model's tensors.
-        stored: names of the checkpoint's.
-        path: the checkpoint, for messages.
-        same: which of the model's names are of one tensor: one of them is enough.
+        path: of the checkpoint, for messages.
 
     Raises:
-        ModelError: it lacks some, or has others.
+        ModelError: the checkpoint is of another model: it lacks some, has others, or they are of other shapes.
     """
-    known = {number for name, number in (same or {}).items() if name in stored}
-    missing = sorted(name for name in own - stored if same is None or same[name] not in known)
-    unexpected = sorted(stored - own)
+    own = model.state_dict(keep_vars=True)
+    longest = max(own, key=len, default="")
+    prefixes = [name.removesuffix(longest) for name in stored if name.endswith(f".{longest}")]
+    prefix = next((each for each in prefixes if all(each + name in stored for name in own)), "")
+    if own and not own.keys() <= stored.keys():
+        stored = {name.removeprefix(prefix): each for name, each in stored.items() if name.startswith(prefix)}
+    known = {id(tensor) for name, tensor in own.items() if name in stored}
+    missing = sorted(name for name, tensor in own.items() if id(tensor) not in known)
+    unexpected = sorted(stored.keys() - own.keys())
     if missing or unexpected:
         raise ModelError(
             f"checkpoint '{path}' is of another model: missing {_some(missing)}, unexpected {_some(unexpected)}"
         )
-
-
-def check_shape(name: str, own: tuple[int, ...], stored: tuple[int, ...], path: Path) -> None:
-    """Refuses a tensor of another shape.
-
-    Raises:
-        ModelError: it has one.
-    """
-    if own != stored:
-        raise ModelError(
-            f"checkpoint '{path}' is of another model: '{name}' is {list(stored)} in the checkpoint, "
-            f"{list(own)} in the model"
-        )
+    for name, each in stored.items():
+        if tuple(each.shape) != tuple(own[name].shape):
+            raise ModelError(
+                f"checkpoint '{path}' is of another model: '{name}' is {list(each.shape)} in the checkpoint, "
+                f"{list(own[name].shape)} in the model"
+            )
+    return stored
 
 
 def _some(names: list[str]) -> str:

@@ -203,8 +203,8 @@ def _timed(work: Any) -> float:
 
 def _difference(applied: afm_fx.AppliedFiles, index: Path, rows: int, width: int, rank: int) -> float:
     """Of codes in the files from those of the same rows, encoded in memory."""
-    stored = open_checkpoint(index).tensors["table.weight"]
-    found = open_checkpoint(applied.folder).tensors["table.codes.weight"]
+    stored = open_checkpoint(index)["table.weight"]
+    found = open_checkpoint(applied.folder)["table.codes.weight"]
     factor, largest = plan_of(rows, width, rank).factors["table"], 0.0
     for row in torch.randint(0, rows - 10, (100,), generator=torch.Generator().manual_seed(1)).tolist():
         expected = factor.encode_table(stored.rows(row, row + 10))

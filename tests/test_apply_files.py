@@ -62,7 +62,7 @@ class Case:
         return dict(self.factory()[0].state_dict())
 
     def streamed(self, checkpoint: Path) -> StreamedPlan:
-        return streamed_plan(without_tables(self.factory, open_checkpoint(checkpoint), large_bytes=LARGE), self.plan)
+        return streamed_plan(without_tables(self.factory, checkpoint, large_bytes=LARGE), self.plan)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_the_files_are_the_state_dict_that_applying_the_plan_in_memory_gives(
 
 
 def test_no_large_table_has_memory_while_the_model_is_built_and_captured(checkpoint: Path) -> None:
-    absent = without_tables(every_table, open_checkpoint(checkpoint), large_bytes=LARGE)
+    absent = without_tables(every_table, checkpoint, large_bytes=LARGE)
     state = absent.program.graph_module.state_dict()
     assert sorted(absent.tables) == [f"{name}.weight" for name in ("constant", "encoded", "kept", "padded", "refused")]
     for name in absent.tables:

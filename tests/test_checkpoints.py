@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-from afm_fx.checkpoints import Checkpoint, open_checkpoint
+from afm_fx.checkpoints import StoredTensor, open_checkpoint
 from afm_fx.errors import FileFormatError, ModelError, UnsafeFileError
 from afm_fx.user_model import build_model
 from tests.streamed_models import every_table, save_sharded
@@ -53,17 +53,17 @@ def save_distributed(state: dict[str, object], folder: Path) -> Path:
 
 @pytest.mark.parametrize("write", [single, sharded, distributed])
 def test_every_form_gives_whole_tensors_rows_and_mapped_tensors(write: Callable[[Path], Path], tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write(tmp_path)).holding(STATE)
-    assert checkpoint.tensors.keys() == STATE.keys()
+    checkpoint = {name.removeprefix("model."): stored for name, stored in open_checkpoint(write(tmp_path)).items()}
+    assert checkpoint.keys() - {"optimizer.step"} == STATE.keys()
     for name, expected in STATE.items():
-        stored = checkpoint.tensors[name]
+        stored = checkpoint[name]
         assert torch.equal(stored.tensor(), expected), name
         assert torch.equal(stored.mapped(), expected), name
         assert stored.dtype == expected.dtype
-    assert torch.equal(checkpoint.tensors["table"].rows(4, 9), STATE["table"][4:9])
+    assert torch.equal(checkpoint["table"].rows(4, 9), STATE["table"][4:9])
 
 
-def in_pieces(folder: Path) -> Checkpoint:
+def in_pieces(folder: Path) -> dict[str, StoredTensor]:
     """What two times two processes would have written of the table, a quarter each."""
     quarters = {
         f"{rows}.{columns}": STATE["table"][rows : rows + 6, columns : columns + 2].clone()
@@ -85,7 +85,7 @@ def in_pieces(folder: Path) -> Checkpoint:
 
 
 def test_a_tensor_in_pieces_of_rows_and_columns_is_put_together(tmp_path: Path) -> None:
-    table = in_pieces(tmp_path / "dcp").tensors["table"]
+    table = in_pieces(tmp_path / "dcp")["table"]
     assert len(table.chunks) == 4
     assert torch.equal(table.rows(3, 8), STATE["table"][3:8])
     assert torch.equal(table.mapped(), STATE["table"])

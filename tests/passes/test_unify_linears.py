@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.absent_tables import without_tables
-from afm_fx.checkpoints import open_checkpoint
 from afm_fx.exported_program import to_exported_program
 from passes.graph_tools import clone_graph_module
 from passes.pointwise_convolutions import PointwiseConvolutions
@@ -172,7 +171,7 @@ def test_parts_of_large_parameters_are_read_from_the_checkpoint(tmp_path: Path) 
     )
     absent = without_tables(
         lambda: (Channels(LINEAR["matrices of a stack"][0]), (fresh(2).float(),)),
-        open_checkpoint(tmp_path / "model.safetensors"),
+        tmp_path / "model.safetensors",
         large_bytes=model.kernels.nbytes,
     )
     batch = fresh().float()
