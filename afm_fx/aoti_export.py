@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.aoti_model import INPUTS_KEY, AotiModel, PackageInput, load_aoti
-from afm_fx.errors import ExportError, MissingPackageError, UserError
+from afm_fx.errors import ExportError, MissingPackageError, UserError, short_reason
 from afm_fx.exported_program import exported
-from afm_fx.onnx_parity import output_difference, parity_rows, short_reason
+from afm_fx.onnx_parity import output_difference, parity_rows
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
 from afm_fx.random_inputs import example_call, random_inputs

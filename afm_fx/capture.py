@@ -10,8 +10,6 @@ import collections
 import contextlib
 import functools
 import inspect
-import io
-import logging
 import operator
 import warnings
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import CaptureError
 from afm_fx.inputs import Inputs, batch_flags, copy_tree, dynamic_shapes_for, normalize_inputs, takes_single_dict
 from afm_fx.program import Program
+from afm_fx.quiet import quiet
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
 from passes.graph_tools import aten, get_attribute, is_random
@@ -158,35 +157,22 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> tuple[ExportedProgram, str]:
     try:
-        return _quiet_export(model, args, kwargs, shapes), "torch.export"
+        return _torch_export(model, args, kwargs, shapes), "torch.export"
     except Exception as error:  # noqa: BLE001 - torch.export raises many unrelated types
         first = error
     if not isinstance(model, GraphModule):
         try:
-            with _quiet():
+            with quiet():
                 traced = torch.fx.symbolic_trace(model)
-            return _quiet_export(traced, args, kwargs, shapes), "torch.fx trace, then torch.export"
+            return _torch_export(traced, args, kwargs, shapes), "torch.fx trace, then torch.export"
         except Exception:  # noqa: BLE001 - the first reason is the one worth telling
             pass
     raise CaptureError(_explain(model, first)) from first
 
 
-def _quiet_export(model: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:
-    with _quiet():
+def _torch_export(model: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:
+    with quiet():
         return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torch's log, warnings and graph dumps; what matters is raised."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
@@ -248,7 +234,7 @@ def _graph_module(exported: ExportedProgram) -> GraphModule:
     for name, tensor in exported.state_dict.items():
         names.setdefault(id(tensor), name)
     try:
-        with _quiet():
+        with quiet():
             module = (exported if _is_functional(exported) else exported.run_decompositions({})).module()
     except Exception as error:  # torch raises many unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]

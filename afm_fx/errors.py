@@ -3,6 +3,8 @@ branches to different exit codes (2 for a user's mistake, 1 for a failure of the
 
 from __future__ import annotations
 
+MAX_REASON_CHARACTERS = 600
+
 
 class AfmFxError(Exception):
     """Base of every error raised by ``afm_fx``."""
@@ -74,3 +76,11 @@ class OtherProcessError(AfmFxError):
 
 class CalibrationWarning(UserWarning):
     """Calibration data is thin somewhere: the result is usable, and weaker than it could be."""
+
+
+def short_reason(error: BaseException) -> str:
+    """The innermost reason of an error, on one line, shortened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:MAX_REASON_CHARACTERS]

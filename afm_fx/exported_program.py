@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch.export import ExportedProgram
 
-from afm_fx.errors import ExportError
-from afm_fx.onnx_parity import short_reason
+from afm_fx.errors import ExportError, short_reason
 from afm_fx.program import Program
+from afm_fx.quiet import quiet
 from afm_fx.random_inputs import example_call
 from passes.graph_tools import clone_graph_module
 from passes.pointwise_convolutions import PointwiseConvolutions
@@ -26,8 +24,7 @@ def to_exported_program(program: Program) -> ExportedProgram:
         ExportError: torch cannot export the graph.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return exported(program, unpool_bags=False)
     except Exception as error:  # torch.export raises many unrelated types
         raise ExportError(f"torch cannot export this program: {short_reason(error)}") from error

@@ -6,15 +6,11 @@ failure leaves nothing behind and an older file untouched.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import re
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import ExportError, UserError
+from afm_fx.errors import ExportError, UserError, short_reason
 from afm_fx.exported_program import exported
 from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_check import refuse_findings
-from afm_fx.onnx_parity import check_file, check_parity, parity_rows, short_reason
+from afm_fx.onnx_parity import check_file, check_parity, parity_rows
 from afm_fx.onnx_signature import batched_inputs, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staging_directory
 from afm_fx.program import Program
+from afm_fx.quiet import quiet
 from afm_fx.random_inputs import example_call, random_inputs
 from afm_fx.tables import render_table
 from passes.subgraphs import runs_subgraphs
@@ -236,7 +233,7 @@ def _move_into_place(directory: Path, target: Path) -> None:
 def _translate(program: Program) -> ir.Model:
     inputs, outputs = _input_names(program), _output_names(program)
     try:
-        with _quiet():
+        with quiet():
             # The exporter would loop over bags, and in float32 whatever the table's format.
             graph = exported(program, unpool_bags=True)
             onnx_program = torch.onnx.export(
@@ -345,19 +342,3 @@ def _standard_operators(model: ir.Model) -> tuple[tuple[str, int], ...]:
         raise ExportError(f"the program needs operators outside the standard ONNX domain: {', '.join(named)}")
     counts = Counter(node.op_type for node in nodes)
     return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's warnings, log and progress lines; what matters is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import ExportError, FileFormatError, MissingPackageError
+from afm_fx.errors import ExportError, FileFormatError, MissingPackageError, short_reason
 from afm_fx.onnx_runtime import open_session
 from afm_fx.program import Program
 from afm_fx.random_inputs import random_inputs
@@ -20,7 +20,6 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, tor
 """Largest accepted difference between ONNX Runtime and torch, relative to max(1, |output|), per output dtype."""
 
 PARITY_ROWS = (2, 7, 64)
-MAX_REASON_CHARACTERS = 600
 
 
 def check_file(path: Path) -> None:
@@ -126,11 +125,3 @@ def output_difference(output: Tensor, wanted: Tensor, where: str, tolerance: flo
             f"more than the accepted {accepted:.0e}"
         )
     return float(difference.max())
-
-
-def short_reason(error: BaseException) -> str:
-    """The innermost reason of an error, on one line, shortened."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)}"[:MAX_REASON_CHARACTERS]

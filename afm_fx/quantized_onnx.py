@@ -26,12 +26,12 @@ import onnx_ir as ir
 import torch
 
 from afm_fx.artifact import read_artifact
-from afm_fx.errors import BatchError, ExportError, MissingPackageError, UserError
+from afm_fx.errors import BatchError, ExportError, MissingPackageError, UserError, short_reason
 from afm_fx.file_inputs import feed_of, file_examples, random_file_inputs
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_export import EXTERNAL_DATA_BYTES
-from afm_fx.onnx_parity import check_file, short_reason
+from afm_fx.onnx_parity import check_file
 from afm_fx.onnx_runtime import open_session
 from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs

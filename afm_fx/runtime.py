@@ -17,10 +17,9 @@ from torch import Tensor
 
 from afm_fx.artifact import Artifact, FileValue, artifacts_at, check_batch_sizes
 from afm_fx.bucket import Bucket, Device
-from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError
+from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError, short_reason
 from afm_fx.file_inputs import check_tensor, file_examples, file_tensors, random_file_inputs
 from afm_fx.inputs import Inputs
-from afm_fx.onnx_parity import short_reason
 from afm_fx.onnx_runtime import KINDS, Provider, import_runtime, open_session, provider_of
 
 WARM_UP_ROWS = 2
