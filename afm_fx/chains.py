@@ -166,14 +166,7 @@ def _use(chain: Chain) -> Use:
     operator = verdict.operator
     if chain.kind == LINEAR_CHAIN:
         operator = f"{operator} -> linear"
-    return Use(verdict.fate, operator, _place(verdict.source), f"{verdict.reason}{costs_of(verdict)}")
-
-
-def costs_of(verdict: Verdict) -> str:
-    """Both costs in words, to follow a reason; empty where they were not weighed."""
-    if verdict.cost_on_codes is None or verdict.cost_restored is None:
-        return ""
-    return f" ({verdict.cost_on_codes:,} multiply-adds a row on codes, {verdict.cost_restored:,} restored)"
+    return Use(verdict.fate, operator, _place(verdict.source), verdict.reason)
 
 
 def _place(source: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from afm_fx.chains import costs_of
 from passes.graph_tools import shape_of
 from passes.sink_codes import Analysis, Fate, operator_name, source_line
 
@@ -82,7 +81,7 @@ def flow_of(module: GraphModule, analysis: Analysis) -> tuple[FlowNode, ...]:
                     source=source_line(node),
                     site=site.name if site else None,
                     fate=verdict.fate if verdict else None,
-                    reason=f"{verdict.reason}{costs_of(verdict)}" if verdict else "",
+                    reason=verdict.reason if verdict else "",
                     carries=analysis.carried.get(node.name, ()),
                     inputs=edges,
                 )

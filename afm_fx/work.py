@@ -89,7 +89,7 @@ def work_ledger(module: GraphModule, uncentred: Collection[str]) -> WorkLedger:
     sites = [site for site in find_sites(module) if site.refusal is None]
     ranks = {site.name: min(TYPICAL_RANKS[site.kind], max(1, site.width // 2)) for site in sites}
     symbolic = clone_graph_module(module)
-    sink = SinkCodes(_blanks(sites, dict.fromkeys(ranks, 1), uncentred), dry=True, ranks=ranks)
+    sink = SinkCodes(_blanks(sites, dict.fromkeys(ranks, 1), uncentred), dry=True)
     sink(symbolic)
     uses = uses_of_parameters(symbolic, multiply_adds(symbolic))
     products = tuple(MatrixProduct(record, uses[record.name]) for record in sink.records if uses.get(record.name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passes.decoder import Decoder
 from passes.graph_tools import aten, buffer, call, constant_of, parameter, value_of
 from passes.low_rank_value import Block, LowRankValue, merge_identities, plain_block, split_rows
 from passes.parameter_ledger import Record
@@ -31,15 +30,18 @@ class CodeBuilder:
     Args:
         module: the graph module to edit.
         dry: make parameters without data.
-        ranks: ranks that costs are counted with; 1 for other sites.
+
+    Attributes:
+        features: gives the node with the features of a node that has a value; set by whoever walks the graph.
     """
 
-    def __init__(self, module: GraphModule, *, dry: bool = False, ranks: Mapping[str, int] | None = None) -> None:
+    features: Callable[[Node], Node]
+
+    def __init__(self, module: GraphModule, *, dry: bool = False) -> None:
         self.module = module
         self.graph = module.graph
         self.dry = dry
         self.first_call = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
-        self.ranks = ranks or {}
         self.records: list[Record] = []
         self.shared: dict[Hashable, Any] = {}
         self.consumed: dict[str, frozenset[str]] = {}
@@ -72,12 +74,6 @@ class CodeBuilder:
         )
         result = node.target(*args, **kwargs)
         return result if isinstance(result, Tensor) else None
-
-    def rank_of(self, decoder: Decoder) -> int:
-        """The number of code columns to count costs with: in a dry build every factored part has one."""
-        if not self.dry:
-            return decoder.rank
-        return decoder.rank + sum(self.ranks.get(site, 1) - 1 for site, _ in decoder.terms)
 
     def consume(self, node: Any, value: LowRankValue) -> None:
         """Notes that a value's decoders took a constant in: where one of its sites is factored, the constant goes."""
@@ -243,11 +239,6 @@ class CodeBuilder:
         if not all(isinstance(size, int) for size in trailing):
             return None
         return LowRankValue(node, lead, trailing, (plain_block(math.prod(trailing)),))
-
-
-def positions_of(value: LowRankValue) -> int:
-    """How many positions a value has per row of the batch, as far as that is known before the model runs."""
-    return math.prod(size for size in value.lead if isinstance(size, int))
 
 
 def width_of(node: Node) -> int:

@@ -98,9 +98,14 @@ class Decoder:
         """The factored sites inside."""
         return frozenset(site for site, _ in self.terms)
 
+    @property
+    def constants(self) -> tuple[Hashable, Hashable]:
+        """Equal for decoders that decode alike, offsets included."""
+        return self.key, self.offset_key
+
     def same_constants(self, other: Decoder) -> bool:
         """Whether both decode alike, offsets included."""
-        return (self.key, self.offset_key) == (other.key, other.offset_key)
+        return self.constants == other.constants
 
     def full_matrix(self) -> Tensor:
         """``A`` [width, rank] in float64, the identity written out."""

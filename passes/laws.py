@@ -9,7 +9,7 @@ and is reported as unknown: unknown is never assumed harmless.
 | MOVE | moved, not mixed: done to the code instead |
 | LINEAR | absorbed into constants; sums are done on the codes |
 | GATE | scaled by one number for all features of a code: the code is scaled, the offset's 1 carried along |
-| QUADRATIC | products of features that end in whole inner products: done on codes where that costs less |
+| QUADRATIC | products of features that end in whole inner products: done on codes where one decoder serves both |
 | INTERACTION | features are multiplied with features: decoded once, just before |
 | NONLINEAR | every feature is bent on its own or set against the others: decoded just before |
 | UNKNOWN | no law is known: decoded just before |
@@ -40,10 +40,10 @@ from passes import (
     shapes,
     sums,
 )
-from passes.deferred import Product, View
 from passes.graph_tools import aten
 from passes.need_features import BENDS, MULTIPLIES, NEED_FEATURES
 from passes.outcomes import Law, Rule, Values
+from passes.products import Product
 from passes.subgraphs import runs_subgraphs
 
 
@@ -86,15 +86,15 @@ def register(target: Callable[..., Any], law: Law | str, rule: Rule | None = Non
     if rule is None and law in (Law.MOVE, Law.LINEAR):
         raise ValueError(f"law '{law}' of {target} needs a rule that builds its counterpart on codes")
     _TABLE[target] = Entry(law, rule, reason or _REASONS.get(law, UNKNOWN.reason))
-    for special in (_OF_TWO, _OF_PRODUCTS, _OF_VIEWS):
+    for special in (_OF_TWO, _OF_PRODUCTS):
         special.pop(target, None)
 
 
 def law_of(node: Node, values: Values = _NO_VALUES) -> Entry:
     """The law of a node's operator for operands with the given values.
 
-    Most operators have one law. Some have another for two low-rank operands (a product is then no gate), for products
-    of features that are not summed up yet, and for values whose feature axes are not the last ones.
+    Most operators have one law. Some have another for two low-rank operands (a product is then no gate), and for
+    products of features that are not summed up yet.
     """
     if node.op == "output":
         return OUTPUT
@@ -104,8 +104,6 @@ def law_of(node: Node, values: Values = _NO_VALUES) -> Entry:
     operands = [values[each] for each in _operands(node) if each in values]
     if any(isinstance(value, Product) for value in operands):
         return _OF_PRODUCTS.get(node.target, replace(entry, rule=None))
-    if any(isinstance(value, View) for value in operands):
-        return _OF_VIEWS.get(node.target, replace(entry, rule=None))
     return _OF_TWO.get(node.target, entry) if len(operands) > 1 else entry
 
 
@@ -125,7 +123,6 @@ def tables() -> dict[str, dict[str, Entry]]:
         "one low-rank operand": table(),
         "two low-rank operands": _by_name(_OF_TWO),
         "products of features that are not summed up yet": _by_name(_OF_PRODUCTS),
-        "features whose axes are not the last ones": _by_name(_OF_VIEWS),
     }
 
 
@@ -195,16 +192,7 @@ _GATES: dict[Any, Rule] = {
     aten.masked_fill.Tensor: masks.masked_fill,
 }
 
-_OF_TWO: dict[Any, Entry] = {
-    target: Entry(Law.QUADRATIC, rule)
-    for target, rule in {
-        aten.mul.Tensor: quadratic.multiply,
-        aten.matmul.default: quadratic.matrix_product,
-        aten.mm.default: quadratic.matrix_product,
-        aten.bmm.default: quadratic.matrix_product,
-        aten.einsum.default: quadratic.einsum,
-    }.items()
-}
+_OF_TWO: dict[Any, Entry] = {aten.mul.Tensor: Entry(Law.QUADRATIC, quadratic.multiply)}
 """Laws of operators whose operands are both low-rank."""
 
 _SQUARES: dict[Any, Rule] = {aten.pow.Tensor_Scalar: quadratic.power, aten.square.default: quadratic.power}
@@ -212,15 +200,15 @@ _SQUARES: dict[Any, Rule] = {aten.pow.Tensor_Scalar: quadratic.power, aten.squar
 _OF_PRODUCTS: dict[Any, Entry] = {
     target: Entry(Law.QUADRATIC, rule)
     for target, rule in {
-        aten.sum.dim_IntList: quadratic.reduce_sum,
-        aten.sum.default: quadratic.reduce_sum,
-        aten.mean.dim: quadratic.reduce_mean,
-        aten.mean.default: quadratic.reduce_mean,
+        aten.sum.dim_IntList: quadratic.reduce,
+        aten.sum.default: quadratic.reduce,
+        aten.mean.dim: quadratic.reduce,
+        aten.mean.default: quadratic.reduce,
         aten.mul.Tensor: quadratic.scale,
         aten.div.Tensor: quadratic.scale,
         aten.neg.default: quadratic.scale,
         aten.add.Tensor: quadratic.add,
-        aten.sub.Tensor: quadratic.subtract,
+        aten.sub.Tensor: quadratic.add,
         aten.view.default: quadratic.reshape,
         aten.reshape.default: quadratic.reshape,
         aten.squeeze.default: quadratic.reshape,
@@ -230,15 +218,6 @@ _OF_PRODUCTS: dict[Any, Entry] = {
     }.items()
 }
 """Laws of operators for products of features that are not summed up yet."""
-
-_OF_VIEWS: dict[Any, Entry] = {
-    aten.permute.default: Entry(Law.MOVE, moves.permute_view),
-    aten.transpose.int: Entry(Law.MOVE, moves.permute_view),
-    **{target: _OF_TWO[target] for target in (
-        aten.matmul.default, aten.mm.default, aten.bmm.default, aten.einsum.default
-    )},
-}  # fmt: skip
-"""Laws of operators for values whose feature axes are not the last ones."""
 
 for _target, _rule in _MOVES.items():
     _TABLE[_target] = Entry(Law.MOVE, _rule)

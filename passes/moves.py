@@ -17,10 +17,9 @@ import numpy as np
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
-from passes.deferred import View
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue, move_blocks
-from passes.outcomes import Carried, Deferred, Outcome, Restored, Values
+from passes.outcomes import Carried, Outcome, Restored, Values
 
 RULE = "move"
 Positions = np.ndarray[Any, Any]
@@ -177,25 +176,15 @@ def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     pulled = max((lead - axis for axis in range(lead) if axes.index(axis) >= lead or axes[axis] >= lead), default=0)
     whole = builder.pull(value, pulled, rule=RULE, like=node)
     lead -= pulled
-    seen = View(value, tuple(axes), ((node.args[0], value),))  # type: ignore[arg-type]
     if whole is None or any(axis >= lead for axis in axes[:lead]):
-        return Deferred(seen, Restored(MIXED_AXES))
+        return Restored(MIXED_AXES)
     order = [axis - lead for axis in axes[lead:]]
     moved = on_features(whole, lambda positions: positions.transpose(order))
     if isinstance(moved, Restored):
-        return Deferred(seen, moved)
+        return moved
     if axes[:lead] == list(range(lead)):
         return Carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.permute.default, [*axes[:lead], lead]))
-
-
-def permute_view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``permute``, ``transpose`` of a value whose feature axes are not the last ones: back in place, or not yet."""
-    view = values.get(node.args[0]) if isinstance(node.args[0], Node) else None
-    if not isinstance(view, View):
-        return Restored(MIXED_AXES)
-    axes = tuple(view.axes[axis] for axis in _axis_order(node, len(view.axes)))
-    return Carried(view.value) if axes == tuple(range(len(axes))) else Deferred(replace(view, axes=axes))
 
 
 def _axis_order(node: Node, rank: int) -> list[int]:
@@ -254,17 +243,12 @@ def concatenate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 def stack(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``stack``: ``cat`` along a new axis."""
     operands: Sequence[Node] = node.args[0]  # type: ignore[assignment]
-    axis, rank = argument(node, 1, 0) % len(value_of(node).shape), len(value_of(node).shape)
+    axis = argument(node, 1, 0) % len(value_of(node).shape)
     known = [value for operand in operands if isinstance(value := values.get(operand), LowRankValue)]
     lead = min(len(value.lead) for value in known)
     if axis >= lead:
         return _joined(builder, node, operands, axis, values, new_axis=True)
-    joined = _joined(builder, node, operands, lead, values, new_axis=True)
-    if not isinstance(joined, Carried) or not isinstance(joined.value, LowRankValue) or len(known) < len(operands):
-        return Restored(MIXED_AXES)
-    order = [each for each in range(rank) if each != lead]
-    axes = (*order[:axis], lead, *order[axis:])
-    return Deferred(View(joined.value, axes, tuple(zip(operands, known, strict=True))), Restored(MIXED_AXES))
+    return Restored(MIXED_AXES)
 
 
 def _joined(

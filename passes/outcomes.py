@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from passes.deferred import Product, View
+from passes.code_builder import CodeBuilder
 from passes.low_rank_value import LowRankValue
-
-if TYPE_CHECKING:
-    from passes.choice import Quadratic
-    from passes.code_builder import CodeBuilder
+from passes.products import Product
 
 
 class Law(StrEnum):
@@ -60,29 +56,31 @@ class Restored:
 
 @dataclass(frozen=True)
 class Deferred:
-    """The node stays as it is; what it computes is known, and may never be needed as features.
+    """The node stays as it is: its products may never be needed one by one.
 
     Attributes:
-        value: what it computes.
-        otherwise: what it is where its features are needed after all; None where another node's outcome says that.
+        product: what it computes.
+        otherwise: what it is where its products are needed after all; None where another node's outcome says that.
     """
 
-    value: View | Product
+    product: Product
     otherwise: Restored | None = None
 
 
 @dataclass(frozen=True)
-class Undecided:
-    """The node's result is no features any more, and can be computed on codes or on features.
+class Summed:
+    """The node is replaced by sums of inner products.
 
     Attributes:
-        quadratic: both ways, and what they cost.
+        node: what replaces it.
+        on_codes: the nodes whose products are those of codes.
     """
 
-    quadratic: Quadratic
+    node: Node
+    on_codes: tuple[Node, ...]
 
 
-Outcome = Carried | Absorbed | Restored | Deferred | Undecided
-Values = Mapping[Node, LowRankValue | tuple[LowRankValue, ...] | View | Product]
-Rule = Callable[["CodeBuilder", Node, Values], Outcome]
+Outcome = Carried | Absorbed | Restored | Deferred | Summed
+Values = Mapping[Node, LowRankValue | tuple[LowRankValue, ...] | Product]
+Rule = Callable[[CodeBuilder, Node, Values], Outcome]
 """Looks at a node whose operands' low-rank values are given and emits the node's counterpart on codes."""

@@ -1,13 +1,14 @@
 """QUADRATIC: products of features with features that are summed over all features of a code.
 
-Replaces ``sum_k (A z + o)_k (A' z' + o')_k`` with an inner product of codes (:mod:`passes.code_products`). Nothing is
-replaced where the products are multiplied: they are carried along as a :class:`passes.deferred.Product` through sums,
-differences, numbers and views, until every sum is whole (FM's ``(sum_f e_f)^2 - sum_f e_f^2`` is one only after the
-last sum) or an operator needs the products one by one.
+Replaces ``sum_k (A z + o)_k (A z' + o')_k`` with ``<z, z'> + <o, o'>`` where both sides have one orthonormal decoder
+(:mod:`passes.products` says why only there). Nothing is replaced where the products are multiplied: they are carried
+along as a :class:`passes.products.Product` through sums, differences, numbers and views, until every sum is whole
+(FM's ``(sum_f e_f)^2 - sum_f e_f^2`` is one only after the last sum) or an operator needs the products one by one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +16,12 @@ import numpy as np
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder
-from passes.code_products import RULE, is_possible
-from passes.deferred import Factors, Product, inner_products
-from passes.field_scores import FieldScores, with_rows
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue
 from passes.moves import argument, equal_sizes, keeps_axes, on_features, reduced_axes, static
 from passes.need_features import BENDS, MULTIPLIES
-from passes.outcomes import Deferred, Law, Outcome, Restored, Undecided, Values
-from passes.scores import LikeScores, is_ordinary, matrix_letters, side_of, with_one_feature_axis
-from passes.whole_product import WholeProduct
+from passes.outcomes import Deferred, Law, Outcome, Restored, Summed, Values
+from passes.products import RULE, InnerProductsOfCodes, Product, ProductTerm, inner_products
 
 NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
 
@@ -53,9 +50,8 @@ def _product(builder: CodeBuilder, node: Node, values: Values, operands: tuple[A
         return NEEDS_PRODUCTS
     left, right = sides
     shape = tuple(value_of(node).shape)
-    lead = shape[: len(shape) - len(left.trailing)]
-    term = Factors(node, operands, left, right, np.arange(left.features))
-    return Deferred(Product((term,), lead, left.trailing), NEEDS_PRODUCTS)
+    term = ProductTerm(node, left, right, np.arange(left.features))
+    return Deferred(Product((term,), shape[: len(shape) - len(left.trailing)], left.trailing), NEEDS_PRODUCTS)
 
 
 def _with_equal_features(
@@ -63,8 +59,7 @@ def _with_equal_features(
 ) -> tuple[LowRankValue, LowRankValue] | None:
     """Both values with the feature axes of their elementwise result; leading axes are left to broadcast."""
     shape = tuple(value_of(node).shape)
-    kept = len(shape) - max(len(left.trailing), len(right.trailing))
-    trailing = shape[kept:]
+    trailing = shape[len(shape) - max(len(left.trailing), len(right.trailing)) :]
     if not static(trailing):
         return None
     sides = []
@@ -79,14 +74,25 @@ def _with_equal_features(
 
 
 def settled(builder: CodeBuilder, node: Node, product: Product) -> Outcome:
-    """A product carried on, or decided where it is whole."""
-    pairs = [inner_products(term) for term in product.terms]
-    for each in pairs:
-        if each is None or {pair.result for pair in each} != set(range(product.count)):
-            return Deferred(product)
-        if not all(is_possible(pair.left) and is_possible(pair.right) for pair in each):
-            return Deferred(product)
-    return Undecided(WholeProduct(builder, node, product))
+    """A product carried on, or computed where it is whole and some of it are inner products of codes."""
+    whole = [inner_products(term, product.count) for term in product.terms]
+    of_codes = [pairs is not None and all(pair.is_of_codes for pair in pairs) for pairs in whole]
+    if any(pairs is None for pairs in whole) or not any(of_codes):
+        return Deferred(product)
+    emitter, total = InnerProductsOfCodes(builder, node), None
+    for term, pairs, flag in zip(product.terms, whole, of_codes, strict=True):
+        part = emitter.of_term(term, pairs or []) if flag else emitter.of_features(term, product.count)
+        if term.scale not in (1.0, -1.0) or (total is None and term.scale == -1):
+            part = builder.emit(aten.mul.Tensor, part, term.scale, rule=RULE, like=node)
+        if total is None:
+            total = part
+        else:
+            join = aten.sub.Tensor if term.scale == -1 else aten.add.Tensor
+            total = builder.emit(join, total, part, rule=RULE, like=node)
+    if total is None:
+        raise AssertionError  # unreachable: a product has terms
+    result = builder.view(total, product.lead, node, *product.trailing, rule=RULE)
+    return Summed(result, tuple(term.node for term, flag in zip(product.terms, of_codes, strict=True) if flag))
 
 
 def _only(node: Node, values: Values) -> Product | None:
@@ -95,17 +101,8 @@ def _only(node: Node, values: Values) -> Product | None:
     return value if isinstance(value, Product) else None
 
 
-def reduce_sum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``sum`` of products over feature axes."""
-    return _reduced(builder, node, values, mean=False)
-
-
-def reduce_mean(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``mean`` of products over feature axes."""
-    return _reduced(builder, node, values, mean=True)
-
-
-def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) -> Outcome:
+def reduce(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sum``, ``mean`` of products over feature axes."""
     product = _only(node, values)
     if product is None or node.kwargs.get("dtype") is not None:
         return NEEDS_PRODUCTS
@@ -113,12 +110,12 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
     product = _pulled(builder, node, product, len(product.lead) - axes[0])
     if product is None:
         return NEEDS_PRODUCTS
-    lead = len(product.lead)
-    shape = product.trailing
+    lead, shape = len(product.lead), product.trailing
     ones = tuple(1 if axis + lead in axes else size for axis, size in enumerate(shape))
-    targets = np.broadcast_to(np.arange(int(np.prod(ones))).reshape(ones), shape)
+    targets = np.broadcast_to(np.arange(math.prod(ones)).reshape(ones), shape)
     kept = ones if keep else tuple(size for axis, size in enumerate(shape) if axis + lead not in axes)
     summed = product.relabelled(targets, kept)
+    mean = node.target in (aten.mean.dim, aten.mean.default)
     return settled(builder, node, summed.scaled(summed.count / product.count) if mean else summed)
 
 
@@ -133,7 +130,7 @@ def _pulled(builder: CodeBuilder, node: Node, product: Product, axes: int) -> Pr
         left, right = (builder.pull(side, axes, rule=RULE, like=node) for side in (term.left, term.right))
         if left is None or right is None:
             return None
-        turns = np.arange(int(np.prod(sizes)))[:, None] * product.count
+        turns = np.arange(math.prod(sizes))[:, None] * product.count
         terms.append(replace(term, left=left, right=right, results=(turns + term.results).reshape(-1)))
     return Product(tuple(terms), product.lead[:-axes], (*sizes, *product.trailing))
 
@@ -148,66 +145,17 @@ def scale(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 
 
 def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``add`` of products."""
-    return _added(builder, node, values, float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
-
-
-def subtract(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``sub`` of products."""
-    return _added(builder, node, values, -float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
-
-
-def _added(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
+    """``add``, ``sub`` of products."""
     one, other = (values.get(operand) if isinstance(operand, Node) else None for operand in node.args[:2])
-    if not isinstance(one, Product) or not isinstance(other, Product):
-        return NEEDS_PRODUCTS
-    if not equal_sizes(one.shape, other.shape):
+    if not isinstance(one, Product) or not isinstance(other, Product) or not equal_sizes(one.shape, other.shape):
         return NEEDS_PRODUCTS
     lead = min(len(one.lead), len(other.lead))
     one, other = (_pulled(builder, node, each, len(each.lead) - lead) for each in (one, other))
     if one is None or other is None:
         return NEEDS_PRODUCTS
-    return settled(builder, node, replace(one, terms=(*one.terms, *other.scaled(factor).terms)))
-
-
-def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``matmul``, ``bmm``, ``mm`` of two low-rank values."""
-    left, right = node.args[0], node.args[1]
-    if not isinstance(left, Node) or not isinstance(right, Node):
-        return NEEDS_PRODUCTS
-    rank = len(value_of(left).shape)
-    if rank < 2 or rank != len(value_of(right).shape):
-        return NEEDS_PRODUCTS
-    one, other, output = matrix_letters(rank)
-    return _scores(builder, node, values, ((left, one), (right, other)), output)
-
-
-def einsum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``einsum`` of two low-rank values."""
-    inputs, arrow, output = str(node.args[0]).replace(" ", "").partition("->")
-    letters, operands = inputs.split(","), node.args[1]
-    if not arrow or "." in inputs or not isinstance(operands, (list, tuple)) or len(letters) != 2:
-        return NEEDS_PRODUCTS
-    return _scores(builder, node, values, ((operands[0], letters[0]), (operands[1], letters[1])), output)
-
-
-def _scores(
-    builder: CodeBuilder, node: Node, values: Values, operands: tuple[tuple[Any, str], tuple[Any, str]], output: str
-) -> Outcome:
-    left, right = (side_of(operand, values.get(operand), letters) for operand, letters in operands)
-    if left is None or right is None or not is_ordinary(left, right, output):
-        return NEEDS_PRODUCTS
-    one, other = (with_one_feature_axis(builder, node, side) for side in (left, right))
-    if one is not None and other is not None:
-        like = LikeScores(builder, node, (one, other), output)
-        return Undecided(like) if like.pairs else NEEDS_PRODUCTS
-    own = "".join(sorted(set(left.labels) - set(right.labels)))
-    others = "".join(sorted(set(right.labels) - set(left.labels)))
-    one, other = with_rows(builder, node, left, own), with_rows(builder, node, right, others)
-    if one is None or other is None:
-        return NEEDS_PRODUCTS
-    fields = FieldScores(builder, node, (one, other), output)
-    return Undecided(fields) if fields.is_possible else NEEDS_PRODUCTS
+    factor = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+    added = other.scaled(-factor if node.target is aten.sub.Tensor else factor)
+    return settled(builder, node, replace(one, terms=(*one.terms, *added.terms)))
 
 
 def reshape(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -217,6 +165,6 @@ def reshape(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     tail = shape[len(lead) :]
     if product is None or not equal_sizes(shape[: len(lead)], lead) or not static(tail):
         return NEEDS_PRODUCTS
-    if not tail or int(np.prod(tail)) != product.count:
+    if not tail or math.prod(tail) != product.count:
         return NEEDS_PRODUCTS
     return settled(builder, node, replace(product, trailing=tail))

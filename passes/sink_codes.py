@@ -14,7 +14,7 @@ import contextlib
 import operator
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -24,9 +24,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes import absorb
-from passes.choice import Alternative, Quadratic, choose
 from passes.code_builder import CodeBuilder
-from passes.deferred import Product, View
 from passes.errors import GraphInvariantError, PassError, RewriteError, TableIndexError
 from passes.factor import Factor, blank_factor
 from passes.graph_change import GraphPicture, replaced_operands
@@ -35,8 +33,9 @@ from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, constant
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Deferred, Law, Outcome, Restored, Undecided
+from passes.outcomes import Absorbed, Carried, Deferred, Law, Outcome, Restored, Summed
 from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
+from passes.products import Product
 from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 from passes.unify_linears import CHANNELS, makes_channels
@@ -49,11 +48,9 @@ _TORCH = torch.__file__.removesuffix("__init__.py")
 ON_CODES = {
     Law.GATE: "all features of a code are scaled by one number, so the code is scaled instead",
     Law.LINEAR: "sums and constant maps of features are done on the codes and the decoders' constants",
-    Law.QUADRATIC: "inner products of features are computed from their codes, which costs less than decoding them",
+    Law.QUADRATIC: "features of one orthonormal decoder have the inner products of their codes, which are shorter",
 }
 """Reason of a verdict whose features stay in a code."""
-
-DEARER = "inner products could be computed from codes, but decoding the features first costs no more"
 
 
 class Fate(StrEnum):
@@ -81,8 +78,6 @@ class Verdict:
         reason: one sentence.
         source: the user's source line, empty where the graph does not know it.
         path: node names from the site's own node to the consumer, both included.
-        cost_on_codes: multiply-adds for each row of the batch on codes, None where nothing was weighed.
-        cost_restored: multiply-adds for each row of the batch on restored features, None where nothing was weighed.
     """
 
     site: str
@@ -93,8 +88,6 @@ class Verdict:
     reason: str
     source: str
     path: tuple[str, ...]
-    cost_on_codes: int | None = None
-    cost_restored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +97,6 @@ class _Finding:
     fate: Fate
     law: Law
     reason: str
-    cost_on_codes: int | None = None
-    cost_restored: int | None = None
 
 
 class SinkCodes(GraphPass):
@@ -116,16 +107,12 @@ class SinkCodes(GraphPass):
     Args:
         factors: factor per site name.
         dry: make parameters without data.
-        ranks: ranks to count costs with in a dry run; 1 where left out.
     """
 
-    def __init__(
-        self, factors: Mapping[str, Factor], *, dry: bool = False, ranks: Mapping[str, int] | None = None
-    ) -> None:
+    def __init__(self, factors: Mapping[str, Factor], *, dry: bool = False) -> None:
         super().__init__()
         self.factors = dict(factors)
         self.dry = dry
-        self.ranks = dict(ranks or {})
         self.verdicts: tuple[Verdict, ...] = ()
         self.records: tuple[Record, ...] = ()
         self.consumed: dict[str, frozenset[str]] = {}
@@ -134,7 +121,7 @@ class SinkCodes(GraphPass):
         self._replaced: tuple[str, ...] = ()
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry, ranks=self.ranks))
+        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry))
         walk.run()
         self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
         self.consumed = walk.builder.consumed
@@ -183,7 +170,6 @@ def analyze(
     *,
     uncentred: Collection[str] = (),
     only: Collection[str] | None = None,
-    ranks: Mapping[str, int] | None = None,
 ) -> Analysis:
     """Runs the rewrite of every site on a throw-away copy with fake tensors; the module is left as it is.
 
@@ -191,8 +177,6 @@ def analyze(
         uncentred: names of sites that carry no offset although they may.
         only: names of the sites to rewrite, None for all that are not refused. A sum of codes and dense features is
             dense, so what is left alone may change what becomes of the rest.
-        ranks: ranks with which products on codes and on features are compared; 1 for a site that is left out. The
-            parameters do not depend on them.
     """
     sites = find_sites(module)
     blanks = {
@@ -201,7 +185,7 @@ def analyze(
         if site.refusal is None and (only is None or site.name in only)
     }
     clone = clone_graph_module(module)
-    sink = SinkCodes(blanks, dry=True, ranks=ranks)
+    sink = SinkCodes(blanks, dry=True)
     sink(clone)
     made = sum(record.count(_ones(blanks)) for record in sink.records)
     untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
@@ -225,8 +209,6 @@ def _ones(factors: Mapping[str, Factor]) -> dict[str, int]:
 def _of_channels(outcome: Outcome) -> Outcome:
     """The outcome of putting features in front of positions, with a reason in terms of the convolution that it was."""
     reason = Restored(CHANNELS, Law.MOVE)
-    if isinstance(outcome, Deferred):
-        return replace(outcome, otherwise=reason)
     return reason if isinstance(outcome, Restored) else outcome
 
 
@@ -237,6 +219,7 @@ class _Walk:
         self.module = module
         self.factors = factors
         self.builder = builder
+        builder.features = self._restore
         self.values: dict[Node, Any] = {}
         self.verdicts: list[Verdict] = []
         self.on_features: set[Node] = set()
@@ -244,7 +227,6 @@ class _Walk:
         self.features: set[Node] = set()
         self._restored: dict[Node, Node] = {}
         self._deferred: dict[Node, Restored | None] = {}
-        self._undecided: dict[Node, Quadratic] = {}
         self._tables: dict[str, Node] = {}
         self._superseded: set[Node] = set()
         self.sites = self._factored_sites()
@@ -282,7 +264,6 @@ class _Walk:
             for node in originals:
                 with self.module.graph.inserting_before(node), _at(node):
                     self._visit(node)
-            self._decide()
         self._erase_superseded(originals)
         order = {node.name: place for place, node in enumerate(originals)}
         self.verdicts.sort(key=lambda verdict: order[verdict.node])
@@ -294,13 +275,8 @@ class _Walk:
                 self.module.graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
-        site = self.sites.get(node.name)
-        if site is not None:
-            factor = self.factors[site.name]
-            produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
-            value = self.values[node] = produce(node, site, factor)
-            value.code.meta[FACTORED_SITE] = (site.name, factor.rank)
-            self._superseded.add(node)
+        if node.name in self.sites:
+            self._replace_site(node, self.sites[node.name])
             return
         if not any(operand in self.values for operand in node.all_input_nodes):
             return
@@ -322,9 +298,11 @@ class _Walk:
                 if entry.law is not Law.MOVE:
                     self._judge(node, outcome)
             case Deferred():
-                self.values[node], self._deferred[node] = outcome.value, outcome.otherwise
-            case Undecided():
-                self._undecided[node] = outcome.quadratic
+                self.values[node], self._deferred[node] = outcome.product, outcome.otherwise
+            case Summed():
+                self._judge_products(outcome.on_codes)
+                node.replace_all_uses_with(outcome.node)
+                self.features.add(outcome.node)
             case Absorbed():
                 self._judge(node, outcome)
                 node.replace_all_uses_with(outcome.node)
@@ -332,9 +310,16 @@ class _Walk:
             case Restored():
                 self._need_features(node, outcome)
 
+    def _replace_site(self, node: Node, site: Site) -> None:
+        factor = self.factors[site.name]
+        produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
+        value = self.values[node] = produce(node, site, factor)
+        value.code.meta[FACTORED_SITE] = (site.name, factor.rank)
+        self._superseded.add(node)
+
     def _need_features(self, node: Node, outcome: Restored) -> None:
         """Restores what a node takes. What it takes of deferred values is computed first, and is dense from then on."""
-        deferred = [each for each in node.all_input_nodes if isinstance(self.values.get(each), (View, Product))]
+        deferred = [each for each in node.all_input_nodes if isinstance(self.values.get(each), Product)]
         if not deferred:
             self._judge(node, outcome)
             self._restore_operands(node)
@@ -343,26 +328,6 @@ class _Walk:
             self._compute_from_features(operand)
             del self.values[operand]
         self._visit(node)
-
-    def _decide(self) -> None:
-        """Takes the cheaper way for every product that can be computed on codes, and lets go of the others."""
-        decoded = frozenset(self._restored)
-        alternatives = [quadratic.alternatives for quadratic in self._undecided.values()]
-        chosen = choose(alternatives, decoded)
-        results: dict[Node, Node] = {}
-        for (node, quadratic), parts, wanted in zip(self._undecided.items(), alternatives, chosen, strict=True):
-            flags = [each and part.node not in self.on_features for each, part in zip(wanted, parts, strict=True)]
-            for part, on_codes in zip(parts, flags, strict=True):
-                if part.node not in self.on_features:  # or else its products are there, and judged
-                    self._judge_choice(part, on_codes=on_codes, decoded=decoded)
-            if not any(flags):
-                self._compute_from_features(node)
-                continue
-            with self.module.graph.inserting_before(node):
-                results[node] = quadratic.emit(flags, self._restore)
-        for node, result in results.items():
-            node.replace_all_uses_with(result)
-            self.features.add(result)
 
     def _compute_from_features(self, node: Node) -> None:
         """Lets a node of a deferred value do what it did in the original."""
@@ -421,7 +386,7 @@ class _Walk:
     def _restore(self, operand: Node) -> Node:
         """The operand's features: decoded once for all consumers, right after the operand's place."""
         value = self.values[operand]
-        if isinstance(value, (View, Product)):
+        if isinstance(value, Product):
             if operand in self._deferred:
                 self._compute_from_features(operand)
             return operand
@@ -443,15 +408,10 @@ class _Walk:
             node, node.all_input_nodes if operands is None else operands, _Finding(_FATES[type(outcome)], law, reason)
         )
 
-    def _judge_choice(self, part: Alternative, *, on_codes: bool, decoded: Collection[Node]) -> None:
-        self._deferred[part.node] = None
-        for operand in part.node.all_input_nodes:
-            if isinstance(self.values.get(operand), View):
-                self._deferred[operand] = None  # this verdict is its reason too
-        codes, features = part.on_codes, part.restored(decoded)
-        fate = Fate.ON_CODES if on_codes else Fate.RESTORED
-        reason = ON_CODES[Law.QUADRATIC] if on_codes else DEARER
-        self._note(part.node, part.node.all_input_nodes, _Finding(fate, Law.QUADRATIC, reason, codes, features))
+    def _judge_products(self, products: Sequence[Node]) -> None:
+        finding = _Finding(Fate.ON_CODES, Law.QUADRATIC, ON_CODES[Law.QUADRATIC])
+        for product in products:
+            self._note(product, product.all_input_nodes, finding)
 
     def _note(self, node: Node, operands: Sequence[Node], finding: _Finding) -> None:
         for operand in operands:
@@ -461,7 +421,6 @@ class _Walk:
                     Verdict(
                         site=site, fate=finding.fate, operator=operator_name(node), node=node.name, law=finding.law,
                         reason=finding.reason, source=source_line(node), path=path,
-                        cost_on_codes=finding.cost_on_codes, cost_restored=finding.cost_restored,
                     )
                 )  # fmt: skip
 
@@ -497,7 +456,7 @@ def _lookup_of(features: Node) -> Lookup:
 def _sites_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(dict.fromkeys(site for part in value for site in part.sites))
-    return value.sites if isinstance(value, (LowRankValue, View, Product)) else ()
+    return value.sites if isinstance(value, (LowRankValue, Product)) else ()
 
 
 def operator_name(node: Node) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 import afm_fx
-from afm_fx.chains import Chain, chains_table
+from afm_fx.chains import Chain
 from afm_fx.errors import FileFormatError
 from afm_fx.explanation import Explanation
 from afm_fx.flow import FlowNode
@@ -56,17 +56,6 @@ def test_unknown_keys_are_ignored(explanation: Explanation) -> None:
     document = json.loads(explanation.to_json())
     document["later"] = document["sites"][0]["later"] = document["flow"][0]["later"] = 1
     assert Explanation.from_json(json.dumps(document)) == explanation
-
-
-def test_weighed_costs_are_kept_and_shown(explanation: Explanation) -> None:
-    first, *others = explanation.chains
-    weighed = replace(first, verdict=replace(first.verdict, cost_on_codes=1_234, cost_restored=56_789))
-    costly = replace(explanation, chains=(weighed, *others))
-    verdict = Explanation.from_json(costly.to_json()).chains[0].verdict
-    assert (verdict.cost_on_codes, verdict.cost_restored) == (1_234, 56_789)
-    text = " ".join(costly.table(width=160).split())
-    assert "(1,234 multiply-adds a row on codes, 56,789 restored)" in text
-    assert "multiply-adds" not in chains_table(others)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def check_rewrite(program: afm_fx.Program, batches: Batches, *, seed: int = 0) -
     text = module.print_readable(print_output=False)
     sites = [site for site in find_sites(module) if site.refusal is None]
     generator, choice = torch.Generator().manual_seed(seed), random.Random(seed)  # noqa: S311 - no secret
-    whole = analyze(module, ranks={site.name: site.width for site in sites})
+    whole = analyze(module)
     assert whole.ledger.total({}) == program.parameter_count()
     check_one(program, batches, random_factors(sites, generator, full=True), whole)
     if choice.random() < SHARE_OF_ALL_SITES:
@@ -100,8 +100,7 @@ def check_rewrite(program: afm_fx.Program, batches: Batches, *, seed: int = 0) -
         chosen = [site for site in sites if choice.random() < SHARE_OF_SITES]
     uncentred = [site.name for site in chosen if choice.random() < SHARE_UNCENTRED]
     factors = random_factors(chosen, generator, full=False, uncentred=uncentred)
-    ranks = {name: factor.rank for name, factor in factors.items()}
-    check_one(program, batches, factors, analyze(module, uncentred=uncentred, only=list(factors), ranks=ranks))
+    check_one(program, batches, factors, analyze(module, uncentred=uncentred, only=list(factors)))
     assert _rewritten(module, factors) == _rewritten(module, factors)
     assert module.print_readable(print_output=False) == text
     return whole
