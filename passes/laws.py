@@ -17,7 +17,6 @@ and is reported as unknown: unknown is never assumed harmless.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -36,8 +35,6 @@ from passes import (
     moves,
     normalization,
     quadratic,
-    rearrangements,
-    shapes,
     sums,
 )
 from passes.graph_tools import aten
@@ -132,41 +129,6 @@ def _by_name(entries: dict[Any, Entry]) -> dict[str, Entry]:
 
 _REASONS = {Law.NONLINEAR: BENDS, Law.INTERACTION: MULTIPLIES}
 
-_MOVES: dict[Any, Rule] = {
-    aten.clone.default: moves.same,
-    aten.alias.default: moves.same,
-    aten.detach.default: moves.same,
-    aten.contiguous.default: moves.same,
-    aten.view.default: moves.view,
-    aten.reshape.default: moves.view,
-    aten._unsafe_view.default: moves.view,
-    aten.slice.Tensor: moves.slice_,
-    aten.select.int: moves.select,
-    aten.unsqueeze.default: moves.unsqueeze,
-    aten.squeeze.default: moves.squeeze,
-    aten.squeeze.dim: moves.squeeze,
-    aten.squeeze.dims: moves.squeeze,
-    aten.permute.default: moves.permute,
-    aten.transpose.int: moves.permute,
-    aten.t.default: moves.permute,
-    aten.expand.default: moves.expand,
-    aten.repeat.default: moves.repeat,
-    aten.cat.default: moves.concatenate,
-    aten.stack.default: moves.stack,
-    aten.split.Tensor: moves.split,
-    aten.split_with_sizes.default: moves.split,
-    aten.chunk.default: moves.split,
-    aten.unbind.int: moves.split,
-    operator.getitem: moves.get_item,
-    aten.zeros_like.default: shapes.filled_like,
-    aten.ones_like.default: shapes.filled_like,
-    aten.full_like.default: shapes.filled_like,
-    aten.sym_size.int: shapes.size,
-    aten._to_copy.default: moves.same,
-    aten.lift_fresh_copy.default: moves.same,
-    **rearrangements.LAWS,
-}
-
 _LINEAR: dict[Any, Rule] = {
     aten.linear.default: absorb.linear,
     aten.add.Tensor: sums.add,
@@ -219,7 +181,7 @@ _OF_PRODUCTS: dict[Any, Entry] = {
 }
 """Laws of operators for products of features that are not summed up yet."""
 
-for _target, _rule in _MOVES.items():
+for _target, _rule in moves.LAWS.items():
     _TABLE[_target] = Entry(Law.MOVE, _rule)
 for _target, _rule in _LINEAR.items():
     _TABLE[_target] = Entry(Law.LINEAR, _rule)

@@ -31,9 +31,8 @@ from passes.gates import (
 )
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import UNKNOWN_SIZES, static
+from passes.moves import COPIES, UNKNOWN_SIZES, known_numbers, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
-from passes.rearrangements import COPIES, known_numbers
 from passes.sums import added
 from passes.uniform import narrowed
 

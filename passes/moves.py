@@ -1,25 +1,29 @@
 """MOVE: operators that move features about without mixing them.
 
-Replaces ``move(A z + o)`` with ``A' (move' z) + o'``: on leading axes the operator itself is applied to the code; on
-feature axes it is applied to the features' positions, which tells the new blocks
-(:func:`passes.low_rank_value.move_blocks`) and needs no node.
+Replaces ``move(A z + o)`` with ``A' (move' z) + o'``. On leading axes the operator itself is applied to the code. On
+feature axes it is run on the features' positions, with every leading axis 1: that tells where each feature goes, so no
+operator's indexing is written down here (:func:`passes.low_rank_value.move_blocks`), and needs no node.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
-from passes.graph_tools import aten, value_of
+from passes.feature_columns import run_on_positions
+from passes.graph_tools import aten, constant_of, value_of
 from passes.low_rank_value import LowRankValue, move_blocks
-from passes.outcomes import Carried, Outcome, Restored, Values
+from passes.outcomes import Absorbed, Carried, Outcome, Restored, Rule, Values
 
 RULE = "move"
 Positions = np.ndarray[Any, Any]
@@ -29,6 +33,25 @@ MIXED_AXES = "it moves feature axes in front of batch axes"
 UNKNOWN_SIZES = "a size on its way is not known before the model runs"
 NO_FEATURE_AXIS = "it takes a single feature out of a code"
 OTHER_DTYPE = "it changes the number format"
+BY_DATA = "which features it picks is not known before the model runs"
+FLAT = "it moves features across all axes at once"
+CUT = "its new shape cuts through the features of a code"
+SHAPE_ONLY = "it asks for the shape of the features only, so they are never built"
+
+COPIES = frozenset(
+    {
+        aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default, aten.reshape.default,
+        aten.expand.default, aten.unsqueeze.default, aten.lift_fresh_copy.default, aten.select.int, aten.slice.Tensor,
+        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int,
+    }
+)  # fmt: skip
+"""Operators whose result holds only numbers of their operand."""
+
+
+def known_numbers(builder: CodeBuilder, node: Any) -> torch.Tensor | None:
+    """The real numbers of a constant of the graph, in a dry run, too; None where the node is none or has no data."""
+    tensor = constant_of(builder.module, node)
+    return None if tensor is None or isinstance(tensor, FakeTensor) else tensor
 
 
 def single(node: Node, values: Values) -> LowRankValue | None:
@@ -77,6 +100,133 @@ def same(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return Carried(value)
 
 
+_AXIS = {
+    aten.slice.Tensor: 1,
+    aten.select.int: 1,
+    aten.unsqueeze.default: 1,
+    aten.flip.default: 1,
+    aten.index_select.default: 1,
+    aten.unfold.default: 1,
+    aten.unbind.int: 1,
+    aten.roll.default: 2,
+    aten.repeat_interleave.self_int: 2,
+    aten.split.Tensor: 2,
+    aten.split_with_sizes.default: 2,
+    aten.chunk.default: 2,
+}
+"""Which argument of an operator names the axis or axes that it moves along."""
+_DEFAULT_AXIS = {aten.roll.default: None, aten.repeat_interleave.self_int: None}
+
+
+def _axes(node: Node, rank: int) -> list[int] | None:
+    """The axes that a move works along; None where it does not keep them apart."""
+    if node.target is aten.index.Tensor:
+        given: Any = [axis for axis, places in enumerate(node.args[1]) if places is not None]  # type: ignore[arg-type]
+    else:
+        given = argument(node, _AXIS[node.target], _DEFAULT_AXIS.get(node.target, 0))
+    if given is None or given == []:
+        return None
+    return [axis % rank for axis in ([given] if isinstance(given, int) else given)]
+
+
+def along_axes(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """A move along some axes: on features it is run on their positions, on leading axes on the code."""
+    value = single(node, values)
+    if value is None:
+        return Restored(UNKNOWN_SIZES)
+    axes = _axes(node, len(value.shape) + (node.target is aten.unsqueeze.default))
+    if axes is None or (len(axes) > 1 and node.target is not aten.flip.default):
+        return Restored(FLAT)
+    leading = [axis for axis in axes if axis < len(value.lead)]
+    parts: list[LowRankValue | Restored] = [value]
+    if len(leading) < len(axes):
+        parts = _positions_moved(builder, node, value)
+    if leading:
+        if node.target is aten.unfold.default:
+            return Restored(MIXED_AXES)
+        parts = [moved for part in parts for moved in _code_moved(builder, node, part, leading)]
+    torn = next((part for part in parts if isinstance(part, Restored)), None)
+    if torn is not None:
+        return torn
+    several = isinstance(value_of(node), (list, tuple))
+    return Carried(tuple(parts) if several else parts[0])  # type: ignore[arg-type]
+
+
+def _positions_moved(builder: CodeBuilder, node: Node, value: LowRankValue) -> list[LowRankValue | Restored]:
+    """The value, or its parts, whose features went where the operator takes their positions."""
+    ones = [1 for _ in value.lead]
+    positions = torch.arange(value.features).reshape(*ones, *value.trailing)
+    with unset_fake_temporarily():
+        moved = run_on_positions(node, lambda leaf: positions if leaf is node.args[0] else known_numbers(builder, leaf))
+    if moved is None:
+        return [Restored(BY_DATA)]
+    results = moved if isinstance(moved, (list, tuple)) else [moved]
+    return [on_features(value, lambda _, part=part: part[(0,) * len(ones)].numpy()) for part in results]  # type: ignore[misc]
+
+
+def _code_moved(
+    builder: CodeBuilder, node: Node, value: LowRankValue | Restored, axes: list[int]
+) -> list[LowRankValue | Restored]:
+    """The value, or its parts, after the operator itself moved code and units along leading axes."""
+    if isinstance(value, Restored):
+        return [value]
+    arguments = list(node.args[1:])
+    place = _AXIS.get(node.target, 0)
+    if 0 < place < len(node.args):
+        arguments[place - 1] = axes if isinstance(node.args[place], (list, tuple)) else axes[0]
+
+    def move(code: Node) -> Node:
+        return builder.emit(node.target, code, *arguments, rule=RULE, like=node)  # type: ignore[arg-type]
+
+    several = value_of(node)
+    if not isinstance(several, (list, tuple)):
+        return [builder.on_lead(value, move)]
+    code, units = move(value.code), None if value.units is None else move(value.units)
+    parts: list[LowRankValue | Restored] = []
+    for which in range(len(several)):
+        taken = [
+            builder.emit(operator.getitem, whole, which, rule=RULE, like=node)
+            for whole in (code, units)
+            if whole is not None
+        ]
+        lead = tuple(value_of(taken[0]).shape)[:-1]
+        parts.append(replace(value, code=taken[0], units=taken[1] if len(taken) > 1 else None, lead=lead))
+    return parts
+
+
+def index(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``x[:, places]``, ``index_select``: a pick along one axis by constant places, or by any along a leading one."""
+    value, picks = single(node, values), node.args[1] if node.target is aten.index.Tensor else [node.args[2]]
+    places = [pick for pick in picks if pick is not None]  # type: ignore[union-attr]
+    if value is None or len(places) != 1 or places[0] in values or value_of(places[0]).dtype == torch.bool:
+        return Restored(BY_DATA)
+    axes = _axes(node, len(value.shape))
+    if value_of(places[0]).dim() != 1 and (axes is None or axes[0] >= len(value.lead)):
+        return Restored(BY_DATA)
+    return along_axes(builder, node, values)
+
+
+def squeeze(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``squeeze`` of all, one or several axes of size 1."""
+    value = single(node, values)
+    if value is None:
+        return Restored(UNKNOWN_SIZES)
+    given = argument(node, 1, None)
+    named = range(len(value.shape)) if given is None else [given] if isinstance(given, int) else given
+    axes = {axis % len(value.shape) for axis in named}
+    dropped = [axis for axis in sorted(axes) if isinstance(value.shape[axis], int) and value.shape[axis] == 1]
+    trailing = tuple(size for axis, size in enumerate(value.trailing, len(value.lead)) if axis not in dropped)
+    if not trailing:
+        return Restored(NO_FEATURE_AXIS)
+    for removed, axis in enumerate(axis for axis in dropped if axis < len(value.lead)):
+        value = _on_lead(builder, node, value, aten.squeeze.dim, axis - removed)
+    return Carried(replace(value, trailing=trailing))
+
+
+def _on_lead(builder: CodeBuilder, node: Node, value: LowRankValue, target: Any, *arguments: Any) -> LowRankValue:
+    return builder.on_lead(value, lambda code: builder.emit(target, code, *arguments, rule=RULE, like=node))
+
+
 def view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``view``, ``reshape``: another split into leading and feature axes."""
     value = single(node, values)
@@ -93,78 +243,12 @@ def view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     for kept in range(len(shape)):
         if static(shape[kept:]) and math.prod(shape[kept:]) == value.features:
             sizes = list(node.args[1])[:kept]  # type: ignore[arg-type]
-            return Carried(replace(_as_lead(builder, node, value, sizes), trailing=tuple(shape[kept:])))
-    return Restored("its new shape cuts through the features of a code")
 
+            def reshaped(code: Node, sizes: list[Any] = sizes) -> Node:
+                return builder.emit(aten.reshape.default, code, [*sizes, width_of(code)], rule=RULE, like=node)
 
-def _as_lead(builder: CodeBuilder, node: Node, value: LowRankValue, sizes: list[Any]) -> LowRankValue:
-    """The value with its leading axes split or merged to the given sizes."""
-
-    def reshaped(code: Node) -> Node:
-        return builder.emit(aten.reshape.default, code, [*sizes, width_of(code)], rule=RULE, like=node)
-
-    return builder.on_lead(value, reshaped)
-
-
-def slice_(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``slice`` along one axis."""
-    value = single(node, values)
-    if value is None:
-        return Restored(UNKNOWN_SIZES)
-    axis = argument(node, 1, 0) % len(value.shape)
-    first, end, step = argument(node, 2, None), argument(node, 3, None), argument(node, 4, 1)
-    inner = axis - len(value.lead)
-    if inner < 0:
-        return Carried(_on_lead(builder, node, value, aten.slice.Tensor, axis, *node.args[2:]))
-    if any(isinstance(bound, Node) for bound in (first, end, step)):
-        return Restored(UNKNOWN_SIZES)
-    index = (slice(None),) * inner + (slice(first, end, step),)
-    return carried(on_features(value, lambda positions: positions[index]))
-
-
-def _on_lead(builder: CodeBuilder, node: Node, value: LowRankValue, target: Any, *arguments: Any) -> LowRankValue:
-    return builder.on_lead(value, lambda code: builder.emit(target, code, *arguments, rule=RULE, like=node))
-
-
-def select(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``select``: one position of one axis."""
-    value, index = single(node, values), node.args[2]
-    if value is None or not isinstance(index, int):
-        return Restored(UNKNOWN_SIZES)
-    axis = argument(node, 1, 0) % len(value.shape)
-    inner = axis - len(value.lead)
-    if inner < 0:
-        return Carried(_on_lead(builder, node, value, aten.select.int, axis, index))
-    return carried(on_features(value, lambda positions: positions.take(index, axis=inner)))
-
-
-def unsqueeze(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``unsqueeze``: a new axis of size 1 (a feature axis wherever it can be one: that costs nothing)."""
-    value = single(node, values)
-    if value is None:
-        return Restored(UNKNOWN_SIZES)
-    axis = argument(node, 1, 0) % (len(value.shape) + 1)
-    inner = axis - len(value.lead)
-    if inner < 0:
-        return Carried(_on_lead(builder, node, value, aten.unsqueeze.default, axis))
-    return Carried(replace(value, trailing=(*value.trailing[:inner], 1, *value.trailing[inner:])))
-
-
-def squeeze(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``squeeze`` of all, one or several axes of size 1."""
-    value = single(node, values)
-    if value is None:
-        return Restored(UNKNOWN_SIZES)
-    given = argument(node, 1, None)
-    wanted = range(len(value.shape)) if given is None else [given] if isinstance(given, int) else list(given)
-    axes = {axis % len(value.shape) for axis in wanted}
-    dropped = [axis for axis in sorted(axes) if isinstance(value.shape[axis], int) and value.shape[axis] == 1]
-    trailing = tuple(size for axis, size in enumerate(value.trailing, len(value.lead)) if axis not in dropped)
-    if not trailing:
-        return Restored(NO_FEATURE_AXIS)
-    for removed, axis in enumerate(axis for axis in dropped if axis < len(value.lead)):
-        value = _on_lead(builder, node, value, aten.squeeze.dim, axis - removed)
-    return Carried(replace(value, trailing=trailing))
+            return Carried(replace(builder.on_lead(value, reshaped), trailing=tuple(shape[kept:])))
+    return Restored(CUT)
 
 
 def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -172,40 +256,25 @@ def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = single(node, values)
     if value is None:
         return Restored(UNKNOWN_SIZES)
-    axes, lead = _axis_order(node, len(value.shape)), len(value.lead)
+    lead, labelled = len(value.lead), torch.empty(tuple(range(1, len(value.shape) + 1)), device="meta")
+    axes = [size - 1 for size in run_on_positions(node, lambda _: labelled).shape]  # axis k has k + 1 entries
     pulled = max((lead - axis for axis in range(lead) if axes.index(axis) >= lead or axes[axis] >= lead), default=0)
     whole = builder.pull(value, pulled, rule=RULE, like=node)
     lead -= pulled
     if whole is None or any(axis >= lead for axis in axes[:lead]):
         return Restored(MIXED_AXES)
-    order = [axis - lead for axis in axes[lead:]]
-    moved = on_features(whole, lambda positions: positions.transpose(order))
-    if isinstance(moved, Restored):
-        return moved
-    if axes[:lead] == list(range(lead)):
-        return Carried(moved)
+    moved = on_features(whole, lambda positions: positions.transpose([axis - lead for axis in axes[lead:]]))
+    if isinstance(moved, Restored) or axes[:lead] == list(range(lead)):
+        return carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.permute.default, [*axes[:lead], lead]))
-
-
-def _axis_order(node: Node, rank: int) -> list[int]:
-    axes = list(range(rank))
-    if node.target is aten.permute.default:
-        return [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr, arg-type]
-    one, other = (-1, -2) if node.target is aten.t.default else (node.args[1], node.args[2])
-    if rank >= 2:
-        axes[one], axes[other] = axes[other], axes[one]  # type: ignore[index]
-    return axes
 
 
 def expand(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``expand``: repeats axes of size 1, adds axes in front."""
-    value = single(node, values)
-    if value is None:
+    value, shape = single(node, values), tuple(value_of(node).shape)
+    if value is None or not static(shape[-len(value.trailing) :]):
         return Restored(UNKNOWN_SIZES)
-    shape, new = tuple(value_of(node).shape), len(value_of(node).shape) - len(value.shape)
-    lead, trailing = shape[: new + len(value.lead)], shape[new + len(value.lead) :]
-    if not static(trailing):
-        return Restored(UNKNOWN_SIZES)
+    lead, trailing = shape[: -len(value.trailing)], shape[-len(value.trailing) :]
     moved = on_features(value, lambda positions: np.broadcast_to(positions, trailing))
     if isinstance(moved, Restored) or equal_sizes(lead, value.lead):
         return carried(moved)
@@ -214,24 +283,40 @@ def expand(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
 
 
 def repeat(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``repeat``: tiles axes, adds axes in front."""
-    value = single(node, values)
-    times = node.args[1]
+    """``repeat``, ``tile``: repeats whole axes, adds axes in front."""
+    value, times = single(node, values), node.args[1]
     if value is None or not isinstance(times, (list, tuple)):
         return Restored(UNKNOWN_SIZES)
-    return repeated(builder, node, value, times)
-
-
-def repeated(builder: CodeBuilder, node: Node, value: LowRankValue, times: Sequence[Any]) -> Outcome:
-    """The value tiled, with a count for each of its axes and for new ones in front."""
+    times = [*(1 for _ in range(len(value.shape) - len(times))), *times]  # those that a tile leaves out
     count = len(times) - len(value.trailing)
-    lead_times, feature_times = list(times[:count]), times[count:]
-    if count < len(value.lead) or any(isinstance(time, Node) for time in feature_times):
+    lead_times, feature_times = times[:count], times[count:]
+    if any(isinstance(time, Node) for time in feature_times):
         return Restored(UNKNOWN_SIZES)
     moved = on_features(value, lambda positions: np.tile(positions, feature_times))
     if isinstance(moved, Restored) or (count == len(value.lead) and all(time == 1 for time in lead_times)):
         return carried(moved)
     return Carried(_on_lead(builder, node, moved, aten.repeat.default, [*lead_times, 1]))
+
+
+def filled_like(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``zeros_like``, ``ones_like``, ``full_like``: the same of a column of the code, seen in the features' shape."""
+    value = single(node, values)
+    if value is None:
+        return Restored(UNKNOWN_SIZES)
+    first = builder.pick(value.code, [0], rule=RULE, like=node)
+    filled = builder.emit(node.target, first, *node.args[1:], rule=RULE, like=node, **node.kwargs)  # type: ignore[arg-type]
+    shaped = builder.view(filled, value.lead, node, *(1 for _ in value.trailing), rule=RULE)
+    sizes = [*(-1 for _ in value.lead), *value.trailing]
+    return Absorbed(builder.emit(aten.expand.default, shaped, sizes, rule=RULE, like=node), SHAPE_ONLY)
+
+
+def size(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sym_size`` of one axis: the code's."""
+    value, axis = single(node, values), node.args[1]
+    if value is None or not isinstance(axis, int) or axis % len(value.shape) >= len(value.lead):
+        return Restored(UNKNOWN_SIZES)
+    size_of_code = builder.emit(aten.sym_size.int, value.code, axis % len(value.shape), rule=RULE, like=node)
+    return Absorbed(size_of_code, SHAPE_ONLY)
 
 
 def concatenate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -353,33 +438,6 @@ def _place(places: dict[Node, tuple[int, Node]], node: Node, width: int, seen: N
     return places[node][0]
 
 
-def split(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``split``, ``split_with_sizes``, ``chunk``, ``unbind``: several slices or selections at once."""
-    value = single(node, values)
-    parts = value_of(node)
-    if value is None:
-        return Restored(UNKNOWN_SIZES)
-    drops_axis = node.target is aten.unbind.int
-    axis = argument(node, 1 if drops_axis else 2, 0) % len(value.shape)
-    sizes = [1 if drops_axis else part.shape[axis] for part in parts]
-    if not static(sizes):
-        return Restored(UNKNOWN_SIZES)
-    inner, results, first = axis - len(value.lead), [], 0
-    for size in sizes:
-        index = (slice(None),) * max(inner, 0) + (first if drops_axis else slice(first, first + size),)
-        if inner < 0:
-            arguments = (axis, first) if drops_axis else (axis, first, first + size)
-            target = aten.select.int if drops_axis else aten.slice.Tensor
-            part: LowRankValue | Restored = _on_lead(builder, node, value, target, *arguments)
-        else:
-            part = on_features(value, lambda positions, index=index: positions[index])  # type: ignore[misc]
-        if isinstance(part, Restored):
-            return part
-        results.append(part)
-        first += size
-    return Carried(tuple(results))
-
-
 def get_item(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """An element of a tuple of values."""
     source, index = node.args
@@ -402,3 +460,26 @@ def equal_sizes(left: Sequence[Any], right: Sequence[Any]) -> bool:
 def keeps_shape(node: Node, value: LowRankValue) -> bool:
     """Whether a node's result has the shape of its low-rank operand, so that nothing is repeated."""
     return equal_sizes(tuple(value_of(node).shape), value.shape)
+
+
+LAWS: dict[Any, Rule] = {
+    **dict.fromkeys(
+        (
+            aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
+            aten._to_copy.default, aten.lift_fresh_copy.default,
+        ),
+        same,
+    ),
+    **dict.fromkeys((*_AXIS,), along_axes),
+    **dict.fromkeys((aten.index_select.default, aten.index.Tensor), index),
+    **dict.fromkeys((aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), squeeze),
+    **dict.fromkeys((aten.view.default, aten.reshape.default, aten._unsafe_view.default), view),
+    **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), permute),
+    **dict.fromkeys((aten.repeat.default, aten.tile.default), repeat),
+    **dict.fromkeys((aten.zeros_like.default, aten.ones_like.default, aten.full_like.default), filled_like),
+    aten.expand.default: expand,
+    aten.sym_size.int: size,
+    aten.cat.default: concatenate,
+    aten.stack.default: stack,
+    operator.getitem: get_item,
+}  # fmt: skip
