@@ -15,12 +15,12 @@ from passes.sink_codes import Analysis, Fate, Verdict, analyze
 from passes.sites import Site, SiteKind
 
 LINEAR_CHAIN = "linear -> activation -> linear"
-_BETWEEN_LINEARS = frozenset(
+_UP_TO_LINEAR = frozenset(
     {
         aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default,
         aten.leaky_relu.default, aten.prelu.default, aten.elu.default, aten.dropout.default, aten.reshape.default,
         aten._native_batch_norm_legit_no_training.default, aten.mul.Tensor, aten.layer_norm.default,
-        aten.native_layer_norm.default, aten.clone.default,
+        aten.native_layer_norm.default, aten.clone.default, aten.linear.default,
     }
 )  # fmt: skip
 
@@ -31,9 +31,7 @@ class Chain:
 
     Attributes:
         kind: "embedding -> linear", "linear -> activation -> linear", or what the features run into.
-        site: the table or Linear.
         path: node names from the site to the consumer (through the activation to the next Linear).
-        verdict: what becomes of the features at this use.
     """
 
     kind: str
@@ -72,22 +70,15 @@ def _refused(site: Site) -> Chain:
     return Chain(f"{site.kind}", site, site.nodes[:1], verdict)
 
 
-def _next_linear(activation: Node) -> tuple[str, ...]:
+def _next_linear(node: Node) -> tuple[str, ...]:
     """The nodes from after an activation to the next Linear, empty where another operator comes first."""
-    node: Node | None = activation
     path: list[str] = []
-    while node is not None:
-        node = next((user for user in node.users if user.target in _BETWEEN_LINEARS or _is_linear(user)), None)
-        if node is None:
-            return ()
-        path.append(node.name)
-        if _is_linear(node):
+    while (following := next((user for user in node.users if user.target in _UP_TO_LINEAR), None)) is not None:
+        path.append(following.name)
+        if following.target is aten.linear.default:
             return tuple(path)
+        node = following
     return ()
-
-
-def _is_linear(node: Node) -> bool:
-    return node.target is aten.linear.default
 
 
 def chains_table(chains: Sequence[Chain], *, width: int | None = None) -> str:
@@ -115,7 +106,6 @@ class Use:
     """What a reader is told about one use; sites with the same ones are told about together.
 
     Attributes:
-        fate: the verdict.
         operator: the operator that takes the features, and what follows in a chain of Linears.
         place: ``file:line``, empty where the graph does not know it.
         reason: one sentence, with both costs where they were weighed.
@@ -129,13 +119,7 @@ class Use:
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites of one kind with the same uses.
-
-    Attributes:
-        kind: embedding or linear.
-        sites: in graph order.
-        uses: each once, with the names of the nodes that it stands for.
-    """
+    """Sites of one kind, in graph order, with the same uses, and the nodes of the graph that every use stands for."""
 
     kind: SiteKind
     sites: tuple[Site, ...]

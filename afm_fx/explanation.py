@@ -38,10 +38,8 @@ class Explanation:
     """What the pass would do with a model, and why.
 
     Attributes:
-        parameters: scalar parameters of the model.
-        operators: operators of the captured graph.
+        operators: how many the captured graph has.
         front_door: how the model was captured.
-        warnings: what a user should know about the model.
         sites: the tables and Linears whose features may be factored, and those that are refused, in graph order.
         chains: one entry per use of each site; a refused site has one entry that says why.
         flow: the operators that features flow through, in graph order.
@@ -72,10 +70,6 @@ class Explanation:
     def __str__(self) -> str:
         """The table."""
         return self.table()
-
-    def print(self) -> None:
-        """Prints the table."""
-        print(self)
 
     def to_json(self) -> str:
         """Everything as a JSON document, see the module for its schema; the same explanation gives the same text."""
@@ -114,11 +108,6 @@ class Explanation:
 
         Graphviz lays the picture out; it comes with pygraphviz, in the extra ``report``.
 
-        Args:
-            path: file to write.
-            title: heading of the page.
-            force: replace a file that exists.
-
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.
             UserError: nothing can be written there.
@@ -132,7 +121,7 @@ def explain(model: nn.Module | ExportedProgram | Program, example_inputs: Inputs
     """Explains what the pass would do with every use of every site. Changes nothing and needs no data.
 
     Args:
-        model: a module, an exported program or a captured program; it is left as it is.
+        model: left as it is.
         example_inputs: one batch of at least 2 rows to capture with, of any values; needed for a module only.
 
     Raises:
@@ -147,10 +136,6 @@ def explain_plan(program: Program, plan: Plan) -> Explanation:
 
     Sites that the plan leaves alone are refused with its reason. Hidden units that leave and tables under one code are
     as they are in the graph that the plan is applied to.
-
-    Args:
-        program: that the plan was made for; it is left as it is.
-        plan: ranks and factors.
 
     Raises:
         PassError: the plan belongs to another program.

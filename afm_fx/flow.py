@@ -21,7 +21,7 @@ class FlowEdge:
     """A value on its way from one operator of the flow to the next.
 
     Attributes:
-        source: name of the node that makes it.
+        source: the node that makes it.
         codes: whether it is written as codes; otherwise these are the features themselves, or what was made of them.
         between: operators on the (shortest) way that are not part of the flow; 0 where the value arrives directly.
     """
@@ -36,16 +36,14 @@ class FlowNode:
     """One operator of the flow.
 
     Attributes:
-        name: the node's name in the captured graph.
         operator: for example ``aten.cat``, or ``output``.
         shape: of its result; the batch's size is ``batch`` where it is the only one that varies, and torch's symbol
             otherwise; empty where the result is not one tensor.
         source: the user's source line, empty where the graph does not know it.
-        site: the site whose features it makes, None for other operators.
+        site: the site whose features it makes, None for an operator that makes none.
         fate: what becomes of the codes that reach it; None where none do, or where they are only moved.
-        reason: of the fate, one sentence, with both costs where they were weighed.
+        reason: of the fate, with both costs where they were weighed.
         carries: the sites whose codes its result is written in.
-        inputs: where its operands come from.
     """
 
     name: str

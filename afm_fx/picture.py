@@ -2,8 +2,7 @@
 
 Operators that only move codes about are folded into the arrows, unless they join codes. Boxes that have equal contents,
 equal predecessors and equal successors are drawn as one (26 tables that go the same way are one box): the coarsest
-such partition, found by refining. Where that leaves too many boxes, everything on codes is folded as well; where even
-that does, sites of one kind and operators of one kind with one verdict are drawn as one wherever they are.
+such partition, found by refining. Refining stops where a picture would have too many boxes to read.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from afm_fx.explanation import Explanation
 
 MOST_BOXES = 120
-"""A picture of more boxes is folded further."""
+"""Boxes are told apart by their neighbours while there are no more than this; the covered models have up to 43."""
 
 _SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_norm": "layer_norm"}
 """What users call the operators that torch has long names for."""
@@ -101,26 +100,23 @@ class Picture:
 
 
 def picture_of(explanation: Explanation, *, most_boxes: int = MOST_BOXES) -> Picture:
-    """The picture of an explanation's flow; more boxes than ``most_boxes`` are folded further."""
+    """The picture of an explanation's flow."""
     sites = {site.name: site for site in explanation.sites}
     group_of = {site.name: place for place, group in enumerate(groups_of(explanation.chains)) for site in group.sites}
     whole = _with_restores(explanation.flow)
-    for ends_only in (False, True):
-        drawn = _contract(whole, ends_only=ends_only)
-        classes = _refine(drawn, {name: _contents(node, sites, group_of) for name, node in drawn.items()}, most_boxes)
-        if classes is not None:
-            count = len(set(classes.values()))
-            note = f"Boxes that go the same way are drawn as one: {len(drawn):,} as {count:,}."
-            notes = [note] if count < len(drawn) else []
-            break
-    else:
-        classes = _numbered({name: _kind(node, sites) for name, node in drawn.items()})
-        notes = ["The graph is large: sites of one kind, and operators of one kind with one verdict, are one box."]
-    hidden = [node for name, node in whole.items() if name not in drawn]
+    drawn = _contract(whole)
+    contents = {name: _contents(node, sites, group_of) for name, node in drawn.items()}
+    classes, is_whole = _refine(drawn, contents, most_boxes)
+    boxes, arrows = _boxes_and_arrows(drawn, classes, sites)
+    notes = _hidden_note([node for name, node in whole.items() if name not in drawn])
+    if not is_whole:
+        notes.append("The graph is large: operators of one line with one verdict are one box, wherever they are.")
+    elif len(boxes) < len(drawn):
+        notes.append(f"Boxes that go the same way are drawn as one: {len(drawn):,} as {len(boxes):,}.")
     outside = explanation.operators - sum(node.operator != "output" for node in explanation.flow)
     if outside:
         notes.append(f"{outside:,} of the graph's operators have nothing to do with features of a site.")
-    return Picture(*_boxes_and_arrows(drawn, classes, sites), (*_hidden_note(hidden), *notes))
+    return Picture(boxes, arrows, tuple(notes))
 
 
 def _with_restores(flow: Sequence[FlowNode]) -> dict[str, FlowNode]:
@@ -150,19 +146,17 @@ def _with_restores(flow: Sequence[FlowNode]) -> dict[str, FlowNode]:
     return nodes
 
 
-def _contract(whole: Mapping[str, FlowNode], *, ends_only: bool) -> dict[str, FlowNode]:
+def _contract(whole: Mapping[str, FlowNode]) -> dict[str, FlowNode]:
     """The nodes that are drawn, with their nearest drawn inputs; what is not drawn passes codes on.
 
-    Drawn are sites, restores, the ends of codes and the output; unless ``ends_only`` also everything that is more than
-    a move, and moves that join what comes from several nodes.
+    Drawn are sites, what has a verdict, the output, and moves that join what comes from several nodes.
     """
     drawn: dict[str, FlowNode] = {}
     nearest: dict[str, tuple[str, ...]] = {}
     for name, node in whole.items():
         edges = dict.fromkeys(replace(edge, source=source) for edge in node.inputs for source in nearest[edge.source])
         sources = tuple(dict.fromkeys(edge.source for edge in edges))
-        is_end = node.site is not None or node.fate in (Fate.ABSORBED, Fate.RESTORED) or node.operator == "output"
-        if is_end or (not ends_only and (node.fate is not None or len(sources) > 1)):
+        if node.site is not None or node.fate is not None or node.operator == Role.OUTPUT or len(sources) > 1:
             drawn[name], nearest[name] = replace(node, inputs=tuple(edges)), (name,)
         else:
             nearest[name] = sources
@@ -186,21 +180,18 @@ def _contents(node: FlowNode, sites: Mapping[str, Site], group_of: Mapping[str, 
     return role, group_of.get(site.name), site.width, role is Role.LINEAR and site.rows, node.fate, node.reason
 
 
-def _kind(node: FlowNode, sites: Mapping[str, Site]) -> Hashable:
-    """What two nodes must have in common to share a box in a picture that would be too large otherwise."""
-    site = sites.get(node.site or "")
-    return _role(node, sites), node.fate, node.operator if site is None else site.refusal is None
+def _refine(drawn: Mapping[str, FlowNode], contents: Mapping[str, Hashable], most: int) -> tuple[dict[str, int], bool]:
+    """Classes of equal contents, predecessors and successors: the coarsest, while there are no more than ``most``.
 
-
-def _refine(drawn: Mapping[str, FlowNode], contents: Mapping[str, Hashable], most: int) -> dict[str, int] | None:
-    """The coarsest classes of equal contents, predecessors and successors; None where there are more than ``most``."""
+    Returns:
+        The class of every node, and whether refining came to its end.
+    """
     outputs: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for name, node in drawn.items():
         for edge in node.inputs:
             outputs[edge.source].append((name, edge.codes))
-    classes, count = _numbered(contents), 0
-    while count < len(set(classes.values())) <= most:
-        count = len(set(classes.values()))
+    classes = _numbered(contents)
+    while True:
         keys = {
             name: (
                 classes[name],
@@ -209,8 +200,10 @@ def _refine(drawn: Mapping[str, FlowNode], contents: Mapping[str, Hashable], mos
             )
             for name, node in drawn.items()
         }
-        classes = _numbered(keys)
-    return classes if len(set(classes.values())) <= most else None
+        finer = _numbered(keys)
+        if finer == classes or len(set(finer.values())) > most:
+            return classes, finer == classes
+        classes = finer
 
 
 def _numbered(keys: Mapping[str, Hashable]) -> dict[str, int]:

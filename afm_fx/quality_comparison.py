@@ -10,21 +10,10 @@ from afm_fx.program import Program
 from afm_fx.ranking_metrics import auc
 from afm_fx.worsening import Worsening, auc_drop, log_loss_rise, log_losses
 
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class TaskQuality:
-    """Both models on one column of labels.
-
-    Attributes:
-        auc_before: of the original.
-        auc_after: of the compressed model.
-        auc_drop: with its standard error, paired.
-        log_loss_before: of the original, in nats.
-        log_loss_after: of the compressed model, in nats.
-        log_loss_rise: with its standard error, paired.
-    """
+    """Both models on one column of labels; LogLoss is in nats, changes for the worse are paired."""
 
     auc_before: float
     auc_after: float
@@ -36,12 +25,7 @@ class TaskQuality:
 
 @dataclass(frozen=True)
 class QualityComparison:
-    """Both models on the same rows.
-
-    Attributes:
-        rows: how many.
-        tasks: one entry per column of labels.
-    """
+    """Both models on the same rows, an entry per column of labels."""
 
     rows: int
     tasks: tuple[TaskQuality, ...]
@@ -60,10 +44,10 @@ def compare_quality(original: Program, compressed: Program, evaluation: Iterable
         BatchError: the inputs do not fit.
     """
     rows = labelled_rows(original, evaluation)
-    own = rows
+    converted = rows
     if compressed.original_inputs is not None:
-        own = replace(rows, inputs=tuple(compressed.convert_inputs(batch) for batch in rows.inputs))
-    logits = predicted_logits(original, rows), predicted_logits(compressed, own)
+        converted = replace(rows, inputs=tuple(compressed.convert_inputs(batch) for batch in rows.inputs))
+    logits = predicted_logits(original, rows), predicted_logits(compressed, converted)
     return QualityComparison(
         rows.rows,
         tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from afm_fx import __version__
@@ -19,29 +19,6 @@ from passes.sites import SiteKind
 
 MOST_SPECTRA = 48
 """Spectra on a page; of more sites, those with the most parameters are drawn."""
-
-
-@dataclass(frozen=True)
-class SiteRow:
-    """A site in the table of ranks.
-
-    Attributes:
-        before: parameters of its weight.
-        after: parameters of its codes, or of the two thin Linears.
-        error: logit error on held-out rows, or the features' error where none was measured; empty where left alone.
-        notes: why, and what calibration saw of a table.
-    """
-
-    site: SitePlan
-    before: int
-    after: int
-    error: str
-    notes: tuple[str, ...]
-
-    @property
-    def percent(self) -> float:
-        """What is left of the parameters, as a bar is drawn."""
-        return 100 * min(self.after / max(self.before, 1), 1.0)
 
 
 def report_page(report: CompressionReport, title: str, facts: ReportFacts | None = None) -> str:
@@ -63,7 +40,7 @@ def report_page(report: CompressionReport, title: str, facts: ReportFacts | None
         sizes=list(_sizes(report, facts)),
         quality=[] if facts.quality is None else list(_quality(facts.quality)),
         measured=any(site.logit_errors for site in report.plan.sites),
-        rows=[_row(site) for site in report.plan.sites],
+        rows=[(site, _parameters_after(site), _error(site), list(_notes(site))) for site in report.plan.sites],
         plots=plots,
         undrawn=len(report.plan.sites) - len(plots),
         speed=None if facts.timing is None else speed_plot(facts.timing),
@@ -131,14 +108,19 @@ def _quality(quality: QualityComparison) -> Iterator[tuple[str, ...]]:
             yield f"{name}{number}", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", error
 
 
-def _row(site: SitePlan) -> SiteRow:
-    before = after = site.shape[0] * site.shape[1]
-    error = ""
-    if site.rank is not None:  # a rank costs a column of codes, or a row and a column of two thin Linears
-        after = site.rank * (site.shape[0] if site.kind is SiteKind.EMBEDDING else sum(site.shape))
-        measured = site.logit_errors.get(site.basis)
-        error = f"{site.predicted_error:.3g}" if measured is None else f"{measured:.2g}"
-    return SiteRow(site, before, after, error, tuple(_notes(site)))
+def _parameters_after(site: SitePlan) -> int:
+    """What is left of a site's weight: columns of codes, or two thin Linears."""
+    if site.rank is None:
+        return site.shape[0] * site.shape[1]
+    return site.rank * (site.shape[0] if site.kind is SiteKind.EMBEDDING else sum(site.shape))
+
+
+def _error(site: SitePlan) -> str:
+    """The logit error on held-out rows, or the features' error where none was measured; empty where left alone."""
+    if site.rank is None:
+        return ""
+    measured = site.logit_errors.get(site.basis)
+    return f"{site.predicted_error:.3g}" if measured is None else f"{measured:.2g}"
 
 
 def _notes(site: SitePlan) -> Iterator[str]:

@@ -42,7 +42,6 @@ def render_table(
 
     Args:
         title: line above the table, may be empty.
-        columns: headings.
         rows: cells, shown with ``str``.
         left: how many leading columns are text (left-aligned); the others are numbers (right-aligned).
         text: headings of further columns that are text.

@@ -60,7 +60,7 @@ def test_the_chains_are_those_that_find_chains_finds() -> None:
 
 def test_printing_gives_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     explanation = mixed()
-    explanation.print()
+    print(explanation)
     printed = capsys.readouterr().out
     assert printed == f"{explanation}\n" == f"{explanation.table()}\n"
     for word in ("table, embedding", "absorbed", "on codes", "restored", "refused", "test_explanation.py:"):

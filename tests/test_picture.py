@@ -87,18 +87,18 @@ def test_moves_lie_in_arrows_and_are_told() -> None:
     assert "unsqueeze 1" in note
 
 
-def test_every_site_is_in_exactly_one_kind_of_box_however_few_are_allowed() -> None:
+def test_refining_stops_where_there_would_be_too_many_boxes_and_every_site_keeps_one() -> None:
     inputs = torch.zeros(3, 4, dtype=torch.int64)
     names = {site.name for site in afm_fx.explain(Fields(), inputs).sites}
     sizes = []
-    for most in (120, 9, 3):
+    for most in (120, 9):
         drawn = picture(Fields(), inputs, most_boxes=most)
         shown = [site.name for box in drawn.boxes for site in box.sites]
         assert sorted(shown) == sorted(names)
         keys = {box.key for box in drawn.boxes}
         assert all({arrow.source, arrow.target} <= keys for arrow in drawn.arrows)
         sizes.append(len(drawn.boxes))
-    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[0] > 9 >= sizes[1]
     assert any("The graph is large" in sentence for sentence in drawn.folded)
 
 
