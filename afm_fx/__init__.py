@@ -6,21 +6,20 @@ from afm_fx.aoti_model import AotiModel, load_aoti
 from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
-from afm_fx.benchmark_comparison import BenchmarkComparison, compare_benchmarks
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.change import Change
 from afm_fx.compression import Compressed, apply_plan, compress
-from afm_fx.contenders import Compiled, OnnxFile
+from afm_fx.contenders import Compiled, ModelFactory, OnnxFile
 from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
 from afm_fx.latency_table import LatencyTable
 from afm_fx.load_result import LoadResult
-from afm_fx.model_contender import ModelFactory
+from afm_fx.measurement import Measurement
+from afm_fx.measurement_changes import compare_measurements
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_check import CheckReport, Finding, check_onnx
@@ -41,9 +40,7 @@ from afm_fx.report import CompressionReport, ReportFacts, ReportFile
 from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
 from afm_fx.sharded_tables import encode_sharded
-from afm_fx.sweep import sweep
-from afm_fx.sweep_point import SweepPoint
-from afm_fx.sweep_result import Sweep
+from afm_fx.sweep import Sweep, SweepPoint, sweep
 from afm_fx.tolerance import Tolerance
 from afm_fx.typed_inputs import split_inputs
 from afm_fx.version import __version__ as __version__
@@ -54,8 +51,6 @@ __all__ = [
     "AotiReport",
     "AppliedFiles",
     "BasisKind",
-    "BenchmarkComparison",
-    "BenchmarkResult",
     "BucketsReport",
     "Budget",
     "Chain",
@@ -74,6 +69,7 @@ __all__ = [
     "Latency",
     "LatencyTable",
     "LoadResult",
+    "Measurement",
     "ModelFactory",
     "Moments",
     "OnnxFile",
@@ -104,7 +100,7 @@ __all__ = [
     "capture",
     "chains_table",
     "check_onnx",
-    "compare_benchmarks",
+    "compare_measurements",
     "compare_quality",
     "compress",
     "encode_sharded",

@@ -8,46 +8,36 @@ from typing import Annotated
 import typer
 
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
-from afm_fx.benchmark_comparison import compare_benchmarks
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, whole_numbers
-from afm_fx.contender_names import CONTENDER_HELP, contender_inputs, parse_contenders
+from afm_fx.contender_names import (
+    ContendersArgument,
+    InputsOption,
+    ProviderOption,
+    ThreadsOption,
+    contender_inputs,
+    parse_contenders,
+)
 from afm_fx.errors import FileFormatError
+from afm_fx.measurement import Measurement
+from afm_fx.measurement_changes import compare_measurements
 from afm_fx.output_directory import refuse_existing_file, write_text
 
 
 def bench(
-    contenders: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME=WHAT[@HOW]...", help=f"{CONTENDER_HELP} The first is the reference of all ratios."
-        ),
-    ],
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Rows to run, .npz, .npy or .parquet; real ids matter, for they decide what lies in the cache.",
-            show_default="random: numbers in [0, 1), ids 0 and 1",
-        ),
-    ] = None,
+    contenders: ContendersArgument,
+    inputs: InputsOption = None,
     batch_sizes: Annotated[str, typer.Option(help="Rows per call, comma-separated.")] = "1,16,256,4096",
-    threads: Annotated[int, typer.Option(min=1, help="Threads within an operator.")] = 1,
+    threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option(help="Time for each contender at each batch size, about.")] = 1.0,
-    provider: Annotated[
-        str,
-        typer.Option(
-            help="Execution provider of ONNX files that name none: cpu, cuda, tensorrt, openvino. No other "
-            "stands in for it."
-        ),
-    ] = "cpu",
+    provider: ProviderOption = "cpu",
     checkpoint: CheckpointOption = None,
     memory: Annotated[
         bool,
         typer.Option(
-            "--memory/--no-memory", help="Measure load time and memory of each, in a process of its own (seconds each)."
+            "--memory", help="Measure load time and memory of each too, in a process of its own (extra memory)."
         ),
-    ] = True,
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of random inputs and of the order of the runs.")] = 0,
     old: Annotated[
         Path | None,
@@ -67,36 +57,36 @@ def bench(
     Percentiles that too few calls were made for are not given: p99 needs 299 calls, p99.9 2,995.
 
     Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
-    """  # fmt: skip
+    """
     with reported_errors(debug):
         entered = parse_contenders(contenders, provider, checkpoint)
         sizes = whole_numbers(batch_sizes)
         for path in (json_out, csv_out):
             if path is not None:
                 refuse_existing_file(path, force=force)
-        before = None if old is None else read_result(old)
+        before = None if old is None else read_measurement(old)
         batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES, seed)
         result = benchmark(
             entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed, memory=memory
         )
         typer.echo(result.table())
         if before is not None:
-            typer.echo(compare_benchmarks(before, result).table())
+            typer.echo(compare_measurements(before, result))
         if json_out is not None:
             write_text(json_out, result.to_json() + "\n", force=force)
         if csv_out is not None:
             write_text(csv_out, result.to_csv(), force=force)
 
 
-def read_result(path: Path) -> BenchmarkResult:
+def read_measurement(path: Path) -> Measurement:
     """A result that ``--json`` wrote.
 
     Raises:
         FileFormatError: there is no such file, or it is damaged, of another kind or version.
     """
     try:
-        return BenchmarkResult.from_json(path.read_text(encoding="utf-8"))
+        return Measurement.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"'{path}' cannot be read: {error}") from error
     except FileFormatError as error:
-        raise FileFormatError(f"'{path}' is {error}") from error
+        raise FileFormatError(f"'{path}': {error}") from error

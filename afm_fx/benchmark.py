@@ -9,34 +9,45 @@ on a device takes two turns a round: calls from host memory to host memory, and 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import itertools
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.benchmark_result import BenchmarkResult, Settings, Timing
-from afm_fx.contenders import Competitor, CompiledContender, Contender, OnnxFile, ProgramContender, make_contender
+from afm_fx.contenders import (
+    Call,
+    Competitor,
+    Contender,
+    ModelFactory,
+    OnnxFile,
+    make_contender,
+    which_carry_the_batch,
+)
 from afm_fx.errors import BatchError, BenchmarkError
-from afm_fx.footprint import Footprint, measure_footprint
-from afm_fx.inputs import Inputs, batch_flags
-from afm_fx.latencies import Latencies, latencies
+from afm_fx.inputs import Inputs
+from afm_fx.latencies import latencies
 from afm_fx.machine import available_cores, this_machine
-from afm_fx.model_contender import ModelFactory
+from afm_fx.measurement import Measurement, Timing
+from afm_fx.memory import Memory, measure_memory
 from afm_fx.progress import progress_bar, track
 
 MAX_DIFFERENT_BATCHES = 16
 """Contenders walk through at most this many different batches, so that a table's rows are not always the same few."""
+
+WARMUP = 10
+"""Calls before anything is timed; fewer, at least 2, where they would take longer than the timed calls."""
+
+FEWEST_CALLS, MOST_CALLS = 30, 10_000
+"""Timed calls of a contender at a batch size, whatever they take."""
 
 
 def benchmark(
@@ -46,13 +57,10 @@ def benchmark(
     batch_sizes: Sequence[int] = (1, 256, 4096),
     threads: int | None = 1,
     seconds: float = 1.0,
-    min_repeats: int = 30,
-    max_repeats: int = 10_000,
     rounds: int = 10,
-    warmup: int = 10,
     seed: int = 0,
     memory: bool = False,
-) -> BenchmarkResult:
+) -> Measurement:
     """Times every contender at every batch size.
 
     Args:
@@ -62,115 +70,59 @@ def benchmark(
         inputs: rows of what the model takes (tensor, tuple or dict); cut, or repeated, to each batch size.
         batch_sizes: rows per call.
         threads: threads within an operator, for ONNX Runtime and torch alike; None for all cores.
-        seconds: time spent on each contender at each batch size, about.
-        min_repeats: timed calls at least, whatever they take.
-        max_repeats: timed calls at most.
+        seconds: time spent on each contender at each batch size, about (30 to 10,000 calls).
         rounds: turns that each contender takes at each batch size.
-        warmup: calls before anything is timed (fewer, at least 2, where they would take longer than ``seconds``).
         seed: of the order of contenders within rounds.
         memory: also measure load time and memory of every file and model factory, each in a process of its own
-            (a few seconds each); see :class:`afm_fx.footprint.Footprint`.
+            (a few seconds each; needs the extra ``memory``).
 
     Raises:
         BenchmarkError: no contenders, a missing or damaged file, impossible settings, or a contender that fails.
         BatchError: a contender does not take the inputs; it is named.
+        MissingPackageError: memory is asked for and psutil is not installed.
     """
-    settings = Settings(
-        batch_sizes=tuple(batch_sizes),
-        threads=available_cores() if threads is None else threads,
-        seconds=seconds,
-        min_repeats=min_repeats,
-        max_repeats=max_repeats,
-        rounds=rounds,
-        warmup=warmup,
-        seed=seed,
-    )
-    _check(contenders, settings)
-    entrants = [make_contender(name, competitor, settings.threads) for name, competitor in contenders.items()]
-    lanes = _prepare(entrants, inputs, settings.batch_sizes)
-    footprints = _footprints(contenders, inputs, entrants, settings) if memory else ()
+    sizes, threads = tuple(batch_sizes), available_cores() if threads is None else threads
+    _check(contenders, sizes, threads, seconds, rounds)
+    entrants = [make_contender(name, competitor, threads) for name, competitor in contenders.items()]
+    flags = which_carry_the_batch(entrants, inputs)
+    # Everything is checked before anything is timed.
+    lanes = {size: _lanes(entrants, cut_batches(inputs, flags, size)) for size in sizes}
+    needs: tuple[Memory, ...] = ()
+    if memory:
+        batches = [cut_batches(inputs, flags, size, most=1)[0] for size in sorted(sizes)]
+        needs = tuple(
+            measure_memory(name, competitor, batches, threads)
+            for name, competitor in track(contenders.items(), "load times and memory")
+            if isinstance(competitor, (str, os.PathLike, OnnxFile, ModelFactory))
+        )
     order = random.Random(seed)  # noqa: S311 - an order of play, not a secret
     timings: list[Timing] = []
     bar = progress_bar()
     bar.live.auto_refresh = False  # a thread that redraws would run into the timed calls
-    with torch_threads(settings.threads), torch.inference_mode(), bar:
-        task = bar.add_task("benchmark", total=len(settings.batch_sizes) * rounds)
-        advance = functools.partial(bar.update, task, advance=1, refresh=True)
-        for batch_size in settings.batch_sizes:
-            measured = _measure(lanes[batch_size], settings, order, advance)
-            timings += _timings(lanes[batch_size], measured, batch_size)
-    return BenchmarkResult(this_machine(), settings, tuple(timings), footprints)
+    with torch_threads(threads), torch.inference_mode(), bar:
+        task = bar.add_task("benchmark", total=len(sizes) * rounds)
+        for size in sizes:
+            for lane in lanes[size]:
+                lane.warm_up(seconds, rounds)
+            for _ in range(rounds):
+                for lane in order.sample(lanes[size], len(lanes[size])):
+                    lane.take_turn()
+                bar.update(task, advance=1, refresh=True)
+            timings += _timings(lanes[size], size)
+    return Measurement(this_machine(), sizes, threads, seconds, rounds, seed, tuple(timings), needs)
 
 
-def _check(contenders: Mapping[str, Competitor], settings: Settings) -> None:
+def _check(
+    contenders: Mapping[str, Competitor], sizes: tuple[int, ...], threads: int, seconds: float, rounds: int
+) -> None:
     if not contenders:
         raise BenchmarkError("there are no contenders to measure")
-    if not settings.batch_sizes or min(settings.batch_sizes) < 1:
-        raise BenchmarkError(f"batch sizes must be at least 1, got {list(settings.batch_sizes)}")
-    if len(set(settings.batch_sizes)) < len(settings.batch_sizes):
-        raise BenchmarkError(f"a batch size is given twice: {list(settings.batch_sizes)}")
-    if settings.threads < 1:
-        raise BenchmarkError(f"threads must be at least 1, got {settings.threads}")
-    if not settings.seconds > 0:
-        raise BenchmarkError(f"seconds must be positive, got {settings.seconds}")
-    if settings.rounds < 1 or settings.warmup < 0 or not 1 <= settings.min_repeats <= settings.max_repeats:
-        raise BenchmarkError(
-            f"rounds must be at least 1, warmup at least 0 and 1 <= min_repeats <= max_repeats, got rounds "
-            f"{settings.rounds}, warmup {settings.warmup}, min_repeats {settings.min_repeats}, max_repeats "
-            f"{settings.max_repeats}"
-        )
-
-
-@dataclass(frozen=True)
-class _Lane:
-    """One contender's calls of one kind: end-to-end, or on the device only."""
-
-    entrant: Contender
-    on_device: bool
-    calls: list[Callable[[], Any]]
-
-
-def _prepare(entrants: list[Contender], inputs: Inputs, batch_sizes: Sequence[int]) -> dict[int, list[_Lane]]:
-    """Lanes per batch size, the first contender's first; everything is checked before anything is timed."""
-    flags = which_carry_the_batch(entrants, inputs)
-    prepared = {}
-    for batch_size in batch_sizes:
-        batches = cut_batches(inputs, flags, batch_size)
-        lanes = prepared[batch_size] = list[_Lane]()
-        for entrant in entrants:
-            lanes.append(_Lane(entrant, False, [entrant.prepare(batch) for batch in batches]))
-            on_device = [call for batch in batches if (call := entrant.prepare_on_device(batch)) is not None]
-            if on_device:
-                lanes.append(_Lane(entrant, True, on_device))
-    return prepared
-
-
-def _footprints(
-    contenders: Mapping[str, Competitor], inputs: Inputs, entrants: list[Contender], settings: Settings
-) -> tuple[Footprint, ...]:
-    flags = which_carry_the_batch(entrants, inputs)
-    batches = [cut_batches(inputs, flags, size, most=1)[0] for size in sorted(settings.batch_sizes)]
-    return tuple(
-        measure_footprint(name, competitor, batches, settings.threads)
-        for name, competitor in track(contenders.items(), "load times and memory")
-        if isinstance(competitor, (str, os.PathLike, OnnxFile, ModelFactory))
-    )
-
-
-def which_carry_the_batch(entrants: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
-    """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells."""
-    for entrant in entrants:
-        program = entrant.compiled.program if isinstance(entrant, CompiledContender) else None
-        if isinstance(entrant, ProgramContender):
-            program = entrant.program
-        if program is not None:
-            known = ProgramContender(entrant.name, program).batched(inputs)
-            if known is not None:
-                return known
-    flags: tuple[bool, ...] = batch_flags((inputs,), {})
-    if not any(flags):
-        raise BatchError("the inputs hold no tensor with a batch axis")
-    return flags
+    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        raise BenchmarkError(f"batch sizes must be at least 1 and given once, got {list(sizes)}")
+    if threads < 1 or rounds < 1:
+        raise BenchmarkError(f"threads and rounds must be at least 1, got {threads} and {rounds}")
+    if not seconds > 0:
+        raise BenchmarkError(f"seconds must be positive, got {seconds}")
 
 
 def cut_batches(
@@ -202,97 +154,94 @@ def cut_batches(
     return batches
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Nanoseconds of every timed call of one contender, round by round."""
+@dataclass
+class _Lane:
+    """One contender's calls of one kind, end-to-end or on the device only, at one batch size.
 
-    warmup: int
-    rounds: tuple[tuple[int, ...], ...]
+    Attributes:
+        calls: prepared ones, in an endless round.
+        repeats: timed calls of a turn.
+        rounds: nanoseconds of the timed calls, turn by turn.
+    """
 
-    def latencies(self) -> Latencies:
-        """Percentiles over all rounds."""
-        return latencies(np.concatenate(self.rounds))
+    contender: Contender
+    on_device: bool
+    calls: Iterator[Call]
+    repeats: int = 0
+    rounds: list[list[int]] = field(default_factory=list)
 
+    def warm_up(self, seconds: float, rounds: int) -> None:
+        """Makes calls that are not counted, at least 2, and sees how many fit into a turn.
 
-def _measure(
-    lanes: list[_Lane], settings: Settings, order: random.Random, advance: Callable[[], None]
-) -> list[_Measured]:
-    streams = [itertools.cycle(lane.calls) for lane in lanes]
-    warmups, per_round = [], []
-    for lane, stream in zip(lanes, streams, strict=True):
-        spent = _warm_up(lane.entrant, stream, settings)
-        warmups.append(len(spent))
+        Raises:
+            BenchmarkError: a call fails.
+        """
+        spent: list[int] = []
+        deadline = time.perf_counter() + seconds
+        try:
+            while len(spent) < 2 or (len(spent) < WARMUP and time.perf_counter() < deadline):
+                spent += self._time(1)
+        except Exception as error:  # a callable or a runtime may raise anything
+            raise failure_of(self.contender, error) from error
         typical = float(np.median(spent[len(spent) // 2 :])) / 1e9
-        repeats = min(max(math.ceil(settings.seconds / typical), settings.min_repeats), settings.max_repeats)
-        per_round.append(math.ceil(repeats / settings.rounds))
-    spent_by_round: list[list[tuple[int, ...]]] = [[] for _ in lanes]
-    for _ in range(settings.rounds):
-        turns = list(range(len(lanes)))
-        order.shuffle(turns)
-        for turn in turns:
-            with _no_garbage_collection():
-                next(streams[turn])()
-                spent_by_round[turn].append(_time(streams[turn], per_round[turn]))
-        advance()
-    return [_Measured(warmup, tuple(rounds)) for warmup, rounds in zip(warmups, spent_by_round, strict=True)]
+        self.repeats = math.ceil(min(max(seconds / typical, FEWEST_CALLS), MOST_CALLS) / rounds)
+
+    def take_turn(self) -> None:
+        """Makes the timed calls of one round, after one that is not timed."""
+        with no_garbage_collection():
+            next(self.calls)()
+            self.rounds.append(self._time(self.repeats))
+
+    def _time(self, repeats: int) -> list[int]:
+        spent = []
+        clock = time.perf_counter_ns
+        for call in itertools.islice(self.calls, repeats):
+            start = clock()
+            call()
+            spent.append(clock() - start)
+        return spent
 
 
-def _warm_up(entrant: Contender, stream: Iterator[Callable[[], Any]], settings: Settings) -> tuple[int, ...]:
-    """Nanoseconds of the calls that warm a contender up, at least 2."""
-    spent: list[int] = []
-    deadline = time.perf_counter() + settings.seconds
-    try:
-        while len(spent) < 2 or (len(spent) < settings.warmup and time.perf_counter() < deadline):
-            spent += _time(stream, 1)
-    except Exception as error:  # a callable or a runtime may raise anything
-        reason = " ".join(str(error).split())[:300]
-        raise BenchmarkError(f"contender '{entrant.name}' fails: {type(error).__name__}: {reason}") from error
-    return tuple(spent)
+def failure_of(contender: Contender, error: Exception) -> BenchmarkError:
+    """What to raise where a call of a contender fails."""
+    reason = " ".join(str(error).split())[:300]
+    return BenchmarkError(f"contender '{contender.name}' fails: {type(error).__name__}: {reason}")
 
 
-def _time(stream: Iterator[Callable[[], Any]], repeats: int) -> tuple[int, ...]:
-    spent = []
-    clock = time.perf_counter_ns
-    for call in itertools.islice(stream, repeats):
-        start = clock()
-        call()
-        spent.append(clock() - start)
-    return tuple(spent)
+def _lanes(contenders: Sequence[Contender], batches: Sequence[Inputs]) -> list[_Lane]:
+    lanes = []
+    for contender in contenders:
+        lanes.append(_Lane(contender, False, itertools.cycle([contender.prepare(batch) for batch in batches])))
+        on_device = [call for batch in batches if (call := contender.prepare_on_device(batch)) is not None]
+        if on_device:
+            lanes.append(_Lane(contender, True, itertools.cycle(on_device)))
+    return lanes
 
 
-def _timings(lanes: list[_Lane], measured: list[_Measured], batch_size: int) -> list[Timing]:
-    by_kind = {
-        on_device: {
-            lane.entrant.name: each
-            for lane, each in zip(lanes, measured, strict=True)
-            if lane.on_device is on_device
-        }
-        for on_device in (False, True)
-    }  # fmt: skip
-    reference = lanes[0].entrant.name
+def _timings(lanes: Sequence[_Lane], batch_size: int) -> list[Timing]:
+    """What the lanes took, beside the first contender's lane of the same kind."""
+    first = {lane.on_device: lane for lane in lanes if lane.contender is lanes[0].contender}
     timings = []
-    for entrant in (lane.entrant for lane in lanes if not lane.on_device):
-        own, first = by_kind[False][entrant.name], by_kind[False][reference]
-        device, first_device = by_kind[True].get(entrant.name), by_kind[True].get(reference)
-        medians = [float(np.median(spent)) for spent in own.rounds]
-        ratios = [mine / float(np.median(other)) for mine, other in zip(medians, first.rounds, strict=True)]
-        found = own.latencies()
+    for lane in lanes:
+        spent = np.concatenate(lane.rounds)
+        found, medians = latencies(spent), np.median(lane.rounds, axis=1)
+        ratio = ratio_range = None
+        if lane.on_device in first:
+            reference = first[lane.on_device].rounds
+            ratios = medians / np.median(reference, axis=1)
+            ratio = found.p50_us / latencies(np.concatenate(reference)).p50_us
+            ratio_range = float(ratios.min()), float(ratios.max())
         timings.append(
             Timing(
-                contender=entrant.name,
-                runtime=entrant.runtime,
-                device=entrant.device,
+                contender=lane.contender.name,
+                runtime=lane.contender.runtime,
                 batch_size=batch_size,
-                warmup=own.warmup,
-                end_to_end=found,
-                device_only=None if device is None else device.latencies(),
-                rows_per_second=batch_size * found.calls / (sum(map(sum, own.rounds)) / 1e9),
-                p50_range_us=(min(medians) / 1e3, max(medians) / 1e3),
-                ratio=found.p50_us / first.latencies().p50_us,
-                ratio_range=(min(ratios), max(ratios)),
-                device_only_ratio=None
-                if device is None or first_device is None
-                else device.latencies().p50_us / first_device.latencies().p50_us,
+                on_device=lane.on_device,
+                latencies=found,
+                rows_per_second=batch_size * len(spent) / (float(spent.sum()) / 1e9),
+                p50_range_us=(float(medians.min()) / 1e3, float(medians.max()) / 1e3),
+                ratio=ratio,
+                ratio_range=ratio_range,
             )
         )
     return timings
@@ -310,7 +259,8 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Keeps Python's collector from running into what is timed."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.command_options import command_line
 from afm_fx.file_batches import FileBatches
+from afm_fx.measurement import Measurement
 from afm_fx.quality_comparison import compare_quality
 from afm_fx.report import ReportFacts, ReportFile
 from afm_fx.report_page import report_page
@@ -59,7 +59,7 @@ def compress_page(
     return report_page(compressed.report, config.model, facts)
 
 
-def _timing(config: CompressConfig, batches: FileBatches, dense: Path, low_rank: Path) -> BenchmarkResult:
+def _timing(config: CompressConfig, batches: FileBatches, dense: Path, low_rank: Path) -> Measurement:
     """Both files side by side on calibration rows, one thread."""
     rows = max(config.report_batch_sizes) * MAX_DIFFERENT_BATCHES
     inputs = next(iter(replace(batches, batch_size=min(rows, batches.file.rows), labels=())))

@@ -6,28 +6,49 @@ provider for a file; for a model ``compile``, ``cuda`` or both with a comma betw
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
+import typer
 from torch import Tensor
 
 from afm_fx.aoti_model import load_aoti
-from afm_fx.contenders import AOTI_SUFFIX, OnnxFile
+from afm_fx.contenders import AOTI_SUFFIX, ModelFactory, OnnxFile
 from afm_fx.data_files import open_data
-from afm_fx.errors import UserError
+from afm_fx.errors import BenchmarkError, UserError
 from afm_fx.file_inputs import inputs_from_file, random_file_inputs, traffic_examples
-from afm_fx.model_contender import ModelFactory
+from afm_fx.user_model import build_model
 
-CONTENDER_HELP = (
-    "ONNX files (FILE@cuda: by that execution provider), AOTInductor packages (.pt2) or models "
-    "(package.module:factory, @compile for torch.compile, @cuda)."
-)
+Named: TypeAlias = Path | OnnxFile | ModelFactory
+"""An AOTInductor package, an ONNX file or a model."""
+
+ContendersArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME=WHAT[@HOW]...",
+        help="ONNX files (FILE@cuda: by that execution provider), AOTInductor packages (.pt2) or models "
+        "(package.module:factory, @compile for torch.compile, @cuda). The first is the reference of all ratios.",
+    ),
+]
+InputsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Rows to run, .npz, .npy or .parquet; real ids matter, for they decide what lies in the cache.",
+        show_default="random: numbers in [0, 1), ids 0 and 1",
+    ),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
+ProviderOption = Annotated[
+    str,
+    typer.Option(help="Execution provider of ONNX files that name none: cpu, cuda, tensorrt, openvino."),
+]
+
 COMPILE, CUDA = "compile", "cuda"
 
 
-def parse_contenders(
-    texts: Sequence[str], provider: str = "cpu", checkpoint: Path | None = None
-) -> dict[str, OnnxFile | ModelFactory]:
+def parse_contenders(texts: Sequence[str], provider: str = "cpu", checkpoint: Path | None = None) -> dict[str, Named]:
     """The contenders that the command line names, in its order.
 
     Args:
@@ -38,38 +59,36 @@ def parse_contenders(
     Raises:
         UserError: a text is not of this form, or a name is given twice.
     """
-    found = {}
+    contenders: dict[str, Named] = {}
     for text in texts:
         name, equals, target = text.partition("=")
         if not (name and equals and target):
             raise UserError(f"a file is given as NAME=FILE; got '{text}'")
-        if name in found:
+        if name in contenders:
             raise UserError(f"a name is given to two files: '{name}'")
-        found[name] = _contender(target, provider, checkpoint)
-    return found
+        contenders[name] = _contender(target, provider, checkpoint)
+    return contenders
 
 
-def _contender(target: str, provider: str, checkpoint: Path | None) -> OnnxFile | ModelFactory:
+def _contender(target: str, provider: str, checkpoint: Path | None) -> Named:
     if Path(target).is_file():  # a file's own name may hold an @
         what, how = target, ""
     else:
         what, _, how = target.partition("@")
-    if ":" in what and not Path(what).is_file() and Path(what).suffix not in (".onnx", AOTI_SUFFIX):
+    suffix = Path(what).suffix
+    if ":" in what and not Path(what).is_file() and suffix not in (".onnx", AOTI_SUFFIX):
         options = [option for option in how.split(",") if option]
-        unknown = [option for option in options if option not in (COMPILE, CUDA)]
-        if unknown:
+        if not set(options) <= {COMPILE, CUDA}:
             raise UserError(f"a model runs as it is, or with @{COMPILE}, @{CUDA} or both; got '{target}'")
         return ModelFactory(what, checkpoint, COMPILE in options, "cuda" if CUDA in options else "cpu")
-    if Path(what).suffix == AOTI_SUFFIX:
-        if how:
-            raise UserError(f"an AOTInductor package is compiled for its device, so nothing follows it; got '{target}'")
-        return OnnxFile(Path(what))
-    return OnnxFile(Path(what), how or provider)
+    if suffix != AOTI_SUFFIX:
+        return OnnxFile(Path(what), how or provider)
+    if how:
+        raise UserError(f"an AOTInductor package is compiled for its device, so nothing follows it; got '{target}'")
+    return Path(what)
 
 
-def contender_inputs(
-    contenders: Mapping[str, OnnxFile | ModelFactory], data: Path | None, rows: int, seed: int
-) -> dict[str, Tensor]:
+def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: int, seed: int) -> dict[str, Tensor]:
     """Inputs by name that all contenders can be given.
 
     Args:
@@ -83,15 +102,38 @@ def contender_inputs(
         FileFormatError: a file is missing or damaged.
     """
     file = None if data is None else open_data(data)
-    files = [each.path for each in contenders.values() if isinstance(each, OnnxFile)]
-    onnx_files = [path for path in files if path.suffix != AOTI_SUFFIX]
+    onnx_files = [each.path for each in contenders.values() if isinstance(each, OnnxFile)]
+    packages = [each for each in contenders.values() if isinstance(each, Path)]
+    models = [each.name for each in contenders.values() if isinstance(each, ModelFactory)]
     mapping = None
     if onnx_files:
         examples, mapping = traffic_examples(onnx_files, () if file is None else file.names)
-    elif files:
-        examples = load_aoti(files[0]).examples()
+    elif packages:
+        examples = load_aoti(packages[0]).examples()
     else:
-        examples = next(each for each in contenders.values() if isinstance(each, ModelFactory)).examples()
+        examples = _examples_of_model(models[0])
     if file is None:
         return random_file_inputs(examples, rows, seed, mapping)
     return inputs_from_file(file, examples, rows)
+
+
+def _examples_of_model(name: str) -> list[tuple[str, Tensor]]:
+    """Name and example of every input tensor of a model, as an exported file would name them.
+
+    Raises:
+        BenchmarkError: the inputs are nested deeper than a dict or a tuple of tensors.
+    """
+    model, example = build_model(name)
+    if isinstance(example, tuple) and len(example) == 1 and isinstance(example[0], dict):
+        example = example[0]
+    if isinstance(example, dict):
+        pairs = list(example.items())
+    else:
+        leaves = list(example) if isinstance(example, (tuple, list)) else [example]
+        pairs = list(zip(inspect.signature(model.forward).parameters, leaves, strict=False))
+    if not pairs or not all(isinstance(value, Tensor) for _, value in pairs):
+        raise BenchmarkError(
+            f"'{name}' takes inputs that are nested deeper than a dict or a tuple of tensors; enter an exported file "
+            "first, whose inputs have names"
+        )
+    return pairs

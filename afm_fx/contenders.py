@@ -1,5 +1,5 @@
-"""What takes part in a benchmark: an ONNX file under one of ONNX Runtime's execution providers, an AOTInductor package,
-a model, a program or any callable under torch, compiled or not."""
+"""What takes part in a measurement: an ONNX file under one of ONNX Runtime's execution providers, an AOTInductor
+package, a model, a program or any callable under torch, compiled or not."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from afm_fx.aoti_model import AotiModel, load_aoti
+from afm_fx.aoti_model import load_aoti
 from afm_fx.errors import BatchError, BenchmarkError, UserError
 from afm_fx.file_inputs import feed_of
-from afm_fx.inputs import Inputs, normalize_inputs, takes_single_dict
-from afm_fx.model_contender import ModelFactory, model_contender
+from afm_fx.inputs import Inputs, batch_flags, normalize_inputs, takes_single_dict
 from afm_fx.onnx_runtime import KINDS, Provider, open_session, provider_of
 from afm_fx.program import Program
+from afm_fx.user_model import build_model
 
 Competitor: TypeAlias = "str | os.PathLike[str] | OnnxFile | ModelFactory | Program | Compiled | Callable[..., Any]"
 """What a user may enter: the path of an ONNX file or of a ``.pt2`` package, an ONNX file with its execution provider, a
 model factory, a program, or a callable."""
+
+Call: TypeAlias = Callable[[], Any]
 
 AOTI_SUFFIX = ".pt2"
 
@@ -42,53 +44,80 @@ class OnnxFile:
     provider: str = "cpu"
 
 
-class Contender(Protocol):
-    """One competitor, ready to be given batches."""
+@dataclass(frozen=True)
+class ModelFactory:
+    """A model that a measurement builds itself.
 
-    @property
-    def name(self) -> str:
-        """How results call it."""
-        ...
+    Attributes:
+        name: ``package.module:factory``, see :func:`afm_fx.user_model.build_model`.
+        checkpoint: its weights, None for those that the factory gives it.
+        compiled: whether ``torch.compile`` compiles it when its first batch arrives, for any batch size but 1 at once.
+        device: "cpu" or "cuda".
+    """
 
-    @property
-    def runtime(self) -> str:
-        """What runs it: "ONNX Runtime" (with the execution provider where that is not the CPU's), "AOTInductor",
-        "torch" or "torch.compile"."""
-        ...
+    name: str
+    checkpoint: Path | None = None
+    compiled: bool = False
+    device: str = "cpu"
 
-    @property
-    def device(self) -> str:
-        """Where it runs: "cpu" or "cuda"."""
-        ...
 
-    def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """A call without arguments that runs the batch, from host memory to host memory; only the call is timed.
+@dataclass(frozen=True)
+class Compiled:
+    """A program that ``torch.compile`` compiles when its first batch arrives, with a free batch size.
+
+    Threads of its loops are those that torch has when it is compiled, and a change compiles it again.
+    """
+
+    program: Program
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        """The compiled graph; call it as the program's graph module."""
+        # One compilation for every batch size but 1, which torch always compiles apart.
+        return torch.compile(self.program.graph_module, dynamic=self.program.dynamic_batch or None)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One competitor, ready to be given batches.
+
+    Attributes:
+        name: how results call it.
+        runtime: what runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile", followed by the execution
+            provider or device where that is not the CPU.
+        bind: makes a call without arguments of a batch, from host memory to host memory; only the call is timed.
+        bind_on_device: the same with inputs and outputs that stay on the device, over when the device is done; None
+            on the CPU. Both raise BatchError where a batch does not fit, with a message that begins with a verb.
+        program: what runs, where it is a program: it knows which of its inputs carry the batch.
+    """
+
+    name: str
+    runtime: str
+    bind: Callable[[Inputs], Call]
+    bind_on_device: Callable[[Inputs], Call] | None = None
+    program: Program | None = None
+
+    def prepare(self, batch: Inputs) -> Call:
+        """A call that runs the batch, from host memory to host memory.
 
         Raises:
             BatchError: the contender does not take this batch.
         """
-        ...
+        return self._bound(self.bind, batch)
 
-    def prepare_on_device(self, batch: Inputs) -> Callable[[], Any] | None:
-        """The same with inputs and outputs that stay on the device, over when the device is done; None on the CPU.
+    def prepare_on_device(self, batch: Inputs) -> Call | None:
+        """A call that runs the batch with inputs and outputs on the device; None on the CPU.
 
         Raises:
             BatchError: the contender does not take this batch.
         """
-        ...
+        return None if self.bind_on_device is None else self._bound(self.bind_on_device, batch)
 
-
-class OnCpu:
-    """What all contenders on the CPU have in common: no device to time apart."""
-
-    @property
-    def device(self) -> str:
-        """See :class:`Contender`."""
-        return "cpu"
-
-    def prepare_on_device(self, batch: Inputs) -> None:
-        """See :class:`Contender`."""
-        del batch
+    def _bound(self, bind: Callable[[Inputs], Call], batch: Inputs) -> Call:
+        try:
+            return bind(batch)
+        except BatchError as error:
+            raise BatchError(f"contender '{self.name}' {error}") from error
 
 
 def make_contender(name: str, competitor: Competitor, threads: int) -> Contender:
@@ -103,135 +132,103 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
         BenchmarkError: the file is missing or damaged, ONNX Runtime or its execution provider is not installed, the
             model cannot be built, or the competitor is none of these.
     """
-    if isinstance(competitor, Compiled):
-        return CompiledContender(name, competitor)
-    if isinstance(competitor, Program):
-        return ProgramContender(name, competitor)
-    if isinstance(competitor, (str, os.PathLike, OnnxFile, ModelFactory)):
-        try:
-            return _loaded(name, competitor, threads)
-        except UserError as error:
-            raise BenchmarkError(f"contender '{name}': {error}") from error
-    if callable(competitor):
-        return CallableContender(name, competitor)
+    try:
+        match competitor:
+            case Program() | Compiled():
+                return _program(name, competitor)
+            case ModelFactory():
+                return _model(name, competitor)
+            case OnnxFile():
+                return _onnx_file(name, competitor, threads)
+            case str() | os.PathLike():
+                path = Path(competitor)
+                return _package(name, path) if path.suffix == AOTI_SUFFIX else _onnx_file(name, OnnxFile(path), threads)
+            case _ if callable(competitor):
+                return Contender(name, "torch", functools.partial(_bind_callable, competitor))
+    except UserError as error:
+        raise BenchmarkError(f"contender '{name}': {error}") from error
     raise BenchmarkError(
         f"contender '{name}' is a {type(competitor).__name__}; give the path of an ONNX file or "
         f"of a {AOTI_SUFFIX} package, a Program or a callable"
     )
 
 
-def _loaded(name: str, competitor: str | os.PathLike[str] | OnnxFile | ModelFactory, threads: int) -> Contender:
-    if isinstance(competitor, ModelFactory):
-        return model_contender(name, competitor)
-    file = competitor if isinstance(competitor, OnnxFile) else OnnxFile(Path(competitor))
-    if file.path.suffix == AOTI_SUFFIX:
-        return AotiContender(name, load_aoti(file.path))
-    return _onnx_contender(name, file, threads)
+def which_carry_the_batch(contenders: list[Contender], inputs: Inputs) -> tuple[bool, ...]:
+    """Which leaves of the inputs carry the batch: a program knows, otherwise it is what the first tensor tells.
 
-
-def _onnx_contender(name: str, file: OnnxFile, threads: int) -> OnnxContender:
-    """Opens an ONNX file with the execution provider asked for, and no other instead."""
-    provider = provider_of(file.provider)
-    session = open_session(file.path, provider, threads)
-    kind = KINDS[provider]
-    runtime = "" if provider is Provider.CPU else f" {kind.name.removesuffix('ExecutionProvider')}"
-    return OnnxContender(name, session, f"ONNX Runtime{runtime}", kind.device)
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A program that ``torch.compile`` compiles when its first batch arrives, with a free batch size.
-
-    Threads of its loops are those that torch has when it is compiled, and a change compiles it again.
-
-    Attributes:
-        program: what to compile.
+    Raises:
+        BatchError: the inputs hold no tensor with a batch axis.
     """
-
-    program: Program
-
-    @functools.cached_property
-    def function(self) -> Callable[..., Any]:
-        """The compiled graph; call it as the program's graph module."""
-        # One compilation for every batch size but 1, which torch always compiles apart.
-        return torch.compile(self.program.graph_module, dynamic=self.program.dynamic_batch or None)
-
-
-@dataclass(frozen=True)
-class ProgramContender(OnCpu):
-    """A captured program, run eagerly by torch."""
-
-    name: str
-    program: Program
-    runtime: str = "torch"
-
-    def prepare(self, batch: Inputs) -> functools.partial[Any]:
-        """Binds the batch, see :class:`Contender`."""
+    for program in (each.program for each in contenders if each.program is not None):
         try:
-            args, kwargs = self._bind(batch)
-        except BatchError as error:
-            raise BatchError(f"contender '{self.name}' does not take this batch: {error}") from error
-        return functools.partial(self.program, *args, **kwargs)
-
-    def _bind(self, batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Typed inputs are taken as they are, or made of a batch of the original's."""
-        if self.program.original_inputs is None:
-            return self.program.bind(batch)
-        try:
-            return self.program.bind(batch)
-        except BatchError:
-            return self.program.bind(self.program.convert_inputs(batch))
-
-    def batched(self, inputs: Inputs) -> tuple[bool, ...] | None:
-        """Which leaves of the inputs carry the batch, None where the program does not take them as they are."""
-        try:
-            bound = pytree.tree_leaves(self.program.bind(inputs))
-        except BatchError:
-            return None
-        carriers = {id(leaf) for leaf, flag in zip(bound, self.program.batched, strict=True) if flag}
+            bound = pytree.tree_leaves(program.bind(inputs))
+        except BatchError:  # it takes them in another form
+            continue
+        carriers = {id(leaf) for leaf, flag in zip(bound, program.batched, strict=True) if flag}
         return tuple(id(leaf) in carriers for leaf in pytree.tree_leaves(inputs))
+    flags: tuple[bool, ...] = batch_flags((inputs,), {})
+    if not any(flags):
+        raise BatchError("the inputs hold no tensor with a batch axis")
+    return flags
 
 
-@dataclass(frozen=True)
-class CallableContender(OnCpu):
-    """Any callable. A tuple is unpacked; a dict is keyword inputs of a module that names them, else one argument."""
-
-    name: str
+def _program(name: str, competitor: Program | Compiled) -> Contender:
+    """A program, eager or compiled. Typed inputs are taken as they are, or made of a batch of the original's."""
     function: Callable[..., Any]
-    runtime: str = "torch"
+    if isinstance(competitor, Compiled):
+        program, function, runtime = competitor.program, competitor.function, "torch.compile"
+    else:
+        program, function, runtime = competitor, competitor, "torch"
 
-    def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """Binds the batch, see :class:`Contender`."""
-        single_dict = not isinstance(self.function, nn.Module) or takes_single_dict(self.function, batch)
-        args, kwargs = normalize_inputs(batch, single_dict)
-        return functools.partial(self.function, *args, **kwargs)
-
-
-@dataclass(frozen=True)
-class OnnxContender:
-    """An ONNX file under one of ONNX Runtime's execution providers."""
-
-    name: str
-    session: Any
-    runtime: str = "ONNX Runtime"
-    device: str = "cpu"
-
-    def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """Binds the batch by name where it is a dict of the file's input names, else by position."""
-        return functools.partial(self.session.run, None, self._feed(batch))
-
-    def prepare_on_device(self, batch: Inputs) -> Callable[[], Any] | None:
-        """A call on inputs that were copied to the device before, see :class:`Contender`."""
-        return None if self.device == "cpu" else bound_call(self.session, self._feed(batch), self.device)
-
-    def _feed(self, batch: Inputs) -> dict[str, Any]:
+    def bind(batch: Inputs) -> Call:
         try:
-            return feed_of(self.session, batch)
+            try:
+                args, kwargs = program.bind(batch)
+            except BatchError:
+                if program.original_inputs is None:
+                    raise
+                args, kwargs = program.bind(program.convert_inputs(batch))
         except BatchError as error:
-            raise BatchError(f"contender '{self.name}' {error}") from error
+            raise BatchError(f"does not take this batch: {error}") from error
+        return functools.partial(function, *args, **kwargs)
+
+    return Contender(name, runtime, bind, program=program)
 
 
-def bound_call(session: Any, feed: Mapping[str, Any], device: str) -> Callable[[], Any]:
+def _arguments(function: Callable[..., Any], batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tuple is unpacked; a dict is keyword inputs of a module that names them, else one argument."""
+    original = getattr(function, "_orig_mod", function)  # torch.compile's wrapper hides the names of a module's inputs
+    single_dict = not isinstance(original, nn.Module) or takes_single_dict(original, batch)
+    return normalize_inputs(batch, single_dict)
+
+
+def _bind_callable(function: Callable[..., Any], batch: Inputs) -> Call:
+    args, kwargs = _arguments(function, batch)
+    return functools.partial(function, *args, **kwargs)
+
+
+def _package(name: str, path: Path) -> Contender:
+    """An AOTInductor package. Arguments are flattened before the call, as a C++ server would hold them."""
+    package = load_aoti(path)
+    return Contender(name, "AOTInductor", lambda batch: functools.partial(package.call, package.bind(batch)))
+
+
+def _onnx_file(name: str, file: OnnxFile, threads: int) -> Contender:
+    provider = provider_of(file.provider)
+    kind = KINDS[provider]
+    session = open_session(file.path, provider, threads)
+    runtime = "ONNX Runtime"
+    if provider is not Provider.CPU:
+        runtime += f" {kind.name.removesuffix('ExecutionProvider')}"
+    return Contender(
+        name,
+        runtime,
+        lambda batch: functools.partial(session.run, None, feed_of(session, batch)),
+        None if kind.device == "cpu" else lambda batch: bound_call(session, feed_of(session, batch), kind.device),
+    )
+
+
+def bound_call(session: Any, feed: Mapping[str, Any], device: str) -> Call:
     """A call of a session on inputs that lie on a device, leaving its outputs there, over when the device is done.
 
     Args:
@@ -256,32 +253,45 @@ def bound_call(session: Any, feed: Mapping[str, Any], device: str) -> Callable[[
     return call
 
 
-@dataclass(frozen=True)
-class AotiContender(OnCpu):
-    """An AOTInductor package. Arguments are flattened before the call, as a C++ server would hold them."""
+def _model(name: str, factory: ModelFactory) -> Contender:
+    """A user's model, on its device.
 
-    name: str
-    model: AotiModel
-    runtime: str = "AOTInductor"
+    Raises:
+        BenchmarkError: there is no such device.
+        ModelError: the factory is missing or fails, see :func:`afm_fx.user_model.build_model`.
+    """
+    device = factory.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError(
+            f"'{factory.name}' is to run on CUDA, but this PyTorch ({torch.__version__}) finds no CUDA device"
+        )
+    model = build_model(factory.name, factory.checkpoint)[0].to(device)
+    function: Callable[..., Any] = torch.compile(model, dynamic=True) if factory.compiled else model
 
-    def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """Binds the batch, see :class:`Contender`."""
-        try:
-            tensors = self.model.bind(batch)
-        except BatchError as error:
-            raise BatchError(f"contender '{self.name}' {error}") from error
-        return functools.partial(self.model.call, tensors)
+    def bind_copies(batch: Inputs) -> Call:
+        held = _arguments(function, batch)
+
+        def call() -> Any:
+            args, kwargs = _moved(held, device)
+            return _moved(function(*args, **kwargs), "cpu")  # a copy to host memory waits for the device
+
+        return call
+
+    def bind_on_device(batch: Inputs) -> Call:
+        args, kwargs = _moved(_arguments(function, batch), device)
+
+        def call() -> Any:
+            outputs = function(*args, **kwargs)
+            torch.cuda.synchronize()
+            return outputs
+
+        return call
+
+    runtime = "torch.compile" if factory.compiled else "torch"
+    if device == "cpu":
+        return Contender(name, runtime, functools.partial(_bind_callable, function))
+    return Contender(name, f"{runtime} CUDA", bind_copies, bind_on_device)
 
 
-@dataclass(frozen=True)
-class CompiledContender(OnCpu):
-    """A program under ``torch.compile``; its first calls compile it."""
-
-    name: str
-    compiled: Compiled
-    runtime: str = "torch.compile"
-
-    def prepare(self, batch: Inputs) -> Callable[[], Any]:
-        """Binds the batch, see :class:`Contender`."""
-        bound = ProgramContender(self.name, self.compiled.program).prepare(batch)
-        return functools.partial(self.compiled.function, *bound.args, **bound.keywords)
+def _moved(tree: Any, device: str) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)

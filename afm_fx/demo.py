@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afm_fx.benchmark import benchmark
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.capture import capture
 from afm_fx.compress_files import DENSE, LOW_RANK, OUTPUTS, write_outputs
 from afm_fx.compression import Compressed, compress
 from afm_fx.contenders import make_contender
 from afm_fx.demo_model import Quality, Training, build_deepfm, model_inputs, score, train
 from afm_fx.errors import UserError
+from afm_fx.measurement import Measurement
 from afm_fx.onnx_export import ExportReport
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Fixed, Policy
@@ -104,7 +104,7 @@ class DemoResult:
     dense: Version
     low_rank: Version
     best_possible: Quality
-    timing: BenchmarkResult
+    timing: Measurement
 
     def table(self) -> str:
         """The one table."""
@@ -130,9 +130,9 @@ class DemoResult:
                 f"{low.quality.log_loss - dense.quality.log_loss:+.4f}",
             ),
         ]
-        for batch_size in self.timing.settings.batch_sizes:
+        for batch_size in self.timing.batch_sizes:
             before, after = (self.timing.timing(name, batch_size) for name in ("dense", "low-rank"))
-            one, other = before.end_to_end, after.end_to_end
+            one, other = before.latencies, after.latencies
             pairs = [("p50", one.p50_us, other.p50_us), ("p99", one.p99_us, other.p99_us)]
             if pairs[1][1] is None or pairs[1][2] is None:  # too few calls for it
                 pairs[1] = ("p90", one.p90_us, other.p90_us)
@@ -145,7 +145,7 @@ class DemoResult:
 
     def footnotes(self) -> str:
         """Under what conditions the table was measured."""
-        threads, best = self.timing.settings.threads, self.best_possible
+        threads, best = self.timing.threads, self.best_possible
         lines = (
             f"Quality is that of ONNX Runtime's outputs; the true click probabilities score AUC {best.auc:.4f} and "
             f"LogLoss {best.log_loss:.4f}.",

@@ -8,7 +8,7 @@ p99 needs 299 and p99.9 needs 2,995.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +27,8 @@ class Latencies:
 
     Attributes:
         calls: how many were timed.
-        p50_us: their median.
-        p90_us: 90th percentile; this and the next two are None where there were too few calls, see
+        p50_us: their median; then the 90th, 99th and 99.9th percentile, None where there were too few calls, see
             :func:`calls_needed`.
-        p99_us: 99th percentile.
-        p999_us: 99.9th percentile.
     """
 
     calls: int
@@ -40,6 +37,12 @@ class Latencies:
     p99_us: float | None
     p999_us: float | None
 
+    @staticmethod
+    def of(calls: int, percentile_us: Callable[[float], float]) -> Latencies:
+        """The percentiles that so many calls carry; ``percentile_us`` gives any between 0 and 100 in microseconds."""
+        tail = [percentile_us(q) if calls >= calls_needed(q) else None for q in (90.0, 99.0, 99.9)]
+        return Latencies(calls, percentile_us(50.0), *tail)
+
     def cells(self) -> tuple[str, ...]:
         """The four percentiles as text."""
         return tuple(shown_us(value) for value in (self.p50_us, self.p90_us, self.p99_us, self.p999_us))
@@ -47,12 +50,8 @@ class Latencies:
 
 def latencies(nanoseconds: Sequence[int] | NDArray[np.int64]) -> Latencies:
     """The percentiles of at least one call's time in nanoseconds."""
-    spent = np.asarray(nanoseconds)
-    rest = [
-        float(np.percentile(spent, percentile)) / 1e3 if len(spent) >= calls_needed(percentile) else None
-        for percentile in (90.0, 99.0, 99.9)
-    ]
-    return Latencies(len(spent), float(np.median(spent)) / 1e3, *rest)
+    spent = np.asarray(nanoseconds) / 1e3
+    return Latencies.of(len(spent), lambda percentile: float(np.percentile(spent, percentile)))
 
 
 def calls_needed(percentile: float) -> int:

@@ -9,50 +9,35 @@ import typer
 
 from afm_fx.command_errors import EXIT_FAILURE, reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption
-from afm_fx.contender_names import CONTENDER_HELP, contender_inputs, parse_contenders
+from afm_fx.contender_names import (
+    ContendersArgument,
+    InputsOption,
+    ProviderOption,
+    ThreadsOption,
+    contender_inputs,
+    parse_contenders,
+)
 from afm_fx.errors import OutputExistsError
-from afm_fx.loadgen import Scenario
 from afm_fx.output_directory import refuse_existing_file, write_text
 from afm_fx.serving_load import load_test, requests_of
 
 
 def load(
-    contenders: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME=WHAT[@HOW]...", help=f"{CONTENDER_HELP} The first is the reference of all ratios."
-        ),
-    ],
-    scenario: Annotated[
-        Scenario,
-        typer.Option(
-            help="single-stream: one request after the other; server: random arrivals (Poisson) under a latency "
-            "bound; offline: all at once."
-        ),
-    ],
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Rows to make requests of, .npz, .npy or .parquet.",
-            show_default="random: numbers in [0, 1), ids 0 and 1",
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1,
+    contenders: ContendersArgument,
     latency_bound: Annotated[
-        float | None,
-        typer.Option(metavar="MS", help="server: bound of the 99th percentile in milliseconds.", show_default=False),
-    ] = None,
+        float, typer.Option(metavar="MS", help="Bound of the 99th percentile in milliseconds.", show_default=False)
+    ],
     qps: Annotated[
         float | None,
-        typer.Option(help="server: requests a second.", show_default="the highest that holds the bound is sought"),
+        typer.Option(help="Requests a second.", show_default="the highest that holds the bound is sought"),
     ] = None,
+    inputs: InputsOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1,
     seconds: Annotated[float, typer.Option(help="Duration of a run at least.")] = 10.0,
     min_queries: Annotated[int, typer.Option(min=1, help="Requests of a run at least.")] = 1000,
-    probe_seconds: Annotated[float, typer.Option(help="server: duration of the search's short runs.")] = 2.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads within an operator.")] = 1,
-    provider: Annotated[
-        str, typer.Option(help="Execution provider of ONNX files that name none: cpu, cuda, tensorrt, openvino.")
-    ] = "cpu",
+    probe_seconds: Annotated[float, typer.Option(help="Duration of the search's short runs.")] = 2.0,
+    threads: ThreadsOption = 1,
+    provider: ProviderOption = "cpu",
     checkpoint: CheckpointOption = None,
     seed: Annotated[int, typer.Option(help="Of random inputs, arrivals and the order of requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory of LoadGen's own logs, one folder for every run.")] = Path(
@@ -61,37 +46,32 @@ def load(
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)
     ] = None,
-    csv_out: Annotated[
-        Path | None, typer.Option("--csv", help="Write the numbers here as well.", show_default=False)
-    ] = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Put files or models under load with MLPerf LoadGen (needs the extra loadgen).
+    """Send requests at random times to files or models, with MLPerf LoadGen (needs the extra loadgen).
 
     All numbers are LoadGen's, read from its logs, which are kept. Exit code 1: LoadGen calls a run invalid, or a
     request was lost.
 
-    Example: afm-fx load dense=out/dense.onnx low-rank=out/low_rank.onnx --scenario server --latency-bound 10
+    Example: afm-fx load dense=out/dense.onnx low-rank=out/low_rank.onnx --latency-bound 10
     """
     with reported_errors(debug):
         entered = parse_contenders(contenders, provider, checkpoint)
         if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
             raise OutputExistsError(f"'{out}' exists already; choose another --out or add --force")
-        for path in (json_out, csv_out):
-            if path is not None:
-                refuse_existing_file(path, force=force)
+        if json_out is not None:
+            refuse_existing_file(json_out, force=force)
         batch = contender_inputs(entered, inputs, batch_size * requests_of(batch_size), seed)
         result = load_test(
             entered,
             batch,
             out,
-            scenario=scenario,
+            latency_bound_ms=latency_bound,
+            qps=qps,
             batch_size=batch_size,
             seconds=seconds,
             min_queries=min_queries,
-            latency_bound_ms=latency_bound,
-            qps=qps,
             probe_seconds=probe_seconds,
             threads=threads,
             seed=seed,
@@ -99,7 +79,5 @@ def load(
         typer.echo(result.table())
         if json_out is not None:
             write_text(json_out, result.to_json() + "\n", force=force)
-        if csv_out is not None:
-            write_text(csv_out, result.to_csv(), force=force)
         if not result.valid:
             raise typer.Exit(EXIT_FAILURE)

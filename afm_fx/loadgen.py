@@ -1,52 +1,37 @@
 """Runs one test of MLPerf LoadGen (``mlcommons-loadgen``, the extra ``loadgen``) against prepared calls.
 
-LoadGen decides when queries come, times them and judges the run; what it writes is read back from its log. A query is
-one request: a batch of rows that was prepared before, as a server has parsed a request before it runs it.
+The scenario is LoadGen's Server: requests come at random, as a Poisson process, and the 99th percentile of the time
+from arrival to answer must stay within a bound. LoadGen decides when they come, times them and judges the run; what it
+writes is read back from its log, and no number is computed beside it. A query is one request: a batch of rows that was
+prepared before, as a server has parsed a request before it runs it.
 
-Who answers: in the scenarios SingleStream and Offline the thread in which LoadGen issues queries, for nothing is
-issued meanwhile. In Server a worker thread of its own, one query at a time in the order of arrival, for an issuing
-thread that computes would hold back the arrivals that come meanwhile and so hide the waiting. Threads within an
-operator come on top of these two, and all of them share the cores that the process may use; none is pinned. The
-hand-over to the worker takes some tens of microseconds in Python; LoadGen counts them as latency.
+A worker thread answers, one query at a time in the order of arrival, for an issuing thread that computes would hold
+back the arrivals that come meanwhile and so hide the waiting. Threads within an operator come on top of these two, and
+all of them share the cores that the process may use; none is pinned. The hand-over to the worker takes some tens of
+microseconds in Python; LoadGen counts them as latency.
 """
 
 from __future__ import annotations
 
-import gc
+import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from afm_fx.errors import BenchmarkError, MissingPackageError
-from afm_fx.loadgen_log import LoadGenLog, read_log
-from afm_fx.resident_memory import accounted, resident_bytes
+from afm_fx.benchmark import failure_of, no_garbage_collection
+from afm_fx.contenders import Call, Contender
+from afm_fx.errors import BenchmarkError, FileFormatError, MissingPackageError
+from afm_fx.latencies import Latencies
 
 WARMUP_CALLS = 20
-SAMPLE_SECONDS = 0.25
-"""Between two looks at resident memory."""
 
-MARGIN = 1.3
-"""LoadGen makes its queries before the test; this many times what the warm-up's speed makes likely."""
-
-
-class Scenario(StrEnum):
-    """LoadGen's scenarios that a ranking service meets."""
-
-    SINGLE_STREAM = "single-stream"
-    """The next request comes when the last one was answered."""
-
-    SERVER = "server"
-    """Requests come at random, as a Poisson process, and must be answered within a bound."""
-
-    OFFLINE = "offline"
-    """All requests are there at once."""
+DETAIL, SUMMARY = "mlperf_log_detail.txt", "mlperf_log_summary.txt"
 
 
 @dataclass(frozen=True)
@@ -54,141 +39,131 @@ class LoadTest:
     """One test.
 
     Attributes:
-        scenario: how requests come.
+        latency_bound_ms: what the 99th percentile must stay within, in milliseconds.
+        qps: requests a second; None for the highest rate that holds the bound.
         seconds: duration at least.
         min_queries: requests at least.
-        qps: requests a second that the scenario Server sends.
-        latency_bound_ms: what the 99th percentile must stay within in the scenario Server, in milliseconds.
+        threads: threads within an operator.
         seed: of the arrival times and of the order of requests.
     """
 
-    scenario: Scenario
+    latency_bound_ms: float
+    qps: float | None
     seconds: float
     min_queries: int
-    qps: float | None = None
-    latency_bound_ms: float | None = None
+    threads: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.min_queries) < 1:
+            raise BenchmarkError(f"threads and requests must be at least 1, got {self.threads} and {self.min_queries}")
+        if not (self.latency_bound_ms > 0 and self.seconds > 0 and (self.qps is None or self.qps > 0)):
+            raise BenchmarkError(
+                f"latency bound, duration and rate must be positive, got {self.latency_bound_ms} ms, {self.seconds} s "
+                f"and {self.qps} requests a second"
+            )
 
 
 @dataclass(frozen=True)
-class LoadTestOutcome:
-    """What came of one test.
+class LoadRun:
+    """One run of LoadGen, in its own numbers.
 
     Attributes:
-        log: what LoadGen says.
-        issued: queries that LoadGen handed over.
-        answered: queries that were answered.
-        resident: bytes of resident memory of the process during the test, in order; empty where the system does not
-            tell.
+        contender: name of what answered.
+        runtime: what ran it.
+        valid: LoadGen's verdict: duration, number of requests, latency bound and confidence are as they should be.
+        reason: why it is not valid.
+        queries: requests that LoadGen issued.
+        answered: requests that were answered; fewer would be lost ones.
+        target_qps: requests a second that were sent, on average.
+        qps: requests answered a second.
+        latencies: from arrival to answer, waiting included.
+        logs: directory of LoadGen's logs.
     """
 
-    log: LoadGenLog
-    issued: int
+    contender: str
+    runtime: str
+    valid: bool
+    reason: str
+    queries: int
     answered: int
-    resident: tuple[int, ...]
+    target_qps: float
+    qps: float
+    latencies: Latencies
+    logs: str
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer."""
+        return self.queries - self.answered
 
 
 class _System:
-    """LoadGen's system under test: answers queries by making calls."""
+    """LoadGen's system under test: a worker that answers queries by making calls."""
 
-    def __init__(self, loadgen: Any, calls: Sequence[Callable[[], Any]], threads: int) -> None:
+    def __init__(self, loadgen: Any, calls: Sequence[Call], threads: int) -> None:
         self._loadgen = loadgen
         self._calls = calls
         self._threads = threads
-        self._queue: queue.SimpleQueue[tuple[list[int], list[int]] | None] = queue.SimpleQueue()
-        self.issued = 0
+        self.queue: queue.SimpleQueue[tuple[list[int], list[int]] | None] = queue.SimpleQueue()
         self.answered = 0
         self.error: Exception | None = None
 
-    def answer_now(self, ids: list[int], indices: list[int]) -> None:
-        """Answers queries in the thread that issues them."""
-        self.issued += len(ids)
-        self._answer(ids, indices)
-
-    def enqueue(self, ids: list[int], indices: list[int]) -> None:
-        """Hands queries to the worker."""
-        self.issued += len(ids)
-        self._queue.put((ids, indices))
-
-    def _answer(self, ids: list[int], indices: list[int]) -> None:
-        """Answers queries one after the other; where a call fails, the rest is answered without calls."""
-        for response, index in zip(ids, indices, strict=True):
-            if self.error is None:
-                try:
-                    self._calls[index]()
-                except Exception as error:  # noqa: BLE001 - a runtime may raise anything, and LoadGen waits for an answer
-                    self.error = error
-            self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(response, 0, 0)])
-            self.answered += 1
-
     def work(self) -> None:
-        """The worker: answers what was handed over until :meth:`stop`."""
+        """Answers what comes through the queue until None does; where a call fails, the rest without calls."""
         torch.set_num_threads(self._threads)  # OpenMP keeps this number per thread
         with torch.inference_mode():
-            while (query := self._queue.get()) is not None:
-                self._answer(*query)
+            while (query := self.queue.get()) is not None:
+                for response, index in zip(*query, strict=True):
+                    if self.error is None:
+                        try:
+                            self._calls[index]()
+                        except Exception as error:  # noqa: BLE001 - a runtime may raise anything, and LoadGen waits
+                            self.error = error
+                    self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(response, 0, 0)])
+                    self.answered += 1
 
-    def stop(self) -> None:
-        """Ends the worker once all queries are answered."""
-        self._queue.put(None)
 
-    def flush(self) -> None:
-        """LoadGen says that no more queries come; nothing here waits for more."""
-
-
-def run_load_test(
-    calls: Sequence[Callable[[], Any]], test: LoadTest, directory: Path, threads: int = 1
-) -> LoadTestOutcome:
+def run_load_test(contender: Contender, calls: Sequence[Call], test: LoadTest, directory: Path) -> LoadRun:
     """Warms up, runs one test, and reads what LoadGen wrote.
 
     Args:
-        calls: one per request of LoadGen's library of samples.
-        test: what to run.
+        contender: what answers.
+        calls: of the contender, one per request of LoadGen's library of samples.
+        test: what to run; its rate is given.
         directory: where LoadGen's logs go; made where it is missing.
-        threads: torch's threads within an operator, in the worker too.
 
     Raises:
         MissingPackageError: mlcommons-loadgen is not installed.
-        BenchmarkError: a call failed, or the test is impossible.
+        BenchmarkError: a call failed.
         FileFormatError: LoadGen left no results.
     """
     try:
         import mlperf_loadgen  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise MissingPackageError("load tests need MLPerf LoadGen: install afm-fx[loadgen]") from error
-    if test.scenario is Scenario.SERVER and not (test.qps and test.latency_bound_ms):
-        raise BenchmarkError("the scenario server needs a rate of queries and a latency bound, both above 0")
     directory.mkdir(parents=True, exist_ok=True)
-    with torch.inference_mode():
-        typical = warm_up(calls)
-        system = _System(mlperf_loadgen, calls, threads)
-        worker = threading.Thread(target=system.work, name="afm-fx worker", daemon=True)
-        worker.start()
-        issue = system.enqueue if test.scenario is Scenario.SERVER else system.answer_now
-        sut = mlperf_loadgen.ConstructFastSUT(issue, system.flush)
-        # The requests were prepared before; LoadGen's library has nothing to load or to drop.
-        qsl = mlperf_loadgen.ConstructQSL(len(calls), len(calls), lambda _: None, lambda _: None)
-        collected = gc.isenabled()
-        gc.disable()
-        try:
-            with _MemorySampler() as memory:
-                mlperf_loadgen.StartTestWithLogSettings(
-                    sut, qsl, _settings(mlperf_loadgen, test, typical), _logs(mlperf_loadgen, directory)
-                )
-        finally:
-            if collected:
-                gc.enable()
-            system.stop()
-            worker.join()
-            mlperf_loadgen.DestroyQSL(qsl)
-            mlperf_loadgen.DestroyFastSUT(sut)
+    warm_up(contender, calls)
+    system = _System(mlperf_loadgen, calls, test.threads)
+    worker = threading.Thread(target=system.work, name="afm-fx worker", daemon=True)
+    worker.start()
+    sut = mlperf_loadgen.ConstructFastSUT(lambda *query: system.queue.put(query), lambda: None)
+    # The requests were prepared before; LoadGen's library has nothing to load or to drop.
+    qsl = mlperf_loadgen.ConstructQSL(len(calls), len(calls), lambda _: None, lambda _: None)
+    try:
+        with no_garbage_collection():
+            mlperf_loadgen.StartTestWithLogSettings(sut, qsl, *_settings(mlperf_loadgen, test, directory))
+    finally:
+        system.queue.put(None)
+        worker.join()
+        mlperf_loadgen.DestroyQSL(qsl)
+        mlperf_loadgen.DestroyFastSUT(sut)
     if system.error is not None:
-        reason = " ".join(str(system.error).split())[:300]
-        raise BenchmarkError(f"a call failed under load: {type(system.error).__name__}: {reason}") from system.error
-    return LoadTestOutcome(read_log(directory), system.issued, system.answered, tuple(memory.samples))
+        raise failure_of(contender, system.error) from system.error
+    return read_run(contender, test, directory, system.answered)
 
 
-def warm_up(calls: Sequence[Callable[[], Any]]) -> float:
+def warm_up(contender: Contender, calls: Sequence[Call]) -> float:
     """Seconds of a typical call, after some that are not counted.
 
     Raises:
@@ -196,64 +171,89 @@ def warm_up(calls: Sequence[Callable[[], Any]]) -> float:
     """
     spent = []
     try:
-        for turn in range(2 * WARMUP_CALLS):
-            started = time.perf_counter()
-            calls[turn % len(calls)]()
-            spent.append(time.perf_counter() - started)
+        with torch.inference_mode():
+            for turn in range(2 * WARMUP_CALLS):
+                started = time.perf_counter()
+                calls[turn % len(calls)]()
+                spent.append(time.perf_counter() - started)
     except Exception as error:  # a runtime may raise anything
-        reason = " ".join(str(error).split())[:300]
-        raise BenchmarkError(f"a call fails: {type(error).__name__}: {reason}") from error
+        raise failure_of(contender, error) from error
     return sorted(spent[WARMUP_CALLS:])[WARMUP_CALLS // 2]
 
 
-def _settings(loadgen: Any, test: LoadTest, typical: float) -> Any:
+def _settings(loadgen: Any, test: LoadTest, directory: Path) -> tuple[Any, Any]:
     settings = loadgen.TestSettings()
     settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.scenario = loadgen.TestScenario.Server
+    settings.server_target_qps = test.qps
+    settings.server_target_latency_ns = round(1e6 * test.latency_bound_ms)
+    settings.server_target_latency_percentile = 0.99
     settings.min_duration_ms = max(1, round(1000 * test.seconds))
     settings.min_query_count = test.min_queries
-    for name in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"):
-        setattr(settings, name, test.seed)
-    if test.scenario is Scenario.SINGLE_STREAM:
-        settings.scenario = loadgen.TestScenario.SingleStream
-        settings.single_stream_expected_latency_ns = max(1, round(1e9 * typical / MARGIN))
-    elif test.scenario is Scenario.OFFLINE:
-        settings.scenario = loadgen.TestScenario.Offline
-        settings.offline_expected_qps = MARGIN / typical
-    else:
-        settings.scenario = loadgen.TestScenario.Server
-        settings.server_target_qps = test.qps
-        settings.server_target_latency_ns = round(1e6 * (test.latency_bound_ms or 0))
-        settings.server_target_latency_percentile = 0.99
-    return settings
-
-
-def _logs(loadgen: Any, directory: Path) -> Any:
+    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = test.seed
     logs = loadgen.LogSettings()
     logs.log_output.outdir = str(directory)
     logs.log_output.copy_summary_to_stdout = False
     logs.enable_trace = False
-    return logs
+    return settings, logs
 
 
-class _MemorySampler:
-    """Looks at the process's resident memory every now and then, from a thread of its own."""
+def read_run(contender: Contender, test: LoadTest, directory: Path, answered: int) -> LoadRun:
+    """The run whose logs lie in a directory, in LoadGen's numbers.
 
-    def __init__(self) -> None:
-        self.samples: list[int] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="afm-fx memory", daemon=True)
+    Raises:
+        FileFormatError: there is no log, it breaks off before the results, or it lacks one of them.
+    """
+    values, errors = read_log(directory)
+    reasons = []
+    if values["result_validity"] != "VALID":
+        reasons.append(str(values.get("result_invalid_reason", "")).strip())
+        if not values.get("early_stopping_met", True):
+            reasons.append(" ".join(str(values.get("early_stopping_result", "")).replace("*", " ").split()))
+    try:
+        queries = round(values["result_query_count"])
+        latencies = Latencies.of(
+            queries, lambda percentile: values[f"result_{percentile:.2f}_percentile_latency_ns"] / 1e3
+        )
+        qps = values["result_completed_samples_per_sec"]
+    except KeyError as error:
+        raise FileFormatError(f"LoadGen's log has no {error}; another version of mlcommons-loadgen wrote it") from error
+    return LoadRun(
+        contender.name,
+        contender.runtime,
+        valid=values["result_validity"] == "VALID" and not errors,
+        reason=" ".join([*filter(None, reasons), *errors]),
+        queries=queries,
+        answered=answered,
+        target_qps=test.qps or 0.0,
+        qps=qps,
+        latencies=latencies,
+        logs=directory.as_posix(),
+    )
 
-    def __enter__(self) -> _MemorySampler:
-        if accounted():
-            self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+def read_log(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """The last value for every key of LoadGen's detailed log, and what it calls errors.
 
-    def _sample(self) -> None:
-        self.samples.append(resident_bytes())
-        while not self._over.wait(SAMPLE_SECONDS):
-            self.samples.append(resident_bytes())
+    Raises:
+        FileFormatError: there is no log, or it breaks off before the results.
+    """
+    path = directory / DETAIL
+    if not path.is_file():
+        raise FileFormatError(f"LoadGen left no '{path}'")
+    values: dict[str, Any] = {}
+    errors = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        mark, _, text = line.partition(" ")
+        if mark != ":::MLLOG":
+            continue
+        try:
+            entry = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # LoadGen does not escape what it quotes, say in names of files
+        values[entry["key"]] = entry["value"]
+        if entry.get("metadata", {}).get("is_error"):
+            errors.append(str(entry["value"]))
+    if "result_validity" not in values:
+        raise FileFormatError(f"'{path}' breaks off before the results")
+    return values, errors

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.calibration import Statistics
+from afm_fx.measurement import Measurement
 from afm_fx.onnx_export import ExportReport
 from afm_fx.output_directory import refuse_existing_file, write_text
 from afm_fx.packing import PackReport
@@ -50,7 +50,7 @@ class ReportFacts:
         files: that it read and wrote.
     """
 
-    timing: BenchmarkResult | None = None
+    timing: Measurement | None = None
     quality: QualityComparison | None = None
     exports: tuple[ExportReport, ExportReport] | None = None
     packing: PackReport | None = None

@@ -60,7 +60,7 @@ def _tiles(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str,
         what, before, after = "ONNX file", facts.exports[0].bytes, facts.exports[1].bytes
     yield what, size_text(after), f"of {size_text(before)}, {before / max(after, 1):.1f}x smaller"
     if facts.timing is not None and len(facts.timing.contenders) > 1:
-        sizes = facts.timing.settings.batch_sizes
+        sizes = facts.timing.batch_sizes
         size = sizes[len(sizes) // 2]
         dense, low_rank = (facts.timing.timing(name, size).p50_us for name in facts.timing.contenders[:2])
         change = f"{dense / low_rank:.2f}x faster" if dense >= low_rank else f"{low_rank / dense:.2f}x slower"

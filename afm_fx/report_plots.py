@@ -11,8 +11,8 @@ import io
 import re
 from typing import Any
 
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.extras import import_for_report
+from afm_fx.measurement import Measurement
 from afm_fx.spectra import Spectrum
 
 SPECTRUM_SIZE, SPEED_SIZE = (232, 132), (430, 230)
@@ -53,10 +53,10 @@ def spectrum_plot(spectrum: Spectrum) -> str:
     return _svg(figure, name, f"{name.capitalize()}, {spectrum.width} features, {words}")
 
 
-def speed_plot(timing: BenchmarkResult) -> str:
+def speed_plot(timing: Measurement) -> str:
     """Median latency over batch sizes as SVG, a line for each contender, both axes logarithmic."""
     figure, axes = _figure(*SPEED_SIZE)
-    sizes = timing.settings.batch_sizes
+    sizes = timing.batch_sizes
     axes.set_prop_cycle(color=[_QUIET, _ON_CODES, _ABSORBED, _RESTORED, _INK])
     medians = [[timing.timing(name, size).p50_us for name in timing.contenders] for size in sizes]
     lines = axes.loglog(sizes, medians, "o-", linewidth=1.5, markersize=4, clip_on=False)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from afm_fx.benchmark import cut_batches, torch_threads, which_carry_the_batch
-from afm_fx.contenders import Competitor, Contender, make_contender
+from afm_fx.benchmark import cut_batches, torch_threads
+from afm_fx.contenders import Call, Competitor, Contender, make_contender, which_carry_the_batch
 from afm_fx.errors import BenchmarkError
 from afm_fx.inputs import Inputs
-from afm_fx.load_result import LoadResult, LoadRun, load_run
-from afm_fx.loadgen import LoadTest, Scenario, run_load_test, warm_up
+from afm_fx.load_result import LoadResult
+from afm_fx.loadgen import LoadRun, LoadTest, run_load_test, warm_up
 from afm_fx.machine import this_machine
-from afm_fx.qps_search import PRECISION, confirmed_qps, highest_qps
 
 MOST_REQUESTS, MOST_ROWS = 256, 1 << 20
 """LoadGen draws from at most so many different requests, of at most so many rows in all."""
@@ -27,6 +25,14 @@ FIRST_SHARE = 0.5
 
 PROBE_QUERIES = 300
 """Requests of a short run at least: fewer carry no 99th percentile."""
+
+PRECISION = 0.05
+"""The search ends where the lowest rate that failed is at most so much above the highest that held."""
+
+STEP_BACK = 0.9
+"""A rate that held in a short run and not in the long one is lowered to this share of itself."""
+
+MOST_PROBES, MOST_CONFIRMATIONS = 16, 12
 
 
 def requests_of(batch_size: int) -> int:
@@ -39,33 +45,30 @@ def load_test(
     inputs: Inputs,
     directory: Path,
     *,
-    scenario: Scenario | str,
+    latency_bound_ms: float,
+    qps: float | None = None,
     batch_size: int = 1,
     seconds: float = 10.0,
     min_queries: int = 1000,
-    latency_bound_ms: float | None = None,
-    qps: float | None = None,
     probe_seconds: float = 2.0,
     threads: int = 1,
     seed: int = 0,
 ) -> LoadResult:
-    """Runs LoadGen against every contender.
+    """Lets LoadGen send requests at random times to every contender.
 
-    In the scenario "server" it sends requests at the rate ``qps``. Where that is left out, the highest rate is sought
-    at which the 99th percentile stays within the bound: by doubling and bisection in short runs, then in a run of full
-    length, which LoadGen must call valid and which alone is reported; the short ones are in ``probes``. A rate that is
-    5 % too high lets the queue grow by 5 % of the time, so that no run is shorter than 20 times the bound.
+    It sends them at the rate ``qps``. Where that is left out, the highest rate is sought at which the 99th percentile
+    stays within the bound: by doubling and bisection in short runs, then in a run of full length, which LoadGen must
+    call valid and which alone is reported.
 
     Args:
         contenders: as for :func:`afm_fx.benchmark`; the first is the reference of ratios.
         inputs: rows of what the model takes (tensor, tuple or dict); cut into requests, repeated where too few.
         directory: where LoadGen's logs go, a folder for every run.
-        scenario: "single-stream", "server" or "offline".
+        latency_bound_ms: bound of the 99th percentile in milliseconds.
+        qps: requests a second.
         batch_size: rows of a request.
         seconds: duration of a run at least.
         min_queries: requests of a run at least.
-        latency_bound_ms: bound of the 99th percentile in milliseconds, for "server".
-        qps: requests a second, for "server".
         probe_seconds: duration of the search's short runs.
         threads: threads within an operator.
         seed: of arrivals and of the order of requests.
@@ -75,103 +78,89 @@ def load_test(
         BatchError: a contender does not take the inputs.
         MissingPackageError: mlcommons-loadgen is not installed.
     """
-    kind = Scenario(scenario)
-    test = LoadTest(kind, seconds, min_queries, qps, latency_bound_ms, seed)
-    _check(contenders, test, batch_size, threads, probe_seconds)
+    test = LoadTest(latency_bound_ms, qps, seconds, min_queries, threads, seed)
+    folders = [re.sub(r"[^\w.-]+", "-", name).strip(".-") or "contender" for name in contenders]
+    if not contenders:
+        raise BenchmarkError("there are no contenders to test")
+    if len(set(folders)) < len(folders):
+        raise BenchmarkError(f"the names differ in signs only that no folder has: {', '.join(contenders)}")
+    if batch_size < 1:
+        raise BenchmarkError(f"a request has at least 1 row, got {batch_size}")
     entrants = [make_contender(name, competitor, threads) for name, competitor in contenders.items()]
     flags = which_carry_the_batch(entrants, inputs)
     batches = cut_batches(inputs, flags, batch_size, most=requests_of(batch_size))
     prepared = [[entrant.prepare(batch) for batch in batches] for entrant in entrants]
-    runs, probes = [], []
+    runs = []
     with torch_threads(threads):
-        for entrant, calls in zip(entrants, prepared, strict=True):
-            tester = _Tester(entrant, calls, directory, _folder_of(entrant.name), threads)
-            if kind is Scenario.SERVER and qps is None:
-                runs.append(tester.highest(test, probe_seconds))
-                probes += tester.probes
+        for entrant, calls, folder in zip(entrants, prepared, folders, strict=True):
+            if qps is None:
+                runs.append(_highest(entrant, calls, test, directory / folder, probe_seconds))
             else:
-                runs.append(tester.run(test, kind.value))
-    return LoadResult(
-        machine=this_machine(),
-        scenario=kind,
-        batch_size=batch_size,
-        requests=len(batches),
-        threads=threads,
-        seconds=seconds,
-        min_queries=min_queries,
-        latency_bound_ms=latency_bound_ms if kind is Scenario.SERVER else None,
-        seed=seed,
-        runs=tuple(runs),
-        probes=tuple(probes),
+                runs.append(run_load_test(entrant, calls, test, directory / folder / "server"))
+    return LoadResult(this_machine(), batch_size, len(batches), test, tuple(runs))
+
+
+def _highest(
+    contender: Contender, calls: Sequence[Call], test: LoadTest, directory: Path, probe_seconds: float
+) -> LoadRun:
+    """The run of full length at the highest rate that holds; logs of all runs in folders of their own."""
+    # A rate that is 5 % too high lets the queue grow by 5 % of the time: by the bound after 20 times the bound.
+    shortest = test.latency_bound_ms / 1e3 / PRECISION
+    probe = replace(test, seconds=max(probe_seconds, shortest), min_queries=PROBE_QUERIES)
+    full = replace(test, seconds=max(test.seconds, shortest))
+    probes, runs = itertools.count(1), list[LoadRun]()
+
+    def holds(qps: float) -> bool:
+        run = run_load_test(contender, calls, replace(probe, qps=qps), directory / f"probe-{next(probes):02d}")
+        return run.latencies.p99_us is not None and run.latencies.p99_us <= 1e3 * test.latency_bound_ms
+
+    def valid(qps: float) -> bool:
+        runs.append(run_load_test(contender, calls, replace(full, qps=qps), directory / f"server-{len(runs) + 1}"))
+        return runs[-1].valid
+
+    confirmed_qps(valid, highest_qps(holds, FIRST_SHARE / warm_up(contender, calls)))
+    return runs[-1]
+
+
+def highest_qps(holds: Callable[[float], bool], first: float) -> float:
+    """The highest rate that holds, within ``PRECISION``: by doubling or halving, then by bisection.
+
+    Args:
+        holds: a short run at a rate in queries per second; whether the bound held.
+        first: the rate to begin with.
+
+    Raises:
+        BenchmarkError: none of the rates held.
+    """
+    low, high, qps = 0.0, math.inf, first
+    for _ in range(MOST_PROBES):
+        if holds(qps):
+            low = qps
+        else:
+            high = qps
+        if low > 0 and high <= low * (1 + PRECISION):
+            break
+        qps = high / 2 if low == 0 else 2 * low if math.isinf(high) else math.sqrt(low * high)
+    if low == 0:
+        raise BenchmarkError(f"not even {high:.3g} queries a second stay within the latency bound; raise the bound")
+    return low
+
+
+def confirmed_qps(valid: Callable[[float], bool], qps: float) -> float:
+    """The rate at which a long run is valid: the one that short runs gave, or a little less.
+
+    Args:
+        valid: a long run at a rate in queries per second.
+        qps: the rate to begin with.
+
+    Raises:
+        BenchmarkError: no long run was valid, down to a third of the rate.
+    """
+    for _ in range(MOST_CONFIRMATIONS):
+        if valid(qps):
+            return qps
+        qps *= STEP_BACK
+    raise BenchmarkError(
+        f"short runs held, but no long run at {qps / STEP_BACK:.3g} queries a second or more was valid; is the machine "
+        "busy with something else, or is the run too short (--seconds)?"
     )
-
-
-@dataclass
-class _Tester:
-    """Tests one contender; notes the short runs of its search."""
-
-    entrant: Contender
-    calls: list[Callable[[], Any]]
-    directory: Path
-    folder: str
-    threads: int
-    probes: list[LoadRun] = field(default_factory=list)
-
-    def run(self, test: LoadTest, name: str) -> LoadRun:
-        """One run, its logs in a folder of that name."""
-        logs = Path(self.folder) / name
-        try:
-            outcome = run_load_test(self.calls, test, self.directory / logs, self.threads)
-        except BenchmarkError as error:
-            raise BenchmarkError(f"contender '{self.entrant.name}': {error}") from error
-        return load_run(self.entrant.name, self.entrant.runtime, test, outcome, logs)
-
-    def highest(self, test: LoadTest, probe_seconds: float) -> LoadRun:
-        """The run of full length at the highest rate that holds."""
-        with torch.inference_mode():
-            first = FIRST_SHARE / warm_up(self.calls)
-        confirmed: list[LoadRun] = []
-        bound_us = 1e3 * (test.latency_bound_ms or 0)
-        shortest = bound_us / 1e6 / PRECISION
-
-        def holds(qps: float) -> bool:
-            short = replace(test, seconds=max(probe_seconds, shortest), min_queries=PROBE_QUERIES, qps=qps)
-            run = self.run(short, f"probe-{len(self.probes) + 1:02d}")
-            self.probes.append(run)
-            return run.p99_us is not None and run.p99_us <= bound_us
-
-        def valid(qps: float) -> bool:
-            long = replace(test, seconds=max(test.seconds, shortest), qps=qps)
-            confirmed.append(self.run(long, f"server-{len(confirmed) + 1}"))
-            return confirmed[-1].valid
-
-        confirmed_qps(valid, highest_qps(holds, first))
-        return confirmed[-1]
-
-
-def _folder_of(name: str) -> str:
-    """A contender's name as a folder."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "contender"
-
-
-def _check(
-    contenders: Mapping[str, Competitor], test: LoadTest, batch_size: int, threads: int, probe_seconds: float
-) -> None:
-    if not contenders:
-        raise BenchmarkError("there are no contenders to test")
-    folders = [_folder_of(name) for name in contenders]
-    if len(set(folders)) < len(folders):
-        raise BenchmarkError(f"the names differ in signs only that no folder has: {', '.join(contenders)}")
-    if batch_size < 1 or threads < 1 or test.min_queries < 1:
-        raise BenchmarkError(
-            f"batch size, threads and requests must be at least 1, got {batch_size}, {threads} and {test.min_queries}"
-        )
-    if not (test.seconds > 0 and probe_seconds > 0):
-        raise BenchmarkError(f"durations must be positive, got {test.seconds} and {probe_seconds} s")
-    server = test.scenario is Scenario.SERVER
-    if server and not (test.latency_bound_ms and test.latency_bound_ms > 0):
-        raise BenchmarkError("the scenario server needs a latency bound in milliseconds, say 10")
-    if not server and (test.qps is not None or test.latency_bound_ms is not None):
-        raise BenchmarkError("a rate and a latency bound belong to the scenario server only")
-    if test.qps is not None and not test.qps > 0:
-        raise BenchmarkError(f"the rate must be positive, got {test.qps}")

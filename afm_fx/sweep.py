@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,20 +21,129 @@ from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_export import export_onnx
+from afm_fx.output_directory import write_text
 from afm_fx.packing import pack
 from afm_fx.plan import Plan
 from afm_fx.planning import PlanningTask
-from afm_fx.policies import Budget, choices_of, frontier_of, refined
+from afm_fx.policies import Budget
 from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.ranking_metrics import auc
-from afm_fx.situation import Decision
-from afm_fx.sweep_point import SweepPoint
-from afm_fx.sweep_result import CONFIDENCE, Sweep
+from afm_fx.sweep_plot import plot_sweep
+from afm_fx.tables import render_table
 from afm_fx.worsening import auc_drop, log_losses
 
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02)
 """Shares of the parameters that are swept where none are named."""
+
+CONFIDENCE = 0.95
+"""Of the bounds of AUC drops."""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One model of a sweep.
+
+    Attributes:
+        budget: share of the parameters that was asked for; 1 for the original.
+        parameters: that are left, before packing.
+        share: of the original's parameters.
+        bytes: of its state, before packing.
+        predicted_logit_rmse: root mean squared logit error on held-out rows as the sites' own errors add up to it.
+        logit_rmse: the same measured on the whole model.
+        auc: on the labelled rows (mean over the columns), None without labels.
+        auc_drop_bound: upper 95 % bound of the original's AUC minus this one's (the worst column), None without labels.
+        log_loss: on the labelled rows, in nats (mean over the columns), None without labels.
+        p50_us: median latency packed in ONNX Runtime, None where nothing was timed.
+    """
+
+    budget: float
+    parameters: int
+    share: float
+    bytes: int
+    predicted_logit_rmse: float
+    logit_rmse: float
+    auc: float | None = None
+    auc_drop_bound: float | None = None
+    log_loss: float | None = None
+    p50_us: float | None = None
+
+
+_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "budget": ("budget", "{:g}".format),
+    "parameters": ("parameters", "{:,}".format),
+    "share": ("share", "{:.2%}".format),
+    "bytes": ("bytes", "{:,}".format),
+    "predicted_logit_rmse": ("logit RMSE, predicted", "{:.4f}".format),
+    "logit_rmse": ("measured", "{:.4f}".format),
+    "auc": ("AUC", "{:.4f}".format),
+    "auc_drop_bound": ("AUC drop below", "{:.4f}".format),
+    "log_loss": ("LogLoss", "{:.4f}".format),
+    "p50_us": ("p50 us", "{:.1f}".format),
+}
+"""Heading and form of every field of a point."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every budget costs.
+
+    Attributes:
+        original: the model as it was.
+        points: by budget, largest first.
+        plans: of the points.
+        unreachable: budgets that no ranks reach, with the policy's reason, which names the smallest that they reach.
+        batch_size: rows of a batch that was timed, None where nothing was.
+        threads: threads that it was timed with.
+        labelled_rows: rows with labels that AUC and LogLoss are of; 0 without.
+    """
+
+    original: SweepPoint
+    points: tuple[SweepPoint, ...]
+    plans: tuple[Plan, ...]
+    unreachable: Mapping[float, str]
+    batch_size: int | None = None
+    threads: int = 1
+    labelled_rows: int = 0
+
+    @property
+    def all_points(self) -> tuple[SweepPoint, ...]:
+        """The original, then the points."""
+        return self.original, *self.points
+
+    def table(self) -> str:
+        """The sweep as text."""
+        measured = [name for name in _COLUMNS if getattr(self.original, name) is not None]
+        rows = [[_COLUMNS[name][1](getattr(point, name)) for name in measured] for point in self.all_points]
+        rows[0][0] = "original"
+        lines = [render_table("sweep", [_COLUMNS[name][0] for name in measured], rows), *self.unreachable.values()]
+        if self.labelled_rows:
+            lines.append(
+                f"AUC and LogLoss on {self.labelled_rows:,} labelled rows; bounds with {CONFIDENCE:.0%} confidence"
+            )
+        if self.batch_size is not None:
+            lines.append(f"p50 packed in ONNX Runtime, batch size {self.batch_size:,}, threads: {self.threads}")
+        return "\n".join(lines)
+
+    def to_csv(self) -> str:
+        """The points as CSV, the original first; empty cells for what was not measured."""
+        sink = io.StringIO()
+        writer = csv.DictWriter(sink, [field.name for field in fields(SweepPoint)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in self.all_points)
+        return sink.getvalue()
+
+    def save_csv(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Writes :meth:`to_csv`.
+
+        Raises:
+            OutputExistsError: the path exists and ``force`` is not set.
+        """
+        write_text(Path(path), self.to_csv(), force=force)
+
+    def plot(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Draws logit error, and whatever else was measured, over the parameters; see :mod:`afm_fx.sweep_plot`."""
+        plot_sweep(self, Path(path), force=force)
 
 
 def sweep(
@@ -44,10 +157,7 @@ def sweep(
     threads: int = 1,
     seconds: float = 1.0,
 ) -> Sweep:
-    """Plans a model under many budgets and measures each plan.
-
-    All budgets share the errors measured on held-out rows and one walk of the frontier; each plan is the one that
-    ``Budget`` alone would make.
+    """Plans a model under many budgets and measures each plan; all share the errors measured on held-out rows.
 
     Args:
         program: the captured model.
@@ -68,12 +178,25 @@ def sweep(
     batches = list(held_out)
     rows = None if evaluation is None else labelled_rows(program, evaluation)
     task = PlanningTask.of(program, statistics, BasisKind.MEASURED, batches, joins_tables=True)
-    plans, smallest = _plans(task, policies)
+    plans: dict[float, Plan] = {}
+    unreachable: dict[float, str] = {}
+    for policy in track(policies, "Plan"):
+        try:
+            plans[policy.share] = task.plan(policy)
+        except PolicyError as error:
+            unreachable[policy.share] = str(error)
     if not plans:
-        raise PolicyError(f"none of these budgets can be reached: the smallest reachable share is {smallest:.4f}")
+        raise PolicyError(f"none of these budgets can be reached: {'; '.join(unreachable.values())}")
     programs = [program, *(apply_plan(program, plan) for plan in track(plans.values(), "Apply"))]
     points = [
-        _point(budget, plan, made, program)
+        SweepPoint(
+            budget,
+            made.parameter_count(),
+            made.parameter_count() / program.parameter_count(),
+            made.state_bytes(),
+            0.0 if plan is None else plan.predicted_logit_error or 0.0,
+            0.0 if plan is None else plan.logit_error or 0.0,
+        )
         for (budget, plan), made in zip([(1.0, None), *plans.items()], programs, strict=True)
     ]
     if rows is not None:
@@ -81,38 +204,8 @@ def sweep(
     if batch_size is not None:
         times = _times(programs, batches[0], batch_size, threads, seconds)
         points = [replace(point, p50_us=time) for point, time in zip(points, times, strict=True)]
-    return Sweep(
-        points[0], tuple(points[1:]), tuple(plans.values()),
-        tuple(policy.share for policy in policies if policy.share not in plans), smallest, batch_size, threads,
-        0 if rows is None else rows.rows,
-    )  # fmt: skip
-
-
-def _plans(task: PlanningTask, policies: Sequence[Budget]) -> tuple[dict[float, Plan], float]:
-    """Plans by budget, largest first, without the unreachable; and the smallest share that can be reached."""
-    situation = task.situation
-    frontier, dense = frontier_of(situation), situation.dense_parameters
-    cheapest = frontier.barest().cost
-    reachable = [policy for policy in reversed(policies) if int(policy.share * dense) >= cheapest]
-    plans: dict[float, Plan] = {}
-    limits = [int(policy.share * dense) for policy in reachable]
-    for policy, limit, fork in zip(reachable, limits, frontier.within(limits), strict=True):
-        state = refined(situation, frontier, fork, limit)
-        parameters = task.parameters({name: rank for name, rank in state.ranks.items() if rank is not None})
-        if parameters > limit:  # what is left alone costs more than the ledger knew
-            plans[policy.share] = task.plan(policy)
-        else:
-            decision = Decision(choices_of(situation, state))
-            plans[policy.share] = task.finish(decision, parameters, policy.describe())
-    return dict(reversed(plans.items())), cheapest / dense
-
-
-def _point(budget: float, plan: Plan | None, made: Program, original: Program) -> SweepPoint:
-    predicted, measured = (0.0, 0.0) if plan is None else (plan.predicted_logit_error, plan.logit_error)
-    count = made.parameter_count()
-    return SweepPoint(
-        budget, count, count / original.parameter_count(), made.state_bytes(), predicted or 0.0, measured or 0.0
-    )
+    labelled = 0 if rows is None else rows.rows
+    return Sweep(points[0], tuple(points[1:]), tuple(plans.values()), unreachable, batch_size, threads, labelled)
 
 
 def _with_quality(points: Sequence[SweepPoint], programs: Sequence[Program], rows: LabelledRows) -> list[SweepPoint]:
@@ -138,5 +231,4 @@ def _times(programs: Sequence[Program], inputs: Inputs, batch_size: int, threads
         for path, made in track(list(zip(files.values(), programs, strict=True)), "Export"):
             export_onnx(pack(made).program, path, check=False)
         result = benchmark(files, inputs, batch_sizes=(batch_size,), threads=threads, seconds=seconds)
-    by_name = {timing.contender: timing.p50_us for timing in result.timings}
-    return [by_name[name] for name in files]
+    return [result.timing(name, batch_size).p50_us for name in files]

@@ -69,9 +69,6 @@ def sweep(
     csv_out: Annotated[
         Path | None, typer.Option("--csv", help="Write the points here as well.", show_default=False)
     ] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write points and ranks here as well.", show_default=False)
-    ] = None,
     plot_out: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw it: .png, .svg or .pdf (needs the extra plot).", show_default=False),
@@ -84,7 +81,7 @@ def sweep(
     Example: afm-fx sweep shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --plot sweep.png
     """
     with reported_errors(debug):
-        for path in (csv_out, json_out, plot_out):
+        for path in (csv_out, plot_out):
             if path is not None:
                 refuse_existing_file(path, force=force)
         if (evaluation is None) != (labels is None):
@@ -100,16 +97,14 @@ def sweep(
         statistics = calibrate(program, rest, max_rows=max_rows, sensitivity_rows=SENSITIVITY_ROWS)
         if not rest.rows:
             raise CalibrationError(f"'{data}' has too few rows to keep any back to measure on")
-        found = sweep_budgets(
+        result = sweep_budgets(
             program, statistics, rest.rows, shares, evaluation=labelled, batch_size=time_batch_size, threads=threads
         )
-        typer.echo(found.table())
+        typer.echo(result.table())
         if csv_out is not None:
-            found.save_csv(csv_out, force=force)
-        if json_out is not None:
-            found.save_json(json_out, force=force)
+            result.save_csv(csv_out, force=force)
         if plot_out is not None:
-            found.plot(plot_out, force=force)
+            result.plot(plot_out, force=force)
 
 
 def _shares(text: str) -> list[float]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.criteo_shape import plant_spectrum
+from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 4, 1024
 

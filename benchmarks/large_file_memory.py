@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.resident_memory import mapped_bytes, peak_bytes, reset_peak, resident_bytes
+from benchmarks.resident_memory import mapped_bytes, peak_bytes, reset_peak, resident_bytes
 
 FILE, TINY = "large.onnx", "tiny.onnx"
 BUCKETS = (1, 256)

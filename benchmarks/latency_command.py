@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from afm_fx.benchmark import benchmark
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.errors import UserError
 from afm_fx.machine import available_cores
+from afm_fx.measurement import Measurement
 from afm_fx.tables import render_table
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes
@@ -106,16 +106,16 @@ def export_rows(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
     ]
 
 
-def median_rows(result: BenchmarkResult) -> list[tuple[str, ...]]:
+def median_rows(result: Measurement) -> list[tuple[str, ...]]:
     """One row per contender: its median at every batch size, and its ratio to the first contender's."""
     rows = []
     for name in result.contenders:
-        timings = [result.timing(name, size) for size in result.settings.batch_sizes]
+        timings = [result.timing(name, size) for size in result.batch_sizes]
         rows.append((name, *(f"{timing.p50_us:,.0f} ({timing.ratio:.2f})" for timing in timings)))
     return rows
 
 
-def markdown(command: str, entries: dict[str, Entry], results: list[BenchmarkResult]) -> str:
+def markdown(command: str, entries: dict[str, Entry], results: list[Measurement]) -> str:
     """The page that is committed."""
     parts = [
         "# Latency of a Criteo-shaped DeepFM on the CPU",
@@ -126,15 +126,15 @@ def markdown(command: str, entries: dict[str, Entry], results: list[BenchmarkRes
     ]
     for result in results:
         parts += [
-            f"## {result.settings.threads} thread{'s' if result.settings.threads > 1 else ''}",
+            f"## {result.threads} thread{'s' if result.threads > 1 else ''}",
             result.conditions().replace("\n", "  \n"),
-            markdown_table(("p50", *(f"batch {size}" for size in result.settings.batch_sizes)), median_rows(result)),
+            markdown_table(("p50", *(f"batch {size}" for size in result.batch_sizes)), median_rows(result)),
             markdown_table(result.columns, result.rows(), left=3),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(command: str, entries: dict[str, Entry], results: list[BenchmarkResult]) -> dict[str, Any]:
+def as_json(command: str, entries: dict[str, Entry], results: list[Measurement]) -> dict[str, Any]:
     """The same as data."""
     return {
         "command": command,

@@ -5,19 +5,41 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from afm_fx.errors import BenchmarkError
 from afm_fx.load_result import LoadResult
-from afm_fx.loadgen_log import SUMMARY
+from afm_fx.loadgen import SUMMARY
 
 FLAT = 0.01
 """Memory is called flat where it grows by no more than this share of itself."""
 
-RunLoad = Callable[[Sequence[str]], LoadResult]
+SAMPLE_SECONDS = 0.25
+"""Between two looks at resident memory."""
+
+Run = tuple[LoadResult, tuple[int, ...]]
+"""A result, and the resident memory of its process in bytes, in order."""
+
+RunLoad = Callable[[Sequence[str]], Run]
 """Runs ``afm-fx load`` with arguments, a JSON path not among them."""
+
+
+def memory_growth(resident: Sequence[int]) -> int | None:
+    """Bytes by which the median resident memory of a run's last third exceeds that of its middle third.
+
+    The first third is left out: there the process begins, the arrivals of the whole run lie ready and buffers find
+    their size. None where fewer than 9 samples were taken.
+    """
+    third = len(resident) // 3
+    if third < 3:
+        return None
+    middle, last = resident[third : 2 * third], resident[2 * third :]
+    return sorted(last)[len(last) // 2] - sorted(middle)[third // 2]
 
 
 @dataclass(frozen=True)
@@ -25,36 +47,33 @@ class LoadProof:
     """One server under load.
 
     Attributes:
-        single_stream: one request after the other.
-        offline: all requests at once.
-        highest: the scenario server at the highest rate found.
-        half: the same at half that rate, for long.
+        highest: at the highest rate that holds the bound.
+        half: at half that rate, for long.
+        resident: bytes of resident memory of the process at half the rate, in order.
         half_summary: LoadGen's own summary of the latter.
     """
 
-    single_stream: LoadResult
-    offline: LoadResult
     highest: LoadResult
     half: LoadResult
+    resident: tuple[int, ...]
     half_summary: str
 
     @property
     def lost(self) -> int:
         """Requests without an answer at half the rate."""
-        run = self.half.runs[0]
-        return run.queries - run.answered
+        return self.half.runs[0].lost
 
     @property
     def within_bound(self) -> bool:
         """Whether p99 stayed within the bound at half the rate."""
-        run, bound = self.half.runs[0], self.half.latency_bound_ms
-        return run.p99_us is not None and bound is not None and run.p99_us <= 1e3 * bound
+        p99_us = self.half.runs[0].latencies.p99_us
+        return p99_us is not None and p99_us <= 1e3 * self.half.test.latency_bound_ms
 
     @property
     def memory_flat(self) -> bool:
         """Whether the process's memory kept its size at half the rate."""
-        run = self.half.runs[0]
-        return run.memory_growth is not None and run.memory_growth <= FLAT * run.resident[-1]
+        growth = memory_growth(self.resident)
+        return growth is not None and growth <= FLAT * self.resident[-1]
 
     @property
     def holds(self) -> bool:
@@ -100,30 +119,21 @@ def prove(
     for name, path in files.items():
         common = [
             f"{name}={path}", "--inputs", str(inputs), "--batch-size", str(settings.batch_size),
-            "--threads", str(settings.threads),
+            "--threads", str(settings.threads), "--latency-bound", f"{settings.latency_bound_ms:g}",
         ]  # fmt: skip
         base = logs / path.stem
 
-        def load(
-            scenario: str, folder: str, seconds: float, *more: str, common: list[str] = common, base: Path = base
-        ) -> LoadResult:
-            options = ["--scenario", scenario, "--seconds", f"{seconds:g}", "--out", str(base / folder)]
-            return run([*common, *options, *more])
+        def load(folder: str, seconds: float, *more: str, common: list[str] = common, base: Path = base) -> Run:
+            return run([*common, "--seconds", f"{seconds:g}", "--out", str(base / folder), *more])
 
-        bound = ("--latency-bound", f"{settings.latency_bound_ms:g}")
-        single = load("single-stream", "single-stream", settings.seconds)
-        offline = load("offline", "offline", settings.seconds)
-        highest = load("server", "highest", settings.seconds, *bound)
-        target = highest.runs[0].target_qps
-        if target is None:
-            raise BenchmarkError(f"no rate was found for '{name}'")
-        half = load("server", "half", settings.half_seconds, *bound, "--qps", f"{target / 2:.6g}")
-        summary = (base / "half" / half.runs[0].logs / SUMMARY).read_text(encoding="utf-8")
-        proofs[name] = LoadProof(single, offline, highest, half, summary)
+        highest, _ = load("highest", settings.seconds)
+        half, resident = load("half", settings.half_seconds, "--qps", f"{highest.runs[0].target_qps / 2:.6g}")
+        summary = (Path(half.runs[0].logs) / SUMMARY).read_text(encoding="utf-8")
+        proofs[name] = LoadProof(highest, half, resident, summary)
     return proofs
 
 
-def run_apart(arguments: Sequence[str]) -> LoadResult:
+def run_apart(arguments: Sequence[str]) -> Run:
     """Runs ``afm-fx load`` in a process of its own, so that its memory is the server's alone.
 
     A run that LoadGen calls invalid is a result too.
@@ -132,10 +142,18 @@ def run_apart(arguments: Sequence[str]) -> LoadResult:
         BenchmarkError: the command failed otherwise.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "load.json"
+        path, errors = Path(folder) / "load.json", Path(folder) / "errors"
         command = [sys.executable, "-m", "afm_fx", "load", *arguments, "--json", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this interpreter
+        resident = []
+        with (
+            errors.open("w") as sink,
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink) as process,  # noqa: S603 - this interpreter
+        ):
+            while process.poll() is None:
+                resident.append(psutil.Process(process.pid).memory_info().rss)
+                time.sleep(SAMPLE_SECONDS)
         if not path.is_file():
-            told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            told = (errors.read_text().strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             raise BenchmarkError(f"afm-fx load failed: {told}")
-        return LoadResult.from_json(path.read_text(encoding="utf-8"))
+        # A process that just ended has no memory any more.
+        return LoadResult.from_json(path.read_text(encoding="utf-8")), tuple(filter(None, resident))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import afm_fx
 from afm_fx.packing import pack
-from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 
 
 @dataclass(frozen=True)

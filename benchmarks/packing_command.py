@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from afm_fx.measurement import Measurement
 from afm_fx.tables import render_table
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.ctr_models import check_model_name
@@ -72,13 +73,15 @@ def rows(sizes: tuple[int, ...], measured: list[PackedModel]) -> list[tuple[str,
             for kinds in KINDS.values()
         ]
         timing = each.timing
-        timed = () if timing is None else timing.settings.batch_sizes
-        ratios = [
-            f"{1 / timing.timing('packed', size).ratio:.2f}x" if timing is not None and size in timed else "fails"
-            for size in sizes
-        ]
+        timed = () if timing is None else timing.batch_sizes
+        ratios = [_speed_up(timing, size) if timing is not None and size in timed else "fails" for size in sizes]
         result.append((each.name, f"{each.before.node_count} -> {each.after.node_count}", *counts, *ratios))
     return result
+
+
+def _speed_up(timing: Measurement, size: int) -> str:
+    before, after = (timing.timing(name, size).p50_us for name in ("as it is", "packed"))
+    return f"{before / after:.2f}x"
 
 
 def markdown(command: str, sizes: tuple[int, ...], measured: list[PackedModel]) -> str:
@@ -94,7 +97,7 @@ def markdown(command: str, sizes: tuple[int, ...], measured: list[PackedModel]) 
 
 def _fails(model: PackedModel, sizes: tuple[int, ...]) -> bool:
     """Whether a batch of one row was asked for and could not be timed for a reason of the model's own."""
-    timed = () if model.timing is None else model.timing.settings.batch_sizes
+    timed = () if model.timing is None else model.timing.batch_sizes
     return 1 in sizes and 1 not in timed and model.name in FAILS_AT_ONE_ROW
 
 

@@ -10,8 +10,8 @@ import torch
 
 import afm_fx
 from afm_fx.benchmark import benchmark
-from afm_fx.benchmark_result import BenchmarkResult
 from afm_fx.errors import BenchmarkError
+from afm_fx.measurement import Measurement
 from afm_fx.onnx_export import ExportReport, export_onnx
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.ctr_models import MODELS, MULTI_TASK, ModelConfig, build_model
@@ -39,7 +39,7 @@ class PackedModel:
     name: str
     before: ExportReport
     after: ExportReport
-    timing: BenchmarkResult | None
+    timing: Measurement | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PackingShape:
             for file in files.values():
                 file.unlink()
 
-    def _timed(self, files: dict[str, Path]) -> BenchmarkResult | None:
+    def _timed(self, files: dict[str, Path]) -> Measurement | None:
         """Both files side by side, without a batch of one row where the model fails on it, packed or not."""
         for sizes in (self.batch_sizes, tuple(size for size in self.batch_sizes if size > 1)):
             if not sizes:

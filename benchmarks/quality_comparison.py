@@ -113,7 +113,7 @@ class Comparison:
     seconds: float
     rank_correlation: float | None = None
     random_plans: int = 0
-    timing: afm_fx.BenchmarkResult | None = None
+    timing: afm_fx.Measurement | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def time_plans(
     batch_sizes: Sequence[int],
     *,
     seconds: float = SECONDS,
-) -> afm_fx.BenchmarkResult:
+) -> afm_fx.Measurement:
     """Exports the original and every plan's program, packed, and times the files side by side on one thread.
 
     Args:

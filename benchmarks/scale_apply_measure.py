@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.checkpoints import open_checkpoint
-from afm_fx.resident_memory import mapped_bytes, peak_bytes, reset_peak, resident_bytes
 from afm_fx.tensor_files import write_table
 from benchmarks.large_file_memory import LargeTableModel, random_ids
+from benchmarks.resident_memory import mapped_bytes, peak_bytes, reset_peak, resident_bytes
 from passes.factor import factor_of
 from passes.sites import SiteKind
 

@@ -33,10 +33,10 @@ from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
 from afm_fx.process_groups import Group, rank_and_size
-from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
 from afm_fx.statistics_merge import merged_over, sent_bytes
 from afm_fx.torchrun_group import joined_group
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 
 SHAPE = CriteoShape()
 BATCH_SIZE, GROUP_ROWS, DAYS, WARM_UP_BATCHES = 4096, 32_768, 4, 8

@@ -18,14 +18,11 @@ from afm_fx.latencies import shown_us
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import DENSE, THIS_PASS, LatencyModel
-from benchmarks.load_proof import LoadProof, ProofSettings, prove, run_apart
+from benchmarks.load_proof import LoadProof, ProofSettings, memory_growth, prove, run_apart
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 
 TRAFFIC_ROWS = 65_536
-SPEED_COLUMNS = (
-    "", "one after the other, QPS", "p50 us", "p99 us", "all at once, QPS", "rows/s", "highest QPS within the bound",
-    "p99 there, us",
-)  # fmt: skip
+SPEED_COLUMNS = ("", "highest QPS within the bound", "rows/s", "p50 there, us", "p99 there, us")
 PROOF_COLUMNS = (
     "", "QPS", "requests", "lost", "p50 us", "p99 us", "p99.9 us", "memory MB", "grew by MB", "LoadGen", "holds",
 )  # fmt: skip
@@ -82,10 +79,10 @@ def speed_rows(proofs: Mapping[str, LoadProof]) -> list[tuple[str, ...]]:
     """How fast each server is, under ``SPEED_COLUMNS``."""
     rows: list[tuple[str, ...]] = []
     for name, proof in proofs.items():
-        single, offline, highest = (each.runs[0] for each in (proof.single_stream, proof.offline, proof.highest))
+        highest = proof.highest.runs[0]
         rows.append((
-            name, f"{single.qps:,.0f}", shown_us(single.p50_us), shown_us(single.p99_us), f"{offline.qps:,.0f}",
-            f"{offline.qps * proof.offline.batch_size:,.0f}", f"{highest.qps:,.0f}", shown_us(highest.p99_us),
+            name, f"{highest.qps:,.0f}", f"{highest.qps * proof.highest.batch_size:,.0f}",
+            shown_us(highest.latencies.p50_us), shown_us(highest.latencies.p99_us),
         ))  # fmt: skip
     return rows
 
@@ -95,11 +92,12 @@ def proof_rows(proofs: Mapping[str, LoadProof]) -> list[tuple[str, ...]]:
     rows = []
     for name, proof in proofs.items():
         run = proof.half.runs[0]
-        growth = "not known" if run.memory_growth is None else f"{run.memory_growth / 1e6:.2f}"
-        memory = "not known" if not run.resident else f"{run.resident[-1] / 1e6:,.0f}"
+        growth, latencies = memory_growth(proof.resident), run.latencies
+        grew = "not known" if growth is None else f"{growth / 1e6:.2f}"
+        memory = "not known" if not proof.resident else f"{proof.resident[-1] / 1e6:,.0f}"
         rows.append((
             name, f"{run.qps:,.0f}", f"{run.queries:,}", str(proof.lost),
-            *(shown_us(value) for value in (run.p50_us, run.p99_us, run.p999_us)), memory, growth,
+            *(shown_us(value) for value in (latencies.p50_us, latencies.p99_us, latencies.p999_us)), memory, grew,
             "VALID" if run.valid else "INVALID", "yes" if proof.holds else "NO",
         ))  # fmt: skip
     return rows
@@ -127,8 +125,7 @@ def markdown(command: str, settings: ProofSettings, proofs: Mapping[str, LoadPro
         "It holds where no request is lost, p99 stays within the bound, LoadGen calls the run valid, and the median "
         "resident memory of the last third of the run exceeds that of the middle third by no more than 1 %.",
         markdown_table(PROOF_COLUMNS, proof_rows(proofs)),
-        "`serving_load.json` holds the search's short runs, memory over time, and LoadGen's own summary of the long "
-        "runs.",
+        "`serving_load.json` holds memory over time and LoadGen's own summary of the long runs.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -144,10 +141,9 @@ def as_json(
         "contenders": {
             name: {
                 "holds": proof.holds,
-                "single_stream": json.loads(proof.single_stream.to_json()),
-                "offline": json.loads(proof.offline.to_json()),
                 "highest": json.loads(proof.highest.to_json()),
                 "half": json.loads(proof.half.to_json()),
+                "resident": list(proof.resident),
                 "half_summary": proof.half_summary.splitlines(),
             }
             for name, proof in proofs.items()

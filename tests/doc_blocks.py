@@ -30,7 +30,7 @@ _FENCE = re.compile(
 )
 
 QUICK = {
-    "bench": {"--seconds": "0.01", "--batch-sizes": "1,8", "--no-memory": ""},
+    "bench": {"--seconds": "0.01", "--batch-sizes": "1,8"},
     "load": {"--seconds": "1"},
     "compress": {"--report-batch-sizes": "1,8"},
     "examples.click_model": {"--rows": "2048"},

@@ -5,7 +5,6 @@ import gc
 import importlib
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,14 +16,20 @@ from torch import Tensor, nn
 from afm_fx.aoti_export import export_aoti
 from afm_fx.benchmark import benchmark
 from afm_fx.capture import capture
-from afm_fx.contenders import Competitor, Compiled, OnnxFile, bound_call, make_contender
+from afm_fx.contenders import Competitor, Compiled, Contender, OnnxFile, bound_call, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.onnx_export import export_onnx
 from afm_fx.onnx_runtime import open_session
 from afm_fx.program import Program
 
 benchmark_module = importlib.import_module("afm_fx.benchmark")  # the package's attribute is the function
-QUICK: dict[str, Any] = {"seconds": 0.01, "min_repeats": 4, "max_repeats": 6, "rounds": 2, "warmup": 2}
+QUICK: dict[str, Any] = {"seconds": 0.01, "rounds": 2}
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WARMUP": 2, "FEWEST_CALLS": 4, "MOST_CALLS": 6}.items():
+        monkeypatch.setattr(benchmark_module, name, value)
 
 
 class Linear(nn.Module):
@@ -81,13 +86,13 @@ def test_a_file_and_a_program_are_timed_at_every_batch_size(program: Program, pa
     ]
     for timing in result.timings:
         assert 0 < timing.p50_range_us[0] <= timing.p50_us <= timing.p50_range_us[1]
-        assert 4 <= timing.end_to_end.calls <= 6
-        assert timing.end_to_end.p90_us is None  # so few calls carry a median at best
-        assert timing.device_only is None
-        assert timing.warmup == 2
+        assert 4 <= timing.latencies.calls <= 6
+        assert timing.latencies.p90_us is None  # so few calls carry a median at best
+        assert not timing.on_device
         assert timing.rows_per_second > 0
         first = result.timing("file", timing.batch_size)
         assert timing.ratio == pytest.approx(timing.p50_us / first.p50_us)
+        assert timing.ratio_range is not None
         assert timing.ratio_range[0] <= timing.ratio_range[1]
     assert {timing.runtime for timing in result.timings} == {"ONNX Runtime", "torch"}
 
@@ -104,8 +109,7 @@ def test_contenders_take_turns_in_an_order_that_the_seed_fixes() -> None:
     def order(seed: int) -> list[str]:
         log: list[str] = []
         contenders = {name: Recorder(name, log) for name in "abcd"}
-        settings = {**QUICK, "min_repeats": 6, "max_repeats": 6, "rounds": 6, "seed": seed}
-        benchmark(contenders, torch.randn(4, 3), batch_sizes=(4,), **settings)
+        benchmark(contenders, torch.randn(4, 3), batch_sizes=(4,), seconds=0.01, rounds=6, seed=seed)
         played = log[4 * 2 :: 2]  # after the warm-up; every turn is one untimed and one timed call
         assert all(sorted(played[at : at + 4]) == list("abcd") for at in range(0, len(played), 4))
         return played
@@ -128,7 +132,7 @@ def test_torch_threads_are_pinned_and_restored() -> None:
     result = benchmark({"recorder": recorder}, torch.randn(4, 3), batch_sizes=(2,), threads=before + 2, **QUICK)
     assert set(recorder.threads) == {before + 2}
     assert torch.get_num_threads() == before
-    assert result.settings.threads == before + 2
+    assert result.threads == before + 2
 
 
 def test_threads_are_restored_after_a_failure() -> None:
@@ -143,7 +147,7 @@ def test_threads_are_restored_after_a_failure() -> None:
 
 def test_none_means_all_cores() -> None:
     result = benchmark({"recorder": Recorder()}, torch.randn(4, 3), batch_sizes=(2,), threads=None, **QUICK)
-    assert result.settings.threads == result.machine.cores
+    assert result.threads == result.machine.cores
 
 
 def test_dict_inputs_reach_files_by_name_and_programs_as_they_are(tmp_path: Path) -> None:
@@ -204,10 +208,9 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     [
         ({"batch_sizes": (0,)}, "batch sizes"),
         ({"batch_sizes": ()}, "batch sizes"),
-        ({"batch_sizes": (2, 2)}, "given twice"),
+        ({"batch_sizes": (2, 2)}, "given once"),
         ({"threads": 0}, "threads"),
         ({"seconds": 0.0}, "seconds"),
-        ({"min_repeats": 0}, "min_repeats"),
         ({"rounds": 0}, "rounds"),
     ],
 )
@@ -261,38 +264,29 @@ def test_a_compiled_program_is_compiled_once_for_all_batch_sizes_but_one(program
     assert len(graphs) == 1
 
 
-class OnDevice:
-    """A contender that says it runs on a device, and notes how it was called."""
-
-    name, runtime, device = "device", "fake", "cuda"
-
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
-
-    def prepare(self, batch: Tensor) -> Callable[[], Any]:
-        def call() -> None:
-            self.log.append("end-to-end")
-            time.sleep(2e-4)
-
-        return call
-
-    def prepare_on_device(self, batch: Tensor) -> Callable[[], Any]:
-        return lambda: self.log.append("device-only")
-
-
 def test_a_device_is_timed_end_to_end_and_alone_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    entrants = {"device": OnDevice(log), "cpu": make_contender("cpu", Recorder(), 1)}
+
+    def end_to_end() -> None:
+        log.append("end-to-end")
+        time.sleep(2e-4)
+
+    entrants = {
+        "device": Contender("device", "fake", lambda _: end_to_end, lambda _: lambda: log.append("device-only")),
+        "cpu": make_contender("cpu", Recorder(), 1),
+    }
     monkeypatch.setattr(benchmark_module, "make_contender", lambda name, *_: entrants[name])
+    monkeypatch.setattr(benchmark_module, "FEWEST_CALLS", 40)
+    monkeypatch.setattr(benchmark_module, "MOST_CALLS", 40)
     contenders: dict[str, Any] = dict.fromkeys(entrants, "")
-    settings = {**QUICK, "min_repeats": 40, "max_repeats": 40}
-    result = benchmark(contenders, torch.randn(4, 3), batch_sizes=(2,), **settings)
-    device, cpu = result.timing("device", 2), result.timing("cpu", 2)
-    assert device.device_only is not None
-    assert device.device_only.calls == device.end_to_end.calls == 40
-    assert device.device_only.p50_us < 100 < device.end_to_end.p50_us  # the copies that only one of them makes
-    assert device.device_only_ratio == 1.0
-    assert (cpu.device_only, cpu.device_only_ratio) == (None, None)
+    result = benchmark(contenders, torch.randn(4, 3), batch_sizes=(2,), **QUICK)
+    whole, alone = (result.timing("device", 2, on_device=on_device) for on_device in (False, True))
+    assert whole.latencies.calls == alone.latencies.calls == 40
+    assert alone.p50_us < 100 < whole.p50_us  # the copies that only one of them makes
+    assert alone.ratio == 1.0
+    assert [(each.contender, each.on_device) for each in result.timings] == [
+        ("device", False), ("device", True), ("cpu", False)
+    ]  # fmt: skip
     assert log.count("device-only") == log.count("end-to-end") == 40 + 2 + 2  # timed, warm-up, one at each turn
 
 

@@ -69,7 +69,7 @@ def test_compress_writes_a_typed_model_that_bench_compares_with_the_dense_one(sh
     assert input_names(shop / "out/dense.onnx") == ["x"]
     files = ["dense=out/dense.onnx", "typed=out/low_rank.onnx"]
     for traffic in ([], ["--inputs", "rows.npy"]):
-        timed = run("bench", *files, *traffic, "--batch-sizes", "1,4", "--seconds", "0.01", "--no-memory")
+        timed = run("bench", *files, *traffic, "--batch-sizes", "1,4", "--seconds", "0.01")
         assert timed.exit_code == 0, timed.output
         assert "typed" in timed.output
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from afm_fx.contender_names import contender_inputs, parse_contenders
-from afm_fx.contenders import OnnxFile
+from afm_fx.contenders import ModelFactory, OnnxFile, make_contender
 from afm_fx.errors import BenchmarkError, UserError
-from afm_fx.model_contender import ModelFactory, model_contender
+from afm_fx.user_model import build_model
 
 MODEL = """
 import torch
@@ -50,7 +50,7 @@ def test_files_take_a_provider_and_models_take_compile_and_cuda() -> None:
     assert found == {
         "a": OnnxFile(Path("x.onnx"), "cuda"),
         "b": OnnxFile(Path("x.onnx"), "tensorrt"),
-        "c": OnnxFile(Path("x.pt2")),
+        "c": Path("x.pt2"),
         "d": ModelFactory("m:f", Path("w.pt")),
         "e": ModelFactory("m:f", Path("w.pt"), compiled=True, device="cuda"),
     }
@@ -82,8 +82,8 @@ def test_models_alone_tell_what_they_take(shop: str) -> None:
     assert {name: (value.dtype, value.shape) for name, value in inputs.items()} == {
         "item": (torch.int64, (5,)), "price": (torch.float32, (5,))
     }  # fmt: skip
-    contender = model_contender("eager", factory)
-    expected, _ = factory.build()
+    contender = make_contender("eager", factory, 1)
+    expected, _ = build_model(factory.name)
     torch.testing.assert_close(contender.prepare(inputs)(), expected(**inputs))
     assert contender.prepare_on_device(inputs) is None
 
@@ -93,4 +93,4 @@ def test_inputs_without_names_and_a_device_that_is_not_there_are_refused(shop: s
         contender_inputs({"eager": ModelFactory(f"{shop}:nested")}, None, rows=5, seed=0)
     if not torch.cuda.is_available():
         with pytest.raises(BenchmarkError, match="finds no CUDA device"):
-            model_contender("eager", ModelFactory(f"{shop}:clicks", device="cuda"))
+            make_contender("eager", ModelFactory(f"{shop}:clicks", device="cuda"), 1)

@@ -1,10 +1,11 @@
-"""MLPerf LoadGen against servers whose speed is known."""
+"""Load tests with MLPerf LoadGen against servers whose speed is known."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,24 @@ from typer.testing import CliRunner
 
 from afm_fx.cli import app
 from afm_fx.errors import BenchmarkError, FileFormatError
-from afm_fx.load_result import LoadResult, LoadRun
-from afm_fx.loadgen import WARMUP_CALLS, LoadTest, Scenario, run_load_test
-from afm_fx.loadgen_log import SUMMARY
+from afm_fx.latencies import Latencies
+from afm_fx.load_result import LoadResult
+from afm_fx.loadgen import SUMMARY, WARMUP_CALLS, LoadRun, LoadTest
 from afm_fx.machine import this_machine
-from afm_fx.serving_load import load_test, requests_of
-
-pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen has no wheel for this Python")
+from afm_fx.serving_load import (
+    MOST_PROBES,
+    PRECISION,
+    STEP_BACK,
+    confirmed_qps,
+    highest_qps,
+    load_test,
+    requests_of,
+)
 
 NAP = 1e-3
 """Seconds that the fake server takes for a request."""
 
 ROWS = torch.arange(12.0).unsqueeze(1)
-QUICK: dict[str, Any] = {"seconds": 0.3, "min_queries": 40, "batch_size": 4}
 
 
 class Server:
@@ -43,48 +49,32 @@ class Server:
         time.sleep(NAP)
 
 
-def test_single_stream_sends_the_next_request_when_the_last_is_answered(tmp_path: Path) -> None:
-    server = Server()
-    result = load_test({"server": server}, ROWS, tmp_path, scenario="single-stream", **QUICK)
-    run = result.run("server")
-    assert result.valid
-    assert run.answered == run.queries == len(server.threads) - 2 * WARMUP_CALLS
-    assert run.p50_us > 1e6 * NAP
-    assert run.qps < 1 / NAP
-    assert server.seen == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)}  # real rows, in requests of the batch size
-
-
-def test_a_server_answers_random_arrivals_from_a_thread_of_its_own_and_its_logs_are_kept(tmp_path: Path) -> None:
+def test_random_arrivals_are_answered_from_a_thread_of_its_own_and_logs_are_kept(tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen has no wheel for this Python")
     server = Server()
     result = load_test(
-        {"a server": server}, ROWS, tmp_path, scenario="server", qps=150.0, latency_bound_ms=500.0,
-        **{**QUICK, "min_queries": 30},
+        {"a server": server}, ROWS, tmp_path, qps=150.0, latency_bound_ms=500.0, seconds=0.3, min_queries=30,
+        batch_size=4,
     )  # fmt: skip
-    run = result.runs[0]
-    assert run.answered == run.queries >= 30
+    run = result.run("a server")
+    assert run.answered == run.queries == len(server.threads) - 2 * WARMUP_CALLS >= 30
     assert run.target_qps == 150.0
-    assert set(server.threads[2 * WARMUP_CALLS :]) != {threading.get_ident()}
+    assert run.latencies.p50_us > 1e6 * NAP
+    assert server.seen == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)}  # real rows, in requests of the batch size
+    assert threading.get_ident() not in server.threads[2 * WARMUP_CALLS :]
     assert not run.valid  # the bound held, and LoadGen wants 459 requests before it trusts a 99th percentile
     assert "more queries" in run.reason
-    assert run.p99_us is None
-    summary = (tmp_path / run.logs / SUMMARY).read_text()
+    assert f"a server: {run.reason}" in result.table()
+    assert run.latencies.p99_us is None
+    summary = (Path(run.logs) / SUMMARY).read_text()
     assert "Scenario : Server" in summary
     assert "target_latency (ns): 500000000" in summary
-
-
-def test_offline_has_all_requests_at_once_and_counts_each(tmp_path: Path) -> None:
-    server = Server()
-    result = load_test({"server": server}, ROWS, tmp_path, scenario="offline", **QUICK)
-    run = result.runs[0]
-    assert result.valid
-    assert run.queries == run.answered == len(server.threads) - 2 * WARMUP_CALLS
-    assert run.qps == pytest.approx(run.queries / (run.max_us / 1e6), rel=0.01)  # LoadGen's own numbers agree
-    assert "p50 us" not in result.columns
 
 
 def test_the_search_tries_rates_in_short_runs_and_reports_a_valid_long_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen has no wheel for this Python")
     held = []
 
     def tried_twice(holds: Callable[[float], bool], first: float) -> float:
@@ -93,63 +83,56 @@ def test_the_search_tries_rates_in_short_runs_and_reports_a_valid_long_one(
 
     monkeypatch.setattr("afm_fx.serving_load.highest_qps", tried_twice)  # as it is, it takes many seconds
     result = load_test(
-        {"server": Server()}, ROWS, tmp_path, scenario="server", latency_bound_ms=30.0, probe_seconds=0.1, seconds=0.1,
-        min_queries=500, batch_size=4,
+        {"server": Server()}, ROWS, tmp_path, latency_bound_ms=30.0, probe_seconds=0.1, seconds=0.1, min_queries=500,
+        batch_size=4,
     )  # fmt: skip
     run = result.runs[0]
-    assert held[1] is False  # 1,200 requests arrive in the time of 600
-    assert [probe.logs for probe in result.probes] == ["server/probe-01", "server/probe-02"]
-    assert result.probes[1].queries > 1_000  # for 20 times the bound, though a tenth of a second was asked for
+    assert held[1] is False  # 1,200 requests arrive in the time of 600, for 20 times the bound
+    assert {path.name for path in (tmp_path / "server").iterdir()} >= {"probe-01", "probe-02", "server-1"}
     assert result.valid
-    assert run.p99_us is not None
-    assert run.p99_us <= 30_000
+    assert run.latencies.p99_us is not None
+    assert run.latencies.p99_us <= 30_000
 
 
-def test_a_failure_under_load_ends_the_test_with_its_reason(tmp_path: Path) -> None:
-    calls = 0
+@pytest.mark.parametrize("limit", [3.0, 97.0, 1000.0, 51_234.0])
+@pytest.mark.parametrize("first", [50.0, 2_000.0])
+def test_the_highest_rate_is_found_within_the_precision(limit: float, first: float) -> None:
+    tried: list[float] = []
 
-    def fails_later() -> None:
-        nonlocal calls
-        calls += 1
-        time.sleep(1e-4)
-        if calls > 2 * WARMUP_CALLS + 10:
-            raise ValueError("no such row")
+    def holds(qps: float) -> bool:
+        tried.append(qps)
+        return qps <= limit
 
-    for scenario in Scenario:
-        calls = 0
-        test = LoadTest(scenario, 0.1, 50, qps=2000.0, latency_bound_ms=100.0)
-        with pytest.raises(BenchmarkError, match="failed under load: ValueError: no such row"):
-            run_load_test([fails_later], test, tmp_path / scenario.value)
+    assert limit / (1 + PRECISION) <= highest_qps(holds, first) <= limit
+    assert len(tried) <= MOST_PROBES
+
+
+def test_a_bound_that_no_rate_holds_is_told() -> None:
+    with pytest.raises(BenchmarkError, match="not even"):
+        highest_qps(lambda _: False, 1000.0)
+
+
+def test_a_rate_that_fails_in_the_long_run_is_lowered_until_it_holds() -> None:
+    assert confirmed_qps(lambda qps: qps < 90.1, 100.0) == pytest.approx(100 * STEP_BACK)
+    with pytest.raises(BenchmarkError, match="no long run"):
+        confirmed_qps(lambda _: False, 100.0)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("contenders", "settings", "message"),
     [
-        ({"scenario": "server"}, "needs a latency bound"),
-        ({"scenario": "offline", "qps": 5.0}, "belong to the scenario server"),
-        ({"scenario": "server", "latency_bound_ms": 5.0, "qps": -1.0}, "rate must be positive"),
-        ({"scenario": "offline", "batch_size": 0}, "must be at least 1"),
-        ({"scenario": "offline", "seconds": 0.0}, "durations must be positive"),
+        (["a"], {"batch_size": 0}, "at least 1 row"),
+        (["a"], {"qps": -1.0}, "must be positive"),
+        (["a b", "a/b"], {}, "names differ in signs only"),
+        ([], {}, "no contenders"),
     ],
 )
-def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(
+    tmp_path: Path, contenders: list[str], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(BenchmarkError, match=message):
-        load_test({"server": Server()}, ROWS, tmp_path, **settings)
+        load_test({name: Server() for name in contenders}, ROWS, tmp_path, **{"latency_bound_ms": 5.0, **settings})
     assert not list(tmp_path.iterdir())
-
-
-def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="names differ in signs only"):
-        load_test({"a b": Server(), "a/b": Server()}, ROWS, tmp_path, scenario="offline")
-
-
-def test_memory_growth_leaves_out_how_a_run_begins() -> None:
-    def run(*resident: int) -> LoadRun:
-        return LoadRun("a", "torch", True, "", 1, 1, None, 1.0, 1.0, 1.0, None, None, None, 1.0, resident, "")
-
-    assert run(0, 1, 2, 50, 50, 50, 50, 51, 51).memory_growth == 1
-    assert run(9, 9, 9, 50, 50, 50, 40, 40, 40).memory_growth == -10
-    assert run(1, 2, 3).memory_growth is None
 
 
 def test_large_requests_are_fewer() -> None:
@@ -158,19 +141,19 @@ def test_large_requests_are_fewer() -> None:
     assert requests_of(1 << 24) == 1
 
 
-def test_lost_requests_make_a_result_invalid() -> None:
-    run = LoadRun("a", "torch", True, "", 5, 4, None, 1.0, 1.0, 1.0, None, None, None, 1.0, (), "a/offline")
-    result = LoadResult(this_machine(), Scenario.OFFLINE, 1, 1, 1, 1.0, 1, None, 0, (run,))
-    assert not result.valid
+def test_lost_requests_make_a_result_invalid_and_json_gives_it_back() -> None:
+    run = LoadRun("a", "torch", True, "", 5, 5, 2.0, 1.0, Latencies(5, 1.0, None, None, None), "a/server")
+    result = LoadResult(this_machine(), 1, 1, LoadTest(5.0, 2.0, 1.0, 1, 1), (run,))
+    assert result.valid
+    assert not replace(result, runs=(replace(run, answered=4),)).valid
     assert LoadResult.from_json(result.to_json()) == result
-    for damaged in ("[]", "{", result.to_json().replace('"version": 1', '"version": 9')):
+    for damaged in ("[]", "{", result.to_json().replace('"version":2', '"version":9')):
         with pytest.raises(FileFormatError):
             LoadResult.from_json(damaged)
-    assert result.to_csv().splitlines()[1].startswith("offline,1,a,torch,True,,5,4,,1.0,")
 
 
 def test_the_command_refuses_a_directory_of_logs_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "mlperf_log_detail.txt").write_text("mine")
-    result = CliRunner().invoke(app, ["load", "a=x.onnx", "--scenario", "offline", "--out", str(tmp_path)])
+    result = CliRunner().invoke(app, ["load", "a=x.onnx", "--latency-bound", "10", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "exists already" in result.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,15 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_prints_the_table_and_writes_what_was_asked_for(directory: Path) -> None:
     command = ["sweep", "swept_model:clicks", "--data", "rows.npz", "--budgets", "0.3,0.6"]
-    command += ["--evaluation", "clicks.npz", "--labels", "clicked", "--csv", "sweep.csv", "--json", "sweep.json"]
+    command += ["--evaluation", "clicks.npz", "--labels", "clicked", "--csv", "sweep.csv"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    document = json.loads((directory / "sweep.json").read_text())
-    assert [point["budget"] for point in document["points"]] == [0.6, 0.3]
-    assert document["labelled_rows"] == 80
-    assert 0 < document["points"][1]["auc"] < 1
-    assert f"{document['points'][0]['parameters']:,}" in result.output
-    assert (directory / "sweep.csv").read_text().count("\n") == 4
+    original, *points = csv.DictReader((directory / "sweep.csv").read_text().splitlines())
+    assert [float(point["budget"]) for point in points] == [0.6, 0.3]
+    assert 0 < float(points[1]["auc"]) < 1
+    assert int(points[1]["parameters"]) < int(points[0]["parameters"]) < int(original["parameters"])
+    assert f"{int(points[0]['parameters']):,}" in result.output
+    assert "80 labelled rows" in result.output
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 2
     assert "exists already" in again.output

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from afm_fx.resident_memory import peak_bytes, reset_peak, resident_bytes
+from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux tells")
 
