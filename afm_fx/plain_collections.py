@@ -1,25 +1,77 @@
-"""TorchRec's collections of tables on tensors of a fixed width, with the same parameters under the same names.
+"""Ragged lists of ids as tensors of a fixed width, and TorchRec's collections of tables on them.
+
+A ``KeyedJaggedTensor`` holds, for every feature and row, a list of ids of any length. Exported graphs want shapes that
+do not depend on the data, so each feature becomes ids ``[batch, length]``, filled up with id 0, and where lists are
+shorter than that, their lengths ``[batch]``: places at or beyond the length count nothing.
 
 A bag of padded ids is ``sum_i w_i T[id_i]`` with ``w_i = 0`` where there is no id, ``1`` or the id's weight where there
 is one, and that over the bag's length for a mean; an empty bag is zero. It stays one ``embedding_bag``, so that codes
 are made for what the model sees, pooled rows. A feature that has exactly one id in every row is a plain lookup.
+The collections have the same parameters under the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from afm_fx.errors import ModelError
-from afm_fx.padded_bags import LENGTHS, WEIGHTS, Padding
+from afm_fx.errors import BatchError, ModelError
+
+LENGTHS, WEIGHTS = "{}.lengths", "{}.weights"
+"""Names of the tensors beside a feature's ids."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The fixed form of one feature's lists.
+
+    Attributes:
+        length: ids per row.
+        ragged: whether rows may hold fewer; their number is then an input of its own.
+        weighted: whether every id has a weight; absent ids weigh 0, and their number is no input.
+    """
+
+    length: int
+    ragged: bool
+    weighted: bool = False
+
+
+def padded(jagged: Any, paddings: Mapping[str, Padding]) -> dict[str, Tensor]:
+    """A ``KeyedJaggedTensor`` as tensors of a fixed width; features without a padding are left out.
+
+    Returns:
+        By feature: ids int64 [batch, length]; beside them ``FEATURE.lengths`` int64 [batch] where it is ragged, or
+        ``FEATURE.weights`` [batch, length] where it is weighted.
+
+    Raises:
+        BatchError: a list is longer or shorter than the padding allows, or weights are missing; feature and row are
+            named.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, lists in jagged.to_dict().items():
+        if name not in paddings:
+            continue
+        padding, lengths = paddings[name], lists.lengths().long()
+        _check_lengths(name, lengths, padding)
+        present = _present(lengths, padding.length)
+        tensors[name] = _filled(lists.values().long(), present)
+        if padding.weighted:
+            weights = lists.weights_or_none()
+            if weights is None:
+                raise BatchError(f"feature '{name}' has no weights, and the model pools it with weights")
+            tensors[WEIGHTS.format(name)] = _filled(weights, present)
+        elif padding.ragged:
+            tensors[LENGTHS.format(name)] = lengths
+    return tensors
 
 
 class PlainBags(nn.Module):
-    """An ``EmbeddingBagCollection`` that takes a dict of padded ids (:func:`afm_fx.padded_bags.padded`).
+    """An ``EmbeddingBagCollection`` that takes a dict of padded ids (:func:`padded`).
 
     Args:
         collection: whose tables it shares.
@@ -56,22 +108,18 @@ class PlainBags(nn.Module):
 
     def _pooled(self, bag: Any, features: Mapping[str, Tensor], name: str) -> Tensor:
         table, padding, ids = bag.weight, self._paddings[name], features[name]
-        if padding.single:
+        if self._weighted:
+            weights = features[WEIGHTS.format(name)]
+        elif padding.ragged:
+            lengths = features[LENGTHS.format(name)]
+            weights = _present(lengths, padding.length).to(torch.float32)
+            if bag.mode == "mean":
+                weights = weights / lengths.unsqueeze(1).clamp(min=1)
+        elif padding.length == 1:
             return _single_precision(F.embedding(ids, table).squeeze(1))
-        weights = self._weights(features, name, padding, mean=bag.mode == "mean")
-        if weights is None:
+        else:
             return _single_precision(F.embedding_bag(ids, table, mode=bag.mode))
         return _single_precision(F.embedding_bag(ids, table, mode="sum", per_sample_weights=weights.to(table.dtype)))
-
-    def _weights(self, features: Mapping[str, Tensor], name: str, padding: Padding, *, mean: bool) -> Tensor | None:
-        """[batch, length], None where every id counts alike."""
-        if self._weighted:
-            return features[WEIGHTS.format(name)]
-        if not padding.ragged:
-            return None
-        lengths = features[LENGTHS.format(name)].unsqueeze(1)
-        present = (torch.arange(padding.length, device=lengths.device) < lengths).to(torch.float32)
-        return present / lengths.clamp(min=1) if mean else present
 
 
 class PlainEmbeddings(nn.Module):
@@ -95,14 +143,13 @@ class PlainEmbeddings(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, PaddedRows]:
         """The rows of every feature."""
-        found = {}
+        by_feature = {}
         for config, names in zip(self._configs, self._names, strict=True):
             for feature, name in zip(config.feature_names, names, strict=True):
-                ids, padding = features[feature], self._paddings[feature]
-                rows = _single_precision(F.embedding(ids, self.embeddings[config.name].weight))
-                lengths = features[LENGTHS.format(feature)] if padding.ragged else None
-                found[name] = PaddedRows(rows, lengths)
-        return found
+                rows = _single_precision(F.embedding(features[feature], self.embeddings[config.name].weight))
+                lengths = features[LENGTHS.format(feature)] if self._paddings[feature].ragged else None
+                by_feature[name] = PaddedRows(rows, lengths)
+        return by_feature
 
 
 class PaddedRows:
@@ -120,8 +167,7 @@ class PaddedRows:
         """[batch, desired_length, n], with the value where there is no id."""
         rows, length = self._rows, self._rows.shape[1]
         if self._lengths is not None:
-            present = torch.arange(length, device=rows.device) < self._lengths.unsqueeze(1)
-            rows = torch.where(present.unsqueeze(2), rows, padding_value)
+            rows = torch.where(_present(self._lengths, length).unsqueeze(2), rows, padding_value)
         if desired_length is None or desired_length == length:
             return rows
         if desired_length < length:
@@ -146,6 +192,31 @@ class PaddedRows:
                 "depends on the data: let it read to_padded_dense(length)"
             )
         return self._rows.flatten(0, 1)
+
+
+def _present(lengths: Tensor, length: int) -> Tensor:
+    """Which places [batch, length] hold an id."""
+    return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _filled(values: Tensor, present: Tensor) -> Tensor:
+    """The values of all lists, one after the other, at their places; 0 elsewhere."""
+    filled = values.new_zeros(present.shape)
+    filled[present] = values
+    return filled
+
+
+def _check_lengths(name: str, lengths: Tensor, padding: Padding) -> None:
+    wrong = lengths > padding.length
+    if not padding.ragged:
+        wrong |= lengths < padding.length
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        allowed = f"at most {padding.length}" if padding.ragged else f"exactly {padding.length}"
+        raise BatchError(
+            f"row {row} of feature '{name}' has {int(lengths[row])} ids, the plain model takes {allowed}: give "
+            f"max_lengths={{{name!r}: ...}}, the most that a row may have, when the model is made plain"
+        )
 
 
 def _single_precision(rows: Tensor) -> Tensor:

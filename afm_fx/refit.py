@@ -15,7 +15,6 @@ dropped units stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +31,6 @@ from afm_fx.site_bases import SiteBases, weights_of
 from afm_fx.table_moments import table_moments
 from afm_fx.tables import render_table
 from afm_fx.taps import Tap, joint_taps, plain_taps
-from afm_fx.traffic import Traffic
 from passes.errors import PassError
 from passes.factor import Factor
 from passes.sites import SiteKind
@@ -48,7 +46,6 @@ class SiteDrift:
     """What became of one factored site.
 
     Attributes:
-        name: of the site.
         kept_then: share of the features' energy about their mean that the code kept when the plan was made.
         kept_by_old: the share that the plan's own factor keeps of the new features.
         kept_now: the share that the new factor keeps.
@@ -67,12 +64,7 @@ class SiteDrift:
 
 @dataclass(frozen=True)
 class Refit:
-    """A plan for a fresh checkpoint.
-
-    Attributes:
-        plan: the plan.
-        drift: one entry per factored site.
-    """
+    """A plan for a fresh checkpoint, and the drift of every factored site."""
 
     plan: Plan
     drift: tuple[SiteDrift, ...]
@@ -119,12 +111,16 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
             raise PlanError(f"the plan is for another model: it knows site '{site.name}', the program does not")
         tap = taps[site.name]
         check_site(site, tap.site)
-        shape = (tap.site.rows, site.width) if site.kind is SiteKind.EMBEDDING else site.shape
+        shape, traffic = site.shape, known.traffic.get(site.name)
+        if site.kind is SiteKind.EMBEDDING:
+            shape = (tap.site.rows, site.width)
+            if traffic is not None:
+                known = replace(known, traffic={**known.traffic, site.name: traffic.grown_to(tap.site.rows)})
         if site.rank is None:
             sites.append(replace(site, shape=shape))
             continue
         moments = _moments(tap, trimmed, known)
-        fresh = replace(known, moments={**known.moments, site.name: moments}, traffic=_grown(known, tap))
+        fresh = replace(known, moments={**known.moments, site.name: moments})
         bases = SiteBases(trimmed, tap, fresh, one_centre=plan.basis == BasisKind.MEASURED)
         basis = bases[BasisKind(site.basis)]
         factors[site.name] = basis.factor(site.rank)
@@ -148,13 +144,6 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
     return Refit(made, tuple(drift))
 
 
-def _grown(statistics: Statistics, tap: Tap) -> Mapping[str, Traffic]:
-    traffic = statistics.traffic.get(tap.site.name)
-    if traffic is None or tap.site.kind is not SiteKind.EMBEDDING:
-        return statistics.traffic
-    return {**statistics.traffic, tap.site.name: traffic.grown_to(tap.site.rows)}
-
-
 def _on_sample(program: Program, statistics: Statistics) -> Statistics:
     """The statistics with what the fresh checkpoint does on the rows that they hold, if they hold any."""
     if statistics.sample is None:
@@ -173,7 +162,7 @@ def _moments(tap: Tap, program: Program, statistics: Statistics) -> Moments:
     traffic = statistics.traffic.get(tap.site.name)
     if tap.site.kind is SiteKind.LINEAR or traffic is None or traffic.pooled:
         return known
-    return table_moments(weights_of(program, tap), traffic.grown_to(tap.site.rows).counts)
+    return table_moments(weights_of(program, tap), traffic.counts)
 
 
 def _left_out(factor: Factor, moments: Moments) -> float:
@@ -183,12 +172,8 @@ def _left_out(factor: Factor, moments: Moments) -> float:
         total += float(moments.mean.square().sum())
     if total <= 0:
         return 0.0
+    # y - decode(encode(y)) is affine in y: its error is that of its linear part about the mean, and its value there.
     rest = torch.eye(factor.width, dtype=torch.float64) - factor.decoder @ factor.encoder
-    constant = torch.zeros(factor.width, dtype=torch.float64)
-    if factor.shift is not None:
-        constant = factor.decoder @ factor.shift
-    if factor.offset is not None:
-        constant = constant + factor.offset
-    bias = rest @ moments.mean - constant
+    bias = moments.mean - factor.decode(factor.encode(moments.mean))
     error = float((rest @ moments.covariance @ rest.mT).trace() + bias.square().sum())
     return error / total

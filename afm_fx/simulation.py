@@ -121,8 +121,7 @@ def replaced(tap: Tap, factor: Factor, values: Sequence[Tensor]) -> list[Tensor]
 
 def through(factor: Factor, features: Tensor) -> Tensor:
     """The features ``[..., n]`` after encoding and decoding."""
-    codes = features @ factor.encoder.mT
-    return factor.decode(codes if factor.shift is None else codes + factor.shift)
+    return factor.decode(factor.encode(features))
 
 
 def _behind(nodes: Iterable[Node]) -> frozenset[Node]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,7 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, MissingPackageError, ModelError
 from afm_fx.inputs import Inputs
-from afm_fx.padded_bags import Padding, padded
-from afm_fx.plain_collections import PlainBags, PlainEmbeddings
+from afm_fx.plain_collections import Padding, PlainBags, PlainEmbeddings, padded
 
 _COLLECTION = re.compile(r"Embedding(Bag)?Collection$")
 """Classes that take a ``KeyedJaggedTensor``, sharded ones and those with feature processors included."""
@@ -69,10 +68,10 @@ def plain(model: nn.Module, example_inputs: Inputs, *, max_lengths: Mapping[str,
         BatchError: the example holds no ``KeyedJaggedTensor``, one with a batch size per feature, or lacks a feature.
     """
     keyed_tensor = _torchrec().sparse.jagged_tensor.KeyedTensor
-    collections = dict(_collections(model))
+    collections = _collections(model)
     paddings = _paddings(collections, example_inputs, max_lengths or {})
     memo: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    for collection in collections.values():
+    for collection in collections:
         memo[id(collection)] = (
             PlainBags(collection, paddings, keyed_tensor)
             if hasattr(collection, "embedding_bags")
@@ -91,38 +90,30 @@ def _torchrec() -> Any:
     return torchrec
 
 
-def _collections(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The collections by name.
-
-    Raises:
-        ModelError: there is none, or one of a kind that is not known.
-    """
+def _collections(model: nn.Module) -> list[Any]:
     modules = _torchrec().modules.embedding_modules
     known = {modules.EmbeddingBagCollection, modules.EmbeddingCollection}
-    found = False
     for name, module in model.named_modules():
-        if type(module) in known:
-            found = True
-            yield name, module
-        elif type(module).__module__.startswith("torchrec.") and _COLLECTION.search(type(module).__name__):
+        kind = type(module)
+        if kind not in known and kind.__module__.startswith("torchrec.") and _COLLECTION.search(kind.__name__):
             raise ModelError(
-                f"'{name}' is a {type(module).__name__}, which is not made plain; EmbeddingBagCollection and "
+                f"'{name}' is a {kind.__name__}, which is not made plain; EmbeddingBagCollection and "
                 "EmbeddingCollection are, unsharded and unquantized"
             )
-    if not found:
+    collections = [module for module in model.modules() if type(module) in known]
+    if not collections:
         raise ModelError(f"{type(model).__name__} has no EmbeddingBagCollection and no EmbeddingCollection")
+    return collections
 
 
 def _is_jagged(leaf: Any) -> bool:
     return isinstance(leaf, _torchrec().sparse.jagged_tensor.KeyedJaggedTensor)
 
 
-def _paddings(
-    collections: Mapping[str, Any], example_inputs: Inputs, max_lengths: Mapping[str, int]
-) -> dict[str, Padding]:
+def _paddings(collections: Sequence[Any], example_inputs: Inputs, max_lengths: Mapping[str, int]) -> dict[str, Padding]:
     """The padding of every feature that a collection reads."""
     weighted: dict[str, bool] = {}
-    for collection in collections.values():
+    for collection in collections:
         is_bag = hasattr(collection, "embedding_bags")
         configs = collection.embedding_bag_configs() if is_bag else collection.embedding_configs()
         for name in (name for config in configs for name in config.feature_names):
@@ -132,17 +123,13 @@ def _paddings(
     jagged = [leaf for leaf in pytree.tree_leaves(example_inputs, is_leaf=_is_jagged) if _is_jagged(leaf)]
     if not jagged:
         raise BatchError("the example inputs hold no KeyedJaggedTensor")
-    lists = {name: each for leaf in jagged for name, each in _checked(leaf).to_dict().items()}
+    if any(leaf.variable_stride_per_key() or leaf.inverse_indices_or_none() is not None for leaf in jagged):
+        raise BatchError("a KeyedJaggedTensor with a batch size per feature (variable stride) is not made plain")
+    lists = {name: each for leaf in jagged for name, each in leaf.to_dict().items()}
     unknown = sorted(max_lengths.keys() - weighted.keys())
     if unknown:
         raise BatchError(f"max_lengths names '{unknown[0]}', which no collection reads; they read {sorted(weighted)}")
     return {name: _padding(name, has, lists, max_lengths.get(name)) for name, has in weighted.items()}
-
-
-def _checked(jagged: Any) -> Any:
-    if jagged.variable_stride_per_key() or jagged.inverse_indices_or_none() is not None:
-        raise BatchError("a KeyedJaggedTensor with a batch size per feature (variable stride) is not made plain")
-    return jagged
 
 
 def _padding(name: str, weighted: bool, lists: Mapping[str, Any], most: int | None) -> Padding:

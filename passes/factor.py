@@ -45,6 +45,11 @@ class Factor:
         """Number r of code columns."""
         return int(self.decoder.shape[1])
 
+    def encode(self, features: Tensor) -> Tensor:
+        """The codes [..., r] of features [..., n], in the factor's own number format."""
+        codes = features @ self.encoder.mT
+        return codes if self.shift is None else codes + self.shift
+
     def encode_table(self, table: Tensor) -> Tensor:
         """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device."""
         return encode_table(self.encoder, self.shift, [table])

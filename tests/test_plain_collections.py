@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import BatchError, ModelError
-from afm_fx.padded_bags import Padding, padded
-from afm_fx.plain_collections import PaddedRows, PlainBags, PlainEmbeddings
+from afm_fx.plain_collections import PaddedRows, Padding, PlainBags, PlainEmbeddings, padded
 from tests.ragged import Lists, Ragged, draw
 
 ROWS, WIDTH = 7, 6
