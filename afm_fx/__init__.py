@@ -34,7 +34,7 @@ from afm_fx.quality_comparison import QualityComparison, compare_quality
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
-from afm_fx.reduced_precision import PrecisionReport, Reduced, reduce_precision
+from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport, ReportFacts, ReportFile
 from afm_fx.runtime import Session
@@ -81,7 +81,6 @@ __all__ = [
     "QualityComparison",
     "QuantizationReport",
     "RecoveryReport",
-    "Reduced",
     "Refit",
     "ReportFacts",
     "ReportFile",

@@ -222,9 +222,7 @@ class LatencyModel:
         report = afm_fx.quantize_onnx(
             export.path, folder / f"{stem}-int8.onnx", self._rows(), smallest_weight=self.smallest_weight, force=True
         )
-        return Entry(
-            name, report.path, parameters, report.bytes_after, report.operators, report.largest_difference, 0.0
-        )
+        return Entry(name, report.path, parameters, report.bytes_after, report.operators, report.error.largest, 0.0)
 
 
 def _package(name: str, program: Program, folder: Path, threads: int) -> Entry:

@@ -17,7 +17,7 @@ float16 then.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -55,29 +55,16 @@ class ReducedTable:
 
     Attributes:
         name: the table's name before.
-        rows: its rows.
-        width: its columns.
+        shape: rows and columns.
         stored: the format it is stored in now.
-        column_scales: whether columns have scales of their own, which costs one multiplication more.
-        lookups: lookups that read it.
-        bytes_before: its bytes before.
         bytes_after: its bytes now, scales included.
-        largest_row_error: largest Euclidean distance between a row and what is read instead.
-        rms_row_error: root of the mean square of these distances over all rows.
-        rms_row: root mean square of the rows' Euclidean lengths, to compare with.
     """
 
     name: str
-    rows: int
-    width: int
+    shape: tuple[int, ...]
     stored: TableFormat
-    column_scales: bool
-    lookups: int
     bytes_before: int
     bytes_after: int
-    largest_row_error: float
-    rms_row_error: float
-    rms_row: float
 
 
 class ReduceTables(GraphPass):
@@ -86,134 +73,81 @@ class ReduceTables(GraphPass):
     Replaces ``embedding(T, ids)`` with ``_to_copy(embedding(T16, ids), dtype)`` in float16, and
     with ``_to_copy(embedding(Q, ids), dtype) * embedding(s, ids)`` (and ``* c`` where columns differ) in int8.
 
-    Args:
-        table_format: the format wanted.
-        smallest_bytes: tables of fewer bytes stay as they are.
+    Attributes:
+        reduced: the tables of the last run that are stored in fewer bits now.
+        kept: (table, reason) of those that are looked up and stay as they are.
     """
 
     def __init__(self, table_format: TableFormat, *, smallest_bytes: int = SMALLEST_BYTES) -> None:
         super().__init__()
-        self.table_format = table_format
-        self.smallest_bytes = smallest_bytes
+        self.table_format, self.smallest_bytes = table_format, smallest_bytes
         self.reduced: tuple[ReducedTable, ...] = ()
         self.kept: tuple[tuple[str, str], ...] = ()
-        """(table, reason) of the tables that were looked up and stay as they are."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         reduced, kept = [], []
-        for table in list(_tables(graph_module)):
-            stored = self._format_of(table)
+        for table, nodes in _tables(graph_module):
+            name = str(nodes[0].target)
+            stored = self._format_of(table, nodes)
             if isinstance(stored, TableFormat):
-                reduced.append(_reduce(graph_module, table, stored))
+                parts = _in_float16(table) if stored is TableFormat.FLOAT16 else _in_int8(table)
+                _replace_lookups(graph_module, nodes, stored, parts, table)
+                bytes_after = sum(map(_bytes, parts.values()))
+                reduced.append(ReducedTable(name, tuple(table.shape), stored, _bytes(table), bytes_after))
             else:
-                kept.append((table.name, stored))
+                kept.append((name, stored))
         finish(graph_module)
         self.reduced, self.kept = tuple(reduced), tuple(kept)
         return PassResult(graph_module, bool(reduced))
 
-    def _format_of(self, table: _Table) -> TableFormat | str:
+    def _format_of(self, table: Tensor, nodes: list[Node]) -> TableFormat | str:
         """The format that a table is stored in, or why it stays as it is."""
-        tensor = table.tensor
-        before = tensor.numel() * tensor.element_size()
-        if not table.only_looked_up:
+        width, size = table.shape[1], table.element_size()
+        if not all(_looks_up(user, node) for node in nodes for user in node.users):
             return OTHER_USE
-        if not tensor.is_floating_point() or tensor.element_size() <= 2:
-            return f"it is stored in {str(tensor.dtype).removeprefix('torch.')} already"
-        if before < self.smallest_bytes:
-            return f"it has {before:,} bytes, fewer than the {self.smallest_bytes:,} from which on tables are reduced"
-        stored = self.table_format
-        if stored is TableFormat.INT8 and tensor.shape[1] + tensor.element_size() >= 2 * tensor.shape[1]:
-            stored = TableFormat.FLOAT16
-        largest = table.column_maxima()
+        if not table.is_floating_point() or size <= 2:
+            return f"it is stored in {str(table.dtype).removeprefix('torch.')} already"
+        if _bytes(table) < self.smallest_bytes:
+            return f"it has {_bytes(table):,} bytes, fewer than the {self.smallest_bytes:,} from which on it pays"
+        largest = _column_maxima(table)
         if not bool(largest.isfinite().all()):
             return NOT_FINITE
+        # A row takes width bytes and a scale in int8, two bytes a column in float16.
+        stored = TableFormat.FLOAT16 if width + size >= 2 * width else self.table_format
         if stored is TableFormat.FLOAT16 and float(largest.max()) > torch.finfo(torch.float16).max:
             return BEYOND_FLOAT16
         return stored
 
 
-@dataclass
-class _Table:
-    """A tensor whose rows are looked up.
-
-    Attributes:
-        name: of the tensor, the first that the graph uses.
-        tensor: [rows, width].
-        nodes: all nodes that hold it.
-    """
-
-    name: str
-    tensor: Tensor
-    nodes: list[Node] = field(default_factory=list)
-
-    @property
-    def lookups(self) -> list[Node]:
-        """The nodes that look rows up."""
-        return [user for node in self.nodes for user in node.users if _looks_up(user, node)]
-
-    @property
-    def only_looked_up(self) -> bool:
-        """Whether nothing else reads the tensor."""
-        return all(_looks_up(user, node) for node in self.nodes for user in node.users)
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows in float64, a block at a time."""
-        for start in range(0, self.tensor.shape[0], ROWS_PER_BLOCK):
-            rows = slice(start, start + ROWS_PER_BLOCK)
-            yield rows, self.tensor.detach()[rows].double()
-
-    def column_maxima(self) -> Tensor:
-        """float64 [width]: the largest magnitude in every column; NaN where a column holds one."""
-        largest = torch.zeros(self.tensor.shape[1], dtype=torch.float64, device=self.tensor.device)
-        for _, block in self.blocks():
-            # In place: a small tensor kept per block would sit between freed blocks, and memory would grow by them all.
-            torch.maximum(largest, block.abs().amax(0), out=largest)
-        return largest
-
-
-def _tables(module: GraphModule) -> Iterator[_Table]:
-    """The tables that lookups read, one that has several names once."""
-    found: dict[int, _Table] = {}
+def _tables(module: GraphModule) -> list[tuple[Tensor, list[Node]]]:
+    """The tables that lookups read with the nodes that hold them, one that has several names once."""
+    tables: dict[int, tuple[Tensor, list[Node]]] = {}
     for node in module.graph.nodes:
         tensor = constant_of(module, node)
         if tensor is not None and node.meta.get(PROVENANCE) != RULE:
-            found.setdefault(id(tensor), _Table(str(node.target), tensor)).nodes.append(node)
-    return (table for table in found.values() if table.lookups)
+            tables.setdefault(id(tensor), (tensor, []))[1].append(node)
+    return [
+        (tensor, nodes)
+        for tensor, nodes in tables.values()
+        if any(_looks_up(user, node) for node in nodes for user in node.users)
+    ]
 
 
 def _looks_up(user: Node, table: Node) -> bool:
     return user.target is aten.embedding.default and args_of(user)[0] is table and table not in args_of(user)[1:]
 
 
-def _reduce(module: GraphModule, table: _Table, stored: TableFormat) -> ReducedTable:
-    """Replaces a table and its lookups."""
-    lookups, name, errors = table.lookups, table.name, _RowErrors()
-    parts = _in_float16(table, errors) if stored is TableFormat.FLOAT16 else _in_int8(table, errors)
-    made = [
-        parameter(
-            module, derived_name(name, stored.value, part), tensor, rule=RULE,
-            trainable=stored is TableFormat.FLOAT16 and table.tensor.requires_grad,
-        )
-        for part, tensor in parts.items()
-    ]  # fmt: skip
-    for node in lookups:
-        with module.graph.inserting_before(node):
-            restored = _restored(node, made, table.tensor.dtype)
-        node.replace_all_uses_with(restored)
-        module.graph.erase_node(node)
-    return ReducedTable(
-        name=name,
-        rows=table.tensor.shape[0],
-        width=table.tensor.shape[1],
-        stored=stored,
-        column_scales="columns" in parts,
-        lookups=len(lookups),
-        bytes_before=table.tensor.numel() * table.tensor.element_size(),
-        bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in parts.values()),
-        largest_row_error=errors.largest,
-        rms_row_error=(errors.squares / table.tensor.shape[0]) ** 0.5,
-        rms_row=(errors.lengths / table.tensor.shape[0]) ** 0.5,
-    )
+def _replace_lookups(
+    module: GraphModule, tables: list[Node], stored: TableFormat, parts: dict[str, Tensor], table: Tensor
+) -> None:
+    trainable = stored is TableFormat.FLOAT16 and table.requires_grad
+    names = {part: derived_name(str(tables[0].target), stored.value, part) for part in parts}
+    made = [parameter(module, names[part], parts[part], rule=RULE, trainable=trainable) for part in parts]
+    for lookup in [user for node in tables for user in node.users]:
+        with module.graph.inserting_before(lookup):
+            restored = _restored(lookup, made, table.dtype)
+        lookup.replace_all_uses_with(restored)
+        module.graph.erase_node(lookup)
 
 
 def _restored(lookup: Node, parts: list[Node], dtype: torch.dtype) -> Node:
@@ -224,54 +158,48 @@ def _restored(lookup: Node, parts: list[Node], dtype: torch.dtype) -> Node:
     rows = call(graph, aten._to_copy.default, rows, rule=RULE, like=lookup, dtype=dtype)
     for position, scale in enumerate(scales):
         factor = scale
-        if position == 0:
+        if position == 0:  # the scales of rows are looked up as the rows are, those of columns stand for all rows
             factor = call(graph, aten.embedding.default, scale, *ids, rule=RULE, like=lookup, **lookup.kwargs)
         rows = call(graph, aten.mul.Tensor, rows, factor, rule=RULE, like=lookup)
     return rows
 
 
-@dataclass
-class _RowErrors:
-    """Sums over rows, a block at a time."""
-
-    largest: float = 0.0
-    squares: float = 0.0
-    lengths: float = 0.0
-
-    def add(self, block: Tensor, restored: Tensor) -> None:
-        """Compares a block with what will be read instead, both float64."""
-        squares = (block - restored).square().sum(1)
-        self.largest = max(self.largest, float(squares.max()) ** 0.5)
-        self.squares += float(squares.sum())
-        self.lengths += float(block.square().sum())
+def _blocks(table: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows in float64, a block at a time: a copy of the whole table would take twice its memory."""
+    for start in range(0, table.shape[0], ROWS_PER_BLOCK):
+        rows = slice(start, start + ROWS_PER_BLOCK)
+        yield rows, table.detach()[rows].double()
 
 
-@torch.no_grad()
-def _in_float16(table: _Table, errors: _RowErrors) -> dict[str, Tensor]:
-    half = torch.empty(table.tensor.shape, dtype=torch.float16, device=table.tensor.device)
-    for rows, block in table.blocks():
-        half[rows] = block.half()
-        errors.add(block, half[rows].double())
-    return {"weight": half}
+def _column_maxima(table: Tensor) -> Tensor:
+    """float64 [width]: the largest magnitude in every column; NaN where a column holds one."""
+    largest = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+    for _, block in _blocks(table):
+        # In place: a small tensor kept per block would sit between freed blocks, and memory would grow by them all.
+        torch.maximum(largest, block.abs().amax(0), out=largest)
+    return largest
 
 
 @torch.no_grad()
-def _in_int8(table: _Table, errors: _RowErrors) -> dict[str, Tensor]:
+def _in_float16(table: Tensor) -> dict[str, Tensor]:
+    return {"weight": table.half()}
+
+
+@torch.no_grad()
+def _in_int8(table: Tensor) -> dict[str, Tensor]:
     """``weight`` int8 [rows, width], ``scales`` [rows, 1] and, where columns differ much, ``columns`` [width]."""
-    tensor = table.tensor
-    columns = _column_scales(table.column_maxima())
-    whole = torch.empty(tensor.shape, dtype=torch.int8, device=tensor.device)
-    scales = torch.empty((tensor.shape[0], 1), dtype=tensor.dtype, device=tensor.device)
-    for rows, block in table.blocks():
+    columns = _column_scales(_column_maxima(table))
+    whole = torch.empty(table.shape, dtype=torch.int8, device=table.device)
+    scales = torch.empty((table.shape[0], 1), dtype=table.dtype, device=table.device)
+    for rows, block in _blocks(table):
         even = block / columns
-        scales[rows] = (even.abs().amax(1, keepdim=True) / LARGEST_INT8).to(tensor.dtype)
+        scales[rows] = (even.abs().amax(1, keepdim=True) / LARGEST_INT8).to(table.dtype)
         scale = scales[rows].double()
         steps = torch.where(scale > 0, even / scale, 0.0).round()
         whole[rows] = steps.clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8)
-        errors.add(block, whole[rows].double() * scale * columns)
     parts = {"weight": whole, "scales": scales}
     if bool((columns != 1).any()):
-        parts["columns"] = columns.to(tensor.dtype)
+        parts["columns"] = columns.to(table.dtype)
     return parts
 
 
@@ -281,3 +209,7 @@ def _column_scales(maxima: Tensor) -> Tensor:
     if used.numel() == 0 or float(used.max() / used.min()) <= COLUMN_RATIO:
         return torch.ones_like(maxima)
     return torch.where(maxima > 0, torch.exp2((maxima / used.max()).clamp(min=1e-12).log2().round()), 1.0)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
