@@ -30,7 +30,7 @@ help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 demo: $(INSTALLED)
-	$(BIN)/afm-fx demo --out demo-output --force
+	$(BIN)/python -m examples.demo --out demo-output --force
 
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

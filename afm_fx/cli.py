@@ -1,4 +1,4 @@
-"""The command line ``afm-fx``: ``demo``, ``explain``, ``calibrate``, ``compress``, ``sweep``, ``apply`` and those
+"""The command line ``afm-fx``: ``explain``, ``calibrate``, ``compress``, ``sweep``, ``apply`` and those
 that check and time what was exported.
 
 Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
@@ -21,13 +21,10 @@ from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, command_of
 from afm_fx.compress_command import compress
 from afm_fx.compress_config import CompressConfig
-from afm_fx.demo import DemoSettings, run_demo
-from afm_fx.demo_model import Training
 from afm_fx.explanation import explain as explain_program
 from afm_fx.load_command import load
 from afm_fx.output_directory import refuse_existing_file
 from afm_fx.sweep_command import sweep
-from afm_fx.synthetic import ClickGenerator
 from afm_fx.user_model import build_model
 
 app = typer.Typer(
@@ -53,36 +50,6 @@ def _root(
     if version:
         typer.echo(f"afm-fx {__version__}")
         raise typer.Exit
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Directory to write to.")] = Path("demo-output"),
-    rows: Annotated[int, typer.Option(min=1000, help="Training rows to generate.")] = 300_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 2,
-    threads: Annotated[int, typer.Option(min=1, help="Threads, to train and to time.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of data and weights.")] = 2024,
-    force: ForceOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Train a small DeepFM on generated clicks, compress it, and compare both.
-
-    Writes dense.onnx, low_rank.onnx, plan.safetensors, report.json and demo.json. Needs the extras deepctr and cpu
-    (or gpu).
-    """
-    with reported_errors(debug):
-        settings = DemoSettings(
-            out=out,
-            rows=rows,
-            generator=ClickGenerator(seed=seed),
-            training=Training(epochs=epochs, seed=seed),
-            threads=threads,
-            force=force,
-        )
-        result = run_demo(settings, typer.echo)
-        typer.echo(result.table())
-        typer.echo(result.footnotes())
-        typer.echo(f"\nWritten to {out}/. Compress your own model: afm-fx compress --help")
 
 
 @app.command()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from afm_fx.synthetic import ClickGenerator
+from examples.generated_clicks import ClickGenerator
 
 CLICKS = ClickGenerator(sparse_fields=6, dense_fields=4, largest_vocabulary=4_000)
 WIDTH = 16

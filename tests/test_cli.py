@@ -375,7 +375,7 @@ def test_bench_tells_what_is_wrong(shop, arguments, says):
     assert says in result.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "explain", "compress", "bench", "load"])
+@pytest.mark.parametrize("command", ["explain", "compress", "bench", "load"])
 def test_help_documents_every_option(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

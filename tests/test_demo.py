@@ -12,10 +12,10 @@ import onnx
 import pytest
 import torch
 
-from afm_fx.demo import DEMO_OUTPUTS, DemoSettings, run_demo
-from afm_fx.demo_model import Training, build_deepfm, model_inputs, score, train
 from afm_fx.errors import OutputExistsError, UserError
-from afm_fx.synthetic import ClickGenerator
+from examples.demo.model import Training, build_deepfm, model_inputs, score, train
+from examples.demo.run import DEMO_OUTPUTS, DemoSettings, run_demo
+from examples.generated_clicks import ClickGenerator
 
 GENERATOR = ClickGenerator(sparse_fields=8, dense_fields=4, largest_vocabulary=100)
 TRAINING = Training(embedding_width=8, hidden_units=(32, 32, 32), epochs=2, batch_size=256, learning_rate=1e-2)
@@ -87,7 +87,7 @@ def test_the_model_is_imported_without_a_word_and_without_the_network():
     pytest.importorskip("deepctr_torch")
     script = """
 import socket
-from afm_fx.demo_model import Training, build_deepfm
+from examples.demo.model import Training, build_deepfm
 
 def refuse(*arguments, **options):
     print("the network was asked for", arguments)

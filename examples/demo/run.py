@@ -1,4 +1,4 @@
-"""The demo: train a DeepFM on generated clicks, compress it, export it, prove it, time it, and show one table."""
+"""What the demo does, and the table of what it measured."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from afm_fx.capture import capture
 from afm_fx.compress_files import DENSE, LOW_RANK, OUTPUTS, write_outputs
 from afm_fx.compression import Compressed, compress
 from afm_fx.contenders import make_contender
-from afm_fx.demo_model import Quality, Training, build_deepfm, model_inputs, score, train
 from afm_fx.errors import UserError
 from afm_fx.measurement import Measurement
 from afm_fx.onnx_export import ExportReport
 from afm_fx.output_directory import refuse_existing, staged_outputs
 from afm_fx.policies import Fixed, Policy
 from afm_fx.progress import track
-from afm_fx.synthetic import ClickGenerator
 from afm_fx.tables import render_table
+from examples.demo.model import Quality, Training, build_deepfm, model_inputs, score, train
+from examples.generated_clicks import ClickGenerator
 
 RESULT = "demo.json"
 DEMO_OUTPUTS = (*OUTPUTS, RESULT)

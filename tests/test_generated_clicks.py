@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afm_fx.errors import UserError
-from afm_fx.synthetic import ClickGenerator, _Truth
+from examples.generated_clicks import ClickGenerator, _Truth
 
 SMALL = ClickGenerator(sparse_fields=6, dense_fields=3, largest_vocabulary=200)
 

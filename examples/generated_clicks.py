@@ -1,4 +1,4 @@
-"""Generated click-through data with a known low-rank truth, for the demo and for tests.
+"""Generated click-through data with a known low-rank truth, for the demo, the examples and tests.
 
 The truth is a factorization machine with a few latent factors per id, so that the interactions a model can learn from
 this data live in a space of that many dimensions, however wide its embedding tables are:

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from afm_fx.errors import UserError
 from afm_fx.progress import progress_bar
-from afm_fx.synthetic import ClickData
+from afm_fx.ranking_metrics import auc, log_loss
+from examples.generated_clicks import ClickData
 
-INSTALL_HINT = "the demo needs deepctr-torch and scikit-learn: pip install 'afm-fx[deepctr,cpu]'"
+INSTALL_HINT = "the demo needs deepctr-torch: pip install 'afm-fx[deepctr,cpu]'"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,4 @@ def train(model: nn.Module, data: ClickData, training: Training) -> None:
 
 def score(clicks: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
     """AUC and LogLoss of predicted click probabilities."""
-    from sklearn.metrics import log_loss, roc_auc_score  # noqa: PLC0415 - an extra, and slow to import
-
-    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
-    return Quality(float(roc_auc_score(clicks, clipped)), float(log_loss(clicks, clipped)))
+    return Quality(auc(clicks, probabilities), log_loss(clicks, probabilities))
