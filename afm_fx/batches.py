@@ -24,23 +24,25 @@ class Batch:
         rows: number of rows.
         args: positional inputs.
         kwargs: keyword inputs.
-        unit: name of the unit of data that it is of (then ``number`` counts within that), empty where there is none.
     """
 
     number: int
     rows: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    unit: str = ""
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"batch {self.number} of {self.unit}" if self.unit else f"batch {self.number}"
+        return f"batch {self.number}"
 
 
-def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int | None = None) -> Iterator[Batch]:
-    """Yields batches that fit the program, the last one cut so that there are at most ``max_rows`` rows in all.
+def checked_batches(
+    program: Program, batches: Iterable[Inputs], max_rows: int | None = None, *, first: int = 0
+) -> Iterator[Batch]:
+    """Yields batches that fit the program, numbered from ``first``.
+
+    The last one is cut so that there are at most ``max_rows`` rows in all.
 
     Raises:
         BatchError: a batch does not fit; the message carries its number.
@@ -53,8 +55,8 @@ def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int |
             f"batches must be an iterable of batches (a list, a DataLoader), got one {type(batches).__name__}"
         )
     seen = 0
-    for number, inputs in enumerate(batches):
-        batch = checked_batch(program, inputs, number)
+    for number, inputs in enumerate(batches, first):
+        batch = _checked(program, inputs, number)
         if max_rows is not None and seen + batch.rows > max_rows and program.dynamic_batch:
             rows = max_rows - seen
             args, kwargs = _first_rows(program, batch.args, batch.kwargs, rows)
@@ -65,13 +67,8 @@ def checked_batches(program: Program, batches: Iterable[Inputs], max_rows: int |
             return
 
 
-def checked_batch(program: Program, inputs: Inputs, number: int, unit: str = "") -> Batch:
-    """One batch that fits the program; see :class:`Batch`.
-
-    Raises:
-        BatchError: it does not fit; the message carries its name.
-    """
-    batch = Batch(number, 0, (), {}, unit)
+def _checked(program: Program, inputs: Inputs, number: int) -> Batch:
+    batch = Batch(number, 0, (), {})
     try:
         args, kwargs = program.bind(inputs)
     except BatchError as error:

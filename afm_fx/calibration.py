@@ -2,131 +2,157 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
-from afm_fx.batches import checked_batches
-from afm_fx.data_units import UnitBatches
-from afm_fx.errors import CalibrationError
+from afm_fx.all_reduce import all_reduced
+from afm_fx.batches import Batch, checked_batches
+from afm_fx.errors import CalibrationError, UserError
+from afm_fx.file_batches import FileBatches
 from afm_fx.inputs import Inputs
-from afm_fx.process_groups import Group, agreed, check_alike, check_group, rank_and_size
+from afm_fx.process_groups import Group, agreed, check_group, rank_and_size
 from afm_fx.program import Program
 from afm_fx.progress import track
-from afm_fx.shares import share_of
+from afm_fx.shares import Share
 from afm_fx.statistics import Statistics as Statistics  # noqa: PLC0414 - it is known under this name too
 from afm_fx.statistics_collector import StatisticsCollector
-from afm_fx.statistics_merge import layout_of, merged_over
-from afm_fx.unit_calibration import CHECKPOINT_BATCHES, UnitCalibration
+
+SAMPLED_NUMBERS = 65_536
+"""Numbers of a tensor that a digest looks at, evenly spread: to read a large table whole takes as long as a pass."""
 
 
 def calibrate(
     program: Program,
-    batches: Iterable[Inputs] | UnitBatches,
+    batches: Iterable[Inputs],
     *,
     max_rows: int | None = None,
     product_dtype: torch.dtype | None = None,
     sensitivity_rows: int = 0,
     sampled_rows: int = 0,
+    share: tuple[int, int] | None = None,
     group: Group | None = None,
-    checkpoint_dir: str | os.PathLike[str] | None = None,
-    checkpoint_batches: int = CHECKPOINT_BATCHES,
 ) -> Statistics:
     """Runs the program over batches and collects the moments of every site's features.
 
-    With a process group, all its processes call this, with the same program and options, and all get the statistics of
-    the rows of all. Data that can be read in units (:class:`afm_fx.file_batches.FileBatches`) are shared out by them;
-    every process gives the whole of them. Of any other iterable every process gives its own part.
+    Statistics of disjoint rows add up (``a + b``), so any number of calls may share the work. Data files
+    (:class:`afm_fx.file_batches.FileBatches`) are shared by ``share``: every batch is in one share, and the shares add
+    up to what one call finds. Moments differ from it by rounding, counts and random draws do not differ.
+
+    With a process group all its processes call this, with the same program and options, and all get the sum. They take
+    a share each of data files, of which every process gives the whole; any other iterable is a process's own part.
 
     Args:
         program: the captured model.
         batches: what the model takes, batch by batch.
-        max_rows: stop after so many rows. Over processes: the first so many rows of data in units; of other iterables
-            each process takes its N-th part of the number at most.
+        max_rows: stop after so many rows: the first ones of data files, whatever the share. Of other iterables, each
+            process of a group takes its N-th part of the number at most.
         product_dtype: dtype of the products within a batch for sites wider than 64 features; None for the program's
             own. Means, and sums over batches, are float64 always. With float32 a covariance carries a relative error
             of about 1e-7, no more than the float32 features themselves.
-        sensitivity_rows: take gradients on so many rows, whole batches of them (:mod:`afm_fx.sensitivity`); they cost
-            about three times as much as inference and need no labels. 0 for none. Of data in units the batches are
-            spread evenly over all rows, else they are the first ones; over processes they are so many in all.
+        sensitivity_rows: take gradients on about so many rows in all, whole batches of them
+            (:mod:`afm_fx.sensitivity`); they cost about three times as much as inference and need no labels. 0 for
+            none. Of data files the batches are spread evenly over all rows, else they are the first ones.
         sampled_rows: keep so many of the rows (in all), drawn at random, in the statistics and their file, for
             :func:`afm_fx.refit_plan`; some thousands are enough. These are real rows: keep the file as you keep your
             logs. 0 for none.
+        share: ``(i, n)``: only share ``i`` of ``n``, ``i`` from 0 to ``n - 1``, of data files. In a group, the
+            processes share that.
         group: the processes, for example ``torch.distributed.group.WORLD``; None for this one alone.
-        checkpoint_dir: where what was seen is written now and then. The same call, by any number of processes, goes on
-            from there: no row is lost and none is counted twice. It needs data in units. Files stay, and what they hold
-            counts whenever the call is repeated, until :func:`afm_fx.calibration_checkpoint.remove_checkpoints` is
-            called; they are as large as the statistics, and hold the sampled rows.
-        checkpoint_batches: write after so many batches of a process.
 
     Raises:
-        CalibrationError: no batches, NaN or infinite features (which batch, which node), or a checkpoint of another
-            calibration.
+        CalibrationError: no batches, or NaN or infinite features (which batch, which node).
         BatchError: a batch does not fit, or holds an id outside its table (which batch, which input, which id).
         OtherProcessError: another process of the group failed (which, and why) or died.
+        UserError: there is no such share, or the batches cannot be shared.
     """
     check_group(group)
-    rank, _ = rank_and_size(group)
-    if checkpoint_dir is not None and not isinstance(batches, UnitBatches):
-        raise CalibrationError(
-            "checkpoint_dir needs data whose rows have a place: FileBatches, or another afm_fx.data_units.UnitBatches; "
-            f"got a {type(batches).__name__}"
-        )
-    if checkpoint_batches < 1:
-        raise CalibrationError(f"checkpoint_batches must be at least 1, got {checkpoint_batches}")
-    if max_rows is not None and max_rows < 1:
-        raise CalibrationError(f"max_rows must be at least 1, got {max_rows}")
-    collector = StatisticsCollector(
-        program, product_dtype=product_dtype, gradients=sensitivity_rows > 0, sampled_rows=sampled_rows, seed=rank
-    )
-    if isinstance(batches, UnitBatches):
-        options = {
-            "max_rows": max_rows,
-            "sensitivity_rows": sensitivity_rows,
-            "sampled_rows": sampled_rows,
-            "product_dtype": str(product_dtype),
-        }
-        units = UnitCalibration(program, batches, collector, group, options)
-        own = units.run(checkpoint_dir, checkpoint_batches)
-    else:
-        own = _own_part(program, batches, collector, group, max_rows=max_rows, sensitivity_rows=sensitivity_rows)
-    found = own if group is None else merged_over(group, own)
-    if found.rows == 0:
-        raise CalibrationError("there are no calibration batches")
-    return collector.finished(found)
-
-
-def _own_part(
-    program: Program,
-    batches: Iterable[Inputs],
-    collector: StatisticsCollector,
-    group: Group | None,
-    *,
-    max_rows: int | None,
-    sensitivity_rows: int,
-) -> Statistics:
-    """What this process sees of its own iterable, once all others have come so far."""
     rank, world = rank_and_size(group)
-    rows = None if max_rows is None else share_of(max_rows, rank, world)
-    gradients = share_of(sensitivity_rows, rank, world)
     failure, own = None, None
     try:
-        seen = 0
-        if rows != 0:
-            for batch in track(checked_batches(program, batches, rows), "calibrating", _length(batches)):
-                collector.add(batch, gradients=seen < gradients)
-                seen += batch.rows
-        own = collector.collected()
+        _check(batches, max_rows, share)
+        collector = StatisticsCollector(
+            program, product_dtype=product_dtype, gradients=sensitivity_rows > 0, sampled_rows=sampled_rows
+        )
+        shares: list[Share] = []
+        if isinstance(batches, FileBatches):
+            index, count = share or (0, 1)
+            shares = [Share(index * world + rank, count * world, batches.head(max_rows).identity())]
+            _add_share(collector, program, batches.head(max_rows), shares[0], sensitivity_rows)
+        elif max_rows is None or _part(max_rows, rank, world):
+            rows, graded = (each and _part(each, rank, world) for each in (max_rows, sensitivity_rows))
+            _add_own_part(collector, checked_batches(program, batches, rows), graded or 0, rank << 32)
+        origin = {
+            "the model": program_digest(program),
+            "product_dtype": str(product_dtype),
+            "sensitivity_rows": str(sensitivity_rows),
+            "sampled_rows": str(sampled_rows),
+        }
+        kept = frozenset(each for each in shares if each.count > 1)
+        own = replace(collector.result(), origin=origin, shares=kept)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
         failure = error
-    check_alike(agreed(group, failure, None if own is None else layout_of(own)))
+    agreed(group, failure)
     assert own is not None  # noqa: S101 - else there was a failure, and that was raised
-    return own
+    found = own if group is None else all_reduced(own, group)
+    if found.rows == 0 and share is None:
+        raise CalibrationError("there are no calibration batches")
+    return found
 
 
-def _length(batches: Iterable[Inputs]) -> int | None:
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        return None
+def _check(batches: Iterable[Inputs], max_rows: int | None, share: tuple[int, int] | None) -> None:
+    """Checks what was asked for, before anything is run."""
+    if max_rows is not None and max_rows < 1:
+        raise CalibrationError(f"max_rows must be at least 1, got {max_rows}")
+    if share is None:
+        return
+    if not isinstance(batches, FileBatches):
+        raise UserError(
+            f"share needs a FileBatches, whose rows have a place, not a {type(batches).__name__}: give the share's own "
+            "batches, and add the statistics"
+        )
+    index, count = share
+    if not 0 <= index < count:
+        raise UserError(f"there is no share {index}/{count}: they are numbered from 0, so the last one is n - 1 of n")
+
+
+def _add_share(
+    collector: StatisticsCollector, program: Program, batches: FileBatches, share: Share, sensitivity_rows: int
+) -> None:
+    """Adds a share of a data set. Random draws follow from a batch's number in it, whoever reads it."""
+    own, every = batches.share(share.index, share.count), len(batches)
+    graded = min(-(-sensitivity_rows // batches.batch_size), every)
+    for batch in track(checked_batches(program, own, first=own.first), "calibrating", len(own)):
+        evenly = batch.number * graded % every < graded  # holds for `graded` of all numbers, evenly spread
+        collector.add(batch, gradients=evenly, seed=batch.number)
+
+
+def _add_own_part(collector: StatisticsCollector, batches: Iterable[Batch], graded: int, seed: int) -> None:
+    """Adds what a process sees of its own iterable, with gradients on its first rows."""
+    seen = 0
+    for batch in track(batches, "calibrating"):
+        collector.add(batch, gradients=seen < graded, seed=seed + batch.number)
+        seen += batch.rows
+
+
+def _part(rows: int, rank: int, world: int) -> int:
+    """One process's part of a number of rows; the parts of all add up to it."""
+    return rows // world + (rank < rows % world)
+
+
+def program_digest(program: Program) -> str:
+    """A digest of the graph, and of names, shapes and numbers of what it holds.
+
+    Of tensors with more than 65,536 numbers so many are looked at: a retrained checkpoint is told, a single changed row
+    of a large table may not be.
+    """
+    digest = hashlib.sha256(program.graph_module.code.encode())
+    digest.update(f"{program.dtype} {program.input_names}".encode())
+    for name, tensor in sorted(program.graph_module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // SAMPLED_NUMBERS)].contiguous().cpu()
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -10,17 +10,45 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from afm_fx.columns import Array, DataFile
-from afm_fx.data_units import Unit, cut
 from afm_fx.errors import BatchError, FileFormatError
-from afm_fx.parquet_files import open_parquet, open_parquet_folder
+from afm_fx.parquet_files import open_parquet
 
-UNIT_ROWS = 1 << 16
-"""Rows of a unit of arrays: few enough to share out, and enough for batches of any usual size."""
+Array = NDArray[Any]
+
+
+class DataFile(Protocol):
+    """Named columns of equal length. A column is an array whose axis 0 counts rows."""
+
+    @property
+    def path(self) -> Path:
+        """Where the data come from."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in the order of the file."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    def chunks(
+        self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[dict[str, Array]]:
+        """Yields the named columns of the rows ``start`` to ``stop``, ``size`` at a time, fewer only in the last chunk.
+
+        Raises:
+            BatchError: a column holds nothing that an array can (text, missing values, lists of different lengths).
+            FileFormatError: the file is damaged.
+        """
+        ...
 
 
 def open_data(path: Path) -> DataFile:
@@ -34,7 +62,7 @@ def open_data(path: Path) -> DataFile:
         BatchError: its columns differ in length or it holds no rows.
     """
     readers = {".npz": _open_npz, ".npy": _open_npy, ".parquet": open_parquet}
-    reader = open_parquet_folder if path.is_dir() else readers.get(path.suffix.lower())
+    reader = open_parquet if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(f"'{path}': data files end in {', '.join(readers)}, not '{path.suffix}'")
     if not path.exists():
@@ -62,35 +90,13 @@ class ArrayFile:
         """See :class:`DataFile`."""
         return len(next(iter(self.arrays.values())))
 
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        """See :class:`DataFile`."""
-        return tuple(Unit(f"{self.path.name}, rows {start}", stop - start, start) for start, stop in self._cut)
-
-    @property
-    def identity(self) -> str:
-        """See :class:`DataFile`."""
-        shapes = [(name, str(array.dtype), array.shape) for name, array in self.arrays.items()]
-        return f"{shapes} {self.path.stat().st_size if self.path.is_file() else ''}"
-
-    def chunks(self, names: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
-        """See :class:`DataFile`."""
-        return self._between(names, size, 0, self.rows)
-
-    def unit_chunks(
-        self, unit: int, names: Sequence[str], size: int, start: int, stop: int
+    def chunks(
+        self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None
     ) -> Iterator[dict[str, Array]]:
         """See :class:`DataFile`."""
-        first = self._cut[unit][0]
-        return self._between(names, size, first + start, first + stop)
-
-    @property
-    def _cut(self) -> list[tuple[int, int]]:
-        return cut(self.rows, UNIT_ROWS)
-
-    def _between(self, names: Sequence[str], size: int, start: int, stop: int) -> Iterator[dict[str, Array]]:
-        for begin, end in cut(stop - start, size):
-            yield {name: self.arrays[name][start + begin : start + end] for name in names}
+        end = self.rows if stop is None else stop
+        for begin in range(start, end, size):
+            yield {name: self.arrays[name][begin : min(begin + size, end)] for name in names}
 
 
 def _open_npz(path: Path) -> DataFile:

@@ -10,9 +10,10 @@ Where columns of labels are named, batches are pairs of inputs and labels.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.columns import Array, DataFile
-from afm_fx.data_units import Unit
+from afm_fx.data_files import Array, DataFile
 from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs
-from afm_fx.parquet_files import ParquetFile, ParquetFolder
+from afm_fx.parquet_files import ParquetData
 from afm_fx.prefetch import prefetched
 from afm_fx.program import Program
 
@@ -45,31 +45,20 @@ class ColumnMatch:
     file: DataFile
     inputs: tuple[_Input, ...]
 
-    def chunks(self, size: int) -> Iterator[list[Tensor]]:
-        """Yields the tensors, ``size`` rows at a time, in the order they were asked for.
+    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[list[Tensor]]:
+        """Yields the tensors of the rows ``start`` to ``stop``, ``size`` at a time, in the order they were asked for.
 
         Raises:
             BatchError: values that the model cannot take, naming column and row.
             FileFormatError: the file is damaged.
         """
-        return self._converted(self.file.chunks(self._wanted, size), str(self.file.path), 0)
-
-    def unit_chunks(self, unit: int, size: int, start: int, stop: int) -> Iterator[list[Tensor]]:
-        """:meth:`chunks` of the rows ``start`` to ``stop`` of a unit of the file."""
-        chunks, place = self.file.unit_chunks(unit, self._wanted, size, start, stop), self.file.units[unit]
-        return self._converted(chunks, f"{self.file.path}, {place.name}", start)
-
-    @property
-    def _wanted(self) -> list[str]:
-        return list(dict.fromkeys(column for each in self.inputs for column in each.columns))
-
-    def _converted(self, chunks: Iterator[dict[str, Array]], where: str, start: int) -> Iterator[list[Tensor]]:
-        for chunk in chunks:
-            yield [self._tensor(each, chunk, where, start) for each in self.inputs]
+        wanted = list(dict.fromkeys(column for each in self.inputs for column in each.columns))
+        for chunk in self.file.chunks(wanted, size, start, stop):
+            yield [self._tensor(each, chunk, start) for each in self.inputs]
             start += len(next(iter(chunk.values())))
 
-    def _tensor(self, each: _Input, chunk: dict[str, Array], place: str, start: int) -> Tensor:
-        named = [(f"'{place}', column '{column}'", chunk[column]) for column in each.columns]
+    def _tensor(self, each: _Input, chunk: dict[str, Array], start: int) -> Tensor:
+        named = [(f"'{self.file.path}', column '{column}'", chunk[column]) for column in each.columns]
         parts = [_converted(array, each.example.dtype, where, start) for where, array in named]
         if len(parts) == 1:
             return _shaped(parts[0], each, named[0][0]).to(each.example.device)
@@ -113,7 +102,7 @@ def match_columns(
 
 @dataclass(frozen=True)
 class FileBatches:
-    """Batches read from a file or a folder; can be gone through any number of times, whole or unit by unit.
+    """Batches read from a file or a folder; can be gone through any number of times.
 
     Parquet is read ahead in a thread of its own, a batch or two.
 
@@ -123,6 +112,8 @@ class FileBatches:
         batch_size: rows a batch; the last batch may hold fewer.
         columns: names of the file's columns to use, in this order; None for all.
         labels: names of columns of labels, one per task.
+        first: the first batch that is read; :meth:`share` sets it.
+        rows: rows up to which the file is read, None for all of them.
     """
 
     file: DataFile
@@ -130,6 +121,8 @@ class FileBatches:
     batch_size: int = 4096
     columns: Sequence[str] | None = None
     labels: Sequence[str] = ()
+    first: int = 0
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -137,25 +130,33 @@ class FileBatches:
         self._match()  # a file that does not fit is told before any work
 
     def __len__(self) -> int:
-        return math.ceil(self.file.rows / self.batch_size)
+        return max(math.ceil(self._stop / self.batch_size) - self.first, 0)
 
     def __iter__(self) -> Iterator[Inputs]:
-        batches = self._filled(self._match().chunks(self.batch_size))
-        return prefetched(batches) if isinstance(self.file, ParquetFile | ParquetFolder) else batches
+        batches = self._filled(self._match().chunks(self.batch_size, self.first * self.batch_size, self._stop))
+        return prefetched(batches) if isinstance(self.file, ParquetData) else batches
 
-    @property
-    def units(self) -> Sequence[Unit]:
-        """See :class:`afm_fx.data_units.UnitBatches`."""
-        return self.file.units
+    def head(self, rows: int | None) -> FileBatches:
+        """The batches of the first so many rows, None for all."""
+        return self if rows is None else replace(self, rows=min(rows, self._stop))
 
-    @property
+    def share(self, index: int, count: int) -> FileBatches:
+        """One of ``count`` shares, from 0: batches that follow on each other. Every batch is in exactly one share."""
+        first, last = (self.first + len(self) * each // count for each in (index, index + 1))
+        return replace(self, first=first, rows=min(last * self.batch_size, self._stop))
+
     def identity(self) -> str:
-        """See :class:`afm_fx.data_units.UnitBatches`."""
-        return f"{self.file.identity}; columns {self.columns} and {list(self.labels)}"
+        """What tells these data from others: name, rows, rows a batch, and a digest of the first batch."""
+        digest = hashlib.sha256()
+        for tensors in self._match().chunks(self.batch_size, 0, min(self.batch_size, self._stop)):
+            for tensor in tensors:
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        name = self.file.path.name
+        return f"{name} ({self._stop:,} rows in batches of {self.batch_size:,}, {digest.hexdigest()[:8]})"
 
-    def unit_batches(self, unit: int, start: int, stop: int) -> Iterator[Inputs]:
-        """See :class:`afm_fx.data_units.UnitBatches`."""
-        return self._filled(self._match().unit_chunks(unit, self.batch_size, start, stop))
+    @property
+    def _stop(self) -> int:
+        return self.file.rows if self.rows is None else self.rows
 
     def _filled(self, chunks: Iterator[list[Tensor]]) -> Iterator[Inputs]:
         positions = list(input_tensors(self.program))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.artifact import FileValue, read_artifact
-from afm_fx.columns import DataFile
+from afm_fx.data_files import DataFile
 from afm_fx.errors import BatchError
 from afm_fx.file_batches import match_columns
 from afm_fx.input_mapping import METADATA_KEY, InputMapping

@@ -109,6 +109,11 @@ class Spread:
     squares: Tensor
 
     @staticmethod
+    def empty(width: int) -> Spread:
+        """The spread of no rows."""
+        return Spread(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+
+    @staticmethod
     def of(rows: Tensor) -> Spread:
         """The spread of a batch [N, n], within the batch in the rows' own number format."""
         variance, mean = torch.var_mean(rows, dim=0, correction=0)

@@ -1,97 +1,98 @@
-"""Parquet files, and folders of them, read a little at a time: memory does not grow with their rows.
-
-A unit is a row group, the piece that Parquet can read for itself.
-"""
+"""Parquet files, and folders of them, read a little at a time: memory does not grow with their rows."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from afm_fx.columns import Array
-from afm_fx.data_units import Unit
 from afm_fx.errors import BatchError, FileFormatError
-from afm_fx.rechunk import rechunked
 
 _DAMAGE = (OSError, ValueError)
 """What pyarrow's own errors derive from."""
 
+Columns = dict[str, NDArray[Any]]
+
 
 @dataclass(frozen=True)
-class ParquetFile:
-    """A Parquet file, read in batches of rows so that it need not fit in memory.
+class ParquetData:
+    """Parquet files of one schema, in the order of their paths.
 
     Attributes:
-        path: of the file, what messages call it too.
-        names: of the columns, those of ``partition`` behind the file's own.
-        rows: number of rows.
-        group_rows: number of rows of every row group.
-        bytes: size of the file.
-        partition: columns with one value for the whole file, from the names of the folders that it lies in.
-        metadata: the file's own (``pyarrow.parquet.FileMetaData``), so that it is parsed once.
+        path: the file or folder.
+        names: of the columns, those from names of folders behind the others.
+        files: what is in it.
     """
 
     path: Path
     names: tuple[str, ...]
-    rows: int
-    group_rows: tuple[int, ...]
-    bytes: int
-    partition: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Any = field(default=None, repr=False, compare=False)
-
-    @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """See :class:`afm_fx.columns.DataFile`."""
-        starts = np.cumsum([0, *self.group_rows]).tolist()
-        return tuple(
-            Unit(f"{self.path.name}, row group {group}", rows, starts[group])
-            for group, rows in enumerate(self.group_rows)
-        )
+    files: tuple[_File, ...]
 
     @property
-    def identity(self) -> str:
-        """See :class:`afm_fx.columns.DataFile`."""
-        return f"{self.bytes} bytes, row groups {list(self.group_rows)}"
+    def rows(self) -> int:
+        """See :class:`afm_fx.data_files.DataFile`."""
+        return sum(file.rows for file in self.files)
 
-    def chunks(self, names: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
-        """See :class:`afm_fx.columns.DataFile`."""
-        return self._read(names, size, range(len(self.group_rows)), 0)
+    def chunks(self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None) -> Iterator[Columns]:
+        """See :class:`afm_fx.data_files.DataFile`."""
+        return _rechunked(self._between(names, size, start, self.rows if stop is None else stop), size)
 
-    def unit_chunks(
-        self, unit: int, names: Sequence[str], size: int, start: int, stop: int
-    ) -> Iterator[dict[str, Array]]:
-        """See :class:`afm_fx.columns.DataFile`."""
-        left = stop - start
-        for chunk in rechunked(self._read(names, size, [unit], self.units[unit].first_row), size, start):
-            rows = len(next(iter(chunk.values())))
-            yield chunk if rows <= left else {name: column[:left] for name, column in chunk.items()}
-            left -= rows
-            if left <= 0:
-                return
-        raise FileFormatError(f"'{self.path}', row group {unit} holds {left} rows fewer than the file says")
+    def _between(self, names: Sequence[str], size: int, start: int, stop: int) -> Iterator[Columns]:
+        for file in self.files:
+            if start < file.rows and stop > 0:
+                yield from file.between(names, size, max(start, 0), min(stop, file.rows))
+            start, stop = start - file.rows, stop - file.rows
 
-    def _read(self, names: Sequence[str], size: int, groups: Sequence[int], start: int) -> Iterator[dict[str, Array]]:
+
+@dataclass(frozen=True)
+class _File:
+    """One file.
+
+    Attributes:
+        path: what messages call it.
+        metadata: the file's own (``pyarrow.parquet.FileMetaData``), so that it is parsed once.
+        partition: columns with one value for the whole file, from the names of the folders that it lies in.
+    """
+
+    path: Path
+    metadata: Any
+    partition: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.metadata.num_rows)
+
+    def between(self, names: Sequence[str], size: int, start: int, stop: int) -> Iterator[Columns]:
+        """The rows ``start`` to ``stop``, at most ``size`` at a time; of row groups without any nothing is read."""
+        lengths = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+        ends = np.cumsum(lengths)
+        groups = [group for group, end in enumerate(ends) if end > start and end - lengths[group] < stop]
+        if not groups:
+            return
+        row = int(ends[groups[0]]) - lengths[groups[0]]
         stored = [name for name in names if name not in self.partition]
         # Buffered: else every column chunk of the row group is in memory at once.
         with pyarrow("parquet", self.path).ParquetFile(self.path, metadata=self.metadata, buffer_size=1 << 16) as file:
-            batches = file.iter_batches(batch_size=size, row_groups=list(groups), columns=stored, use_threads=False)
-            while True:
+            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=stored, use_threads=False)
+            while row < stop:
                 try:
-                    batch = next(batches, None)
+                    batch = next(batches)
+                except StopIteration:
+                    raise FileFormatError(f"'{self.path}' is damaged: it ends after row {row}") from None
                 except _DAMAGE as error:
-                    raise FileFormatError(f"'{self.path}' is damaged after row {start}: {error}") from error
-                if batch is None:
-                    return
-                yield {name: self._column(batch, name, start) for name in names}
-                start += batch.num_rows
+                    raise FileFormatError(f"'{self.path}' is damaged after row {row}: {error}") from error
+                first, last = max(start - row, 0), min(stop - row, batch.num_rows)
+                if first < last:
+                    wanted = batch.slice(first, last - first)
+                    yield {name: self._column(wanted, name, row + first) for name in names}
+                row += batch.num_rows
 
-    def _column(self, batch: Any, name: str, start: int) -> Array:
+    def _column(self, batch: Any, name: str, start: int) -> NDArray[Any]:
         if name not in self.partition:
             return self._array(batch.column(name), name, start)
         value = self.partition[name]
@@ -99,7 +100,7 @@ class ParquetFile:
             raise BatchError(f"'{self.path}': the folder names no value of '{name}', which the model takes")
         return np.full(batch.num_rows, value)
 
-    def _array(self, column: Any, name: str, start: int) -> Array:
+    def _array(self, column: Any, name: str, start: int) -> NDArray[Any]:
         where = f"'{self.path}', column '{name}'"
         if column.null_count:
             row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -117,106 +118,35 @@ class ParquetFile:
         return flat.reshape(len(lengths), int(lengths[0]))
 
 
-@dataclass(frozen=True)
-class ParquetFolder:
-    """A folder of Parquet files of one schema, in the order of their paths.
-
-    Attributes:
-        path: of the folder.
-        names: of the columns, those from names of folders behind the others.
-        files: one per file.
-    """
-
-    path: Path
-    names: tuple[str, ...]
-    files: tuple[ParquetFile, ...]
-
-    @property
-    def rows(self) -> int:
-        """See :class:`afm_fx.columns.DataFile`."""
-        return sum(file.rows for file in self.files)
-
-    @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """See :class:`afm_fx.columns.DataFile`."""
-        return tuple(
-            Unit(f"{file.path.relative_to(self.path)}, row group {group}", unit.rows, unit.first_row)
-            for file in self.files
-            for group, unit in enumerate(file.units)
-        )
-
-    @property
-    def identity(self) -> str:
-        """See :class:`afm_fx.columns.DataFile`."""
-        return "; ".join(file.identity for file in self.files)
-
-    def chunks(self, names: Sequence[str], size: int) -> Iterator[dict[str, Array]]:
-        """See :class:`afm_fx.columns.DataFile`."""
-        return rechunked((chunk for file in self.files for chunk in file.chunks(names, size)), size)
-
-    def unit_chunks(
-        self, unit: int, names: Sequence[str], size: int, start: int, stop: int
-    ) -> Iterator[dict[str, Array]]:
-        """See :class:`afm_fx.columns.DataFile`."""
-        file, group = self._places[unit]
-        return file.unit_chunks(group, names, size, start, stop)
-
-    @cached_property
-    def _places(self) -> list[tuple[ParquetFile, int]]:
-        return [(file, group) for file in self.files for group in range(len(file.group_rows))]
-
-
-def open_parquet(path: Path) -> ParquetFile:
-    """Opens a Parquet file.
-
-    Raises:
-        FileFormatError: it is damaged or something else.
-    """
-    parquet = pyarrow("parquet", path)
-    try:
-        with parquet.ParquetFile(path) as file:
-            return _described(path, file.metadata, tuple(file.schema_arrow.names), {})
-    except _DAMAGE as error:
-        raise FileFormatError(f"'{path}' cannot be read: damaged or not Parquet ({error})") from error
-
-
-def open_parquet_folder(path: Path) -> ParquetFolder:
-    """Opens the Parquet files of a folder and of the folders in it; files named ``_...`` or ``....`` are left out.
+def open_parquet(path: Path) -> ParquetData:
+    """Opens a Parquet file, or those of a folder and of the folders in it; names ``_...`` and ``....`` are left out.
 
     Raises:
         FileFormatError: there are none, or one is damaged or something else.
         BatchError: they differ in their columns.
     """
+    folder = path.is_dir()
     dataset = pyarrow("dataset", path)
     try:
-        found = dataset.dataset(path.resolve(), format="parquet", partitioning="hive")
+        found = dataset.dataset(path.resolve(), format="parquet", partitioning="hive" if folder else None)
         fragments = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
     except _DAMAGE as error:
-        raise FileFormatError(f"'{path}' cannot be read as a folder of Parquet files: {error}") from error
+        raise FileFormatError(f"'{path}' cannot be read: damaged or not Parquet ({error})") from error
     if not fragments:
         raise FileFormatError(f"the folder '{path}' holds no Parquet files")
-    files = []
+    names, files = tuple(found.schema.names), []
     for fragment in fragments:
-        file = Path(fragment.path)
+        file = Path(fragment.path) if folder else path
         try:
-            metadata, schema = fragment.metadata, fragment.physical_schema
+            metadata, stored = fragment.metadata, fragment.physical_schema.names
         except _DAMAGE as error:
             raise FileFormatError(f"'{file}' cannot be read: damaged or not Parquet ({error})") from error
         partition = dataset.get_partition_keys(fragment.partition_expression)
-        files.append(_described(file, metadata, tuple(schema.names), partition))
-    names = tuple(found.schema.names)
-    for each in files:
-        missing = [name for name in names if name not in each.names]
+        missing = [name for name in names if name not in stored and name not in partition]
         if missing:
-            raise BatchError(f"'{each.path}' has no column '{missing[0]}', as other files of '{path}' have")
-    return ParquetFolder(path.resolve(), names, tuple(files))
-
-
-def _described(path: Path, metadata: Any, names: tuple[str, ...], partition: Mapping[str, Any]) -> ParquetFile:
-    groups = tuple(int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups))
-    own = tuple(name for name in names if name not in partition)
-    size = path.stat().st_size
-    return ParquetFile(path, (*own, *partition), int(metadata.num_rows), groups, size, partition, metadata)
+            raise BatchError(f"'{file}' has no column '{missing[0]}', as other files of '{path}' have")
+        files.append(_File(file, metadata, partition))
+    return ParquetData(path.resolve() if folder else path, names, tuple(files))
 
 
 def pyarrow(module: str, path: Path) -> Any:
@@ -229,3 +159,32 @@ def pyarrow(module: str, path: Path) -> Any:
         return importlib.import_module(f"pyarrow.{module}")
     except ImportError as error:
         raise FileFormatError(f"'{path}' needs pyarrow: pip install 'afm-fx[parquet]'") from error
+
+
+def _rechunked(chunks: Iterable[Columns], size: int) -> Iterator[Columns]:
+    """The same rows, ``size`` at a time, fewer only in the last chunk; little more than one chunk is held."""
+    held: list[Columns] = []
+    count = 0
+    for chunk in chunks:
+        held.append(chunk)
+        count += _length(chunk)
+        if count < size:
+            continue
+        whole = _joined(held)
+        full = count - count % size
+        for start in range(0, full, size):
+            yield {name: column[start : start + size] for name, column in whole.items()}
+        count -= full
+        held = [{name: column[full:] for name, column in whole.items()}] if count else []
+    if count:
+        yield _joined(held)
+
+
+def _joined(chunks: list[Columns]) -> Columns:
+    if len(chunks) == 1:
+        return chunks[0]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _length(chunk: Columns) -> int:
+    return len(next(iter(chunk.values())))

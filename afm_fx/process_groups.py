@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,10 +17,43 @@ from afm_fx.errors import AfmFxError, CalibrationError, OtherProcessError, UserE
 
 Group = dist.ProcessGroup
 
+WAIT = timedelta(days=1)
+"""How long a process waits for the slowest. One that died is noticed by its closed connection, or by torchrun."""
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 def rank_and_size(group: Group | None) -> tuple[int, int]:
     """The process's number in the group and how many there are; ``(0, 1)`` without one."""
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+
+@contextlib.contextmanager
+def joined_group(device: torch.device) -> Iterator[Group | None]:
+    """Joins the processes that torchrun started (gloo on a CPU, nccl on a GPU), and leaves them at the end.
+
+    Yields None where torchrun did not start this process.
+    """
+    if not all(name in os.environ for name in _TORCHRUN):
+        yield None
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, world = next(iter(dist.rendezvous("env://")))
+    # torchrun keeps one store over restarts, and a process must not find the addresses of those before it there.
+    attempt = f"afm-fx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world}"
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(attempt, store),
+        rank=rank,
+        world_size=world,
+        timeout=WAIT,
+    )
+    try:
+        yield dist.group.WORLD
+    finally:
+        gc.collect()  # errors that were caught hold frames, and these the group, whose threads must not outlive Python
+        dist.destroy_process_group()
 
 
 def check_group(group: Group | None) -> None:

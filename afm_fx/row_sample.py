@@ -91,27 +91,20 @@ class RowSampler:
     Args:
         program: the captured model.
         limit: rows at most.
-        seed: of the keys.
     """
 
-    def __init__(self, program: Program, limit: int, *, seed: int = 0) -> None:
+    def __init__(self, program: Program, limit: int) -> None:
         tensors = [isinstance(leaf, Tensor) for leaf in _leaves(program.example_args, program.example_kwargs)]
         self._possible = limit > 0 and program.dynamic_batch and all(tensors) and all(program.batched)
         self._names, self._limit = program.input_names, limit
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
         self._sample: RowSample | None = None
 
-    def add(self, batch: Batch, seed: int | None = None) -> None:
-        """Adds the rows of a batch; those that could be in the sample are copied.
-
-        Args:
-            batch: the rows.
-            seed: of their keys; None for those that follow the batch before.
-        """
+    def add(self, batch: Batch, seed: int) -> None:
+        """Adds the rows of a batch, with keys that follow from the seed; only rows that may be sampled are copied."""
         if not self._possible:
             return
-        if seed is not None:
-            self._generator.manual_seed(seed)
+        self._generator.manual_seed(seed)
         keys = torch.empty(batch.rows, dtype=torch.float64).exponential_(generator=self._generator)
         known = self._sample
         if known is not None and known.rows == self._limit:

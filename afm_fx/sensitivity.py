@@ -60,22 +60,20 @@ class SensitivityCollector:
     Args:
         program: the captured model.
         taps: of the sites.
-        seed: of the random vectors.
     """
 
-    def __init__(self, program: Program, taps: Sequence[Tap], *, seed: int = 0) -> None:
+    def __init__(self, program: Program, taps: Sequence[Tap]) -> None:
         self._program = program
         self._graph = expose_logits(program)[0].graph_module
         self._taps = taps
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
         self._tapped = {name for tap in taps for name in tap.nodes}
         self._linears = frozenset(_linears(self._graph))
         self.results: dict[str, Sensitivity] = {}
 
-    def add(self, batch: Batch, seed: int | None = None) -> None:
-        """Adds a batch; with a seed, random vectors do not depend on the batches before."""
-        if seed is not None:
-            self._generator.manual_seed(seed)
+    def add(self, batch: Batch, seed: int) -> None:
+        """Adds a batch, with random vectors that follow from the seed."""
+        self._generator.manual_seed(seed)
         inputs = flat_inputs(self._program, batch)
         for name, gradient, consumer in zip(
             (tap.site.name for tap in self._taps), self._gradients(inputs), self._through_linears(inputs), strict=True

@@ -1,4 +1,8 @@
-"""What calibration found out, mergeable, and its file."""
+"""What calibration found out, its sums, and its file.
+
+Statistics of disjoint rows add up, site by site, to those of all rows: ``a + b``. Who holds the parts, in which order,
+and whether they come from files, does not matter.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,14 @@ from afm_fx.errors import CalibrationError
 from afm_fx.moments import Moments, Spread
 from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
+from afm_fx.shares import Share, joined_shares
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from afm_fx.traffic import Traffic, merged_traffic, scaled_traffic
 
 Mergeable = TypeVar("Mergeable", Moments, Sensitivity, Spread)
 
 KIND = "statistics"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Statistics:
         traffic: by site name, how often each row of a table was looked up; tables above
             :data:`afm_fx.traffic.MAX_ROWS` rows have none.
         sample: some of the rows themselves, None where there are none.
+        origin: what they were collected with, by name: a digest of the model, and options of calibration.
+        shares: of data sets, where the rows are only some of theirs or were put together from them.
     """
 
     moments: Mapping[str, Moments]
@@ -45,26 +52,46 @@ class Statistics:
     activations: Mapping[str, Spread] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     sample: RowSample | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    shares: frozenset[Share] = frozenset()
 
     def __add__(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows.
 
         Raises:
-            CalibrationError: the two belong to models with different sites.
+            CalibrationError: the two are of different models or were collected with other options, or rows are in both.
         """
-        if self.moments.keys() != other.moments.keys():
-            differing = sorted(self.moments.keys() ^ other.moments.keys())
+        one, two = self.layout(), other.layout()
+        differing = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+        if differing:
+            sites = sorted(self.moments.keys() ^ other.moments.keys())[:5]
             raise CalibrationError(
-                f"statistics of different models cannot be merged: sites {differing[:5]} are not in both"
+                f"statistics of different models or options cannot be added: they differ in {', '.join(differing)}"
+                f"{f'; sites {sites} are not in both' if sites else ''}"
             )
-        return Statistics(
-            _merged(self.moments, other.moments),
-            self.rows + other.rows,
-            self.batches + other.batches,
-            _merged(self.sensitivities, other.sensitivities),
-            _merged(self.activations, other.activations),
-            merged_traffic(self.traffic, other.traffic),
-            self.sample + other.sample if self.sample and other.sample else self.sample or other.sample,
+        return replace(self._with(other), shares=joined_shares(self.shares, other.shares))
+
+    def layout(self) -> dict[str, object]:
+        """What is alike in statistics that may be added, by what messages call it."""
+        keepers = _keepers(self.traffic)
+        return {
+            **self.origin,
+            "sites": {name: moments.width for name, moments in self.moments.items()},
+            "activations": {name: len(spread.mean) for name, spread in self.activations.items()},
+            "tables": {name: (traffic.rows, keepers[id(traffic)]) for name, traffic in self.traffic.items()},
+        }
+
+    def _with(self, new: Statistics) -> Statistics:
+        """The sums, name by name; origin and shares are those of the new ones."""
+        return replace(
+            new,
+            moments=_merged(self.moments, new.moments),
+            rows=self.rows + new.rows,
+            batches=self.batches + new.batches,
+            sensitivities=_merged(self.sensitivities, new.sensitivities),
+            activations=_merged(self.activations, new.activations),
+            traffic=merged_traffic(self.traffic, new.traffic),
+            sample=self.sample + new.sample if self.sample and new.sample else self.sample or new.sample,
         )
 
     def decayed(self, factor: float) -> Statistics:
@@ -90,10 +117,15 @@ class Statistics:
     def updated(self, new: Statistics, *, decay: float) -> Statistics:
         """These statistics decayed, and new ones: with one update a period, rows of k periods ago weigh ``decay**k``.
 
+        The new ones may be of a later checkpoint, with other options; tables may have grown.
+
         Raises:
-            CalibrationError: the two belong to different models, or the decay is not above 0 and up to 1.
+            CalibrationError: the two belong to models with other sites, or the decay is not above 0 and up to 1.
         """
-        return self.decayed(decay) + new
+        if self.moments.keys() != new.moments.keys():
+            sites = sorted(self.moments.keys() ^ new.moments.keys())[:5]
+            raise CalibrationError(f"statistics of different models cannot be added: sites {sites} are not in both")
+        return self.decayed(decay)._with(new)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the statistics as safetensors.
@@ -101,11 +133,6 @@ class Statistics:
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.
         """
-        header, tensors = self.entries()
-        save_tensors(path, KIND, VERSION, header, tensors, force=force)
-
-    def entries(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Header and tensors of a file."""
         tensors = {}
         for name, moments in self.moments.items():
             tensors[f"{name}/mean"], tensors[f"{name}/scatter"] = moments.mean, moments.scatter
@@ -113,9 +140,9 @@ class Statistics:
             tensors[f"{name}/gradient"], tensors[f"{name}/consumer"] = found.gradient, found.consumer
         for name, spread in self.activations.items():
             tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"] = spread.mean, spread.squares
-        keepers: dict[int, str] = {}
-        for name, traffic in self.traffic.items():  # tables of one joint table share their counts
-            tensors[f"{keepers.setdefault(id(traffic), name)}/traffic"] = traffic.counts
+        keepers = _keepers(self.traffic)
+        for traffic in self.traffic.values():
+            tensors[f"{keepers[id(traffic)]}/traffic"] = traffic.counts
         if self.sample is not None:
             tensors |= {f"sample/{name}": column for name, column in self.sample.columns.items()}
             tensors["sample_keys"] = self.sample.keys
@@ -127,8 +154,10 @@ class Statistics:
             "activation_counts": {name: spread.count for name, spread in self.activations.items()},
             "traffic": {name: [keepers[id(traffic)], traffic.pooled] for name, traffic in self.traffic.items()},
             "sample": None if self.sample is None else [self.sample.limit, list(self.sample.columns)],
+            "origin": dict(self.origin),
+            "shares": sorted(self.shares),
         }
-        return header, tensors
+        save_tensors(path, KIND, VERSION, header, tensors, force=force)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Statistics:
@@ -139,35 +168,36 @@ class Statistics:
         """
         header, tensors = load_tensors(path, KIND, VERSION)
         with complete(path, KIND):
-            return Statistics.from_entries(header, tensors)
+            return _read(header, tensors)
 
-    @staticmethod
-    def from_entries(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
-        """The statistics of a file's header and tensors; incomplete ones raise what a wrong look-up raises."""
-        moments = {
-            name: Moments(_number(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
-            for name, count in header["counts"].items()
-        }
-        sensitivities = {
-            name: Sensitivity(_number(rows), tensors[f"{name}/gradient"], tensors[f"{name}/consumer"])
-            for name, rows in header["sensitivity_rows"].items()
-        }
-        activations = {
-            name: Spread(_number(count), tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"])
-            for name, count in header["activation_counts"].items()
-        }
-        kept = {
-            keeper: Traffic(tensors[f"{keeper}/traffic"], bool(pooled)) for keeper, pooled in header["traffic"].values()
-        }
-        return Statistics(
-            moments,
-            _number(header["rows"]),
-            int(header["batches"]),
-            sensitivities,
-            activations,
-            {name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
-            _sample(header["sample"], tensors),
-        )
+
+def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
+    moments = {
+        name: Moments(_number(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
+        for name, count in header["counts"].items()
+    }
+    sensitivities = {
+        name: Sensitivity(_number(rows), tensors[f"{name}/gradient"], tensors[f"{name}/consumer"])
+        for name, rows in header["sensitivity_rows"].items()
+    }
+    activations = {
+        name: Spread(_number(count), tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"])
+        for name, count in header["activation_counts"].items()
+    }
+    kept = {
+        keeper: Traffic(tensors[f"{keeper}/traffic"], bool(pooled)) for keeper, pooled in header["traffic"].values()
+    }
+    return Statistics(
+        moments,
+        _number(header["rows"]),
+        int(header["batches"]),
+        sensitivities,
+        activations,
+        {name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
+        _sample(header["sample"], tensors),
+        dict(header["origin"]),
+        frozenset(Share(int(index), int(count), str(data)) for index, count, data in header["shares"]),
+    )
 
 
 def _merged(one: Mapping[str, Mergeable], other: Mapping[str, Mergeable]) -> dict[str, Mergeable]:
@@ -177,6 +207,19 @@ def _merged(one: Mapping[str, Mergeable], other: Mapping[str, Mergeable]) -> dic
 
 def _scaled(found: Mapping[str, Mergeable], factor: float) -> dict[str, Mergeable]:
     return {name: each.scaled(factor) for name, each in found.items()}
+
+
+def _keepers(traffic: Mapping[str, Traffic]) -> dict[int, str]:
+    """Under which name counts are kept: tables of one joint table share theirs."""
+    keepers: dict[int, str] = {}
+    for name in sorted(traffic):
+        keepers.setdefault(id(traffic[name]), name)
+    return keepers
+
+
+def whole_number(number: float) -> float:
+    """A number of rows as calibration counts them: an integer where it is whole."""
+    return int(number) if number.is_integer() else number
 
 
 def _number(value: object) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from afm_fx.diagnosis import explain_non_finite, explained_failure
 from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments, Spread
 from afm_fx.program import Program
 from afm_fx.row_sample import RowSampler
-from afm_fx.sensitivity import Sensitivity, SensitivityCollector
+from afm_fx.sensitivity import SensitivityCollector
 from afm_fx.statistics import Statistics
 from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
 from afm_fx.traffic import TrafficCounter
@@ -35,11 +34,10 @@ class StatisticsCollector:
         product_dtype: see :func:`afm_fx.calibrate`.
         gradients: whether gradients may be asked for.
         sampled_rows: rows to keep at most.
-        seed: of the random vectors and the sample, where batches are added without one.
     """
 
     def __init__(
-        self, program: Program, *, product_dtype: torch.dtype | None, gradients: bool, sampled_rows: int, seed: int = 0
+        self, program: Program, *, product_dtype: torch.dtype | None, gradients: bool, sampled_rows: int
     ) -> None:
         plain, joint = plain_taps(program.graph_module), joint_taps(program.graph_module)
         tables = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
@@ -49,22 +47,21 @@ class StatisticsCollector:
         self._totals = [_Total(program, tap, product_dtype) for tap in taps]
         self._layers = list(hidden_layers(program.graph_module))
         self._counter = TrafficCounter(program.graph_module, taps)
-        self._sampler = RowSampler(program, sampled_rows, seed=seed)
+        self._sampler = RowSampler(program, sampled_rows)
         features = {name for tap in taps for name in tap.nodes}
         units = {layer.activations[-1].name for layer in self._layers}
         self._values = node_values(program.graph_module, features | units | self._counter.nodes)
-        self._activations = {layer.name: _no_spread(layer.units) for layer in self._layers}
-        self._sensitivity = SensitivityCollector(program, taps, seed=seed) if gradients else None
-        self._none_found = {tap.site.name: _no_sensitivity(tap.site.width) for tap in taps} if gradients else {}
+        self._activations = {layer.name: Spread.empty(layer.units) for layer in self._layers}
+        self._sensitivity = SensitivityCollector(program, taps) if gradients else None
         self._rows = self._batches = 0
 
-    def add(self, batch: Batch, *, gradients: bool, seed: int | None = None) -> None:
+    def add(self, batch: Batch, *, gradients: bool, seed: int) -> None:
         """Adds a batch.
 
         Args:
             batch: of what the program takes.
             gradients: take gradients on it as well.
-            seed: of its random numbers, so that they do not depend on the batches before; None for one stream of them.
+            seed: of its random numbers, so that they do not depend on the batches before.
 
         Raises:
             CalibrationError: NaN or infinite features.
@@ -84,38 +81,15 @@ class StatisticsCollector:
             self._sensitivity.add(batch, seed)
         self._rows, self._batches = self._rows + batch.rows, self._batches + 1
 
-    def flush(self) -> None:
-        """Adds rows that were put off, so that what comes later is not summed with them first.
+    def result(self) -> Statistics:
+        """What was seen so far, with an entry for each table of a joint table.
 
         Raises:
             CalibrationError: NaN or infinite features.
         """
-        for total in self._totals:
-            total.flush()
-
-    def collected(self) -> Statistics:
-        """What was seen so far, of tables that may be joined under the joint table's name only.
-
-        All sites are there, those without rows too, so that what processes collected has one form.
-
-        Raises:
-            CalibrationError: NaN or infinite features.
-        """
-        found = self._none_found if self._sensitivity is None else {**self._none_found, **self._sensitivity.results}
-        return Statistics(
-            {total.tap.site.name: total.result() for total in self._totals},
-            self._rows,
-            self._batches,
-            found,
-            dict(self._activations),
-            self._counter.result(),
-            self._sampler.result(),
-        )
-
-    def finished(self, collected: Statistics) -> Statistics:
-        """Statistics as :meth:`collected`, merged or not, with an entry for each table of a joint table."""
-        moments, traffic = dict(collected.moments), dict(collected.traffic)
-        sensitivities = {name: found for name, found in collected.sensitivities.items() if found.rows > 0}
+        moments = {total.tap.site.name: total.result() for total in self._totals}
+        traffic = self._counter.result()
+        sensitivities = {} if self._sensitivity is None else dict(self._sensitivity.results)
         for tap in self._joint:
             for name, columns in parts_of(tap):
                 moments[name] = moments[tap.site.name].part(columns)
@@ -123,24 +97,19 @@ class StatisticsCollector:
                     traffic[name] = traffic[tap.site.name]
                 if tap.site.name in sensitivities:
                     sensitivities[name] = sensitivities[tap.site.name].part(columns)
-        return replace(
-            collected,
-            moments=_in_order(moments, self._order),
-            sensitivities=_in_order(sensitivities, self._order),
-            traffic=_in_order(traffic, self._order),
+        return Statistics(
+            _in_order(moments, self._order),
+            self._rows,
+            self._batches,
+            _in_order(sensitivities, self._order),
+            dict(self._activations),
+            _in_order(traffic, self._order),
+            self._sampler.result(),
         )
 
 
 def _in_order(found: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
     return {name: found[name] for name in names if name in found}
-
-
-def _no_spread(width: int) -> Spread:
-    return Spread(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
-
-
-def _no_sensitivity(width: int) -> Sensitivity:
-    return Sensitivity(0, Moments.empty(width).scatter, Moments.empty(width).scatter)
 
 
 class _Total:

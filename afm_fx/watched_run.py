@@ -51,7 +51,9 @@ class WatchedRun(Interpreter):
             inputs: the leaves of a batch.
             known: values of nodes that are not computed again, and that the watcher does not see.
         """
-        return self.run(*inputs, initial_env=dict(known or {}), enable_io_processing=False)
+        returned = self.run(*inputs, initial_env=dict(known or {}), enable_io_processing=False)
+        self.env = {}  # else the values live until the next run
+        return returned
 
 
 def node_values(module: GraphModule, names: Collection[str]) -> Callable[[Sequence[Any]], dict[str, Any]]:
@@ -64,9 +66,10 @@ def node_values(module: GraphModule, names: Collection[str]) -> Callable[[Sequen
     run = WatchedRun(module, keep, only=names)
 
     def read(inputs: Sequence[Any]) -> dict[str, Any]:
-        values.clear()
         run.run_flat(inputs)
-        return dict(values)
+        read_now = dict(values)
+        values.clear()
+        return read_now
 
     return read
 

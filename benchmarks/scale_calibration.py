@@ -16,8 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -29,12 +28,11 @@ from torch import Tensor
 
 import afm_fx
 from afm_fx import calibration
+from afm_fx.all_reduce import all_reduced
 from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
-from afm_fx.process_groups import Group, rank_and_size
-from afm_fx.statistics_merge import merged_over, sent_bytes
-from afm_fx.torchrun_group import joined_group
+from afm_fx.process_groups import Group, joined_group, rank_and_size
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 
@@ -140,22 +138,20 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
     )
 
 
+@dataclass(frozen=True)
 class _Watched(FileBatches):
-    """Notes resident memory as batches are read."""
+    """Notes resident memory as batches are read.
 
-    @cached_property
-    def seen(self) -> list[tuple[int, int]]:
-        """Rows so far, and resident bytes."""
-        return []
+    Attributes:
+        seen: rows so far, and resident bytes.
+        alive: rows so far, and bytes of tensors, now and then: to look through all objects takes a while.
+    """
 
-    @cached_property
-    def alive(self) -> list[tuple[int, int]]:
-        """Rows so far, and bytes of tensors, now and then: to look through all objects takes a while."""
-        return []
+    seen: list[tuple[int, int]] = field(default_factory=list)
+    alive: list[tuple[int, int]] = field(default_factory=list)
 
-    def unit_batches(self, unit: int, start: int, stop: int) -> Iterator[Tensor]:
-        """The batches, each noted."""
-        for inputs in super().unit_batches(unit, start, stop):
+    def __iter__(self) -> Iterator[Tensor]:
+        for inputs in super().__iter__():
             self.seen.append(((self.seen[-1][0] if self.seen else 0) + len(inputs[0]), resident_bytes()))
             if len(self.seen) % LOOK_EVERY == 0:
                 self.alive.append((self.seen[-1][0], tensor_bytes()))
@@ -175,12 +171,12 @@ class _Counted:
     def __init__(self) -> None:
         self.bytes = self.table_bytes = 0
         self.by_site: dict[str, int] = {}
-        self._reduce, self._merge = dist.all_reduce, merged_over
+        self._reduce, self._merge = dist.all_reduce, all_reduced
         self._patches = ExitStack()
 
     def __enter__(self) -> Self:
         self._patches.enter_context(mock.patch.object(dist, "all_reduce", self._count))
-        self._patches.enter_context(mock.patch.object(calibration, "merged_over", self._look))
+        self._patches.enter_context(mock.patch.object(calibration, "all_reduced", self._look))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,12 +186,25 @@ class _Counted:
         self.bytes += tensor.numel() * tensor.element_size()
         return self._reduce(tensor, *rest, **options)
 
-    def _look(self, group: Group, own: afm_fx.Statistics) -> afm_fx.Statistics:
+    def _look(self, own: afm_fx.Statistics, group: Group) -> afm_fx.Statistics:
         self.by_site = sent_bytes(own)
         self.table_bytes = sum(
             8 * counts.numel() for counts in {id(t): t.counts for t in own.traffic.values()}.values()
         )
-        return self._merge(group, own)
+        return self._merge(own, group)
+
+
+def sent_bytes(own: afm_fx.Statistics) -> dict[str, int]:
+    """Bytes that a process gives to all-reduce, by site; the row sample is not among them."""
+    numbers = {"rows and batches": 2}
+    for name, moments in own.moments.items():
+        half = moments.width * (moments.width + 1) // 2
+        numbers[name] = 1 + moments.width + half + (1 + 2 * half if name in own.sensitivities else 0)
+    for name, spread in own.activations.items():
+        numbers[name] = numbers.get(name, 0) + 1 + 2 * len(spread.mean)
+    for name, traffic in {id(traffic): (name, traffic) for name, traffic in own.traffic.items()}.values():
+        numbers[name] += traffic.rows
+    return {name: 8 * count for name, count in numbers.items()}
 
 
 def measure_apart(folder: Path, rows: int, processes: int) -> CalibrationRun:

@@ -6,11 +6,11 @@ Every process writes what it found into the folder; the test compares.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
+import random
 import signal
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import afm_fx
+from afm_fx.all_reduce import all_reduced
 from afm_fx.data_files import open_data
 from afm_fx.errors import AfmFxError
 from afm_fx.file_batches import FileBatches
-from afm_fx.torchrun_group import joined_group
+from afm_fx.process_groups import joined_group
+from tests.some_statistics import MANY, WIDTHS, assert_whole, parts_of, reloaded
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
 OPTIONS: dict[str, Any] = {"sensitivity_rows": 300, "sampled_rows": 40}
@@ -93,39 +95,24 @@ def tensors(start: int, stop: int, size: int = BATCH_SIZE) -> list[dict[str, Ten
 
 
 def clicks_that_die() -> tuple[nn.Module, dict[str, Tensor]]:
-    """A factory for the command line, whose process 1 kills itself after some batches, the first time.
-
-    What every process reads is written down.
-    """
-    read, folder, attempt = (
-        FileBatches.unit_batches,
-        Path(os.environ["TEST_FOLDER"]),
-        os.environ["TORCHELASTIC_RESTART_COUNT"],
-    )
-    log = folder / f"read-{attempt}-{os.environ['RANK']}.txt"
-    numbers = itertools.count(1)
-
-    def dying(batches: FileBatches, unit: int, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        for inputs, number in zip(read(batches, unit, start, stop), numbers, strict=False):
-            with log.open("a") as file:
-                file.write(f"{unit}\n")
-            if os.environ["RANK"] == "1" and attempt == "0" and number == 9:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield inputs
-
-    FileBatches.unit_batches = dying  # type: ignore[method-assign, assignment]
+    """A factory for the command line, whose process 1 kills itself, the first time."""
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
     return clicks()
 
 
 def merging(folder: Path) -> None:
-    """Units of uneven sizes, own parts of uneven sizes with an empty one, and failures."""
+    """Shares of files, own parts of uneven sizes with an empty one, and failures."""
     rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
-    units = afm_fx.calibrate(program(), batches_of(folder / "data"), group=group, **OPTIONS)
-    units.save(folder / f"units-{rank}.safetensors")
+    exact = program().to(torch.float64)  # products in float32 depend on which batches are gathered for them
+    shares = afm_fx.calibrate(exact, batches_of(folder / "data"), group=group, **OPTIONS)
+    shares.save(folder / f"shares-{rank}.safetensors")
+    half = afm_fx.calibrate(exact, batches_of(folder / "data"), share=(1, 2), group=group, **OPTIONS)
+    half.save(folder / f"half-{rank}.safetensors")
     one_row_each = afm_fx.calibrate(program(), batches_of(folder / "data"), group=group, max_rows=5)
     one_row_each.save(folder / f"few-{rank}.safetensors")
     own = [tensors(0, 1_100), tensors(1_100, ROWS), []][rank % 3]
-    parts = afm_fx.calibrate(program().to(torch.float64), iter(own), group=group, **OPTIONS)  # exact in any batches
+    parts = afm_fx.calibrate(exact, iter(own), group=group, **OPTIONS)
     parts.save(folder / f"parts-{rank}.safetensors")
     cut = afm_fx.calibrate(program(), tensors(0, 300), group=group, max_rows=200, sensitivity_rows=70)
     told = [f"cut {cut.rows} {cut.sensitivities['hidden'].rows}"]
@@ -145,6 +132,24 @@ def merging(folder: Path) -> None:
             told.append(f"{name}: {type(error).__name__}: {error}")
     (folder / f"told-{rank}.txt").write_text("\n".join(told), encoding="utf-8")
     assert world == 3
+
+
+def summing(folder: Path) -> None:
+    """All-reduces parts that come from files or not, with names in adverse orders; one part is added afterwards."""
+    rank, group = dist.get_rank(), dist.group.WORLD
+    choice = random.Random(7)  # noqa: S311 - no secret; the same in every process
+    for turn in range(8):
+        owners = [choice.randrange(3 + turn % 2) for _ in range(MANY)]  # in every other turn all rows are reduced
+        orders = [choice.sample(list(WIDTHS), len(WIDTHS)) for _ in range(4)]
+        loaded = [choice.random() < 0.5 for _ in range(3)]
+        parts = parts_of(owners, orders)
+        own = reloaded(parts[rank], folder / f"own-{rank}") if loaded[rank] else parts[rank]
+        total = parts[3] + all_reduced(own, group)
+        assert_whole(total)
+    try:
+        all_reduced(replace(own, origin={"the model": str(rank)}), group)
+    except AfmFxError as error:
+        (folder / f"summed-{rank}.txt").write_text(f"{turn} {error}", encoding="utf-8")
 
 
 @functools.cache
@@ -182,5 +187,6 @@ def recovering(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined_group(torch.device("cpu")):
+        summing(Path(sys.argv[1]))
         merging(Path(sys.argv[1]))
         recovering(Path(sys.argv[1]))

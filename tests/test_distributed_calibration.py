@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import afm_fx
+from afm_fx.cli import app
+from afm_fx.shares import missing_shares
 from tests import distributed_worker as worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,8 +63,9 @@ def assert_equal(found: afm_fx.Statistics, expected: afm_fx.Statistics, *, same_
             assert found.sensitivities[name].rows == sensitivity.rows
             close(found.sensitivities[name].gradient, sensitivity.gradient)
             close(found.sensitivities[name].consumer, sensitivity.consumer)
+        order, expected_order = found.sample.keys.argsort(), expected.sample.keys.argsort()
         for name, column in expected.sample.columns.items():
-            assert torch.equal(found.sample.columns[name], column)
+            assert torch.equal(found.sample.columns[name][order], column[expected_order])
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -80,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> afm_fx.Statistics:
     """What one process finds."""
-    return afm_fx.calibrate(worker.program(), worker.batches_of(folder / "data"), **worker.OPTIONS)
+    return afm_fx.calibrate(worker.program().to(torch.float64), worker.batches_of(folder / "data"), **worker.OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +99,30 @@ def load(path: Path) -> afm_fx.Statistics:
     return afm_fx.Statistics.load(path)
 
 
-def test_three_processes_that_share_units_of_uneven_size_find_what_one_does(
+def test_sums_over_processes_are_those_of_all_rows_whatever_the_order_of_names(three: Path) -> None:
+    for rank in range(3):  # the processes have compared
+        told = (three / f"summed-{rank}.txt").read_text()
+        assert told.startswith("7 process 1 of 3 calibrates something else than process 0: they differ in the model")
+
+
+def test_three_processes_that_share_row_groups_of_uneven_size_find_what_one_does(
     three: Path, alone: afm_fx.Statistics
 ) -> None:
     assert alone.rows == worker.ROWS
-    assert alone.moments["second"].width > 64  # products in float32, which no grouping of rows may change
     for rank in range(3):
-        assert_equal(load(three / f"units-{rank}.safetensors"), alone)
+        assert_equal(load(three / f"shares-{rank}.safetensors"), alone)
 
 
-def test_processes_without_any_unit_take_part(three: Path, folder: Path) -> None:
+def test_a_share_that_processes_share_adds_to_the_others(three: Path, folder: Path, alone: afm_fx.Statistics) -> None:
+    program, batches = worker.program().to(torch.float64), worker.batches_of(folder / "data")
+    half = load(three / "half-0.safetensors")
+    assert half.rows < worker.ROWS
+    assert [(share.index, share.count) for share in missing_shares(half.shares)] == [(0, 6), (1, 6), (2, 6)]
+    rest = [afm_fx.calibrate(program, batches, share=(index, 6), **worker.OPTIONS) for index in (2, 0, 1)]
+    assert_equal(rest[0] + half + rest[1] + rest[2], alone)
+
+
+def test_processes_without_any_batch_take_part(three: Path, folder: Path) -> None:
     five = afm_fx.calibrate(worker.program(), worker.batches_of(folder / "data"), max_rows=5)
     for rank in range(3):
         found = load(three / f"few-{rank}.safetensors")
@@ -161,26 +179,37 @@ def test_a_process_that_fails_in_the_middle_of_an_epoch_stops_all(three: Path) -
         assert told[rank].startswith(f"OtherProcessError: process 2 of 3 failed, so process {rank} stops too: {reason}")
 
 
-def test_a_process_that_is_killed_costs_no_row_and_no_row_counts_twice(folder: Path, alone: afm_fx.Statistics) -> None:
-    out, kept = folder / "killed.safetensors", folder / "kept"
+def test_the_command_shares_the_data_and_starts_again_where_a_process_is_killed(
+    folder: Path, alone: afm_fx.Statistics
+) -> None:
+    out = folder / "killed.safetensors"
     command = [
         "afm_fx", "calibrate", "tests.distributed_worker:clicks_that_die", "--data", str(folder / "data"),
         "--out", str(out), "--batch-size", str(worker.BATCH_SIZE), "--sensitivity-rows", "300", "--sampled-rows", "40",
-        "--checkpoint-dir", str(kept), "--checkpoint-batches", "3",
     ]  # fmt: skip
     done = torchrun(command, folder, "--nproc-per-node", "2", "--max-restarts", "1")
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("1,500 rows in 50 batches, 6 sites, by 2 processes") == 1  # one process speaks
-    undisturbed = afm_fx.calibrate(
-        worker.program(),
-        worker.batches_of(folder / "data"),
-        checkpoint_dir=folder / "undisturbed",
-        checkpoint_batches=3,
-        **worker.OPTIONS,
-    )
-    assert_equal(load(out), undisturbed)
-    read = [len((folder / f"read-{attempt}-1.txt").read_text().splitlines()) for attempt in (0, 1)]
-    again = read[1] + len((folder / "read-1-0.txt").read_text().splitlines())
-    assert read[0] == 9  # it was killed
-    assert 0 < again < alone.batches  # and what was saved was not read again
-    assert not kept.exists()
+    assert done.stdout.count("1,500 rows in 47 batches, 6 sites, by 2 processes") == 1  # one process speaks
+    assert load(out).rows == alone.rows
+    for name, moments in alone.moments.items():  # the command's program is float32
+        torch.testing.assert_close(load(out).moments[name].covariance, moments.covariance, rtol=1e-4, atol=1e-5)
+
+
+def test_shares_by_the_command_line_merge_to_the_whole(folder: Path) -> None:
+    common = ["tests.distributed_worker:clicks", "--data", str(folder / "data"), "--batch-size", "32"]
+    files = [str(folder / f"share-{index}.safetensors") for index in range(3)]
+    for index, file in enumerate(files):
+        run = CliRunner().invoke(app, ["calibrate", *common, "--share", f"{index}/3", "--out", file])
+        assert run.exit_code == 0, run.output
+    out = folder / "merged.safetensors"
+    merged = CliRunner().invoke(app, ["calibrate", "--merge", files[2], files[0], "--out", str(out)])
+    assert "Missing: 1/3 of data (1,500 rows in batches of 32, " in merged.output
+    merged = CliRunner().invoke(app, ["calibrate", "--merge", str(out), files[1], "--out", str(out), "--force"])
+    assert merged.output.startswith("1,500 rows in 47 batches, 6 sites, from 2 files")
+    assert "Missing" not in merged.output
+    assert load(out).moments["second"].count == worker.ROWS
+    twice = CliRunner().invoke(app, ["calibrate", "--merge", str(out), files[1], "--out", str(out), "--force"])
+    assert (twice.exit_code, "its rows would count twice" in twice.output) == (2, True)
+    for wrong in (["--share", "3"], ["--share", "3/3"]):
+        assert CliRunner().invoke(app, ["calibrate", *common, *wrong, "--out", "new"]).exit_code == 2
+    assert CliRunner().invoke(app, ["calibrate", "tests.distributed_worker:clicks", "--out", "new"]).exit_code == 2

@@ -1,4 +1,4 @@
-"""Folders of Parquet files: columns of folder names, units, and places in the rows."""
+"""Folders of Parquet files: columns of folder names, and any rows of them."""
 
 from __future__ import annotations
 
@@ -46,36 +46,33 @@ def test_a_folder_is_its_files_rows_in_order_in_chunks_that_cross_files(log):
     assert [len(chunk["day"]) for chunk in file.chunks(["day"], 50)] == [50, 3]  # without any column of the files
 
 
-def test_units_are_row_groups_and_any_rows_of_them_can_be_read(log):
-    file = open_data(log)
-    assert [unit.rows for unit in file.units] == [5, 5, 2, 5, 5, 5, 5, 1, 5, 5, 5, 5]
-    assert file.units[4].name == str(Path("day=0", "hour=pm", "part-0.parquet, row group 1"))
-    assert file.units[4].first_row == 5
-    starts = np.cumsum([0, *(unit.rows for unit in file.units)])
-    for number, unit in enumerate(file.units):
-        for start in range(unit.rows):
-            for stop in range(start + 1, unit.rows + 1):
-                chunks = list(file.unit_chunks(number, ["id", "day"], 2, start, stop))
-                assert [len(chunk["id"]) for chunk in chunks[:-1]] == [2] * (len(chunks) - 1)
-                found = np.concatenate([chunk["id"] for chunk in chunks])
-                np.testing.assert_array_equal(found, np.arange(starts[number] + start, starts[number] + stop))
+def test_any_rows_of_a_folder_or_a_file_can_be_read(log):
+    for path in (log, log / "day=0" / "hour=pm" / "part-0.parquet"):
+        file = open_data(path)
+        first = 12 if path.is_file() else 0
+        for start in range(0, file.rows, 3):
+            for stop in (start, start + 1, start + 5, start + 13, file.rows):
+                stop = min(stop, file.rows)  # noqa: PLW2901 - the end
+                chunks = list(file.chunks(["id", "pair"], 4, start, stop))
+                assert [len(chunk["id"]) for chunk in chunks[:-1]] == [4] * (len(chunks) - 1)
+                found = np.concatenate([np.empty(0), *(chunk["id"] for chunk in chunks)])
+                np.testing.assert_array_equal(found, np.arange(first + start, first + stop))
 
 
-def test_arrays_are_cut_into_units_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("afm_fx.data_files.UNIT_ROWS", 4)
-    np.save(tmp_path / "rows.npy", np.arange(20).reshape(10, 2))
-    file = open_data(tmp_path / "rows.npy")
-    assert [(unit.name, unit.rows, unit.first_row) for unit in file.units] == [
-        ("rows.npy, rows 0", 4, 0),
-        ("rows.npy, rows 4", 4, 4),
-        ("rows.npy, rows 8", 2, 8),
-    ]
-    chunks = list(file.unit_chunks(1, ["rows"], 2, 1, 4))
-    np.testing.assert_array_equal(np.concatenate([chunk["rows"] for chunk in chunks])[:, 0], [10, 12, 14])
-    assert [len(chunk["rows"]) for chunk in chunks] == [2, 1]
+def test_row_groups_without_rows_that_are_asked_for_are_not_read(log, monkeypatch):
+    read, file = [], open_data(log)
+    iter_batches = parquet.ParquetFile.iter_batches
+
+    def watched(self, *, row_groups, **options):
+        read.append(row_groups)
+        return iter_batches(self, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", watched)
+    list(file.chunks(["id"], 8, 18, 34))
+    assert read == [[1, 2, 3], [0], [0]]
 
 
-def test_batches_of_a_folder_hold_folder_columns_and_all_units_together_are_all_batches(log):
+def test_batches_of_a_folder_hold_folder_columns_and_shares_together_are_all_batches(log):
     import torch
     from torch import nn
 
@@ -91,18 +88,18 @@ def test_batches_of_a_folder_hold_folder_columns_and_all_units_together_are_all_
     batches = FileBatches(open_data(log), capture(Model(), {"id": ids, "day": ids}), batch_size=6)
     whole = list(batches)
     assert len(whole) == len(batches)
-    by_units = [
-        batch for number, unit in enumerate(batches.units) for batch in batches.unit_batches(number, 0, unit.rows)
-    ]
+    assert whole[5]["day"].tolist() == [0, 0, 1, 1, 1, 1]
+    assert whole[0]["id"].dtype == whole[0]["day"].dtype == torch.int64
+    second, first = batches.share(1, 2), batches.share(0, 2)
     for name in ("id", "day"):
-        assert whole[0][name].dtype == torch.int64
-        assert torch.equal(torch.cat([batch[name] for batch in whole]), torch.cat([batch[name] for batch in by_units]))
+        shared = torch.cat([batch[name] for batch in (*first, *second)])
+        assert torch.equal(torch.cat([batch[name] for batch in whole]), shared)
 
 
 def test_a_folder_may_be_named_from_the_working_directory(log, monkeypatch):
     (log.parent / "other").mkdir()
     monkeypatch.chdir(log.parent / "other")
-    assert open_data(Path("../log")).units == open_data(log).units
+    assert [chunk["id"].tolist() for chunk in open_data(Path("../log")).chunks(["id"], ROWS)] == [list(range(ROWS))]
 
 
 def test_what_is_wrong_with_a_folder_is_said_with_the_file(log, tmp_path):

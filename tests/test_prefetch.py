@@ -10,7 +10,7 @@ from afm_fx.prefetch import prefetched
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "afm-fx-prefetch"]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("afm-fx-prefetch")]
 
 
 def test_items_come_in_order_and_the_thread_ends():

@@ -20,10 +20,10 @@ def program() -> afm_fx.Program:
 
 
 def sample_of(program: afm_fx.Program, dense: torch.Tensor, limit: int, seed: int = 0) -> RowSample:
-    sampler = RowSampler(program, limit, seed=seed)
+    sampler = RowSampler(program, limit)
     ids = torch.zeros(len(dense), 3, dtype=torch.int64)
     for batch in checked_batches(program, [(ids[:30], dense[:30]), (ids[30:], dense[30:])]):
-        sampler.add(batch)
+        sampler.add(batch, 2 * seed + batch.number)
     result = sampler.result()
     assert result is not None
     return result

@@ -1,85 +1,125 @@
-"""Sharing out units: every row once, whoever reads, and as evenly as the units allow."""
+"""Shares of data files: every row in one of them, the sum that of one call, and no share taken for another."""
 
 from __future__ import annotations
 
-from collections import Counter
-from fractions import Fraction
+import functools
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from afm_fx.data_units import Unit
-from afm_fx.shares import Piece, gradient_batches, joined, pieces_of, seed_of_batch, share_of, shared_out, without
+import afm_fx
+from afm_fx.data_files import ArrayFile
+from afm_fx.errors import CalibrationError, UserError
+from afm_fx.file_batches import FileBatches
+from afm_fx.shares import missing_shares
+from tests.some_statistics import close
 
-UNITS = st.lists(st.integers(0, 40), min_size=1, max_size=12).map(
-    lambda rows: [Unit(str(number), count) for number, count in enumerate(rows)]
-)
-
-
-def rows_of(pieces: list[Piece]) -> Counter[tuple[int, int]]:
-    return Counter((piece.unit, row) for piece in pieces for row in range(piece.start, piece.stop))
-
-
-@given(UNITS, st.integers(1, 5), st.integers(1, 200))
-def test_every_row_is_in_one_share_and_no_share_is_larger_than_the_smallest_by_more_than_a_unit(units, world, limit):
-    pieces = pieces_of(units, limit)
-    shares = shared_out(pieces, world)
-    assert len(shares) == world
-    every = Counter(rows_of([piece for share in shares for piece in share]))
-    whole = [(number, row) for number, unit in enumerate(units) for row in range(unit.rows)]
-    assert every == Counter(whole[:limit])
-    loads = [sum(piece.rows for piece in share) for share in shares]
-    assert max(loads) - min(loads) <= max((piece.rows for piece in pieces), default=0)
+ROWS = 53
+OPTIONS: dict[str, Any] = {"sensitivity_rows": 16, "sampled_rows": 9}
 
 
-@given(UNITS, st.data())
-def test_what_is_left_is_what_was_not_covered(units, data):
-    pieces = pieces_of(units)
-    covered: dict[int, list[tuple[int, int]]] = {}
-    for piece in pieces:
-        cuts = sorted(data.draw(st.lists(st.integers(0, piece.rows), max_size=4)))
-        covered[piece.unit] = list(zip(cuts[::2], cuts[1::2], strict=False))
-    seen = Counter((unit, row) for unit, each in covered.items() for start, stop in each for row in range(start, stop))
-    left = without(pieces, covered)
-    assert rows_of(left) == rows_of(pieces) - seen
-    assert all(piece.rows > 0 for piece in left)
+@pytest.fixture(scope="module")
+def program() -> afm_fx.Program:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 70), nn.ReLU(), nn.Linear(70, 3))
+    return afm_fx.capture(model, torch.zeros(2, 4)).to(torch.float64)
 
 
-@given(UNITS, st.integers(1, 9), st.integers(0, 300))
-def test_gradients_are_taken_on_as_many_rows_as_asked_spread_evenly(units, batch_size, rows):
-    pieces = pieces_of(units)
-    total = sum(piece.rows for piece in pieces)
-    chosen = gradient_batches(pieces, batch_size, rows)
-    sizes = {
-        (piece.unit, start): min(batch_size, piece.stop - start)
-        for piece in pieces
-        for start in range(0, piece.stop, batch_size)
-    }
-    assert chosen <= sizes.keys()
-    taken = sum(sizes[place] for place in chosen)
-    assert min(rows, total) <= taken < min(rows, total) + batch_size
-    so_far = seen = 0
-    for place, size in sizes.items():  # at no point of the data are they behind, or ahead by a batch
-        seen += size
-        so_far += size if place in chosen else 0
-        due = Fraction(min(rows, total) * seen, total)
-        assert due <= so_far < due + batch_size
+@pytest.fixture(scope="module")
+def batches(program: afm_fx.Program) -> FileBatches:
+    return of(program, np.random.default_rng(4).standard_normal((ROWS, 4)) + 5)
 
 
-@given(st.integers(0, 100), st.integers(1, 9))
-def test_parts_of_a_number_add_up_and_differ_by_one_at_most(rows, world):
-    parts = [share_of(rows, rank, world) for rank in range(world)]
-    assert sum(parts) == rows
-    assert max(parts) - min(parts) <= 1
+def of(program: afm_fx.Program, rows: np.ndarray, size: int = 4) -> FileBatches:
+    return FileBatches(ArrayFile(Path("data.npy"), {"rows": rows}), program, size)
 
 
-def test_pieces_that_follow_on_each_other_become_one_and_others_do_not():
-    assert joined([Piece(0, 0, 4)], Piece(0, 4, 9)) == [Piece(0, 0, 9)]
-    assert joined([Piece(0, 0, 4)], Piece(0, 5, 9)) == [Piece(0, 0, 4), Piece(0, 5, 9)]
-    assert joined([Piece(0, 0, 4)], Piece(1, 4, 9)) == [Piece(0, 0, 4), Piece(1, 4, 9)]
+def add(parts: list[afm_fx.Statistics]) -> afm_fx.Statistics:
+    return functools.reduce(afm_fx.Statistics.__add__, parts)
 
 
-def test_batches_have_seeds_of_their_own():
-    seeds = {seed_of_batch(unit, start) for unit in range(30) for start in range(0, 3000, 100)}
-    assert len(seeds) == 900
-    assert all(0 <= seed < 1 << 63 for seed in seeds)
+@given(st.integers(1, 30), st.integers(1, 12), st.none() | st.integers(1, 80))
+def test_every_row_is_in_one_share_and_shares_differ_by_one_batch_at_most(program, size, count, limit):
+    rows = np.arange(ROWS * 4).reshape(ROWS, 4).astype(np.float32)
+    head = of(program, rows, size).head(limit)
+    shares = [head.share(index, count) for index in range(count)]
+    read = [[batch[0] for batch in share] for share in shares]
+    assert [len(each) for each in read] == [len(share) for share in shares]
+    assert max(map(len, read)) - min(map(len, read)) <= 1
+    together = torch.cat([batch for each in read for batch in each])
+    assert torch.equal(together, torch.from_numpy(rows[:limit]))
+    whole = [batch[0] for batch in head]
+    assert [len(batch) for each in read for batch in each] == [len(batch) for batch in whole]
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+@pytest.mark.parametrize("max_rows", [None, 30])
+def test_shares_add_up_to_one_pass_with_the_same_draws(program, batches, count, max_rows):
+    whole = afm_fx.calibrate(program, batches, max_rows=max_rows, **OPTIONS)
+    parts = [
+        afm_fx.calibrate(program, batches, max_rows=max_rows, share=(index, count), **OPTIONS)
+        for index in reversed(range(count))
+    ]
+    found = add(parts)
+    assert (
+        (found.rows, found.batches) == (whole.rows, whole.batches) == ((max_rows or ROWS), -(-(max_rows or ROWS) // 4))
+    )
+    assert found.origin == whole.origin
+    assert missing_shares(found.shares) == []
+    for name, moments in whole.moments.items():
+        assert found.moments[name].count == moments.count
+        close(found.moments[name].mean, moments.mean)
+        close(found.moments[name].scatter, moments.scatter)
+        assert found.sensitivities[name].rows == whole.sensitivities[name].rows == 16
+        close(found.sensitivities[name].gradient, whole.sensitivities[name].gradient)
+        close(found.sensitivities[name].consumer, whole.sensitivities[name].consumer)
+    assert found.sample is not None
+    assert whole.sample is not None
+    assert torch.equal(found.sample.keys.sort().values, whole.sample.keys.sort().values)
+
+
+def test_gradients_are_taken_evenly_over_the_data(program):
+    rows = np.zeros((100, 4))
+    rows[:50] = 1.0
+    taken = [
+        afm_fx.calibrate(program, of(program, rows, 5), share=(half, 2), sensitivity_rows=20).sensitivities["0"].rows
+        for half in (0, 1)
+    ]
+    assert taken == [10, 10]
+
+
+def test_what_is_no_share_or_cannot_be_shared_is_refused(program, batches):
+    for share in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(UserError, match="there is no share"):
+            afm_fx.calibrate(program, batches, share=share)
+    with pytest.raises(UserError, match="share needs a FileBatches"):
+        afm_fx.calibrate(program, [torch.zeros(2, 4)], share=(0, 2))
+
+
+def test_shares_of_other_data_models_and_options_are_told_apart(program, batches):
+    first = afm_fx.calibrate(program, batches, share=(0, 2))
+    other_data = of(program, np.zeros((ROWS, 4)))
+    both = first + afm_fx.calibrate(program, other_data, share=(1, 2))
+    assert len(missing_shares(both.shares)) == 2  # not halves of one data set
+    with pytest.raises(CalibrationError, match="differ in product_dtype"):
+        _ = first + afm_fx.calibrate(program, batches, share=(1, 2), product_dtype=torch.float32)
+    retrained = program.to(torch.float64)
+    with torch.no_grad():
+        next(retrained.parameters())[0, 0] += 1e-3
+    new = afm_fx.calibrate(retrained, batches, share=(1, 2))
+    with pytest.raises(CalibrationError, match="differ in the model"):
+        _ = first + new
+    assert first.updated(new, decay=0.5).rows == pytest.approx(0.5 * first.rows + new.rows)
+
+
+def test_a_bad_batch_is_named_by_its_number_in_the_data(program):
+    rows = np.ones((ROWS, 4))
+    rows[41] = np.nan
+    with pytest.raises(CalibrationError, match="batch 10: input 'input_1' has the value nan"):
+        afm_fx.calibrate(program, of(program, rows), share=(1, 2))

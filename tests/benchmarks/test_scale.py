@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.scale_calibration import BATCH_SIZE, CalibrationRun, column_names, write_data
+from benchmarks.scale_calibration import CalibrationRun, column_names, write_data
 from benchmarks.scale_command import MEMORY_COLUMNS, RATE_COLUMNS, memory_rows, rate_rows, site_rows, slope
 
 RUN = CalibrationRun(
@@ -50,5 +50,4 @@ def test_data_have_the_columns_and_rows_asked_for(tmp_path) -> None:
     file = open_data(tmp_path)
     assert file.rows == 1_001
     assert set(column_names()) < set(file.names)
-    assert [unit.rows for unit in file.units] == [251, 250, 250, 250]
-    assert BATCH_SIZE > 251
+    assert [part.rows for part in file.files] == [251, 250, 250, 250]
