@@ -90,7 +90,7 @@ def _summed(parts: _Named, group: Group) -> _Named:
     """Every tensor's sum over all processes, in one go."""
     keys = sorted(parts)
     total = add_up(torch.cat([parts[key] for key in keys]), group)
-    return dict(zip(keys, total.split([len(parts[key]) for key in keys]), strict=True))
+    return dict(zip(keys, torch.split(total, [len(parts[key]) for key in keys]), strict=True))
 
 
 def _traffic(own: Mapping[str, Traffic], group: Group) -> dict[str, Traffic]:

@@ -120,10 +120,10 @@ def _write(statistics: Statistics, out: Path, by: str, *, force: bool) -> None:
 
 
 def _share(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal()):
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
         raise UserError(f"a share is two numbers such as 0/16, not '{text}'")
-    return int(index), int(count)
+    return int(number), int(of)
 
 
 def _own_device(kind: str) -> torch.device:

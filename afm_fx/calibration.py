@@ -78,9 +78,9 @@ def calibrate(
         )
         shares: list[Share] = []
         if isinstance(batches, FileBatches):
-            index, count = share or (0, 1)
-            shares = [Share(index * world + rank, count * world, batches.head(max_rows).identity())]
-            _add_share(collector, program, batches.head(max_rows), shares[0], sensitivity_rows)
+            (number, of), whole = share or (0, 1), batches.head(max_rows)
+            shares = [Share(number * world + rank, of * world, whole.identity())]
+            _add_share(collector, program, whole, shares[0], sensitivity_rows)
         elif max_rows is None or _part(max_rows, rank, world):
             rows, graded = (each and _part(each, rank, world) for each in (max_rows, sensitivity_rows))
             _add_own_part(collector, checked_batches(program, batches, rows), graded or 0, rank << 32)
@@ -90,7 +90,7 @@ def calibrate(
             "sensitivity_rows": str(sensitivity_rows),
             "sampled_rows": str(sampled_rows),
         }
-        kept = frozenset(each for each in shares if each.count > 1)
+        kept = frozenset(each for each in shares if each.of > 1)
         own = replace(collector.result(), origin=origin, shares=kept)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
         failure = error
@@ -113,16 +113,16 @@ def _check(batches: Iterable[Inputs], max_rows: int | None, share: tuple[int, in
             f"share needs a FileBatches, whose rows have a place, not a {type(batches).__name__}: give the share's own "
             "batches, and add the statistics"
         )
-    index, count = share
-    if not 0 <= index < count:
-        raise UserError(f"there is no share {index}/{count}: they are numbered from 0, so the last one is n - 1 of n")
+    number, of = share
+    if not 0 <= number < of:
+        raise UserError(f"there is no share {number}/{of}: they are numbered from 0, so the last one is n - 1 of n")
 
 
 def _add_share(
     collector: StatisticsCollector, program: Program, batches: FileBatches, share: Share, sensitivity_rows: int
 ) -> None:
     """Adds a share of a data set. Random draws follow from a batch's number in it, whoever reads it."""
-    own, every = batches.share(share.index, share.count), len(batches)
+    own, every = batches.share(share.number, share.of), len(batches)
     graded = min(-(-sensitivity_rows // batches.batch_size), every)
     for batch in track(checked_batches(program, own, first=own.first), "calibrating", len(own)):
         evenly = batch.number * graded % every < graded  # holds for `graded` of all numbers, evenly spread

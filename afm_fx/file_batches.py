@@ -140,9 +140,9 @@ class FileBatches:
         """The batches of the first so many rows, None for all."""
         return self if rows is None else replace(self, rows=min(rows, self._stop))
 
-    def share(self, index: int, count: int) -> FileBatches:
-        """One of ``count`` shares, from 0: batches that follow on each other. Every batch is in exactly one share."""
-        first, last = (self.first + len(self) * each // count for each in (index, index + 1))
+    def share(self, number: int, of: int) -> FileBatches:
+        """One of ``of`` shares, from 0: batches that follow on each other. Every batch is in exactly one share."""
+        first, last = (self.first + len(self) * each // of for each in (number, number + 1))
         return replace(self, first=first, rows=min(last * self.batch_size, self._stop))
 
     def identity(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -20,7 +20,8 @@ def prefetched(items: Iterable[Item], ahead: int = AHEAD) -> Generator[Item, Non
 
     What reading raises is raised here, at the item that it happened at.
     """
-    iterator, end = iter(items), object()
+    iterator: Iterator[Item] = iter(items)
+    end: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix=THREAD) as thread:
         waiting = deque(thread.submit(next, iterator, end) for _ in range(ahead))
         try:
@@ -29,7 +30,7 @@ def prefetched(items: Iterable[Item], ahead: int = AHEAD) -> Generator[Item, Non
                 if item is end:
                     return
                 waiting.append(thread.submit(next, iterator, end))
-                yield item  # type: ignore[misc] - it is not the end
+                yield item
         finally:
             for future in waiting:
                 future.cancel()

@@ -196,7 +196,7 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistic
         {name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
         _sample(header["sample"], tensors),
         dict(header["origin"]),
-        frozenset(Share(int(index), int(count), str(data)) for index, count, data in header["shares"]),
+        frozenset(Share(int(number), int(of), str(data)) for number, of, data in header["shares"]),
     )
 
 

@@ -117,7 +117,7 @@ def test_a_share_that_processes_share_adds_to_the_others(three: Path, folder: Pa
     program, batches = worker.program().to(torch.float64), worker.batches_of(folder / "data")
     half = load(three / "half-0.safetensors")
     assert half.rows < worker.ROWS
-    assert [(share.index, share.count) for share in missing_shares(half.shares)] == [(0, 6), (1, 6), (2, 6)]
+    assert [(share.number, share.of) for share in missing_shares(half.shares)] == [(0, 6), (1, 6), (2, 6)]
     rest = [afm_fx.calibrate(program, batches, share=(index, 6), **worker.OPTIONS) for index in (2, 0, 1)]
     assert_equal(rest[0] + half + rest[1] + rest[2], alone)
 
