@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_tools import aten, buffer, call, shape_of, stamp, value_of
+from passes.provenance import Columns, FeatureColumns
 
 MOST_RUNS = 3
 """So many pieces of one source are cut out one by one; more are picked in one ``index_select`` where rows allow it."""

@@ -4,7 +4,7 @@ Replaces ``cat([select(x, 0), select(x, 1), ...])`` with ``slice(x)``,
          ``reshape(cat([slice(x), slice(x), ...]))`` with ``reshape(x)``,
          ``cat([x[:, i], x[:, j], ...])`` of many   with ``index_select(x, [i, j, ...])``.
 
-Every tensor that an operator takes is traced to the columns it is made of (:mod:`passes.feature_columns`) and assembled
+Every tensor that an operator takes is traced to the columns it is made of (:mod:`passes.provenance`) and assembled
 afresh (:mod:`passes.assemble`). Tensors whose moves share a node are decided on together: either their moves are all
 replaced or, where that would not be cheaper to serve, all left.
 """
@@ -18,9 +18,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import finish
+from passes.provenance import Columns, FeatureColumns
 from passes.serving_cost import ServingCost, cost_of
 
 RULE = "collapse moves"

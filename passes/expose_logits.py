@@ -13,16 +13,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, finish
-
-MOVES = frozenset(
-    {
-        aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.default, aten.squeeze.dim,
-        aten.squeeze.dims, aten.unsqueeze.default, aten.clone.default, aten.alias.default, aten.select.int,
-        aten.slice.Tensor, aten.cat.default, aten.stack.default, aten.permute.default, aten.transpose.int,
-        aten.t.default,
-    }
-)  # fmt: skip
-"""Operators that only move elements: an output behind them is still a sigmoid."""
+from passes.provenance import MOVES
 
 
 class ExposeLogits(GraphPass):

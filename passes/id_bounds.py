@@ -11,7 +11,7 @@ table's rows, and neither torch nor ONNX Runtime can notice. The guard costs a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,6 +19,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from passes.graph_tools import aten, buffer, call, value_of
+from passes.provenance import FeatureColumns, IdColumn
 
 RULE = "guard ids"
 BEYOND = 2**40
@@ -51,6 +52,14 @@ class IdBound:
     low: int
     high: int
     table: str
+
+
+def input_bounds(columns: FeatureColumns, table: str, rows: int, ids: Iterable[IdColumn]) -> Iterator[IdBound]:
+    """What the ids of a table must lie within, where they are columns of an input."""
+    for each in ids:
+        source, place = columns.source(each.column)
+        if source.op == "placeholder":
+            yield IdBound(source.name, place, -each.offset, rows - each.offset, table)
 
 
 def guarded(

@@ -7,38 +7,15 @@ second, fourth, ... one: neighbouring ids become one id.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph_tools import aten, constant_of
-
-_TABLE_AND_IDS = {
-    aten.embedding.default: (0, 1),
-    aten.embedding_bag.default: (0, 1),
-    aten.embedding_bag.padding_idx: (0, 1),
-    aten._embedding_bag.default: (0, 1),
-    aten._embedding_bag_forward_only.default: (0, 1),
-    aten.index_select.default: (0, 2),
-    aten.index.Tensor: (0, 1),
-}
-"""Operators that look rows up in a table, with the positions of the table and of the ids among their arguments."""
-
-_KEEPS_IDS = frozenset(
-    {
-        aten.slice.Tensor, aten.select.int, aten.view.default, aten._unsafe_view.default, aten.reshape.default,
-        aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, aten.cat.default,
-        aten.stack.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.chunk.default,
-        aten.add.Tensor, aten.sub.Tensor, aten.remainder.Scalar, aten.remainder.Tensor, aten.clamp.default,
-        aten.clamp_min.default, aten.clamp_max.default, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
-        aten.clone.default, aten._to_copy.default, aten.transpose.int, aten.permute.default, aten.expand.default,
-        aten.round.default, operator.getitem,
-    }
-)  # fmt: skip
-"""Operators whose output still holds ids when their input does."""
+from passes.graph_tools import args_of, aten, constant_of
+from passes.lookups import ids_of
+from passes.provenance import KEEPS_IDS
 
 
 @dataclass(frozen=True)
@@ -62,17 +39,14 @@ def coarse_ids(module: GraphModule) -> Iterator[CoarseIds]:
     """Yields every table with more rows than the floating dtype that its ids travel in can tell apart."""
     seen: set[str] = set()
     for node in module.graph.nodes:
-        if node.op != "call_function" or node.target not in _TABLE_AND_IDS:
-            continue
-        table_position, ids_position = _TABLE_AND_IDS[node.target]
-        source, ids = node.args[table_position], node.args[ids_position]
-        table = constant_of(module, source)
-        if table is None or not isinstance(source, Node) or str(source.target) in seen:
+        ids = args_of(node)[2] if node.target is aten.index_select.default else ids_of(node)
+        table = constant_of(module, node.args[0]) if isinstance(ids, Node) else None
+        if not isinstance(ids, Node) or table is None or (name := str(args_of(node)[0].target)) in seen:
             continue
         dtype = _coarsest_dtype(ids)
         if dtype is not None and table.shape[0] > exact_integers(dtype):
-            seen.add(str(source.target))
-            yield CoarseIds(str(source.target), int(table.shape[0]), dtype, exact_integers(dtype))
+            seen.add(name)
+            yield CoarseIds(name, int(table.shape[0]), dtype, exact_integers(dtype))
 
 
 def exact_integers(dtype: torch.dtype) -> int:
@@ -80,19 +54,19 @@ def exact_integers(dtype: torch.dtype) -> int:
     return int(2 ** (1 - round(math.log2(torch.finfo(dtype).eps))))
 
 
-def _coarsest_dtype(ids: object) -> torch.dtype | None:
+def _coarsest_dtype(ids: Node) -> torch.dtype | None:
     """The coarsest floating dtype met while walking back from the ids over what keeps ids."""
-    pending = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    pending = [ids]
     visited: set[Node] = set()
     found: torch.dtype | None = None
     while pending:
         node = pending.pop()
-        if not isinstance(node, Node) or node in visited:
+        if node in visited:
             continue
         visited.add(node)
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             found = value.dtype if found is None else min(found, value.dtype, key=exact_integers)
-        if node.op == "call_function" and node.target in _KEEPS_IDS:
+        if node.op == "call_function" and node.target in KEEPS_IDS:
             pending.extend(node.all_input_nodes)
     return found

@@ -15,7 +15,6 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from passes.feature_columns import FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     args_of,
@@ -29,6 +28,7 @@ from passes.graph_tools import (
     shape_of,
     weighted_call,
 )
+from passes.provenance import FeatureColumns
 
 RULE = "logit rows"
 LEAST_FEATURES = 64

@@ -17,9 +17,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, finish, shape_of
+from passes.provenance import Columns, FeatureColumns
 
 RULE = "merge reductions"
 

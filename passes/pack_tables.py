@@ -22,11 +22,9 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
-from passes.feature_columns import Columns, FeatureColumns
 from passes.fill_table import fill_table
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
-    args_of,
     aten,
     buffer,
     call,
@@ -38,12 +36,11 @@ from passes.graph_tools import (
     reserve_names,
     shape_of,
     value_of,
-    weighted_call,
 )
-from passes.id_bounds import IdBound, OutOfRange, guarded
-from passes.id_columns import IdColumn, id_columns
+from passes.id_bounds import IdBound, OutOfRange, guarded, input_bounds
+from passes.provenance import Columns, FeatureColumns, IdColumn
 from passes.serving_cost import ServingCost, serving_cost
-from passes.table_layout import Lookup, RowGroup, offsets_of, packed_tables, row_groups, rows_of, widest
+from passes.table_layout import RowGroup, offsets_of, packed_tables, row_groups, rows_of, widest
 from passes.widen_linears import WidenLinears
 
 RULE = "pack tables"
@@ -128,23 +125,8 @@ def _names(groups: Sequence[RowGroup]) -> list[str]:
     return [name for group in groups for name in group.tables]
 
 
-def find_lookups(module: GraphModule, columns: FeatureColumns) -> list[Lookup]:
-    """The lookups whose ids can be traced to columns, in graph order."""
-    found = []
-    for node in module.graph.nodes:
-        lookup = weighted_call(module, node, aten.embedding.default)
-        if lookup is None or columns.trailing(node) is None:
-            continue
-        if any("renorm" in str(user.target) for user in args_of(node)[0].users):
-            continue
-        ids = id_columns(module, columns, lookup.source)
-        if ids:
-            found.append(Lookup(node, lookup.name, lookup.weight, ids))
-    return found
-
-
 def _plans(module: GraphModule) -> list[list[RowGroup]]:
-    return list(packed_tables(row_groups(find_lookups(module, FeatureColumns(module)))))
+    return list(packed_tables(row_groups(FeatureColumns(module).lookups())))
 
 
 @dataclass(frozen=True)
@@ -164,7 +146,7 @@ class _Packing:
         self.module = module
         self.out_of_range = out_of_range
         self.columns = FeatureColumns(module)
-        lookups = [each for each in find_lookups(module, self.columns) if each.name in set(names)]
+        lookups = [each for each in self.columns.lookups() if each.name in set(names)]
         self.groups = _in_consumer_order(row_groups(lookups), self.columns)
         self.lookups = lookups
 
@@ -192,15 +174,8 @@ class _Packing:
         return _Made(str(table.target), tuple(self.groups), report, offsets_of(self.groups, self.out_of_range))
 
     def _bounds(self) -> tuple[IdBound, ...]:
-        """What every id that is an input's column must lie within."""
-        found = []
-        for group in self.groups:
-            for column in group.ids:
-                source, place = self.columns.source(column.column)
-                if source.op == "placeholder":
-                    low, high = -column.offset, group.limit - column.offset
-                    found.append(IdBound(source.name, place, low, high, list(group.tables)[-1]))
-        return tuple(dict.fromkeys(found))
+        widest = [(list(group.tables)[-1], group.rows, group.ids) for group in self.groups]
+        return tuple(dict.fromkeys(bound for each in widest for bound in input_bounds(self.columns, *each)))
 
     def _first_possible(self, first: Node) -> Node:
         """Where all ids are known and no lookup has been used yet: the last source of an id must come first."""
@@ -236,7 +211,7 @@ class _Packing:
             nodes.append(node)
         ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
         starts = offsets_of(self.groups, self.out_of_range)
-        valid = [(-column.offset, self.groups[position].limit - column.offset) for position, column in order]
+        valid = [(-column.offset, self.groups[position].rows - column.offset) for position, column in order]
         ids = guarded(self.module, ids, valid, self.out_of_range, like)
         offsets = torch.tensor([starts[position] + column.offset for position, column in order])
         if not bool(offsets.any()):

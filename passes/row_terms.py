@@ -23,7 +23,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     WeightedCall,
@@ -37,6 +36,7 @@ from passes.graph_tools import (
     value_of,
     weighted_call,
 )
+from passes.provenance import Columns, FeatureColumns
 from passes.serving_cost import cost_of
 from passes.sum_of_terms import SumOfTerms, read_sum
 

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.feature_columns import FeatureColumns
 from passes.graph_tools import args_of, aten, shape_of, value_of
+from passes.provenance import FeatureColumns
 
 LAUNCH_US = 1.2
 """One operator."""

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_tools import (
     WeightedCall,
     args_of,
@@ -26,6 +25,7 @@ from passes.graph_tools import (
     value_of,
     weighted_call,
 )
+from passes.provenance import Columns, FeatureColumns
 
 
 @dataclass

@@ -15,9 +15,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from passes.feature_columns import FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, buffer, call, finish, shape_of, value_of
+from passes.provenance import FeatureColumns
 
 RULE = "sums as products"
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from torch.fx import Node
 
 from passes.id_bounds import OutOfRange
-from passes.id_columns import IdColumn
+from passes.provenance import IdColumn, TracedLookup
 from passes.serving_cost import BYTES_PER_US, LAUNCH_US
 
 MOST_PADDING = 0.125
@@ -25,23 +24,6 @@ FREE_PADDING_BYTES = 65_536
 """or this many bytes."""
 TYPICAL_ROWS = 64
 """Batch size at which bytes of padding are weighed against a gather."""
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """One lookup of the graph.
-
-    Attributes:
-        node: the lookup.
-        name: the table's qualified name.
-        table: the table [rows, width].
-        ids: its ids, row-major over the index.
-    """
-
-    node: Node
-    name: str
-    table: Tensor
-    ids: tuple[IdColumn, ...]
 
 
 @dataclass
@@ -56,7 +38,7 @@ class RowGroup:
 
     tables: dict[str, Tensor] = field(default_factory=dict)
     ids: tuple[IdColumn, ...] = ()
-    lookups: list[Lookup] = field(default_factory=list)
+    lookups: list[TracedLookup] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -65,13 +47,8 @@ class RowGroup:
 
     @property
     def rows(self) -> int:
-        """Rows of the longest table."""
-        return max(table.shape[0] for table in self.tables.values())
-
-    @property
-    def limit(self) -> int:
-        """Ids must be below this: rows of the shortest table."""
-        return min(table.shape[0] for table in self.tables.values())
+        """Rows of every table, which are as many in all."""
+        return next(iter(self.tables.values())).shape[0]
 
     def column_of(self, name: str) -> int:
         """First feature of a table within the row."""
@@ -79,7 +56,7 @@ class RowGroup:
         return sum(self.tables[each].shape[1] for each in names[: names.index(name)])
 
 
-def row_groups(lookups: Sequence[Lookup]) -> list[RowGroup]:
+def row_groups(lookups: Sequence[TracedLookup]) -> list[RowGroup]:
     """Tables by the set of ids that read them, in the order of the lookups."""
     readers: dict[str, set[IdColumn]] = {}
     for lookup in lookups:

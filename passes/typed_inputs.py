@@ -9,14 +9,14 @@ in neither. Within an input, the columns stand in their order, unless the widest
 they follow it, so that it reads the input as it is. Ids that never were floats stay apart beyond ``2^24``, where
 float32 has no room for every integer.
 
-Which operators only move columns on their way is told by :mod:`passes.feature_columns`; what they say is assembled
+Which operators only move columns on their way is told by :mod:`passes.provenance`; what they say is assembled
 afresh from the new inputs. An input that carries no ids is left alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,11 +29,10 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes.assemble import Assembler
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import aten, call, fake_mode, finish, stamp, value_of
-from passes.id_bounds import IdBound
-from passes.pack_tables import find_lookups
+from passes.id_bounds import IdBound, input_bounds
+from passes.provenance import Columns, FeatureColumns
 
 RULE = "split inputs"
 IDS, FEATURES = "sparse", "dense"
@@ -108,7 +107,7 @@ class SplitInputs(GraphPass):
         _take_by_keyword(graph_module.graph, self._keywords)
         graph_module.recompile()
         self.made = tuple(split.made.values())
-        self.bounds = tuple(_bounds(graph_module, [each.name for each in self.made if each.ids]))
+        self.bounds = _bounds(graph_module, {each.name for each in self.made if each.ids})
         return PassResult(graph_module, True)
 
 
@@ -264,14 +263,9 @@ def _take_by_keyword(graph: Graph, keywords: Mapping[str, str]) -> None:
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, structure, codegen.pytree_info.out_spec)))
 
 
-def _bounds(module: GraphModule, names: Collection[str]) -> Iterator[IdBound]:
+def _bounds(module: GraphModule, names: Collection[str]) -> tuple[IdBound, ...]:
     """What the lookups take, for columns of the named inputs, each once."""
     columns = FeatureColumns(module)
-    found: dict[IdBound, None] = {}
-    for lookup in find_lookups(module, columns):
-        for each in lookup.ids:
-            source, place = columns.source(each.column)
-            if source.name in names:
-                rows = int(lookup.table.shape[0])
-                found[IdBound(source.name, place, -each.offset, rows - each.offset, lookup.name)] = None
-    return iter(found)
+    lookups = columns.lookups()
+    bounds = (bound for each in lookups for bound in input_bounds(columns, each.name, len(each.table), each.ids))
+    return tuple(dict.fromkeys(bound for bound in bounds if bound.input in names))

@@ -21,9 +21,9 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
-from passes.feature_columns import Columns, FeatureColumns
 from passes.graph_pass import GraphPass
 from passes.graph_tools import args_of, aten, call, derived_name, finish, parameter, shape_of, weighted_call
+from passes.provenance import Columns, FeatureColumns
 from passes.serving_cost import PRODUCTS_PER_US, products
 
 RULE = "widen linears"

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from afm_fx.capture import capture
 from passes.collapse_moves import CollapseMoves
-from passes.feature_columns import FeatureColumns
 from passes.graph_tools import get_attribute
 from passes.id_bounds import OutOfRange
-from passes.pack_tables import PackTables, _Packing, find_lookups
+from passes.pack_tables import PackTables, _Packing
+from passes.provenance import FeatureColumns
 from tests.passes.serving import graph_of, operators, rewritten
 
 SIZES = (7, 11, 5, 13, 9, 6)
@@ -231,9 +231,7 @@ def test_the_gather_stands_between_the_last_id_and_the_first_use_of_a_feature():
         return (torch.randint(9, (rows, 2)),)
 
     graph = graph_of(LateIds(), *inputs(3))
-    packing = _Packing(
-        graph, [lookup.name for lookup in find_lookups(graph, FeatureColumns(graph))], OutOfRange.UNCHECKED
-    )
+    packing = _Packing(graph, [lookup.name for lookup in FeatureColumns(graph).lookups()], OutOfRange.UNCHECKED)
     assert packing.run() is not None
     graph.graph.lint()
     assert operators(graph)["embedding"] == 1

@@ -1,8 +1,10 @@
-"""Feature columns: where every feature of a tensor ``[batch, ...]`` comes from, through everything that only moves.
+"""Provenance: where every feature of a tensor ``[batch, ...]`` comes from, through everything that only moves.
 
 A *source* is a tensor that something computes (an input, a lookup, a Linear). ``cat``, ``slice``, ``reshape`` and their
 kin compute nothing: what they return is an array of the sources' columns. The array is found by running the operator
 itself on numbered columns, so that no operator's indexing is written down a second time here.
+
+An *id* is traced further: through casts to integers and constant offsets to the column of an input that holds it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -20,18 +23,34 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph_tools import args_of, aten, shape_of, value_of
+from passes.graph_tools import args_of, aten, constant_of, is_call, shape_of, value_of, weighted_call
 
-MOVES = frozenset(
+_PICKS = frozenset(
     {
-        aten.cat.default, aten.stack.default, aten.reshape.default, aten.view.default, aten.slice.Tensor,
-        aten.select.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-        aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.clone.default,
-        aten.transpose.int, aten.permute.default, aten.flatten.using_ints, aten.contiguous.default,
-        operator.getitem,
+        aten.expand.default, aten.repeat.default, aten.flip.default, aten.gather.default, aten.index.Tensor,
+        aten.index_select.default,
     }
 )  # fmt: skip
-"""Operators that move features about and change none."""
+"""Moves that repeat or pick elements: one of them is cheaper than the pieces that say the same, so their results are
+sources."""
+
+MOVES = _PICKS | {
+    aten.cat.default, aten.stack.default, aten.reshape.default, aten.view.default, aten._unsafe_view.default,
+    aten.flatten.using_ints, aten.unflatten.int, aten.slice.Tensor, aten.select.int, aten.unsqueeze.default,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.split.Tensor, aten.split_with_sizes.default,
+    aten.chunk.default, aten.unbind.int, operator.getitem, aten.transpose.int, aten.permute.default, aten.t.default,
+    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default,
+    aten.lift_fresh_copy.default,
+}  # fmt: skip
+"""Operators that move the elements of what they are given first and change none."""
+
+KEEPS_IDS = MOVES | {
+    aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.round.default, aten.trunc.default,
+    aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.add.Tensor,
+    aten.sub.Tensor, aten.remainder.Scalar, aten.remainder.Tensor,
+}  # fmt: skip
+"""Operators whose output still holds ids where their input does: as they were, shifted, or put back into a range."""
 
 _PERMUTATIONS = frozenset({aten.transpose.int, aten.permute.default})
 """These move features too, but one ``transpose`` is cheaper than the slices that say the same."""
@@ -51,10 +70,35 @@ def batch_size(module: GraphModule) -> Any:
     return named[counted.most_common(1)[0][0]] if counted else None
 
 
+@dataclass(frozen=True)
+class IdColumn:
+    """One id per row: the number of the column that holds it, and the constant that is added to the integer."""
+
+    column: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class TracedLookup:
+    """A lookup whose ids are traced to columns.
+
+    Attributes:
+        name: the table's qualified name.
+        table: the table [rows, width].
+        ids: row-major over the index.
+    """
+
+    node: Node
+    name: str
+    table: Tensor
+    ids: tuple[IdColumn, ...]
+
+
 class FeatureColumns:
     """The columns of every ``[batch, ...]`` tensor of one graph, computed when asked for."""
 
     def __init__(self, module: GraphModule) -> None:
+        self.module = module
         self.batch = batch_size(module)
         self._columns: dict[Node, Columns | tuple[Columns | None, ...] | None] = {}
         self._moves: set[Node] = set()
@@ -96,12 +140,65 @@ class FeatureColumns:
         """Whether the node only moves features within rows."""
         return self._lookup(node) is not None and node in self._moves
 
+    def lookups(self) -> list[TracedLookup]:
+        """The lookups whose ids can be traced to columns, in graph order; none in rows that a lookup rescales."""
+        found = []
+        for node in self.module.graph.nodes:
+            lookup = weighted_call(self.module, node, aten.embedding.default)
+            if lookup is None or self.trailing(node) is None:
+                continue
+            rescaled = any(user.target is aten.embedding_renorm.default for user in args_of(node)[0].users)
+            ids = None if rescaled else self.ids(lookup.source)
+            if ids:
+                found.append(TracedLookup(node, lookup.name, lookup.weight, ids))
+        return found
+
+    def ids(self, index: Node) -> tuple[IdColumn, ...] | None:
+        """The ids of an index ``[batch, ...]``, row-major; None where it is not such a tensor of integers."""
+        wanted = self.of(index)
+        if wanted is None or not _holds_integers(value_of(index)):
+            return None
+        which, places = self.sources(wanted.reshape(-1))
+        behind = {number: self._ids_behind(self.node(number)) for number in set(which.tolist())}
+        return tuple(
+            IdColumn(int(column)) if (inner := behind[number]) is None else inner[place]
+            for column, number, place in zip(wanted.reshape(-1), which.tolist(), places.tolist(), strict=True)
+        )
+
+    def _ids_behind(self, source: Node) -> tuple[IdColumn, ...] | None:
+        """The ids of what a cast to integers or the addition of a constant is applied to; None for any other source."""
+        before = args_of(source)[0] if source.op == "call_function" and args_of(source) else None
+        columns = self.of(before)
+        if columns is None or not isinstance(before, Node) or not isinstance(value_of(before), Tensor):
+            return None
+        if source.target is aten._to_copy.default and set(source.kwargs) <= {"dtype"}:
+            if value_of(before).is_floating_point():
+                return tuple(IdColumn(int(column)) for column in columns.reshape(-1))
+            return self.ids(before)
+        inner = self.ids(before) if is_call(source, aten.add.Tensor) else None
+        trailing, added = self.trailing(source), self._integers(args_of(source)[-1])
+        if inner is None or trailing is None or added is None or shape_of(before) != shape_of(source):
+            return None
+        if added.dim() > len(trailing):
+            return None
+        offsets = np.broadcast_to(added.numpy(), trailing).reshape(-1)
+        return tuple(
+            IdColumn(each.column, each.offset + int(offset)) for each, offset in zip(inner, offsets, strict=True)
+        )
+
+    def _integers(self, operand: object) -> Tensor | None:
+        """An integer constant of an addition."""
+        if isinstance(operand, int) and not isinstance(operand, bool):
+            return torch.tensor(operand)
+        tensor = constant_of(self.module, operand)
+        return tensor.detach().cpu() if _holds_integers(tensor) else None
+
     def _lookup(self, node: Any) -> Any:
         if not isinstance(node, Node):
             return None
         if node not in self._columns:
             moved = None
-            if node.op == "call_function" and node.target in MOVES:
+            if node.op == "call_function" and node.target in MOVES - _PICKS:
                 moved = self._part(*args_of(node)) if node.target is operator.getitem else self._moved(node)
             self._columns[node] = self._new_source(node) if moved is None else moved
             if moved is not None:
@@ -175,6 +272,11 @@ def run_on_positions(node: Node, positions: Callable[[Node], Any]) -> Any:
         return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
     except (RuntimeError, TypeError, IndexError):
         return None
+
+
+def _holds_integers(value: object) -> TypeGuard[Tensor]:
+    dtype = value.dtype if isinstance(value, Tensor) else torch.bool
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
 def _is_size(node: Node) -> bool:
