@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
-from passes.feature_columns import run_on_positions
 from passes.graph_tools import aten, constant_of, value_of
 from passes.low_rank_value import LowRankValue, move_blocks
 from passes.outcomes import Absorbed, Carried, Outcome, Restored, Rule, Values
+from passes.provenance import run_on_positions
 
 RULE = "move"
 Positions = np.ndarray[Any, Any]
