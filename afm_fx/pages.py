@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from afm_fx.chains import groups_of, listed
 from afm_fx.extras import import_for_report
-from afm_fx.picture import picture_of
+from afm_fx.picture import FORMS, picture_of
 from afm_fx.picture_svg import css_class, picture_svg, size_of
 from passes.sink_codes import Fate
 
@@ -44,6 +44,7 @@ def render_page(template: str, explanation: Explanation, **context: object) -> s
         svg=picture_svg(picture),
         groups=groups_of(explanation.chains),
         meanings=MEANINGS,
+        forms=FORMS,
         **context,
     )
     return page

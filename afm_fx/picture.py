@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from afm_fx.chains import groups_of
@@ -28,22 +27,8 @@ _SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_no
 """What users call the operators that torch has long names for."""
 
 
-class Role(StrEnum):
-    """What a box stands for."""
-
-    TABLE = "table"
-    LINEAR = "linear"
-    OPERATOR = "operator"
-    RESTORE = "restore"
-    OUTPUT = "output"
-
-
-class Form(StrEnum):
-    """What goes along an arrow: codes, restored features, or whatever else the model made of features."""
-
-    CODES = "codes"
-    FEATURES = "features"
-    REST = "rest"
+FORMS = {"codes": "codes", "features": "restored features", "rest": "what the model made of them"}
+"""What goes along an arrow: its class, and in words."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +37,7 @@ class Box:
 
     Attributes:
         key: its name within the picture.
+        role: "embedding" or "linear" for sites, "restore", "output", or "operator" for any other.
         fate: what becomes of the codes that reach it; refused for a site that is left alone.
         flow: the operators in it, in graph order; for a restore, those whose results it decodes.
         sites: the sites whose features it makes, without repeats.
@@ -59,7 +45,7 @@ class Box:
     """
 
     key: str
-    role: Role
+    role: str
     fate: Fate | None
     flow: tuple[FlowNode, ...]
     sites: tuple[Site, ...]
@@ -67,34 +53,19 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Arrow:
-    """One arrow.
+class Picture:
+    """Boxes in graph order, arrows, and a sentence for whatever is not drawn.
 
     Attributes:
-        source: key of a box.
-        target: key of a box.
-        between: operators on the (shortest) way that are not drawn because features do not flow through them.
+        arrows: by key of the box at the start, key of that at the end, and class (:data:`FORMS`): how many operators
+            lie on the (shortest) way that are not drawn because features do not flow through them.
     """
 
-    source: str
-    target: str
-    form: Form
-    between: int = 0
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Boxes in graph order, arrows in the order of their targets, and a sentence for whatever is not drawn."""
-
     boxes: tuple[Box, ...]
-    arrows: tuple[Arrow, ...]
+    arrows: Mapping[tuple[str, str, str], int]
     folded: tuple[str, ...]
 
-    def keys_of_sites(self, sites: Collection[Site]) -> str:
-        """The boxes that show some sites, with spaces between."""
-        return " ".join(box.key for box in self.boxes if not set(sites).isdisjoint(box.sites))
-
-    def keys_of_nodes(self, names: Collection[str]) -> str:
+    def keys_of(self, names: Collection[str]) -> str:
         """The boxes that show some nodes of the graph, with spaces between."""
         return " ".join(box.key for box in self.boxes if any(node.name in names for node in box.flow))
 
@@ -131,16 +102,8 @@ def _with_restores(flow: Sequence[FlowNode]) -> dict[str, FlowNode]:
                 continue
             restored = f"{name}/restored"
             if restored not in nodes:
-                nodes[restored] = replace(
-                    nodes[name],
-                    name=restored,
-                    operator=Role.RESTORE,
-                    source="",
-                    site=None,
-                    fate=Fate.RESTORED,
-                    reason="",
-                    inputs=(FlowEdge(name, codes=True),),
-                )
+                decoded = replace(nodes[name], name=restored, operator="restore", site=None, fate=Fate.RESTORED)
+                nodes[restored] = replace(decoded, source="", reason="", inputs=(FlowEdge(name, codes=True),))
             inputs.append(FlowEdge(restored, codes=False))
         nodes[node.name] = replace(node, inputs=tuple(inputs))
     return nodes
@@ -156,28 +119,28 @@ def _contract(whole: Mapping[str, FlowNode]) -> dict[str, FlowNode]:
     for name, node in whole.items():
         edges = dict.fromkeys(replace(edge, source=source) for edge in node.inputs for source in nearest[edge.source])
         sources = tuple(dict.fromkeys(edge.source for edge in edges))
-        if node.site is not None or node.fate is not None or node.operator == Role.OUTPUT or len(sources) > 1:
+        if node.site is not None or node.fate is not None or node.operator == "output" or len(sources) > 1:
             drawn[name], nearest[name] = replace(node, inputs=tuple(edges)), (name,)
         else:
             nearest[name] = sources
     return drawn
 
 
-def _role(node: FlowNode, sites: Mapping[str, Site]) -> Role:
+def _role(node: FlowNode, sites: Mapping[str, Site]) -> str:
     if node.site is not None:
-        return Role.TABLE if sites[node.site].kind is SiteKind.EMBEDDING else Role.LINEAR
-    return Role(node.operator) if node.operator in (Role.RESTORE, Role.OUTPUT) else Role.OPERATOR
+        return sites[node.site].kind
+    return node.operator if node.operator in ("restore", "output") else "operator"
 
 
 def _contents(node: FlowNode, sites: Mapping[str, Site], group_of: Mapping[str, int]) -> Hashable:
     """What two nodes must have in common to share a box, but for their neighbours; sites of one group may."""
-    role = _role(node, sites)
-    if role is Role.RESTORE:
-        return role
+    if node.operator == "restore":
+        return node.operator
     if node.site is None:
-        return role, node.operator, node.fate, node.reason, node.source
+        return node.operator, node.fate, node.reason, node.source
     site = sites[node.site]
-    return role, group_of.get(site.name), site.width, role is Role.LINEAR and site.rows, node.fate, node.reason
+    rows = site.rows if site.kind is SiteKind.LINEAR else None
+    return group_of.get(site.name), site.width, rows, node.fate, node.reason
 
 
 def _refine(drawn: Mapping[str, FlowNode], contents: Mapping[str, Hashable], most: int) -> tuple[dict[str, int], bool]:
@@ -214,17 +177,17 @@ def _numbered(keys: Mapping[str, Hashable]) -> dict[str, int]:
 
 def _boxes_and_arrows(
     drawn: Mapping[str, FlowNode], classes: Mapping[str, int], sites: Mapping[str, Site]
-) -> tuple[tuple[Box, ...], tuple[Arrow, ...]]:
+) -> tuple[tuple[Box, ...], dict[tuple[str, str, str], int]]:
     """A box for every class, and an arrow wherever an edge leads from one to another."""
     members: dict[int, list[FlowNode]] = {}
-    between: dict[tuple[str, str, Form], int] = {}
+    arrows: dict[tuple[str, str, str], int] = {}
     uses: Counter[str] = Counter()
     for name, node in drawn.items():
         members.setdefault(classes[name], []).append(node)
         for edge in node.inputs:
-            rest = Form.FEATURES if drawn[edge.source].operator == Role.RESTORE else Form.REST
-            ends = f"b{classes[edge.source]}", f"b{classes[name]}", Form.CODES if edge.codes else rest
-            between[ends] = min(edge.between, between.get(ends, edge.between))
+            form = "codes" if edge.codes else "features" if drawn[edge.source].operator == "restore" else "rest"
+            ends = f"b{classes[edge.source]}", f"b{classes[name]}", form
+            arrows[ends] = min(edge.between, arrows.get(ends, edge.between))
             uses[edge.source] += 1
     boxes = []
     for place, nodes in members.items():
@@ -232,7 +195,7 @@ def _boxes_and_arrows(
         fate = Fate.REFUSED if made and made[0].refusal is not None and first.fate is None else first.fate
         most = max(uses[node.name] for node in nodes)
         boxes.append(Box(f"b{place}", _role(first, sites), fate, tuple(nodes), made, most))
-    return tuple(boxes), tuple(Arrow(*ends, count) for ends, count in between.items())
+    return tuple(boxes), arrows
 
 
 def _hidden_note(hidden: Sequence[FlowNode]) -> list[str]:

@@ -15,16 +15,11 @@ from pathlib import Path
 
 from afm_fx.chains import listed
 from afm_fx.extras import import_for_report
-from afm_fx.picture import Box, Form, Picture, Role, short_operator
+from afm_fx.picture import FORMS, Box, Picture, short_operator
 from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
 
 _LONGEST_NAME, _MOST_NAMES = 38, 12
-_ARROWS = {
-    Form.CODES: "codes",
-    Form.FEATURES: "restored features",
-    Form.REST: "what the model made of them",
-}
 
 
 def picture_svg(picture: Picture) -> str:
@@ -49,15 +44,15 @@ def picture_svg(picture: Picture) -> str:
             tooltip=_escaped(_tooltip(box), readings=2),
             **{"class": f"{box.role} {css_class(box.fate)}{' verdict' if verdict else ''}"},
         )
-    for arrow in picture.arrows:
-        through = f", through {arrow.between} more operators" if arrow.between else ""
+    for (source, target, form), between in picture.arrows.items():
+        through = f", through {between} more operators" if between else ""
         graph.add_edge(
-            arrow.source,
-            arrow.target,
-            key=arrow.form,
-            weight=1 if arrow.between else 4,  # heavier arrows are drawn shorter and straighter
-            tooltip=f"{_ARROWS[arrow.form]}{through}",
-            **{"class": f"{arrow.form}{' indirect' if arrow.between else ''}"},
+            source,
+            target,
+            key=form,
+            weight=1 if between else 4,  # heavier arrows are drawn shorter and straighter
+            tooltip=f"{FORMS[form]}{through}",
+            **{"class": f"{form}{' indirect' if between else ''}"},
         )
     with _quiet_font_library():
         svg: str = graph.draw(format="svg_inline", prog="dot").decode()
@@ -119,10 +114,10 @@ def _shortened(text: str, most: int) -> str:
 
 def _notes(box: Box) -> Iterator[str]:
     """The lines between a box's name and its verdict."""
-    if box.role is Role.RESTORE and box.uses > 1:
+    if box.role == "restore" and box.uses > 1:
         yield f"once for {box.uses} uses"
     if box.sites:
-        thing = "table" if box.role is Role.TABLE else "Linear"
+        thing = "table" if box.role == SiteKind.EMBEDDING else "Linear"
         yield f"{thing if len(box.sites) == 1 else f'{len(box.sites)} {thing}s'}, {size_of(*box.sites)}"
         if box.sites[0].refusal is not None and box.fate is not Fate.REFUSED:
             yield "its own features: refused"
@@ -130,7 +125,7 @@ def _notes(box: Box) -> Iterator[str]:
 
 def _verdict(box: Box) -> list[str]:
     """The last line of a box, where it has one."""
-    if box.fate is None or box.role in (Role.RESTORE, Role.OUTPUT):
+    if box.fate is None or box.role in ("restore", "output"):
         return []
     return ["absorbs the decoder" if box.fate is Fate.ABSORBED else str(box.fate)]
 
@@ -151,20 +146,17 @@ def _tooltip(box: Box) -> str:
     names = [site.name for site in box.sites]
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     places = _once(node.source for node in box.flow)
+    carried = _once(name for node in box.flow for name in node.carries)
     facts = {
         "sites" if len(names) > 1 else "site": ", ".join(names[:_MOST_NAMES]) + more,
         "refused": next((site.refusal for site in box.sites if site.refusal is not None), ""),
-        "features of": listed(_once(name for node in box.flow for name in node.carries)) if _restores(box) else "",
+        "features of": listed(carried) if box.role == "restore" else "",
         "why": "; ".join(_once(node.reason for node in box.flow)),
-        "operator": "" if names or _restores(box) else box.flow[0].operator,
+        "operator": box.flow[0].operator if box.role in ("operator", "output") else "",
         "shape": ", ".join(_once(" \u00d7 ".join(node.shape) for node in box.flow)) or "several tensors",
         "at": f"{places[0]} (and {len(places) - 1} more)" if len(places) > 1 else "".join(places),
     }
     return "\n".join([_name(box), *(f"{name}: {text}" for name, text in facts.items() if text)])
-
-
-def _restores(box: Box) -> bool:
-    return box.role is Role.RESTORE
 
 
 def _once(texts: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import afm_fx
 from afm_fx.errors import MissingPackageError
 from afm_fx.explanation import Explanation
-from afm_fx.picture import Form, Picture, picture_of
+from afm_fx.picture import FORMS, Picture, picture_of
 from afm_fx.picture_svg import picture_svg
 from tests.graphs import Tower, tower_batch
 from tests.html_pages import NASTY
@@ -61,11 +61,11 @@ def test_every_box_is_drawn_with_its_name_size_verdict_and_facts(picture: Pictur
 
 def test_every_arrow_is_drawn_and_says_what_it_carries(picture: Picture) -> None:
     arrows = parts(picture_svg(picture), "edge")
-    assert set(arrows) == {f"{arrow.source}->{arrow.target}" for arrow in picture.arrows}
-    for arrow in picture.arrows:
-        drawn = arrows[f"{arrow.source}->{arrow.target}"]
-        assert drawn.get("class", "").split()[:2] == ["edge", arrow.form]
-        assert tooltip(drawn).startswith({Form.CODES: "codes", Form.FEATURES: "restored"}.get(arrow.form, "what"))
+    assert set(arrows) == {f"{start}->{end}" for start, end, _ in picture.arrows}
+    for start, end, form in picture.arrows:
+        drawn = arrows[f"{start}->{end}"]
+        assert drawn.get("class", "").split()[:2] == ["edge", form]
+        assert tooltip(drawn).startswith(FORMS[form])
 
 
 @pytest.mark.parametrize("name", [NASTY, "<i>all</i>", "back\\nslash \\N \\G", "a &lt; b", '"', "naïve 名前"])
@@ -85,7 +85,7 @@ def test_nothing_is_written_to_standard_error(picture: Picture, capfd: pytest.Ca
 
 
 def test_nothing_to_draw_is_an_empty_drawing() -> None:
-    assert parts(picture_svg(Picture((), (), ())), "node") == {}
+    assert parts(picture_svg(Picture((), {}, ())), "node") == {}
 
 
 def test_without_pygraphviz_the_error_says_what_to_install(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
