@@ -36,7 +36,7 @@ from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
-from afm_fx.report import CompressionReport, ReportFacts, ReportFile
+from afm_fx.report import CompressionReport, ReportFacts
 from afm_fx.runtime import Session
 from afm_fx.serving_load import load_test
 from afm_fx.sharded_tables import encode_sharded
@@ -83,7 +83,6 @@ __all__ = [
     "RecoveryReport",
     "Refit",
     "ReportFacts",
-    "ReportFile",
     "Session",
     "SiteDrift",
     "SitePlan",

@@ -17,7 +17,7 @@ from afm_fx.compress_config import CompressConfig
 from afm_fx.compress_report import compress_page
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
-from afm_fx.extras import check_report_packages
+from afm_fx.extras import REPORT_PACKAGES, import_for_report
 from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
@@ -77,7 +77,8 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
     refuse_existing(config.out, outputs, force=config.force)
     if config.report is not None:
         refuse_existing(config.report.parent, [config.report.name], force=config.force)
-        check_report_packages()
+        for package in REPORT_PACKAGES:
+            import_for_report(package)
     statistics = None if config.statistics is None else Statistics.load(config.statistics)
     file = open_data(config.data)
     model, example_inputs = build_model(config.model, config.checkpoint)
@@ -107,7 +108,7 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
         (staging / CONFIG).write_text(json.dumps(spelled(config), indent=2) + "\n", encoding="utf-8")
         page = None
         if config.report is not None:
-            files = (staging / DENSE, staging / LOW_RANK, staging / PLAN)
+            files = {"original": staging / DENSE, "low-rank": staging / LOW_RANK}
             page = compress_page(config, outcome, batches, evaluation, files)
     if config.report is not None and page is not None:
         write_text(config.report, page, force=config.force)

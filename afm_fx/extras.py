@@ -7,6 +7,8 @@ from typing import Any
 
 from afm_fx.errors import MissingPackageError
 
+REPORT_PACKAGES = ("jinja2", "matplotlib", "pygraphviz")
+
 
 def import_for_report(module: str) -> Any:
     """Imports what a page is made with.
@@ -18,13 +20,3 @@ def import_for_report(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingPackageError(f"a page needs {module.partition('.')[0]}: pip install 'afm-fx[report]'") from error
-
-
-def check_report_packages() -> None:
-    """Imports all of them, so that hours of work do not end in a missing package.
-
-    Raises:
-        MissingPackageError: the extra ``report`` is not installed.
-    """
-    for package in ("jinja2", "matplotlib", "pygraphviz"):
-        import_for_report(package)

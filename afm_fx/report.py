@@ -23,22 +23,6 @@ from afm_fx.tables import render_table
 
 
 @dataclass(frozen=True)
-class ReportFile:
-    """A file that a compression read or wrote.
-
-    Attributes:
-        role: what it is, "calibration rows" for example.
-        detail: its size in words.
-        sha256: of its bytes, in hexadecimal; empty where they were not hashed.
-    """
-
-    role: str
-    name: str
-    detail: str
-    sha256: str = ""
-
-
-@dataclass(frozen=True)
 class ReportFacts:
     """What a report's page tells beyond the report; what is None or empty was not measured, or not done.
 
@@ -47,7 +31,6 @@ class ReportFacts:
         quality: of both on rows with labels.
         exports: of the original and of the compressed model.
         command: the command line that repeats the compression.
-        files: that it read and wrote.
     """
 
     timing: Measurement | None = None
@@ -57,7 +40,6 @@ class ReportFacts:
     precision: PrecisionReport | None = None
     recovery: RecoveryReport | None = None
     command: str = ""
-    files: tuple[ReportFile, ...] = ()
 
 
 @dataclass(frozen=True)

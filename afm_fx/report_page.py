@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rich import filesize
+
 from afm_fx import __version__
 from afm_fx.explanation import explain_plan
 from afm_fx.machine import this_machine
@@ -13,8 +15,7 @@ from afm_fx.pages import render_page
 from afm_fx.plan import SitePlan
 from afm_fx.quality_comparison import QualityComparison
 from afm_fx.report import CompressionReport, ReportFacts, size_row
-from afm_fx.report_plots import spectrum_plot, speed_plot
-from afm_fx.spectra import WIDEST, spectra_of
+from afm_fx.report_plots import WIDEST, spectra_of, spectrum_plot, speed_plot
 from passes.sites import SiteKind
 
 MOST_SPECTRA = 48
@@ -58,7 +59,7 @@ def _tiles(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str,
     what, before, after = "weights", report.bytes_before, report.bytes_after
     if facts.exports is not None:
         what, before, after = "ONNX file", facts.exports[0].bytes, facts.exports[1].bytes
-    yield what, size_text(after), f"of {size_text(before)}, {before / max(after, 1):.1f}x smaller"
+    yield what, filesize.decimal(after), f"of {filesize.decimal(before)}, {before / max(after, 1):.1f}x smaller"
     if facts.timing is not None and len(facts.timing.contenders) > 1:
         sizes = facts.timing.batch_sizes
         size = sizes[len(sizes) // 2]
@@ -137,20 +138,12 @@ def _spectra(report: CompressionReport) -> list[tuple[SitePlan, str]]:
     largest = sorted(narrow, key=lambda site: -site.shape[0] * site.shape[1])[:MOST_SPECTRA]
     drawn = replace(report.plan, sites=tuple(site for site in report.plan.sites if site in largest))
     spectra = spectra_of(report.original, report.statistics, drawn)
-    return [(spectrum.site, spectrum_plot(spectrum)) for spectrum in spectra]
+    return [(site, spectrum_plot(site, left)) for site, left in spectra]
 
 
 def error_text(error: float) -> str:
     """A root mean squared error: four decimals, or two digits of a smaller one."""
     return f"{error:.4f}" if error >= 1e-3 or error == 0 else f"{error:.2g}"
-
-
-def size_text(size: int) -> str:
-    """Bytes in words, with decimal units."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:,.2f} {unit}"
-    return f"{size:,} bytes"
 
 
 def _policy(described: Mapping[str, Any]) -> str:

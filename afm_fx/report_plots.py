@@ -9,11 +9,20 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
+from afm_fx.calibration import Statistics
+from afm_fx.constant_units import restricted
 from afm_fx.extras import import_for_report
 from afm_fx.measurement import Measurement
-from afm_fx.spectra import Spectrum
+from afm_fx.plan import Plan, SitePlan
+from afm_fx.program import Program
+
+WIDEST = 2_048
+"""Features of the widest site whose eigenvalues are taken: their price grows with the third power."""
 
 SPECTRUM_SIZE, SPEED_SIZE = (232, 132), (430, 230)
 """Width and height in CSS pixels."""
@@ -29,28 +38,46 @@ _VARIABLES = {
 _FONT_SIZE = 9.0
 
 
-def spectrum_plot(spectrum: Spectrum) -> str:
+def spectra_of(program: Program, statistics: Statistics, plan: Plan) -> Iterator[tuple[SitePlan, list[float]]]:
+    """The spectra of a plan's sites, in its order; sites wider than :data:`WIDEST` have none.
+
+    Energy is counted about the mean, or about zero for a site whose code has no offset.
+
+    Yields:
+        A site and, [n + 1], the share of its features' energy that the best r directions leave over, r = 0 .. n.
+    """
+    known = restricted(statistics, program, plan.units).moments
+    for site in plan.sites:
+        moments = known.get(site.name)
+        if moments is None or moments.count == 0 or site.width > WIDEST:
+            continue
+        factor = plan.factors.get(site.name)
+        centred = factor is None or factor.offset is not None
+        values = torch.linalg.eigvalsh(moments.covariance if centred else moments.second_moment).clamp_min(0.0)
+        total = float(values.sum())
+        if total > 0:  # eigenvalues ascend, so the sum of the first ones is what the rest leaves over
+            yield site, [*(values.cumsum(0) / total).flip(0).tolist(), 0.0]
+
+
+def spectrum_plot(site: SitePlan, left: Sequence[float]) -> str:
     """A site's spectrum as SVG: the share of energy left over at every rank, and where the plan's code lies."""
     figure, axes = _figure(*SPECTRUM_SIZE)
-    axes.plot([max(share, LEAST) for share in spectrum.left], color=_QUIET, linewidth=1.3, clip_on=False)
+    axes.plot([max(share, LEAST) for share in left], color=_QUIET, linewidth=1.3, clip_on=False)
     axes.set_yscale("log")
     axes.set_ylim(LEAST, 1.0)
-    axes.set_xlim(0, spectrum.width)
+    axes.set_xlim(0, site.width)
     axes.set_yticks([1, 1e-2, 1e-4, 1e-6], ["100%", "1%", "0.01%", "1e-6"])
-    rank, chosen = spectrum.site.rank, spectrum.chosen
-    ends, words = {0, spectrum.width}, "left as it is"
-    if rank is not None and chosen is not None:
-        axes.axvline(rank, color=_ON_CODES, linewidth=1.1, linestyle=(0, (3, 2)))
-        axes.plot([rank], [max(chosen, LEAST)], "o", color=_ON_CODES, markersize=5, clip_on=False)
-        near = spectrum.width / 7  # labels nearer than this would touch
-        ends = {end for end in ends if abs(end - rank) > near}
-        axes.set_xticks([*ends, rank])
+    axes.set_xticks([0, site.width])
+    words = "left as it is"
+    if site.rank is not None:
+        chosen = max(1.0 - site.kept_energy, 0.0)  # no less than the best directions leave over
+        axes.axvline(site.rank, color=_ON_CODES, linewidth=1.1, linestyle=(0, (3, 2)))
+        axes.plot([site.rank], [max(chosen, LEAST)], "o", color=_ON_CODES, markersize=5, clip_on=False)
+        near = site.width / 7  # labels nearer than this would touch
+        axes.set_xticks([*(end for end in (0, site.width) if abs(end - site.rank) > near), site.rank])
         axes.get_xticklabels()[-1].set(color=_ON_CODES, fontweight="bold")
-        words = f"rank {rank}: {chosen:.2%} left over"
-    else:
-        axes.set_xticks([*ends])
-    name = f"spectrum of {spectrum.site.name}"
-    return _svg(figure, name, f"{name.capitalize()}, {spectrum.width} features, {words}")
+        words = f"rank {site.rank}: {chosen:.2%} left over"
+    return _svg(figure, site.name, f"Spectrum of {site.name}, {site.width} features, {words}")
 
 
 def speed_plot(timing: Measurement) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from afm_fx.basis import BasisKind
 from afm_fx.cli import app
 from afm_fx.command_options import command_line, spelled
 from afm_fx.compress_config import CompressConfig
-from afm_fx.compress_report import files_of
 from afm_fx.costs import CostKind
 from afm_fx.errors import UserError
 from afm_fx.typed_inputs import InputKind
@@ -75,18 +73,11 @@ def test_command_line_and_file_ask_for_the_same(config, policy, asked, tmp_path,
     for path in (config.data, config.checkpoint, config.evaluation, config.statistics):
         if path is not None:
             path.write_bytes(b"rows")
-    plan = tmp_path / "staged" / "plan.safetensors"
-    plan.parent.mkdir()
-    plan.write_bytes(b"a plan")
     Path("config.json").write_text(json.dumps(spelled(config)))
     for words in (["compress", *command_line(config)], ["compress", "--config", "config.json"]):
         assert "asked" in CliRunner().invoke(app, words).output
     assert asked == [config, config]
     assert asked[0].policy(evaluation=()) == policy
-    files = {file.role: file for file in files_of(config, 500, plan)}
-    assert files["calibration rows"].detail == "500 rows, 4 bytes"
-    assert files["plan"].name == str(config.out / "plan.safetensors")
-    assert files["plan"].sha256 == hashlib.sha256(b"a plan").hexdigest()
 
 
 def test_what_the_command_line_says_goes_before_the_file(asked, tmp_path, monkeypatch) -> None:

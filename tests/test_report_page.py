@@ -13,7 +13,7 @@ import torch
 
 import afm_fx
 from afm_fx.errors import MissingPackageError, OutputExistsError
-from afm_fx.report_page import error_text, size_text
+from afm_fx.report_page import error_text
 from tests.graphs import Tower, tower_batch
 from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
 
@@ -38,7 +38,6 @@ def facts(compressed: afm_fx.Compressed) -> afm_fx.ReportFacts:
         quality=afm_fx.compare_quality(compressed.original, compressed.program, [(inputs, labels)]),
         packing=compressed.packing,
         command="afm-fx compress shop:ctr",
-        files=(afm_fx.ReportFile("plan", "plan.safetensors", "9 bytes", "ab"),),
     )
 
 
@@ -66,6 +65,7 @@ def test_the_page_tells_sizes_ranks_reasons_and_measurements(
     assert f"{facts.quality.tasks[0].auc_after:.4f}" in words
     assert f"{facts.timing.timing('low-rank', 8).p50_us:,.0f}" in words
     assert "afm-fx compress shop:ctr" in words
+    assert compressed.plan.digest in words
     assert f"torch {torch.__version__}" in words
     assert len(re.findall('<svg class="plot"', text)) == len(report.plan.sites) + 1
 
@@ -107,14 +107,13 @@ def test_names_that_are_markup_are_shown_as_they_are(
     )
     refused = {f"refused {NASTY}": NASTY}
     nasty = replace(compressed.report, plan=replace(plan, sites=sites, warnings=(f"warned {NASTY}",), refused=refused))
-    files = (afm_fx.ReportFile(NASTY, f"file {NASTY}", NASTY),)
     nasty.to_html(
         tmp_path / "nasty.html",
         title=NASTY,
-        facts=replace(facts, command=f"command {NASTY}", files=files, timing=replace(timing, timings=named)),
+        facts=replace(facts, command=f"command {NASTY}", timing=replace(timing, timings=named)),
     )
     page = Page((tmp_path / "nasty.html").read_text(encoding="utf-8"))
-    for plain in ("why", "warned", "refused", "command", "file", "$x$"):
+    for plain in ("why", "warned", "refused", "command", "$x$"):
         assert f"{plain} {NASTY}" in page.words
     assert [tag for tag, _ in page.tags].count("script") == 1
 
@@ -143,11 +142,8 @@ def test_without_the_extra_the_error_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sizes_are_told_in_decimal_units_and_small_errors_in_two_digits() -> None:
+def test_small_errors_are_told_in_two_digits() -> None:
     assert [error_text(error) for error in (0.0, 0.01234, 0.00012345)] == ["0.0000", "0.0123", "0.00012"]
-    assert [size_text(size) for size in (999, 1_500, 2_500_000, 3_000_000_000)] == [
-        "999 bytes", "1.50 kB", "2.50 MB", "3.00 GB",
-    ]  # fmt: skip
 
 
 def test_a_browser_draws_it_without_errors_in_light_and_in_dark(
