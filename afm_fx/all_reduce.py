@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from afm_fx.moments import Moments, Spread
+from afm_fx.moments import Moments
 from afm_fx.process_groups import Group, add_up, agreed, check_alike
 from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
@@ -53,7 +53,7 @@ def all_reduced(own: Statistics, group: Group) -> Statistics:
         whole_number(rows),
         int(batches),
         {name: _sensitivity(first["sensitivities", name]) for name in own.sensitivities},
-        {name: Spread(*common["activations", name], second["activations", name]) for name in own.activations},
+        {name: Moments(*common["activations", name], second["activations", name]) for name in own.activations},
         _traffic(own.traffic, group),
         functools.reduce(RowSample.__add__, samples).in_order_of_keys() if samples else None,
         own.origin,
@@ -73,17 +73,14 @@ def _first(own: Statistics) -> _Named:
 def _second(own: Statistics, common: Mapping[tuple[str, str], tuple[float, Tensor]]) -> _Named:
     sums: _Named = {}
     for kind, name, part in _means(own):
-        away = part.mean - common[kind, name][1]
-        if isinstance(part, Moments):
-            sums[kind, name] = _half(part.scatter + torch.outer(away, away) * part.count)
-        else:
-            sums[kind, name] = part.squares + away.square() * part.count
+        scatter = part.scatter + part.product(part.mean - common[kind, name][1]) * part.count
+        sums[kind, name] = scatter if kind == "activations" else _half(scatter)
     return sums
 
 
-def _means(own: Statistics) -> list[tuple[str, str, Moments | Spread]]:
+def _means(own: Statistics) -> list[tuple[str, str, Moments]]:
     moments = [("moments", name, part) for name, part in own.moments.items()]
-    return [*moments, *(("activations", name, spread) for name, spread in own.activations.items())]
+    return [*moments, *(("activations", name, part) for name, part in own.activations.items())]
 
 
 def _summed(parts: _Named, group: Group) -> _Named:

@@ -59,7 +59,7 @@ def checked_batches(
         batch = _checked(program, inputs, number)
         if max_rows is not None and seen + batch.rows > max_rows and program.dynamic_batch:
             rows = max_rows - seen
-            args, kwargs = _first_rows(program, batch.args, batch.kwargs, rows)
+            args, kwargs = some_rows_of(program, batch.args, batch.kwargs, slice(rows))
             batch = replace(batch, rows=rows, args=args, kwargs=kwargs)
         yield batch
         seen += batch.rows
@@ -96,10 +96,13 @@ def rows_of(program: Program, args: Any, kwargs: Any) -> int:
     return next((int(leaf.shape[0]) for leaf, batched in zip(leaves, program.batched, strict=True) if batched), 1)
 
 
-def _first_rows(program: Program, args: Any, kwargs: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def some_rows_of(
+    program: Program, args: Any, kwargs: Any, rows: slice | torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Bound inputs with some of their rows only."""
     leaves, structure = pytree.tree_flatten((args, kwargs))
-    cut = [leaf[:rows] if batched else leaf for leaf, batched in zip(leaves, program.batched, strict=True)]
-    return pytree.tree_unflatten(cut, structure)  # type: ignore[no-any-return]
+    taken = [leaf[rows] if batched else leaf for leaf, batched in zip(leaves, program.batched, strict=True)]
+    return pytree.tree_unflatten(taken, structure)  # type: ignore[no-any-return]
 
 
 def flat_inputs(program: Program, batch: Batch) -> list[Any]:

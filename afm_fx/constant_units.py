@@ -100,7 +100,7 @@ def _varying_less(program: Program, statistics: Statistics, share: float) -> dic
         activation = statistics.activations.get(layer.name)
         if activation is None or activation.count < layer.units:
             continue
-        variance = activation.variance
+        variance = activation.covariance
         kept = (variance > share * variance.max()).nonzero().flatten()
         if 0 < len(kept) < layer.units:
             found[layer.name] = Units(kept, activation.mean)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from afm_fx.batches import rows_of, some_rows_of
 from afm_fx.errors import BatchError, CalibrationError, CalibrationWarning
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
@@ -39,15 +39,16 @@ class HoldOut:
             if self.first is None:
                 self.first = inputs
             size = self._size(inputs) if self.kept < self._count else 0
-            back = [row for row in range(size) if (seen + row) % EVERY == EVERY - 1][: self._count - self.kept]
+            rows = torch.arange(size)
+            back = rows[(seen + rows) % EVERY == EVERY - 1][: self._count - self.kept]
             seen, self.kept = seen + size, self.kept + len(back)
-            if not back:
+            if not len(back):
                 yield inputs
                 continue
-            self.rows.append(self._take(inputs, torch.tensor(back)))
-            rest = sorted(set(range(size)) - set(back))
-            if rest:
-                yield self._take(inputs, torch.tensor(rest))
+            self.rows.append(self._take(inputs, back))
+            rest = rows[~torch.isin(rows, back)]
+            if len(rest):
+                yield self._take(inputs, rest)
 
     def some_rows(self) -> list[Inputs]:
         """The rows that are kept back, read no further than there are enough; the first batch where there are none.
@@ -77,19 +78,12 @@ class HoldOut:
         if not self._program.dynamic_batch:
             return 0
         try:
-            leaves = pytree.tree_leaves(self._program.bind(inputs))
+            return rows_of(self._program, *self._program.bind(inputs))
         except BatchError:
             return 0  # whoever takes the batch says what is wrong with it
-        return next((int(leaf.shape[0]) for leaf, each in zip(leaves, self._program.batched, strict=True) if each), 0)
 
     def _take(self, inputs: Inputs, rows: Tensor) -> Inputs:
-        args, kwargs = self._program.bind(inputs)
-        leaves, structure = pytree.tree_flatten((args, kwargs))
-        taken = [
-            leaf[rows.to(leaf.device)] if batched else leaf
-            for leaf, batched in zip(leaves, self._program.batched, strict=True)
-        ]
-        args, kwargs = pytree.tree_unflatten(taken, structure)
+        args, kwargs = some_rows_of(self._program, *self._program.bind(inputs), rows)
         if kwargs:
             return kwargs
         return args[0] if self._program.single_dict_argument else args

@@ -7,12 +7,14 @@ minus ``m m^T`` would cancel where the mean is large against the spread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from afm_fx.errors import CalibrationError
+from passes.table_codes import ROWS_PER_BLOCK
 
 LEAF_WIDTH = 100
 """Width up to which a Gram matrix is one plain product."""
@@ -23,12 +25,12 @@ NARROW_WIDTH = 64
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of rows of n features, in float64.
+    """Count, mean and scatter of rows of n features, in float64; mergeable with ``+``.
 
     Attributes:
         count: number N of rows, not whole where rows have weights.
         mean: [n].
-        scatter: [n, n], the sum of ``(y - mean)(y - mean)^T``.
+        scatter: [n, n], the sum of ``(y - mean)(y - mean)^T``, or only its diagonal, [n].
     """
 
     count: float
@@ -36,9 +38,10 @@ class Moments:
     scatter: Tensor
 
     @staticmethod
-    def empty(width: int) -> Moments:
+    def empty(width: int, *, diagonal: bool = False) -> Moments:
         """The moments of no rows."""
-        return Moments(0, torch.zeros(width, dtype=torch.float64), torch.zeros((width, width), dtype=torch.float64))
+        shape = (width,) if diagonal else (width, width)
+        return Moments(0, torch.zeros(width, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
 
     @staticmethod
     def of(rows: Tensor, product_dtype: torch.dtype = torch.float64) -> Moments:
@@ -49,9 +52,21 @@ class Moments:
             product_dtype: float64, or float32 to take the (centred) products of a batch in float32 with a relative
                 error of about 1e-7; sums over batches are float64 in any case.
         """
-        running = RunningMoments(rows.shape[1])
-        running.add(rows, product_dtype)
-        return running.result()
+        count = rows.shape[0]
+        if count == 0:
+            return Moments.empty(rows.shape[1])
+        rows = rows.to(product_dtype)
+        centre = rows.mean(dim=0)
+        centred = rows - centre
+        slip = centred.mean(dim=0).to(torch.float64).cpu()  # what rounding left of the mean
+        scatter = gram(centred).to(torch.float64).cpu().addr(slip, slip, alpha=-count)
+        return Moments(count, centre.to(torch.float64).cpu() + slip, scatter)
+
+    @staticmethod
+    def diagonal_of(rows: Tensor) -> Moments:
+        """The moments of a batch [N, n] without products of features, within it in the rows' own number format."""
+        variance, mean = (each.cpu().to(torch.float64) for each in torch.var_mean(rows, dim=0, correction=0))
+        return Moments(rows.shape[0], mean, variance * rows.shape[0])
 
     @property
     def width(self) -> int:
@@ -60,7 +75,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """[n, n], the scatter divided by N.
+        """The scatter divided by N.
 
         Raises:
             CalibrationError: no rows were seen.
@@ -74,6 +89,11 @@ class Moments:
         """[n, n], the mean of ``y y^T``."""
         return self.covariance + torch.outer(self.mean, self.mean)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether they are those of finite features, not too large to be squared."""
+        return bool(self.mean.isfinite().all() and self.scatter.isfinite().all())
+
     def part(self, columns: Tensor) -> Moments:
         """The moments of some of the features, those at the positions ``columns`` (int64)."""
         return Moments(self.count, self.mean[columns], self.scatter[columns][:, columns].contiguous())
@@ -82,104 +102,45 @@ class Moments:
         """The moments with every row counted ``factor`` times."""
         return Moments(self.count * factor, self.mean, self.scatter * factor)
 
+    def product(self, difference: Tensor) -> Tensor:
+        """``d d^T``, or its diagonal, as the scatter is."""
+        return difference.square() if self.scatter.dim() == 1 else torch.outer(difference, difference)
+
     def __add__(self, other: Moments) -> Moments:
-        if self.width != other.width:
+        if self.scatter.shape != other.scatter.shape:
             raise CalibrationError(f"moments of {self.width} and of {other.width} features cannot be merged")
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
         count = self.count + other.count
         difference = other.mean - self.mean
+        between = self.product(difference) * (self.count * other.count / count)
         mean = self.mean + difference * (other.count / count)
-        between = torch.outer(difference, difference) * (self.count * other.count / count)
         return Moments(count, mean, self.scatter + other.scatter + between)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Count, mean and variance of rows of n features, each feature for itself, in float64; mergeable with ``+``.
+def table_moments(tables: Sequence[Tensor], weights: Tensor) -> Moments:
+    """The moments of a table's rows, row ``v`` counted ``w_v`` times, taken block by block.
 
-    Attributes:
-        count: number N of rows, not whole where rows have weights.
-        mean: [n].
-        squares: [n], the sum of squared distances to the mean.
-    """
-
-    count: float
-    mean: Tensor
-    squares: Tensor
-
-    @staticmethod
-    def empty(width: int) -> Spread:
-        """The spread of no rows."""
-        return Spread(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
-
-    @staticmethod
-    def of(rows: Tensor) -> Spread:
-        """The spread of a batch [N, n], within the batch in the rows' own number format."""
-        variance, mean = torch.var_mean(rows, dim=0, correction=0)
-        return Spread(rows.shape[0], mean.cpu().to(torch.float64), variance.cpu().to(torch.float64) * rows.shape[0])
-
-    @property
-    def variance(self) -> Tensor:
-        """[n], the squares divided by N."""
-        return self.squares / self.count if self.count > 0 else self.squares
-
-    def scaled(self, factor: float) -> Spread:
-        """The spread with every row counted ``factor`` times."""
-        return Spread(self.count * factor, self.mean, self.squares * factor)
-
-    def __add__(self, other: Spread) -> Spread:
-        if self.count == 0 or other.count == 0:
-            return other if self.count == 0 else self
-        count = self.count + other.count
-        difference = other.mean - self.mean
-        between = difference.square() * (self.count * other.count / count)
-        return Spread(count, self.mean + difference * (other.count / count), self.squares + other.squares + between)
-
-
-class RunningMoments:
-    """Moments that batches are added to in place.
+    With the counts of some traffic as weights these are the moments of the looked up features, exactly: they depend
+    on which rows were looked up, not on the order or on the company.
 
     Args:
-        width: number n of features.
+        tables: [V, n_i] each, whose features side by side are the site's; they are not copied.
+        weights: [V], not negative.
     """
-
-    def __init__(self, width: int) -> None:
-        empty = Moments.empty(width)
-        self._count, self._mean, self._scatter = 0, empty.mean, empty.scatter
-
-    def add(self, rows: Tensor, product_dtype: torch.dtype) -> bool:
-        """Adds a batch.
-
-        Args:
-            rows: [N, n].
-            product_dtype: see :meth:`Moments.of`.
-
-        Returns:
-            Whether all of its features are finite; the moments are of no use otherwise.
-        """
-        count = rows.shape[0]
-        if count == 0:
-            return True
-        rows = rows.to(product_dtype)
-        centre = rows.mean(dim=0)
-        centred = rows - centre
-        slip = centred.mean(dim=0).to(torch.float64)
-        products = gram(centred)
-        mean = (centre.to(torch.float64) + slip).cpu()
-        total = self._count + count
-        difference = mean - self._mean
-        self._scatter += products.cpu()
-        slip = slip.cpu()
-        self._scatter.addr_(slip, slip, alpha=-count)
-        self._scatter.addr_(difference, difference, alpha=self._count * count / total)
-        self._mean = self._mean + difference * (count / total)
-        self._count = total
-        return bool(mean.isfinite().all() and products.isfinite().all())
-
-    def result(self) -> Moments:
-        """The moments of all rows added."""
-        return Moments(self._count, self._mean.clone(), self._scatter.clone())
+    total = Moments.empty(sum(int(table.shape[1]) for table in tables))
+    for start in range(0, weights.shape[0], ROWS_PER_BLOCK):
+        given = weights[start : start + ROWS_PER_BLOCK].to(torch.float64)
+        taken = given.nonzero().flatten()
+        if not len(taken):
+            continue
+        parts = [table.detach()[start + taken.to(table.device)].to("cpu", torch.float64) for table in tables]
+        rows, each = torch.cat(parts, dim=1), given[taken]
+        count = each.sum()
+        mean = each @ rows / count
+        centred = rows - mean
+        total = total + Moments(float(count), mean, centred.mT @ (centred * each[:, None]))
+    return total
 
 
 def gram(rows: Tensor) -> Tensor:

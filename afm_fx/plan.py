@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from afm_fx.coverage import Coverage
 from afm_fx.evidence import Evidence
 from afm_fx.plan_digest import plan_digest, plan_tensors
 from afm_fx.tables import render_table
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
+from afm_fx.traffic import Coverage
 from passes.drop_units import Units
 from passes.factor import Factor
 from passes.sites import SiteKind

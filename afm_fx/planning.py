@@ -14,7 +14,6 @@ from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics
 from afm_fx.constant_units import constant_units, restricted, touched, without_units
 from afm_fx.costs import Costs
-from afm_fx.coverage import Coverage, coverage_of, traffic_of
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
 from afm_fx.plan import Plan, SitePlan
@@ -25,6 +24,7 @@ from afm_fx.site_bases import SiteBases, bases_of
 from afm_fx.site_errors import SiteErrors
 from afm_fx.situation import Choice, Decision, Situation
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
+from afm_fx.traffic import Coverage, coverage_of, traffic_of
 from passes.drop_units import Units, kept_name
 from passes.factor import Factor
 from passes.sink_codes import Analysis, analyze

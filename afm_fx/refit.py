@@ -24,11 +24,10 @@ from afm_fx.calibration import Statistics, calibrate
 from afm_fx.compression import check_site
 from afm_fx.constant_units import restricted, without_units
 from afm_fx.errors import PlanError
-from afm_fx.moments import Moments
+from afm_fx.moments import Moments, table_moments
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.program import Program
 from afm_fx.site_bases import SiteBases, weights_of
-from afm_fx.table_moments import table_moments
 from afm_fx.tables import render_table
 from afm_fx.taps import Tap, joint_taps, plain_taps
 from passes.errors import PassError

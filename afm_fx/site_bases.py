@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from afm_fx.basis import Basis, BasisKind, eigenbasis, metric_basis, scaled, weight_second_moment
 from afm_fx.calibration import Statistics
 from afm_fx.errors import CalibrationError
-from afm_fx.moments import Moments
+from afm_fx.moments import Moments, table_moments
 from afm_fx.program import Program
 from afm_fx.sensitivity import Sensitivity
-from afm_fx.table_moments import table_moments
 from afm_fx.taps import Tap
 from passes.graph_tools import constant_of
 from passes.sites import Site, SiteKind

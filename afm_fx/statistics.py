@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from afm_fx.errors import CalibrationError
-from afm_fx.moments import Moments, Spread
+from afm_fx.moments import Moments
 from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
 from afm_fx.shares import Share, joined_shares
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from afm_fx.traffic import Traffic, merged_traffic, scaled_traffic
 
-Mergeable = TypeVar("Mergeable", Moments, Sensitivity, Spread)
+Mergeable = TypeVar("Mergeable", Moments, Sensitivity)
 
 KIND = "statistics"
 VERSION = 4
+
+_SUMS: Mapping[str, type[Moments | Sensitivity]] = {
+    "moments": Moments,
+    "sensitivities": Sensitivity,
+    "activations": Moments,
+}
+"""Attributes that hold a sum per site: a number of rows, and tensors."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Statistics:
             weight once they have decayed.
         batches: number of batches.
         sensitivities: by site name, what errors in the features cost; empty where gradients were not asked for.
-        activations: by name of a hidden layer's Linear, what its units are behind the activation.
+        activations: by name of a hidden layer's Linear, what its units are behind the activation, each for itself.
         traffic: by site name, how often each row of a table was looked up; tables above
             :data:`afm_fx.traffic.MAX_ROWS` rows have none.
         sample: some of the rows themselves, None where there are none.
@@ -49,7 +56,7 @@ class Statistics:
     rows: float
     batches: int
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
-    activations: Mapping[str, Spread] = field(default_factory=dict)
+    activations: Mapping[str, Moments] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     sample: RowSample | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
@@ -133,25 +140,23 @@ class Statistics:
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.
         """
-        tensors = {}
-        for name, moments in self.moments.items():
-            tensors[f"{name}/mean"], tensors[f"{name}/scatter"] = moments.mean, moments.scatter
-        for name, found in self.sensitivities.items():
-            tensors[f"{name}/gradient"], tensors[f"{name}/consumer"] = found.gradient, found.consumer
-        for name, spread in self.activations.items():
-            tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"] = spread.mean, spread.squares
+        tensors: dict[str, Tensor] = {}
+        counts: dict[str, dict[str, float]] = {kind: {} for kind in _SUMS}
+        for kind, sums in _SUMS.items():
+            count, *names = (each.name for each in fields(sums))
+            for site, found in getattr(self, kind).items():
+                counts[kind][site] = getattr(found, count)
+                tensors |= {f"{kind}/{site}/{name}": getattr(found, name) for name in names}
         keepers = _keepers(self.traffic)
         for traffic in self.traffic.values():
-            tensors[f"{keepers[id(traffic)]}/traffic"] = traffic.counts
+            tensors[f"traffic/{keepers[id(traffic)]}"] = traffic.counts
         if self.sample is not None:
             tensors |= {f"sample/{name}": column for name, column in self.sample.columns.items()}
             tensors["sample_keys"] = self.sample.keys
         header: dict[str, Any] = {
             "rows": self.rows,
             "batches": self.batches,
-            "counts": {name: moments.count for name, moments in self.moments.items()},
-            "sensitivity_rows": {name: found.rows for name, found in self.sensitivities.items()},
-            "activation_counts": {name: spread.count for name, spread in self.activations.items()},
+            "counts": counts,
             "traffic": {name: [keepers[id(traffic)], traffic.pooled] for name, traffic in self.traffic.items()},
             "sample": None if self.sample is None else [self.sample.limit, list(self.sample.columns)],
             "origin": dict(self.origin),
@@ -172,31 +177,25 @@ class Statistics:
 
 
 def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
-    moments = {
-        name: Moments(_number(count), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
-        for name, count in header["counts"].items()
-    }
-    sensitivities = {
-        name: Sensitivity(_number(rows), tensors[f"{name}/gradient"], tensors[f"{name}/consumer"])
-        for name, rows in header["sensitivity_rows"].items()
-    }
-    activations = {
-        name: Spread(_number(count), tensors[f"{name}/activation_mean"], tensors[f"{name}/activation_squares"])
-        for name, count in header["activation_counts"].items()
-    }
+    """The statistics of a file's header and tensors; incomplete ones raise what a wrong look-up raises."""
+    sums: dict[str, dict[str, Any]] = {}
+    for kind, made in _SUMS.items():
+        names = [each.name for each in fields(made)][1:]
+        sums[kind] = {
+            site: made(_number(count), *(tensors[f"{kind}/{site}/{name}"] for name in names))
+            for site, count in header["counts"][kind].items()
+        }
     kept = {
-        keeper: Traffic(tensors[f"{keeper}/traffic"], bool(pooled)) for keeper, pooled in header["traffic"].values()
+        keeper: Traffic(tensors[f"traffic/{keeper}"], bool(pooled)) for keeper, pooled in header["traffic"].values()
     }
     return Statistics(
-        moments,
-        _number(header["rows"]),
-        int(header["batches"]),
-        sensitivities,
-        activations,
-        {name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
-        _sample(header["sample"], tensors),
-        dict(header["origin"]),
-        frozenset(Share(int(number), int(of), str(data)) for number, of, data in header["shares"]),
+        rows=_number(header["rows"]),
+        batches=int(header["batches"]),
+        traffic={name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
+        sample=_sample(header["sample"], tensors),
+        origin=dict(header["origin"]),
+        shares=frozenset(Share(int(number), int(of), str(data)) for number, of, data in header["shares"]),
+        **sums,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afm_fx.batches import Batch, flat_inputs
 from afm_fx.diagnosis import explain_non_finite, explained_failure
-from afm_fx.moments import NARROW_WIDTH, Moments, RunningMoments, Spread
+from afm_fx.moments import NARROW_WIDTH, Moments
 from afm_fx.program import Program
 from afm_fx.row_sample import RowSampler
 from afm_fx.sensitivity import SensitivityCollector
@@ -51,7 +51,7 @@ class StatisticsCollector:
         features = {name for tap in taps for name in tap.nodes}
         units = {layer.activations[-1].name for layer in self._layers}
         self._values = node_values(program.graph_module, features | units | self._counter.nodes)
-        self._activations = {layer.name: Spread.empty(layer.units) for layer in self._layers}
+        self._activations = {layer.name: Moments.empty(layer.units, diagonal=True) for layer in self._layers}
         self._sensitivity = SensitivityCollector(program, taps) if gradients else None
         self._rows = self._batches = 0
 
@@ -74,7 +74,7 @@ class StatisticsCollector:
                 total.add([values[name] for name in total.tap.nodes], batch)
             for layer in self._layers:
                 units = values[layer.activations[-1].name]
-                self._activations[layer.name] += Spread.of(units.reshape(-1, layer.units))
+                self._activations[layer.name] += Moments.diagonal_of(units.reshape(-1, layer.units))
             self._counter.add(values)
             self._sampler.add(batch, seed)
         if self._sensitivity is not None and gradients:
@@ -120,7 +120,7 @@ class _Total:
         self._program = program
         self._width = tap.site.width
         self._product_dtype = torch.float64 if self._width <= NARROW_WIDTH else product_dtype
-        self._moments = RunningMoments(self._width)
+        self._moments = Moments.empty(self._width)
         self._pending: list[tuple[Batch, Tensor]] = []
         self._pending_rows = 0
 
@@ -136,13 +136,15 @@ class _Total:
     def result(self) -> Moments:
         """The moments of all rows added."""
         self.flush()
-        return self._moments.result()
+        return self._moments
 
     def flush(self) -> None:
         """Adds what is pending."""
         if not self._pending:
             return
         rows = torch.cat([rows for _, rows in self._pending]) if len(self._pending) > 1 else self._pending[0][1]
-        if not self._moments.add(rows, self._product_dtype or rows.dtype):
+        moments = Moments.of(rows, self._product_dtype or rows.dtype)
+        if not moments.is_finite:
             raise explain_non_finite(self._program, self._pending)
+        self._moments += moments
         self._pending, self._pending_rows = [], 0

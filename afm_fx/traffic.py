@@ -15,15 +15,20 @@ Nothing in the counts tells the two apart, so the second gets a prior probabilit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from afm_fx.batches import checked_batches, flat_inputs
+from afm_fx.diagnosis import explained_failure
 from afm_fx.errors import CalibrationError
-from afm_fx.taps import Tap
+from afm_fx.inputs import Inputs
+from afm_fx.program import Program
+from afm_fx.taps import Tap, joint_taps, plain_taps
+from afm_fx.watched_run import node_values
 from passes.lookups import BAGS, ids_of
 
 MAX_ROWS = 1 << 26
@@ -142,6 +147,57 @@ class TrafficCounter:
     def result(self) -> dict[str, Traffic]:
         """The traffic by site name."""
         return {name: Traffic(counts.clone(), self._pooled[name]) for name, counts in self._counts.items()}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What calibration saw of one table.
+
+    Attributes:
+        rows_seen: rows of the table that were looked up.
+        expected_unseen: the share of later lookups that bases were made for on rows not looked up.
+        held_out_unseen: the share of held-out lookups that was of such rows; None where there were none to count.
+    """
+
+    rows_seen: int
+    expected_unseen: float
+    held_out_unseen: float | None = None
+
+    def describe(self, rows: int) -> str:
+        """In words, for a table of so many rows."""
+        text = (
+            f"{self.rows_seen:,} of {rows:,} rows seen; {self.expected_unseen:.1%} of later lookups expected on others"
+        )
+        return text if self.held_out_unseen is None else f"{text}, {self.held_out_unseen:.1%} of those held out were"
+
+
+def traffic_of(program: Program, batches: Iterable[Inputs], max_rows: int | None = None) -> dict[str, Traffic]:
+    """How often batches look up each row of every table, by site name; nothing but the ids is computed.
+
+    Raises:
+        BatchError: a batch does not fit.
+    """
+    taps = (*plain_taps(program.graph_module), *joint_taps(program.graph_module))
+    counter = TrafficCounter(program.graph_module, taps)
+    ids_of_batch = node_values(program.graph_module, counter.nodes)
+    for batch in checked_batches(program, batches, max_rows):
+        with torch.no_grad(), explained_failure(program, batch):
+            counter.add(ids_of_batch(flat_inputs(program, batch)))
+    return counter.result()
+
+
+def coverage_of(traffic: Traffic, held_out: Traffic | None, expected_unseen: float | None) -> Coverage:
+    """The coverage of a table.
+
+    Args:
+        traffic: of calibration.
+        held_out: of other rows, None where there are none.
+        expected_unseen: the share that bases were made for, None for what the traffic says.
+    """
+    unseen = traffic.rows_seen < traffic.rows
+    expected = traffic.unseen_share if expected_unseen is None else expected_unseen
+    missed = None if held_out is None else traffic.missed(held_out)
+    return Coverage(traffic.rows_seen, expected if unseen else 0.0, missed)
 
 
 def scaled_traffic(found: Mapping[str, Traffic], factor: float) -> dict[str, Traffic]:

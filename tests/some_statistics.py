@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from afm_fx.moments import Moments, Spread
+from afm_fx.moments import Moments
 from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
 from afm_fx.statistics import Statistics
@@ -48,11 +48,19 @@ def statistics_of(rows: dict[str, Tensor], names: Sequence[str] = tuple(WIDTHS))
         count,
         1 if count else 0,
         {name: Sensitivity(count, rows[name].T @ rows[name], 2 * rows[name].T @ rows[name]) for name in names if count},
-        {name: Spread.of(rows[name]) if count else Spread.empty(WIDTHS[name]) for name in names},
+        {
+            name: Moments.diagonal_of(rows[name]) if count else Moments.empty(WIDTHS[name], diagonal=True)
+            for name in names
+        },
         dict.fromkeys([name for name in names if name.startswith("table")], traffic),
         RowSample(SAMPLED, rows["keys"][smallest], {"ids": rows["ids"][smallest]}) if count else None,
         {"the model": "m"},
     )
+
+
+def nothing(name: str) -> Moments:
+    """The spread of no activations."""
+    return Moments.empty(WIDTHS[name], diagonal=True)
 
 
 def parts_of(owners: Sequence[int], orders: Sequence[Sequence[str]]) -> list[Statistics]:
@@ -78,7 +86,7 @@ def assert_whole(found: Statistics) -> None:
         assert found.moments[name].count == found.activations[name].count == found.sensitivities[name].rows == MANY
         close(found.moments[name].mean, moments.mean)
         close(found.moments[name].scatter, moments.scatter)
-        close(found.activations[name].squares, whole.activations[name].squares)
+        close(found.activations[name].scatter, whole.activations[name].scatter)
         close(found.sensitivities[name].gradient, whole.sensitivities[name].gradient)
         close(found.sensitivities[name].consumer, whole.sensitivities[name].consumer)
     assert found.traffic["table"] is found.traffic["tables"]

@@ -49,7 +49,7 @@ def assert_equal(found: afm_fx.Statistics, expected: afm_fx.Statistics, *, same_
     for name, spread in expected.activations.items():
         assert found.activations[name].count == spread.count
         close(found.activations[name].mean, spread.mean)
-        close(found.activations[name].squares, spread.squares)
+        close(found.activations[name].scatter, spread.scatter)
     for name, traffic in expected.traffic.items():
         assert torch.equal(found.traffic[name].counts, traffic.counts)
     assert found.traffic.keys() == expected.traffic.keys()

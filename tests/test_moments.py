@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from afm_fx import moments as moments_module
 from afm_fx.errors import CalibrationError
-from afm_fx.moments import Moments, gram
+from afm_fx.moments import Moments, gram, table_moments
 
 TIGHT = 1e-10
 
@@ -87,3 +88,19 @@ def test_moments_of_nothing_are_neutral_and_have_no_covariance() -> None:
 def test_moments_of_different_widths_do_not_merge() -> None:
     with pytest.raises(CalibrationError, match="2 and of 3"):
         _ = Moments.empty(2) + Moments.empty(3)
+
+
+def test_weighted_moments_are_those_of_repeated_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments_module, "ROWS_PER_BLOCK", 4)
+    left, right = torch.randn(11, 3) + 5, torch.randn(11, 2)
+    weights = torch.tensor([2, 0, 1, 0, 0, 0, 0, 0, 3, 1, 1])
+    found = table_moments([left, right], weights)
+    repeated = torch.cat([left, right], dim=1).double().repeat_interleave(weights, dim=0)
+    expected = Moments.of(repeated)
+    assert found.count == expected.count == 8
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_of_zero_give_the_moments_of_no_rows() -> None:
+    assert table_moments([torch.randn(3, 2)], torch.zeros(3)).count == 0

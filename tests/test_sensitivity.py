@@ -64,7 +64,7 @@ def test_joint_tables_hold_those_of_their_parts_and_statistics_add_up() -> None:
     for name, found in whole.sensitivities.items():
         torch.testing.assert_close(summed.sensitivities[name].gradient, found.gradient, rtol=1e-10, atol=1e-12)
     for name, spread in whole.activations.items():
-        torch.testing.assert_close(summed.activations[name].variance, spread.variance, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(summed.activations[name].covariance, spread.covariance, rtol=1e-9, atol=1e-12)
 
 
 def test_without_asking_there_are_no_gradients() -> None:

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import afm_fx
-from afm_fx.coverage import traffic_of
 from afm_fx.errors import CalibrationError
-from afm_fx.traffic import PARTIAL, Traffic
+from afm_fx.traffic import PARTIAL, Traffic, traffic_of
 from tests.fast_capture import fast_capture
 from tests.graphs import Tower, tower_batch
 
