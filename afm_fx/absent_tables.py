@@ -93,29 +93,29 @@ def without_tables(
 
 
 def with_tables(program: Program, tables: Mapping[str, Tensor]) -> Program:
-    """The same program with other tensors, sharded ones for instance, as some of its parameters.
+    """The same program with other tensors, sharded ones for instance, as some of its parameters and buffers.
 
     A model whose tables fit no process is captured with tables that hold one number,
     ``torch.zeros(()).expand(rows, width)``, and gets its own here.
 
     Args:
         program: left as it is.
-        tables: by parameter name; of the parameters' shapes and number formats. Other entries are left out, so that a
-            whole state dict may be given.
+        tables: by name; of the same shapes and number formats. Other entries are left out, so that a whole state dict
+            may be given.
 
     Raises:
-        PlanError: a tensor has another shape or number format than the parameter.
+        PlanError: a tensor has another shape or number format than the program's.
     """
     twin = program.clone()
     given: dict[str, Tensor] = {}
-    for name, parameter in twin.graph_module.named_parameters():
+    for name, held in _state(twin.graph_module):
         if name not in tables:
             continue
         given[name] = tables[name].detach()
-        if given[name].shape != parameter.shape or given[name].dtype != parameter.dtype:
+        if given[name].shape != held.shape or given[name].dtype != held.dtype:
             raise PlanError(
-                f"'{name}' is {list(given[name].shape)} in {given[name].dtype}, the program's is "
-                f"{list(parameter.shape)} in {parameter.dtype}"
+                f"'{name}' is {list(given[name].shape)} in {given[name].dtype}, the program's is {list(held.shape)} in "
+                f"{held.dtype}"
             )
     _replace_state(twin.graph_module, given)
     return twin
@@ -212,7 +212,7 @@ def _load_other_than_tables(program: Program, given: Mapping[int, tuple[StoredTe
     loaded: dict[str, StoredTensor] = {}
     wholes: dict[int, Tensor] = {}
     # The list keeps every stand-in's memory, so that no tensor that is loaded can lie there and be taken for it.
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    for name, tensor in _state(module):
         place = storage_of(tensor)
         if place not in given:
             continue
@@ -226,6 +226,11 @@ def _load_other_than_tables(program: Program, given: Mapping[int, tuple[StoredTe
                 wholes[place] = stored.tensor().to(tensor.dtype)
             _replace_state(module, {name: parts[name].of(wholes[place]) if name in parts else wholes[place]})
     return AbsentTables(program, tables, loaded)
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by name, by all names where they have several."""
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
 def _replace_state(module: GraphModule, tensors: Mapping[str, Tensor]) -> None:

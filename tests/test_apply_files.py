@@ -410,6 +410,38 @@ def test_another_models_plan_or_checkpoint_is_refused(cases: dict[str, Case], ch
     assert not (tmp_path / "out").exists()
 
 
+class Buffers(nn.Module):
+    """Two tables with no gradient: one is a buffer, and one has two names."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(240.0).reshape(40, 6).cos())
+        self.one = nn.Embedding(40, 6)
+        self.other = nn.Embedding(40, 6)
+        self.other.weight = self.one.weight
+        self.last = nn.Linear(6, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = nn.functional.embedding(ids, self.table) + self.one(ids) * self.other(ids + 0)
+        return self.last(rows).squeeze(1)
+
+
+def test_a_table_that_is_a_buffer_or_has_two_names_is_streamed_too(tmp_path: Path) -> None:
+    module = Buffers().eval()
+    state = {name: tensor for name, tensor in module.state_dict().items() if name != "other.weight"}
+    program = afm_fx.capture(module, (ids_of(4),))
+    statistics = afm_fx.calibrate(program, [ids_of(300)])
+    plan = afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=2, linear=None), basis="afm")
+    expected = afm_fx.apply_plan(program, plan)
+    applied = apply_to_files(
+        lambda: (Buffers(), (ids_of(4),)), single(state, tmp_path), plan, tmp_path / "out", large_bytes=LARGE
+    )
+    assert len(applied.tables) == 2
+    assert torch.equal(applied.program.run((ids_of(30),)), expected.run((ids_of(30),)))
+
+
 class Tied(nn.Module):
     """A table that also makes what a Linear multiplies by, outside its lookups."""
 
