@@ -9,45 +9,25 @@ is dense if it floats, and otherwise drawn from the example's own values, which 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
 from afm_fx.program import Program
-from passes.graph_tools import shape_of
+from afm_fx.watched_run import WatchedRun
+from passes.graph_tools import aten, shape_of
 from passes.lookups import BAGS
+from passes.provenance import KEEPS_IDS, MOVES, run_on_positions
 
-aten = torch.ops.aten
+_SHIFTS: dict[Any, int] = {aten.add.Tensor: 1, aten.add.Scalar: 1, aten.sub.Tensor: -1, aten.sub.Scalar: -1}
+"""Operators that shift ids by a constant, with its sign."""
 
-_MOVES: frozenset[Any] = frozenset(
-    {
-        aten.alias.default, aten.cat.default, aten.clone.default, aten.contiguous.default, aten.detach.default,
-        aten.expand.default, aten.flatten.using_ints, aten.flip.default, aten.gather.default, aten.index.Tensor,
-        aten.index_select.default, aten.lift_fresh_copy.default, aten.permute.default, aten.repeat.default,
-        aten.reshape.default, aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default,
-        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.stack.default, aten.t.default,
-        aten.transpose.int, aten.unbind.int, aten.unflatten.int, aten.unsqueeze.default, aten.view.default,
-        aten._unsafe_view.default, operator.getitem,
-    }
-)  # fmt: skip
-"""Operators whose first argument is moved and never changed; their other arguments are sizes and positions."""
-
-_KEEPS: frozenset[Any] = frozenset(
-    {
-        aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.round.default, aten.trunc.default,
-        aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.masked_fill.Scalar,
-        aten.masked_fill.Tensor,
-    }
-)  # fmt: skip
-"""Operators that leave a valid id as it is."""
-
+_KEEPS = KEEPS_IDS - MOVES - frozenset(_SHIFTS)
 _COMPARISONS: frozenset[Any] = frozenset({aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor})
 _UNBOUNDED = float("inf")
 
@@ -145,9 +125,6 @@ def random_inputs(program: Program) -> RandomInputs:
     leaves = pytree.tree_leaves(examples)
     flags = program.batched
     tracer = _OriginTracer(program, leaves)
-    with torch.no_grad():
-        tracer.run(*leaves, enable_io_processing=False)
-        tracer.apply_lengths()
     ranges = []
     names = iter(program.input_names)
     for leaf, batched, start in zip(leaves, flags, tracer.starts, strict=True):
@@ -155,7 +132,7 @@ def random_inputs(program: Program) -> RandomInputs:
         if not isinstance(leaf, Tensor):
             continue
         shape = leaf.shape[1:] if batched else leaf.shape
-        part = slice(start, start + _count(shape))
+        part = slice(start, start + shape.numel())
         lower, upper = tracer.lower[part].clone(), tracer.upper[part].clone()
         for bound in (each for each in program.id_bounds if each.input == name):
             # A packed table holds more rows than the tables that the ids are meant for.
@@ -188,12 +165,8 @@ class _Origin:
     column: Tensor
     shift: Tensor
 
-    def map(self, function: Callable[[Tensor], Any]) -> Any:
-        """Applies a move to both tensors; a move with several results gives several origins."""
-        columns, shifts = function(self.column), function(self.shift)
-        if isinstance(columns, Tensor):
-            return _Origin(columns, shifts)
-        return tuple(_Origin(column, shift) for column, shift in zip(columns, shifts, strict=True))
+    def expand(self, shape: torch.Size) -> _Origin:
+        return _Origin(self.column.expand(shape), self.shift.expand(shape))
 
     def known(self) -> tuple[Tensor, Tensor]:
         """The known columns and their shifts, flat, on the CPU."""
@@ -201,109 +174,104 @@ class _Origin:
         return self.column[known].cpu(), self.shift[known].cpu()
 
 
-class _OriginTracer(Interpreter):
+class _OriginTracer:
     """Runs a graph on the example while following input columns to the tables that they index."""
 
     def __init__(self, program: Program, leaves: list[Any]) -> None:
-        super().__init__(program.graph_module)
         self.origins: dict[Node, Any] = {}
         self.constant: set[Node] = set()
         self.starts: list[int] = []
-        self._placeholders: dict[Node, _Origin | None] = {}
+        self._run = WatchedRun(program.graph_module, self._watch)
         total = 0
         sizes = [leaf.shape[0] for leaf, batched in zip(leaves, program.batched, strict=True) if batched]
         self._rows = max(sizes, default=1)
+        whole = []
         for node, leaf, batched in zip(program.placeholders(), leaves, program.batched, strict=True):
             self.starts.append(total)
             if not isinstance(leaf, Tensor):
-                self._placeholders[node] = None
                 continue
             shape = leaf.shape[1:] if batched else leaf.shape
-            columns = torch.arange(total, total + _count(shape), device=leaf.device).reshape(shape)
+            columns = torch.arange(total, total + shape.numel(), device=leaf.device).reshape(shape)
             shifts = torch.zeros(leaf.shape, dtype=torch.float64, device=leaf.device)
-            self._placeholders[node] = _Origin(columns.expand(leaf.shape), shifts)
-            total += _count(shape)
+            self.origins[node] = _Origin(columns.expand(leaf.shape), shifts)
+            total += shape.numel()
+            whole += [not leaf.is_floating_point()] * shape.numel()
         self.lower = torch.full((total,), -_UNBOUNDED, dtype=torch.float64)
         self.upper = torch.full((total,), _UNBOUNDED, dtype=torch.float64)
         self.longest = torch.full((total,), _UNBOUNDED, dtype=torch.float64)
-        self.whole = torch.zeros(total, dtype=torch.bool)
+        self.whole = torch.tensor(whole, dtype=torch.bool)
         self.starts_bags = torch.zeros(total, dtype=torch.bool)
-        for start, leaf, batched in zip(self.starts, leaves, program.batched, strict=True):
-            if isinstance(leaf, Tensor) and not leaf.is_floating_point():
-                self.whole[start : start + _count(leaf.shape[1:] if batched else leaf.shape)] = True
+        with torch.no_grad():
+            self._run.run_flat(leaves)
+        self._bound_lengths()
 
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "placeholder":
-            self.origins[n] = self._placeholders[n]
-        elif n.op == "call_function":
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            self._bound(n, args)
-            self.origins[n] = self._follow(n, args, kwargs, value)
-        if n.op == "get_attr" or (n.op == "call_function" and self._independent(n)):
-            self.constant.add(n)
-        return value
+    def _watch(self, node: Node, value: Any) -> None:
+        if node.op == "call_function":
+            args, kwargs = self._run.fetch_args_kwargs_from_env(node)
+            self._bound(node, args)
+            origin = self._follow(node, args, kwargs, value)
+            if origin is not None:
+                self.origins[node] = origin
+        if node.op == "get_attr" or (node.op == "call_function" and self._independent(node)):
+            self.constant.add(node)
 
     def _independent(self, node: Node) -> bool:
         """Whether no input's content (its size does not count) reaches the node."""
         return node.target is aten.sym_size.int or all(source in self.constant for source in node.all_input_nodes)
 
-    def _origin(self, argument: Any) -> Any:
-        return self.origins.get(argument) if isinstance(argument, Node) else None
+    def _origin(self, argument: Any) -> _Origin | None:
+        origin = self.origins.get(argument) if isinstance(argument, Node) else None
+        return origin if isinstance(origin, _Origin) else None
 
     def _follow(self, node: Node, args: Any, kwargs: Any, value: Any) -> Any:
-        if node.target in _MOVES:
-            return self._move(node, args, kwargs)
-        origin = self._origin(node.args[0]) if node.args else None
+        if node.target in MOVES:
+            return self._moved(node)
         if node.target is aten.where.self:
-            known = [self._origin(argument) for argument in node.args[1:3]]
-            known = [each for each in known if isinstance(each, _Origin)]
-            return known[0].map(lambda tensor: tensor.expand(value.shape)) if len(known) == 1 else None
-        if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar):
-            return self._shift(node, args, kwargs, value)
-        if node.target in _KEEPS and isinstance(origin, _Origin):
-            if not value.is_floating_point():
-                self._mark_whole(origin)
-            return origin if origin.column.shape == value.shape else None
-        return None
-
-    def _move(self, node: Node, args: Any, kwargs: Any) -> Any:
-        moved = node.args[0]
-        target: Callable[..., Any] = node.target  # type: ignore[assignment]
-        if isinstance(moved, (list, tuple)):
-            origins = [self._origin(each) for each in moved]
-            if not any(isinstance(each, _Origin) for each in origins):
-                return None
-            known = [
-                each if isinstance(each, _Origin) else _unknown(value)
-                for each, value in zip(origins, args[0], strict=True)
-            ]
-            return _Origin(
-                target([each.column for each in known], *args[1:], **kwargs),
-                target([each.shift for each in known], *args[1:], **kwargs),
-            )
-        origin = self._origin(moved)
-        if node.target is operator.getitem:
-            return origin[args[1]] if isinstance(origin, tuple) else None
-        if not isinstance(origin, _Origin):
+            known = [origin for argument in node.args[1:3] if (origin := self._origin(argument)) is not None]
+            return known[0].expand(value.shape) if len(known) == 1 else None
+        if node.target in _SHIFTS:
+            return self._shifted(node, args, kwargs, value)
+        origin = self._origin(node.args[0]) if node.args and node.target in _KEEPS else None
+        if origin is None:
             return None
-        return origin.map(lambda tensor: target(tensor, *args[1:], **kwargs))
+        if not value.is_floating_point():
+            self.whole[origin.known()[0]] = True
+        return origin if origin.column.shape == value.shape else None
 
-    def _shift(self, node: Node, args: Any, kwargs: Any, value: Any) -> _Origin | None:
+    def _moved(self, node: Node) -> _Origin | tuple[_Origin, ...] | None:
+        """Where the elements of a move's result come from: the move, done to the origins of what it moves."""
+        moved = [leaf for leaf in pytree.tree_leaves(node.args[0]) if isinstance(leaf, Node)]
+        if not any(leaf in self.origins for leaf in moved):
+            return None
+
+        def part(name: str, unknown: float) -> Any:
+            def of(leaf: Node) -> Any:
+                value, origin = self._run.env[leaf], self.origins.get(leaf)
+                if leaf not in moved:
+                    return value
+                if isinstance(origin, tuple):
+                    return [getattr(one, name) for one in origin]
+                return value.new_full(value.shape, unknown, dtype=kind) if origin is None else getattr(origin, name)
+
+            kind = torch.int64 if name == "column" else torch.float64
+            return run_on_positions(node, of)
+
+        columns, shifts = part("column", -1), part("shift", 0)
+        if isinstance(columns, list | tuple):
+            return tuple(map(_Origin, columns, shifts))
+        return None if columns is None else _Origin(columns, shifts)
+
+    def _shifted(self, node: Node, args: Any, kwargs: Any, value: Any) -> _Origin | None:
         """``x + c`` and ``x - c`` by a constant shift the ids; ``c + x`` too."""
-        left, right = (self._origin(argument) for argument in node.args[:2])
-        sign = 1 if node.target in (aten.add.Tensor, aten.add.Scalar) else -1
+        sign = _SHIFTS[node.target]
         if kwargs.get("alpha", 1) != 1 or len(args) > 2:
             return None
-        if isinstance(left, _Origin) and self._is_constant(node.args[1]):
-            return self._shifted(left, sign * _as_double(args[1]), value)
-        if isinstance(right, _Origin) and self._is_constant(node.args[0]) and sign == 1:
-            return self._shifted(right, _as_double(args[0]), value)
+        for ids, constant in ((0, 1), (1, 0)) if sign == 1 else ((0, 1),):
+            origin = self._origin(node.args[ids])
+            if origin is not None and self._is_constant(node.args[constant]):
+                by = torch.as_tensor(args[constant], dtype=torch.float64, device=origin.shift.device)
+                return _Origin(origin.column, origin.shift + sign * by).expand(value.shape)
         return None
-
-    @staticmethod
-    def _shifted(origin: _Origin, by: Tensor, value: Tensor) -> _Origin:
-        return _Origin(origin.column.expand(value.shape), (origin.shift + by).expand(value.shape))
 
     def _is_constant(self, argument: Any) -> bool:
         return argument in self.constant if isinstance(argument, Node) else isinstance(argument, (int, float))
@@ -315,8 +283,7 @@ class _OriginTracer(Interpreter):
         elif node.target in BAGS:
             self._limit(node.args[1], 0, args[0].shape[0] - 1)
             self._limit(node.args[2], 0, self._fewest_ids(node.args[1], args[1]))
-            origin = self._origin(node.args[2])
-            if isinstance(origin, _Origin):
+            if (origin := self._origin(node.args[2])) is not None:
                 self.starts_bags[origin.known()[0]] = True
         elif node.target in (aten.index_select.default, aten.gather.default):
             self._limit(node.args[2], 0, args[0].shape[args[1]] - 1)
@@ -328,7 +295,7 @@ class _OriginTracer(Interpreter):
             for one, other, constant in ((0, 1, args[1]), (1, 0, args[0])):
                 origin = self._origin(node.args[one])
                 whole = isinstance(args[one], Tensor) and not args[one].is_floating_point()
-                if isinstance(origin, _Origin) and whole and self._is_constant(node.args[other]):
+                if origin is not None and whole and self._is_constant(node.args[other]):
                     columns, shifts = origin.known()
                     self.longest.scatter_reduce_(0, columns, float(constant.max()) + 1 - shifts, "amin")
 
@@ -340,20 +307,17 @@ class _OriginTracer(Interpreter):
 
     def _limit(self, argument: Any, lowest: int, highest: int) -> None:
         origin = self._origin(argument)
-        if isinstance(origin, _Origin):
+        if origin is not None:
             columns, shifts = origin.known()
             self.lower.scatter_reduce_(0, columns, (lowest - shifts).clamp(min=0), "amax")
             self.upper.scatter_reduce_(0, columns, highest - shifts, "amin")
             self.whole[columns] = True
 
-    def apply_lengths(self) -> None:
+    def _bound_lengths(self) -> None:
         """Bounds the columns that are lengths: compared with positions, and used as a position nowhere."""
         lengths = self.upper.isinf() & self.longest.isfinite()
         self.lower[lengths] = torch.minimum(torch.ones(()).double(), self.longest[lengths])
         self.upper[lengths] = self.longest[lengths]
-
-    def _mark_whole(self, origin: _Origin) -> None:
-        self.whole[origin.known()[0]] = True
 
 
 def _ascending(starts: Tensor) -> Tensor:
@@ -361,21 +325,6 @@ def _ascending(starts: Tensor) -> Tensor:
     ordered = starts.sort(dim=0).values
     ordered[:1] = 0
     return ordered
-
-
-def _unknown(value: Tensor) -> _Origin:
-    return _Origin(
-        torch.full(value.shape, -1, dtype=torch.int64, device=value.device),
-        torch.zeros(value.shape, dtype=torch.float64, device=value.device),
-    )
-
-
-def _count(shape: tuple[int, ...] | torch.Size) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def _as_double(value: Any) -> Tensor:
-    return value.double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
 
 
 def _exact(ids: Tensor, upper: Tensor, dtype: torch.dtype) -> Tensor:
