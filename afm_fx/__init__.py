@@ -1,8 +1,7 @@
 """afm_fx: a compiler pass that makes trained click-through-rate models low-rank, proves the rewrite, and exports it."""
 
 from afm_fx.absent_tables import with_tables
-from afm_fx.aoti_export import AotiReport, export_aoti
-from afm_fx.aoti_model import AotiModel, load_aoti
+from afm_fx.aoti import AotiModel, AotiReport, export_aoti, load_aoti
 from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark

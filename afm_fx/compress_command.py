@@ -27,7 +27,7 @@ def compress(config: CompressConfig) -> None:
     typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
     if done.package is not None:
         typer.echo(
-            f"Compiled low_rank.pt2 in {done.package.compile_seconds:.0f} s; largest difference between it and "
+            f"Compiled low_rank.pt2 in {done.package.seconds:.0f} s; largest difference between it and "
             f"torch: {done.package.max_abs_difference:.1e}"
         )
     if done.buckets is not None:

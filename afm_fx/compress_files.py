@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from afm_fx.aoti_export import AotiReport, export_aoti
+from afm_fx.aoti import AotiReport, export_aoti
 from afm_fx.artifact import bucket_path, existing_buckets, weights_path
 from afm_fx.capture import capture
 from afm_fx.command_options import spelled

@@ -14,11 +14,11 @@ from typing import Annotated, TypeAlias
 import typer
 from torch import Tensor
 
-from afm_fx.aoti_model import load_aoti
+from afm_fx.aoti import load_aoti
 from afm_fx.contenders import AOTI_SUFFIX, ModelFactory, OnnxFile
 from afm_fx.data_files import open_data
 from afm_fx.errors import BenchmarkError, UserError
-from afm_fx.file_inputs import inputs_from_file, random_file_inputs, traffic_examples
+from afm_fx.file_inputs import file_examples, inputs_from_file, random_file_inputs, traffic_examples
 from afm_fx.user_model import build_model
 
 Named: TypeAlias = Path | OnnxFile | ModelFactory
@@ -109,7 +109,7 @@ def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: i
     if onnx_files:
         examples, mapping = traffic_examples(onnx_files, () if file is None else file.names)
     elif packages:
-        examples = load_aoti(packages[0]).examples()
+        examples = file_examples(load_aoti(packages[0]).note.inputs)
     else:
         examples = _examples_of_model(models[0])
     if file is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from afm_fx.aoti_model import load_aoti
+from afm_fx.aoti import load_aoti
 from afm_fx.errors import BatchError, BenchmarkError, UserError
 from afm_fx.file_inputs import feed_of
 from afm_fx.inputs import Inputs, batch_flags, normalize_inputs, takes_single_dict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +67,48 @@ def check_parity(
         ExportError: ONNX Runtime is missing or refuses the file, or an output differs beyond the tolerance.
     """
     session = _session(path)
+    names = [value.name for value in session.get_inputs()]
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+        try:
+            return [torch.as_tensor(output) for output in session.run(None, feed)]
+        except Exception as error:  # ONNX Runtime's errors derive from nothing common
+            raise ExportError(f"ONNX Runtime fails on the file: {short_reason(error)}") from error
+
+    outputs = [value.name for value in session.get_outputs()]
+    return compare_with_torch(program, run, outputs, tolerance=tolerance, seed=seed, rows=rows)
+
+
+def compare_with_torch(
+    program: Program,
+    run: Callable[[list[Tensor]], list[Tensor]],
+    outputs: Sequence[str] | None = None,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    rows: Sequence[int] | None = None,
+) -> float:
+    """:func:`check_parity` of anything that takes the program's input tensors and gives its output tensors.
+
+    Args:
+        run: what is compared.
+        outputs: names of the outputs, for errors.
+
+    Raises:
+        ExportError: an output differs beyond the tolerance.
+    """
     source = random_inputs(program)
     largest = 0.0
     for count in rows or parity_rows(program):
         args, kwargs = source.draw(count, seed=seed + count)
         with torch.no_grad():
             expected = [leaf for leaf in pytree.tree_leaves(program(*args, **kwargs)) if isinstance(leaf, Tensor)]
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        feed = {
-            value.name: leaf.detach().cpu().numpy() for value, leaf in zip(session.get_inputs(), given, strict=True)
-        }
-        try:
-            outputs = session.run(None, feed)
-        except Exception as error:  # ONNX Runtime's errors derive from nothing common
-            raise ExportError(f"ONNX Runtime fails on the file at batch {count}: {short_reason(error)}") from error
-        for value, output, wanted in zip(session.get_outputs(), outputs, expected, strict=True):
-            where = f"'{value.name}' at batch {count}"
-            largest = max(largest, output_difference(torch.as_tensor(output), wanted.cpu(), where, tolerance))
+            actual = run([leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+        names = outputs or range(len(expected))
+        for name, output, wanted in zip(names, actual, expected, strict=True):
+            where = f"'{name}' at batch {count}"
+            largest = max(largest, _output_difference(output.cpu(), wanted.cpu(), where, tolerance))
     return largest
 
 
@@ -96,7 +121,7 @@ def _session(path: Path) -> Any:
         raise ExportError(f"ONNX Runtime refuses the exported file: {error}") from error
 
 
-def output_difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | None) -> float:
+def _output_difference(output: Tensor, wanted: Tensor, where: str, tolerance: float | None) -> float:
     """The largest absolute difference of an output of an exported file from torch's.
 
     Raises:

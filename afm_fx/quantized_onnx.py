@@ -10,14 +10,11 @@ memory, about three times.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +33,7 @@ from afm_fx.onnx_parity import check_file
 from afm_fx.onnx_runtime import open_session
 from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
+from afm_fx.quiet import quiet
 from afm_fx.recipe import FileRecipe, Recipe, file_recipe
 from afm_fx.reduced_precision import OutputError, difference
 from afm_fx.tables import render_table
@@ -188,7 +186,7 @@ def _run_quantizer(model: onnx.ModelProto, out: Path, kept: Sequence[str]) -> No
             "quantising needs ONNX Runtime, which is not installed: install afm-fx[cpu] or afm-fx[gpu]"
         ) from error
     try:
-        with _quiet():
+        with quiet():  # it advises steps that the exporter has taken
             quantize_dynamic(
                 model,
                 out,
@@ -202,20 +200,6 @@ def _run_quantizer(model: onnx.ModelProto, out: Path, kept: Sequence[str]) -> No
             )
     except Exception as error:  # the quantiser raises many unrelated types
         raise ExportError(f"ONNX Runtime's quantiser fails on the file: {short_reason(error)}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back the quantiser's advice to take steps that the exporter has taken."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _outputs(path: Path, batch: Inputs) -> list[Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from afm_fx.aoti_export import export_aoti
+from afm_fx.aoti import export_aoti
 from afm_fx.benchmark import benchmark
 from afm_fx.capture import capture
 from afm_fx.contenders import Competitor, Compiled, Contender, OnnxFile, bound_call, make_contender

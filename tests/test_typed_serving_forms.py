@@ -55,7 +55,7 @@ def test_a_package_takes_typed_batches_and_those_of_the_original(tmp_path: Path)
     typed, x = typed_wide()
     package = afm_fx.export_aoti(typed, tmp_path / "typed.pt2").path
     model = afm_fx.load_aoti(package)
-    assert [(each.name, each.dtype) for each in model.inputs] == [("sparse", "int64"), ("dense", "float32")]
+    assert [(each.name, each.dtype) for each in model.note.inputs] == [("sparse", "int64"), ("dense", "float32")]
     batch = typed.convert_inputs(x)
     expected = typed.run(batch)
     for given in (x, batch, dict(reversed(batch.items()))):

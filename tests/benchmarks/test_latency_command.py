@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from afm_fx.aoti_model import load_aoti
+from afm_fx.aoti import load_aoti
 from afm_fx.benchmark import benchmark
 from afm_fx.errors import UserError
 from benchmarks.criteo_shape import CriteoShape
@@ -88,7 +88,7 @@ def test_compiled_contenders_are_timed_beside_the_files_and_agree(tmp_path: Path
     again = model.entries(tmp_path, [DENSE, THIS_PASS_AOTI], threads=2, made=entries)
     assert again[DENSE] is entries[DENSE]
     paths = [str(each[THIS_PASS_AOTI].competitor) for each in (entries, again)]
-    assert [load_aoti(path).threads for path in paths] == [1, 2]
+    assert [load_aoti(path).note.threads for path in paths] == [1, 2]
     result = benchmark(
         {name: entry.competitor for name, entry in entries.items()}, model.shape.batch(8, 0), batch_sizes=(1, 4), **TINY
     )

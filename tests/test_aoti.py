@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx import aoti_export
+from afm_fx import aoti
 from afm_fx.errors import BatchError, ExportError, FileFormatError, MissingPackageError, OutputExistsError, UserError
 
 pytestmark = pytest.mark.xdist_group("aoti")  # one process compiles the package, for all tests
@@ -59,11 +59,8 @@ def exported(program: afm_fx.Program, tmp_path_factory: pytest.TempPathFactory) 
 def test_the_package_computes_what_the_program_computes_at_any_batch_size(
     program: afm_fx.Program, exported: afm_fx.AotiReport
 ):
-    assert exported.max_abs_difference is not None
     assert exported.max_abs_difference < 1e-5
-    assert exported.checked_rows == (2, 7, 64)
     assert exported.bytes == exported.path.stat().st_size > 4 * exported.parameters
-    assert 0 < exported.compile_seconds <= exported.seconds
     assert [file.name for file in exported.path.parent.iterdir()] == ["two.pt2"]
     model = afm_fx.load_aoti(exported.path)
     for rows in (1, 2, 33):
@@ -74,8 +71,8 @@ def test_the_package_computes_what_the_program_computes_at_any_batch_size(
 @needs_compiler
 def test_inputs_are_bound_by_name_and_checked_before_the_code_runs(exported: afm_fx.AotiReport):
     model = afm_fx.load_aoti(exported.path)
-    assert [each.name for each in model.inputs] == ["user id", "history", "weight"]
-    assert model.threads == 1
+    assert [each.name for each in model.note.inputs] == ["user id", "history", "weight"]
+    assert model.note.threads == 1
     batch = features(6)
     reordered = dict(reversed(batch.items()))
     torch.testing.assert_close(model.run(reordered), model.run((batch,)), rtol=0, atol=0)
@@ -104,9 +101,8 @@ def test_a_packed_low_rank_program_with_int8_tables_compiles(tmp_path: Path):
     low_rank = afm_fx.compress(dense, [clicks(300)], afm_fx.Fixed(embedding=6, linear=None)).program
     reduced = afm_fx.reduce_precision(low_rank, "int8", smallest_bytes=0).program
     report = afm_fx.export_aoti(reduced, tmp_path / "reduced.pt2", threads=2)
-    assert report.max_abs_difference is not None
     assert report.max_abs_difference < 1e-5
-    assert afm_fx.load_aoti(report.path).threads == 2
+    assert afm_fx.load_aoti(report.path).note.threads == 2
     assert "threads of its loops" in report.table()
 
 
@@ -121,8 +117,8 @@ def test_a_package_that_differs_is_refused_and_leaves_nothing_behind(tmp_path: P
             return self.linear(x)
 
     program, other = (afm_fx.capture(Line(), torch.randn(4, 3)) for _ in range(2))
-    compile_ = aoti_export._compile
-    monkeypatch.setattr(aoti_export, "_compile", lambda _, *rest: compile_(other, *rest))
+    compile_ = aoti._compile
+    monkeypatch.setattr(aoti, "_compile", lambda _, *rest: compile_(other, *rest))
     with pytest.raises(ExportError, match="differs from torch by"):
         afm_fx.export_aoti(program, tmp_path / "line.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +151,7 @@ def test_only_one_process_compiles_at_a_time(program: afm_fx.Program, tmp_path: 
         raise RuntimeError("held" if "filelock._error.Timeout" in second.stderr else f"free: {second.stderr}")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_)
-    monkeypatch.setattr(aoti_export, "_find_compiler", lambda: None)
+    monkeypatch.setattr(aoti, "_find_compiler", lambda: None)
     with pytest.raises(ExportError, match="cannot compile this program: RuntimeError: held"):
         afm_fx.export_aoti(program, tmp_path / "two.pt2")
 

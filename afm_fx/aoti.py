@@ -1,0 +1,266 @@
+"""AOTInductor packages: a program compiled ahead of time, proved to compute the same, served with its inputs checked.
+
+A package (``.pt2``) holds machine code for this kind of processor and the weights. It is compiled for tensors of
+certain dtypes and shapes and does not look at what it is given: a wrong shape reads foreign memory. So the package
+notes its inputs, and :class:`AotiModel` checks them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from afm_fx.artifact import FileValue
+from afm_fx.documents import from_json, to_json
+from afm_fx.errors import BatchError, ExportError, FileFormatError, MissingPackageError, UserError, short_reason
+from afm_fx.exported_program import exported
+from afm_fx.file_inputs import file_tensors
+from afm_fx.inputs import Inputs
+from afm_fx.onnx_parity import compare_with_torch
+from afm_fx.output_directory import refuse_existing_file, staging_directory
+from afm_fx.program import Program
+from afm_fx.quiet import quiet
+from afm_fx.random_inputs import example_call
+from afm_fx.tables import render_table
+
+NOTE_KEY, NOTE_VERSION = "afm_fx_package", 1
+"""Under which a :class:`PackageNote` stands in the package's metadata, and its version."""
+
+NO_COMPILER = (
+    "AOTInductor needs a C++ compiler and found none: install g++ (on Debian and Ubuntu 'apt-get install g++', on "
+    "Fedora 'dnf install gcc-c++', on macOS 'xcode-select --install'), or name one in the environment variable CXX"
+)
+
+
+@dataclass(frozen=True)
+class PackageNote:
+    """What a package says of itself.
+
+    Attributes:
+        inputs: its input tensors in order: by dict key where the model takes a dict, else by the argument's name.
+        threads: of its own loops; matrix products follow ``torch.set_num_threads``.
+        typed: how typed inputs are made of the original's (:mod:`afm_fx.input_mapping`), None for plain inputs.
+    """
+
+    inputs: tuple[FileValue, ...]
+    threads: int
+    typed: str | None
+
+
+@dataclass(frozen=True)
+class AotiReport:
+    """What was compiled and how closely it agrees.
+
+    Attributes:
+        parameters: scalar parameters of the program.
+        max_abs_difference: largest absolute difference from torch on fresh random inputs at several batch sizes.
+        seconds: wall-clock time, check included.
+    """
+
+    path: Path
+    bytes: int
+    parameters: int
+    threads: int
+    max_abs_difference: float
+    seconds: float
+
+    def table(self) -> str:
+        """The report as text."""
+        rows = [
+            ("parameters", f"{self.parameters:,}"),
+            ("bytes", f"{self.bytes:,}"),
+            ("threads of its loops", self.threads),
+            ("largest difference to torch", f"{self.max_abs_difference:.2e}"),
+            ("seconds", f"{self.seconds:.1f}"),
+        ]
+        return render_table(f"Compiled {self.path}", ("property", "value"), rows, left=2)
+
+
+@dataclass(frozen=True)
+class AotiModel:
+    """A loaded package.
+
+    Attributes:
+        note: its inputs and threads.
+        loader: torch's runner of the compiled code.
+        out_spec: structure of the outputs.
+    """
+
+    path: Path
+    note: PackageNote
+    loader: Any
+    out_spec: Any
+
+    def run(self, inputs: Inputs) -> Any:
+        """Runs one batch (tensor, tuple or dict); returns what the program returns.
+
+        Ids are not compared with the tables' sizes: as in an ONNX file, only ``Program.run`` does that.
+
+        Raises:
+            BatchError: names, shapes or dtypes are not those that the package was compiled for.
+        """
+        try:
+            tensors = self.bind(inputs)
+        except BatchError as error:
+            raise BatchError(f"'{self.path.name}' {error}") from error
+        return pytree.tree_unflatten(self.call(tensors), self.out_spec)
+
+    def bind(self, inputs: Inputs) -> list[Tensor]:
+        """The input tensors in the package's order: by name from a dict of exactly its names, else by position.
+
+        A package with typed inputs takes a batch of the original's too.
+
+        Raises:
+            BatchError: they do not fit; the message begins with a verb.
+        """
+        values = self.note.inputs
+        tensors = file_tensors(inputs, [value.name for value in values], self.note.typed)
+        for value, tensor in zip(values, tensors, strict=True):
+            _check_tensor(value, tensor)
+        sizes = {value.name: tensor.shape[0] for value, tensor in zip(values, tensors, strict=True) if value.batched}
+        if len(set(sizes.values())) > 1:
+            raise BatchError(f"takes one batch size, but the inputs disagree on the batch size: {sizes}")
+        if 0 in sizes.values():
+            raise BatchError("takes at least one row, the batch is empty")
+        return [tensor.contiguous() for tensor in tensors]
+
+    def call(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The compiled code itself, without checks."""
+        return self.loader.boxed_run(list(tensors))  # type: ignore[no-any-return]  # it empties the list it is given
+
+
+def _check_tensor(value: FileValue, tensor: Tensor) -> None:
+    shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    fits = len(shape) == len(value.shape) and all(
+        not isinstance(size, int) or size == given for size, given in zip(value.shape, shape, strict=True)
+    )
+    if not fits or dtype != value.dtype:
+        sizes = ", ".join(map(str, value.shape))
+        raise BatchError(f"takes input '{value.name}' as {value.dtype} [{sizes}], the batch holds {dtype} {shape}")
+
+
+def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int = 1, force: bool = False) -> AotiReport:
+    """Compiles a program into an AOTInductor package with a free batch size, and compares it with torch.
+
+    Load it with :func:`afm_fx.load_aoti` (which checks inputs), with ``torch._inductor.aoti_load_package``, or from
+    C++ with ``torch::inductor::AOTIModelPackageLoader``. It runs on processors of the kind it was compiled on.
+
+    Args:
+        program: what to compile.
+        path: the package, ``*.pt2``. Missing directories are created.
+        threads: threads that the generated loops run on, fixed when they are compiled; matrix products follow
+            ``torch.set_num_threads`` in the serving process, so set the same number there. Where more than one thread
+            shares its cores with other work, set OMP_WAIT_POLICY=passive: threads that wait spin otherwise, and the
+            thread that they wait for gets no core.
+        force: replace an existing file.
+
+    Raises:
+        OutputExistsError: the path exists and ``force`` is not set.
+        UserError: the name does not end in ``.pt2``, ``threads`` is below 1, or nothing can be written there.
+        MissingPackageError: there is no C++ compiler; the message says what to install.
+        ExportError: torch cannot compile the program, or the package's outputs differ from torch's.
+    """
+    started = time.perf_counter()
+    target = Path(path)
+    if target.suffix != ".pt2":
+        raise UserError(f"an AOTInductor package is called *.pt2, got '{target.name}'")
+    if threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
+    refuse_existing_file(target, force=force)
+    typed = program.original_inputs
+    note = PackageNote(_package_inputs(program), threads, None if typed is None else typed.mapping.to_json())
+    with staging_directory(target) as directory:
+        staged = directory / target.name
+        _compile(program, staged, note)
+        model = load_aoti(staged)
+        difference = compare_with_torch(program, lambda given: model.call(model.bind(tuple(given))))
+        size = staged.stat().st_size
+        staged.replace(target)
+    return AotiReport(target, size, program.parameter_count(), threads, difference, time.perf_counter() - started)
+
+
+def load_aoti(path: str | os.PathLike[str]) -> AotiModel:
+    """Loads a package that :func:`afm_fx.export_aoti` wrote.
+
+    ``torch._inductor.aoti_load_package(path)`` loads it as well, without this package and without checks.
+
+    A package is machine code, and loading it executes what is in it: load none that you would not run as a program.
+    Where a file comes from elsewhere, take its ONNX form, of which nothing is executed.
+
+    Raises:
+        FileFormatError: there is no such file, it is damaged, or something else wrote it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileFormatError(f"there is no file '{file}'")
+    try:
+        model = torch._inductor.aoti_load_package(str(file))
+        metadata: dict[str, str] = model.loader.get_metadata()
+        out_spec = pytree.treespec_loads(model.loader.get_call_spec()[1])
+    except Exception as error:  # torch's loader raises many unrelated types
+        raise FileFormatError(f"'{file}' is damaged or not an AOTInductor package: {short_reason(error)}") from error
+    if NOTE_KEY not in metadata:
+        raise FileFormatError(f"'{file}' does not say what its inputs are; afm_fx.export_aoti writes packages that do")
+    note = from_json(metadata[NOTE_KEY], PackageNote, NOTE_VERSION, f"the note of '{file}'")
+    return AotiModel(file, note, model.loader, out_spec)
+
+
+def _package_inputs(program: Program) -> tuple[FileValue, ...]:
+    """Every input tensor; dict keys as names where they are unambiguous."""
+    leaves, _ = pytree.tree_flatten_with_path(example_call(program))
+    tensors = [
+        (path, leaf, name, batched and program.dynamic_batch)
+        for (path, leaf), name, batched in zip(leaves, program.input_names, program.batched, strict=True)
+        if isinstance(leaf, Tensor)
+    ]
+    keys = [str(path[-1].key) if isinstance(path[-1], pytree.MappingKey) else name for path, _, name, _ in tensors]
+    names = keys if len(set(keys)) == len(keys) else [name for _, _, name, _ in tensors]
+    values = []
+    for name, (_, leaf, _, free) in zip(names, tensors, strict=True):
+        shape = ("batch", *leaf.shape[1:]) if free else tuple(leaf.shape)
+        values.append(FileValue(name, str(leaf.dtype).removeprefix("torch."), shape, free))
+    return tuple(values)
+
+
+def _compile(program: Program, staged: Path, note: PackageNote) -> None:
+    _find_compiler()
+    metadata = {NOTE_KEY: to_json(note, NOTE_VERSION)}
+    configs: dict[str, Any] = {"cpp.threads": note.threads, "aot_inductor.metadata": metadata}
+    try:
+        with quiet():
+            graph = exported(program, unpool_bags=True)  # lookups and sums are fused into one loop, bags are calls
+            with torch.no_grad(), _one_compiler():
+                torch._inductor.aoti_compile_and_package(graph, package_path=str(staged), inductor_configs=configs)
+    except Exception as error:  # the compiler raises many unrelated types
+        raise ExportError(f"AOTInductor cannot compile this program: {short_reason(error)}") from error
+
+
+def _one_compiler() -> FileLock:
+    """Held by one process at a time.
+
+    The compiler works in a directory that it names after the program's code, whatever the weights: two processes that
+    export programs of one structure at once would pack each other's half-written files.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # noqa: PLC0415 - as in _find_compiler
+
+    directory = Path(cache_dir())
+    directory.mkdir(parents=True, exist_ok=True)
+    return FileLock(directory / "afm_fx.lock")
+
+
+def _find_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 - imports the compiler's whole machinery
+    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415 - the same
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError) as error:
+        raise MissingPackageError(NO_COMPILER) from error
