@@ -1,25 +1,23 @@
 """Explains a model: every site, every use of it, what the pass would do there, and why. Needs no data.
 
-As JSON an explanation is one document: ``format``, ``version``, and the fields of :class:`Explanation` with those of
-the classes in it, words of enumerations as strings. Within a version keys may be added, and none changes its meaning or
-goes; a reader ignores the keys that it does not know.
+As JSON an explanation is one document: ``version``, and the fields of :class:`Explanation` with those of the classes in
+it, words of enumerations as strings. Within a version keys may be added, and none changes its meaning or goes; a reader
+ignores the keys that it does not know.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_of, chains_table
-from afm_fx.errors import FileFormatError
+from afm_fx.documents import from_json, to_json
 from afm_fx.flow import FlowNode, flow_of
 from afm_fx.inputs import Inputs
 from afm_fx.output_directory import refuse_existing_file, write_text
@@ -30,7 +28,7 @@ from afm_fx.program import Program
 from passes.sink_codes import Analysis, Fate, analyze
 from passes.sites import Site
 
-FORMAT, VERSION = "afm_fx.explanation", 2
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Explanation:
 
     def to_json(self) -> str:
         """Everything as a JSON document, see the module for its schema; the same explanation gives the same text."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **msgspec.to_builtins(self)}, indent=2)
+        return to_json(self, VERSION)
 
     @staticmethod
     def from_json(text: str) -> Explanation:
@@ -82,17 +80,7 @@ class Explanation:
         Raises:
             FileFormatError: the text is damaged, or of another kind or version.
         """
-        try:
-            document = json.loads(text)
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise FileFormatError(f"not an explanation: its format is not '{FORMAT}'")
-            if document.get("version") != VERSION:
-                raise FileFormatError(f"an explanation of version {document.get('version')}; {VERSION} is read here")
-            return msgspec.convert(document, Explanation)
-        except json.JSONDecodeError as error:
-            raise FileFormatError(f"not an explanation: {error}") from error
-        except msgspec.ValidationError as error:
-            raise FileFormatError(f"a damaged explanation: {error}") from error
+        return from_json(text, Explanation, VERSION, "the explanation")
 
     def save_json(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes :meth:`to_json` to a file.

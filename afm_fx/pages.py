@@ -8,18 +8,9 @@ from afm_fx.chains import groups_of, listed
 from afm_fx.extras import import_for_report
 from afm_fx.picture import FORMS, picture_of
 from afm_fx.picture_svg import css_class, picture_svg, size_of
-from passes.sink_codes import Fate
 
 if TYPE_CHECKING:
     from afm_fx.explanation import Explanation
-
-MEANINGS = {
-    Fate.ABSORBED: "folded into the weights that read it; the features are never built",
-    Fate.ON_CODES: "done on the short codes, exactly",
-    Fate.RESTORED: "decoded just before, once for all that need it",
-    Fate.REFUSED: "left as it is",
-}
-"""What the fates mean, for the legend."""
 
 
 def render_page(template: str, explanation: Explanation, **context: object) -> str:
@@ -43,7 +34,6 @@ def render_page(template: str, explanation: Explanation, **context: object) -> s
         picture=picture,
         svg=picture_svg(picture),
         groups=groups_of(explanation.chains),
-        meanings=MEANINGS,
         forms=FORMS,
         **context,
     )

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 MOST_BOXES = 120
 """Boxes are told apart by their neighbours while there are no more than this; the covered models have up to 43."""
 
-_SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_norm": "layer_norm"}
-"""What users call the operators that torch has long names for."""
-
-
 FORMS = {"codes": "codes", "features": "restored features", "rest": "what the model made of them"}
 """What goes along an arrow: its class, and in words."""
 
@@ -79,7 +75,9 @@ def picture_of(explanation: Explanation, *, most_boxes: int = MOST_BOXES) -> Pic
     contents = {name: _contents(node, sites, group_of) for name, node in drawn.items()}
     classes, is_whole = _refine(drawn, contents, most_boxes)
     boxes, arrows = _boxes_and_arrows(drawn, classes, sites)
-    notes = _hidden_note([node for name, node in whole.items() if name not in drawn])
+    notes = []
+    if len(drawn) < len(whole):
+        notes.append(f"{len(whole) - len(drawn):,} operators that only move codes lie in the arrows.")
     if not is_whole:
         notes.append("The graph is large: operators of one line with one verdict are one box, wherever they are.")
     elif len(boxes) < len(drawn):
@@ -196,20 +194,3 @@ def _boxes_and_arrows(
         most = max(uses[node.name] for node in nodes)
         boxes.append(Box(f"b{place}", _role(first, sites), fate, tuple(nodes), made, most))
     return tuple(boxes), arrows
-
-
-def _hidden_note(hidden: Sequence[FlowNode]) -> list[str]:
-    """Which operators are folded into arrows, the commonest first."""
-    counts = Counter(node.operator for node in hidden)
-    listed = [f"{short_operator(name)} {count:,}" for name, count in counts.most_common(6)]
-    more = ", ..." if len(counts) > len(listed) else ""
-    note = f"{len(hidden):,} operators that keep codes as they are lie in the arrows: {', '.join(listed)}{more}."
-    return [note] if hidden else []
-
-
-def short_operator(operator: str) -> str:
-    """``sum`` of ``aten.sum.dim_IntList``; operators of other libraries keep their whole name."""
-    if not operator.startswith("aten."):
-        return operator
-    name = operator.removeprefix("aten.").partition(".")[0]
-    return _SHORT.get(name, name.strip("_"))

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from afm_fx.chains import listed
 from afm_fx.extras import import_for_report
-from afm_fx.picture import FORMS, Box, Picture, short_operator
+from afm_fx.picture import FORMS, Box, Picture
 from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
 
 _LONGEST_NAME, _MOST_NAMES = 38, 12
+_SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_norm": "layer_norm"}
+"""What users call the operators that torch has long names for."""
 
 
 def picture_svg(picture: Picture) -> str:
@@ -95,6 +97,14 @@ def _name(box: Box) -> str:
         return _range(box.sites[0].name, box.sites[-1].name)
     name = _shortened(short_operator(box.flow[0].operator), _LONGEST_NAME)
     return name if len(box.flow) == 1 else f"{name} \u00d7 {len(box.flow)}"
+
+
+def short_operator(operator: str) -> str:
+    """``sum`` of ``aten.sum.dim_IntList``; operators of other libraries keep their whole name."""
+    if not operator.startswith("aten."):
+        return operator
+    name = operator.removeprefix("aten.").partition(".")[0]
+    return _SHORT.get(name, name.strip("_"))
 
 
 def _range(first: str, last: str) -> str:

@@ -24,17 +24,13 @@ from afm_fx.program import Program
 WIDEST = 2_048
 """Features of the widest site whose eigenvalues are taken: their price grows with the third power."""
 
-SPECTRUM_SIZE, SPEED_SIZE = (232, 132), (430, 230)
-"""Width and height in CSS pixels."""
-
 LEAST = 1e-6
 """Shares of energy below this are drawn at the bottom of the plot."""
 
-_INK, _QUIET, _RULE, _RESTORED, _ON_CODES, _ABSORBED = (f"#0{digit}0{digit}0{digit}" for digit in range(1, 7))
-_VARIABLES = {
-    _INK: "--ink", _QUIET: "--quiet", _RULE: "--rule", _RESTORED: "--restored", _ON_CODES: "--on-codes",
-    _ABSORBED: "--absorbed",
-}  # fmt: skip
+_INK, _QUIET, _RULE, _RESTORED, _ON_CODES, _ABSORBED = _COLOURS = [
+    f"#0{digit}0{digit}0{digit}" for digit in range(1, 7)
+]
+_VARIABLES = ("--ink", "--quiet", "--rule", "--restored", "--on-codes", "--absorbed")
 _FONT_SIZE = 9.0
 
 
@@ -61,7 +57,7 @@ def spectra_of(program: Program, statistics: Statistics, plan: Plan) -> Iterator
 
 def spectrum_plot(site: SitePlan, left: Sequence[float]) -> str:
     """A site's spectrum as SVG: the share of energy left over at every rank, and where the plan's code lies."""
-    figure, axes = _figure(*SPECTRUM_SIZE)
+    figure, axes = _figure(232, 132)
     axes.plot([max(share, LEAST) for share in left], color=_QUIET, linewidth=1.3, clip_on=False)
     axes.set_yscale("log")
     axes.set_ylim(LEAST, 1.0)
@@ -82,7 +78,7 @@ def spectrum_plot(site: SitePlan, left: Sequence[float]) -> str:
 
 def speed_plot(timing: Measurement) -> str:
     """Median latency over batch sizes as SVG, a line for each contender, both axes logarithmic."""
-    figure, axes = _figure(*SPEED_SIZE)
+    figure, axes = _figure(430, 230)
     sizes = timing.batch_sizes
     axes.set_prop_cycle(color=[_QUIET, _ON_CODES, _ABSORBED, _RESTORED, _INK])
     medians = [[timing.timing(name, size).p50_us for name in timing.contenders] for size in sizes]
@@ -126,7 +122,7 @@ def _svg(figure: Any, name: str, label: str) -> str:
         figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
     body = sink.getvalue().partition("<defs>")[2].replace("xlink:href", "href")
     body = re.sub(r'<g id="[^"]*">', "<g>", body)  # names of groups, the same in every figure
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in zip(_COLOURS, _VARIABLES, strict=True):
         body = body.replace(colour, f"var({variable})")
     view = f'viewBox="0 0 {width:g} {height:g}"'
     return f'<svg class="plot" role="img" aria-label="{html.escape(label)}" {view}><defs>{body}'

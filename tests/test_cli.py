@@ -309,7 +309,7 @@ def test_explain_replaces_an_existing_file_by_force(shop, tmp_path):
     (tmp_path / "mine").write_text("mine")
     result = run("explain", f"{shop}:clicks", "--json", "mine", "--force")
     assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "mine").read_text())["format"] == "afm_fx.explanation"
+    assert json.loads((tmp_path / "mine").read_text())["version"] == 2
 
 
 def test_explain_names_the_extra_that_draws(shop, tmp_path, monkeypatch):
