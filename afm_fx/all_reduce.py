@@ -55,7 +55,7 @@ def all_reduced(own: Statistics, group: Group) -> Statistics:
         {name: _sensitivity(first["sensitivities", name]) for name in own.sensitivities},
         {name: Moments(*common["activations", name], second["activations", name]) for name in own.activations},
         _traffic(own.traffic, group),
-        functools.reduce(RowSample.__add__, samples).in_order_of_keys() if samples else None,
+        functools.reduce(RowSample.__add__, samples) if samples else None,
         own.origin,
         shares,
     )

@@ -5,6 +5,7 @@ Nothing here executes what a file holds: NumPy files are read without pickle.
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,11 +101,15 @@ class ArrayFile:
 
 
 def _open_npz(path: Path) -> DataFile:
-    loaded = _load_numpy(path)
+    with _readable(f"'{path}'"):
+        loaded = np.load(path, allow_pickle=False)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise FileFormatError(f"'{path}' is not an .npz archive")
+    arrays = {}
     with loaded:
-        arrays = {name: _member(loaded, name, path) for name in loaded.files}
+        for name in loaded.files:
+            with _readable(f"'{path}', array '{name}'"):
+                arrays[name] = np.asarray(loaded[name])
     if not arrays:
         raise FileFormatError(f"'{path}' holds no arrays")
     for name, array in arrays.items():
@@ -118,7 +123,8 @@ def _open_npz(path: Path) -> DataFile:
 
 
 def _open_npy(path: Path) -> DataFile:
-    loaded = _load_numpy(path, mapped=True)
+    with _readable(f"'{path}'"):
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(loaded, np.ndarray):
         raise FileFormatError(f"'{path}' is not an .npy array")
     if loaded.ndim == 0:
@@ -126,22 +132,14 @@ def _open_npy(path: Path) -> DataFile:
     return ArrayFile(path, {path.stem: loaded})
 
 
-def _load_numpy(path: Path, *, mapped: bool = False) -> Any:
+@contextlib.contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turns what NumPy says about a bad file into a typed error."""
     try:
-        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"'{path}' cannot be read: {_numpy_reason(error)}") from error
-
-
-def _member(archive: Any, name: str, path: Path) -> Array:
-    try:
-        return np.asarray(archive[name])
+        yield
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileFormatError(f"'{path}', array '{name}' cannot be read: {_numpy_reason(error)}") from error
-
-
-def _numpy_reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    if "pickle" in text.lower():
-        return "it is damaged, or holds Python objects, which are not read for safety; save plain numbers"
-    return f"damaged or of another kind ({text or type(error).__name__})"
+        text = " ".join(str(error).split())[:200]
+        reason = f"damaged or of another kind ({text or type(error).__name__})"
+        if "pickle" in text.lower():
+            reason = "it is damaged, or holds Python objects, which are not read for safety; save plain numbers"
+        raise FileFormatError(f"{what} cannot be read: {reason}") from error

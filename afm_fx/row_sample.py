@@ -27,7 +27,7 @@ class RowSample:
 
     Attributes:
         limit: rows at most.
-        keys: [k] float64, ``k <= limit``.
+        keys: [k] float64, ``k <= limit``, ascending.
         columns: by name of the flattened input, [k, ...].
     """
 
@@ -44,15 +44,10 @@ class RowSample:
         """The sample with every row's weight multiplied."""
         return RowSample(self.limit, self.keys / factor, self.columns)
 
-    def in_order_of_keys(self) -> RowSample:
-        """The same rows in an order that does not depend on how they came together."""
-        order = self.keys.argsort()
-        return RowSample(self.limit, self.keys[order], {name: each[order] for name, each in self.columns.items()})
-
     def up_to(self, key: float) -> RowSample:
         """The rows whose keys are not above ``key``."""
-        taken = self.keys <= key
-        return RowSample(self.limit, self.keys[taken], {name: each[taken] for name, each in self.columns.items()})
+        count = int((self.keys <= key).sum())
+        return RowSample(self.limit, self.keys[:count], {name: each[:count] for name, each in self.columns.items()})
 
     def batches(self, program: Program, size: int) -> Iterator[Inputs]:
         """The rows as batches of a program's inputs.
@@ -108,13 +103,13 @@ class RowSampler:
         keys = torch.empty(batch.rows, dtype=torch.float64).exponential_(generator=self._generator)
         known = self._sample
         if known is not None and known.rows == self._limit:
-            taken = (keys < known.keys.max()).nonzero().flatten()
+            taken = (keys < known.keys[-1]).nonzero().flatten()
         else:
             taken = torch.arange(batch.rows)
         leaves = zip(self._names, _leaves(batch.args, batch.kwargs), strict=True)
         columns = {name: leaf.detach()[taken.to(leaf.device)].cpu() for name, leaf in leaves}
-        drawn = RowSample(self._limit, keys[taken], columns)
-        self._sample = _smallest(self._limit, drawn.keys, columns) if known is None else known + drawn
+        drawn = _smallest(self._limit, keys[taken], columns)
+        self._sample = drawn if known is None else known + drawn
 
     def result(self) -> RowSample | None:
         """The sample; None where the inputs have no rows that could be taken one by one."""
@@ -122,10 +117,8 @@ class RowSampler:
 
 
 def _smallest(limit: int, keys: Tensor, columns: Mapping[str, Tensor]) -> RowSample:
-    """The rows of the smallest keys, in the order in which they came."""
-    if len(keys) <= limit:
-        return RowSample(limit, keys, columns)
-    taken = keys.topk(limit, largest=False).indices.sort().values
+    """The rows of the smallest keys, in the order of their keys, so that it does not matter in which they came."""
+    taken = keys.argsort()[:limit]
     return RowSample(limit, keys[taken], {name: column[taken] for name, column in columns.items()})
 
 

@@ -75,52 +75,37 @@ class SensitivityCollector:
         """Adds a batch, with random vectors that follow from the seed."""
         self._generator.manual_seed(seed)
         inputs = flat_inputs(self._program, batch)
-        for name, gradient, consumer in zip(
-            (tap.site.name for tap in self._taps), self._gradients(inputs), self._through_linears(inputs), strict=True
-        ):
-            found = Sensitivity(gradient.shape[0], _moment(gradient), _moment(consumer))
+        gradients, consumers = (self._gradients(inputs, through_linears=each) for each in (False, True))
+        for tap, gradient, consumer in zip(self._taps, gradients, consumers, strict=True):
+            name, found = tap.site.name, Sensitivity(gradient.shape[0], _moment(gradient), _moment(consumer))
             self.results[name] = self.results[name] + found if name in self.results else found
 
-    def _gradients(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
-        """Gradients of the logits, a random sign to each column."""
-        tapped: dict[str, Tensor] = {}
+    def _gradients(self, inputs: Sequence[Any], *, through_linears: bool) -> Iterator[Tensor]:
+        """The gradients ``[N, n]`` of every tap, of the logits with a random sign to each column.
 
-        def watch(node: Node, value: Any) -> Any:
-            if node.op == "get_attr" and isinstance(value, Tensor):
-                return value.detach()
-            if node.name not in self._tapped:
-                return None
-            tapped[node.name] = value if value.requires_grad else _leaf(value)
-            return tapped[node.name]
-
-        with torch.enable_grad():
-            outputs = columns_of(WatchedRun(self._graph, watch).run_flat(inputs))
-            loss = (outputs * self._signs(outputs)).sum()
-        return self._read(loss, tapped)
-
-    def _through_linears(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
-        """Gradients of random projections of what the next Linears give, which end there."""
+        Args:
+            inputs: of the graph.
+            through_linears: of random projections of what the next Linears give instead, at which each path ends.
+        """
         tapped: dict[str, Tensor] = {}
         losses: list[Tensor] = []
 
         def watch(node: Node, value: Any) -> Any:
             if node.op == "get_attr" and isinstance(value, Tensor):
-                return value.detach()
-            if node in self._linears and value.requires_grad:
+                return value.detach()  # no gradients of parameters
+            if through_linears and node in self._linears and value.requires_grad:
                 losses.append((value * self._normal(value)).sum())
                 value = value.detach()
             if node.name in self._tapped:
-                tapped[node.name] = value = _leaf(value)
+                starts = through_linears or not value.requires_grad
+                tapped[node.name] = value = value.detach().requires_grad_() if starts else value
             return value
 
         with torch.enable_grad():
             outputs = columns_of(WatchedRun(self._graph, watch).run_flat(inputs))
             if outputs.requires_grad:
                 losses.append((outputs * self._signs(outputs)).sum())
-        return self._read(sum(losses, start=torch.zeros(())), tapped)
-
-    def _read(self, loss: Tensor, tapped: dict[str, Tensor]) -> Iterator[Tensor]:
-        """The gradients ``[N, n]`` of every tap."""
+            loss = sum(losses, start=torch.zeros(()))
         found = torch.autograd.grad(loss, list(tapped.values()), allow_unused=True, materialize_grads=True)
         gradients = dict(zip(tapped, found, strict=True))
         for tap in self._taps:
@@ -134,10 +119,6 @@ class SensitivityCollector:
         """Signs that part the columns of the logits: a random one each, so that cross terms average out."""
         drawn = torch.randint(0, 2, like.shape, generator=self._generator)
         return (drawn * 2 - 1).to(device=like.device, dtype=like.dtype)
-
-
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().requires_grad_()
 
 
 def _moment(gradients: Tensor) -> Tensor:
