@@ -24,7 +24,6 @@ from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 from passes.parameter_ledger import Extent, Record, Term
 from passes.sites import site_name
 
-RULE = "absorb"
 ABSORBED = "a Linear takes the decoder into its weight, so the features are never built"
 COMPUTED = "its weight is computed from features, so it is a product of features"
 PER_FIELD = "a factored weight is applied to several fields whose decoders differ"
@@ -80,7 +79,7 @@ def affine_of_linear(builder: CodeBuilder, node: Node) -> Affine | None:
 
 def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
     """Applies a map to the last feature axis: absorbed, or per field."""
-    ready = builder.push(value, rule=RULE, like=node)
+    ready = builder.push(value)
     if ready is not None:
         return Absorbed(linear_on(builder, node, ready, affine), ABSORBED)
     return per_field(builder, node, value, [affine])
@@ -94,7 +93,7 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Seque
     """
     crowded = [row for row in split_rows(value.blocks, value.trailing[-1]) or [] if len(row) > 1]
     if any(block.unit is not None for row in crowded for block in row):
-        value = units_as_columns(builder, node, value, rule=RULE)
+        value = units_as_columns(builder, value)
     rows = split_rows(value.blocks, value.trailing[-1])
     if rows is None:
         return Restored(CUT)
@@ -177,21 +176,21 @@ def linear_on(
     factored: tuple[Factor, str] | None = None,
 ) -> Node:
     """The Linear node on codes; with a factor, the Linear that yields the code of its own output."""
-    ready = builder.compact(value, rule=RULE, like=node)
+    ready = builder.compact(value)
     weight, bias = _new_weight(builder, node, ready, affine, factored)
     if weight is None:
         return _constant_result(builder, node, ready, bias, factored[0].rank if factored else affine.weight.shape[0])
     parts = [*([ready.code] if ready.has_code else []), *([] if ready.units is None else [ready.units])]
-    code = builder.beside(parts, rule=RULE, like=node)
-    return builder.emit(aten.linear.default, code, weight, bias, rule=RULE, like=node)
+    code = builder.beside(parts)
+    return builder.emit(aten.linear.default, code, weight, bias)
 
 
 def _constant_result(builder: CodeBuilder, node: Node, value: LowRankValue, bias: Node | None, width: int) -> Node:
     """The result [*lead, width] of a map that reads constants alone."""
-    zeros = builder.pick(value.code, [], rule=RULE, like=node)
+    zeros = builder.pick(value.code, [])
     if bias is not None:
-        return builder.emit(aten.add.Tensor, zeros, bias, rule=RULE, like=node)
-    return builder.emit(aten.expand.default, zeros, [*(-1 for _ in value.lead), width], rule=RULE, like=node)
+        return builder.emit(aten.add.Tensor, zeros, bias)
+    return builder.emit(aten.expand.default, zeros, [*(-1 for _ in value.lead), width])
 
 
 def _new_weight(
@@ -222,14 +221,14 @@ def _new_weight(
         made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
         variant = builder.variant(origin, pieces)
         record = Record(rows, inputs, made_for, origin=origin, inputs=inputs, variant=variant)
-        builder.shared[matrix_key] = builder.new_parameter(f"{name}.weight", new_weight, like, record, rule=RULE)
+        builder.shared[matrix_key] = builder.new_parameter(f"{name}.weight", new_weight, like, record)
     builder.shared[bias_key] = None
     if new_bias is not None:
         new = affine.bias_origin is None
         origin = f"new bias of {origin}" if new else str(affine.bias_origin)
         variant = builder.variant(origin, (pieces, offsets))
         record = Record(rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant)
-        builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record, rule=RULE)
+        builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record)
     return builder.shared.get(matrix_key), builder.shared[bias_key]
 
 

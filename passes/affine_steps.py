@@ -20,14 +20,13 @@ from passes.need_features import MULTIPLIES
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 from passes.sums import MIXED, shifted, total
 
-RULE = "sum"
 ALONG_FEATURES = "it adds features of a code up one after the other"
 
 
 def negate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``neg``."""
     value = single(node, values)
-    return Restored(OTHER_DTYPE) if value is None else Carried(scaled(builder, node, value, -1.0))
+    return Restored(OTHER_DTYPE) if value is None else Carried(scaled(builder, value, -1.0))
 
 
 def lerp(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -44,11 +43,11 @@ def _weighted(
     """A sum with two numbers as weights."""
     left, right = values.get(one[0]), values.get(other[0])
     if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        return total(builder, node, scaled(builder, node, left, one[1]), scaled(builder, node, right, other[1]))
+        return total(builder, node, scaled(builder, left, one[1]), scaled(builder, right, other[1]))
     if isinstance(left, LowRankValue):
-        return shifted(builder, node, scaled(builder, node, left, one[1]), *other)
+        return shifted(builder, node, scaled(builder, left, one[1]), *other)
     if isinstance(right, LowRankValue):
-        return shifted(builder, node, scaled(builder, node, right, other[1]), *one)
+        return shifted(builder, node, scaled(builder, right, other[1]), *one)
     return Restored(MIXED)
 
 
@@ -72,12 +71,12 @@ def _plus_gated(builder: CodeBuilder, node: Node, values: Values, *, quotient: b
     if not isinstance(value, LowRankValue) or (quotient and source is other):
         return Restored("it divides by features, which a code does not follow", Law.INTERACTION)
     if quotient:
-        gate = in_dtype(builder, node, gate, value)
-        gate = builder.emit(aten.reciprocal.default, gate, rule=RULE, like=node)
+        gate = in_dtype(builder, gate, value)
+        gate = builder.emit(aten.reciprocal.default, gate)
     outcome = gated(builder, node, value, gate)
     if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
         return outcome
-    product = outcome.value if factor == 1 else scaled(builder, node, outcome.value, factor)
+    product = outcome.value if factor == 1 else scaled(builder, outcome.value, factor)
     addend = values.get(summand) if isinstance(summand, Node) else None
     if isinstance(addend, LowRankValue):
         return total(builder, node, addend, product)
@@ -90,20 +89,12 @@ def cumulate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if value is None or not isinstance(axis, int) or value_of(node).dtype != value_of(value.code).dtype:
         return Restored(OTHER_DTYPE)
     if axis % len(value.shape) >= len(value.lead):
-        pushed = builder.push(value, rule=RULE, like=node)
+        pushed = builder.push(value)
         if pushed is None or axis % len(value.shape) >= len(pushed.lead):
             return Restored(ALONG_FEATURES)
         value = pushed
     place = axis % len(value.shape)
-    return Carried(
-        through_lead(
-            builder,
-            node,
-            value,
-            lambda code: builder.emit(aten.cumsum.default, code, place, rule=RULE, like=node),
-            rule=RULE,
-        )
-    )
+    return Carried(through_lead(builder, value, lambda code: builder.emit(aten.cumsum.default, code, place)))
 
 
 LAWS = {

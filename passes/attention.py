@@ -15,7 +15,6 @@ from passes.low_rank_value import LowRankValue
 from passes.need_features import MULTIPLIES
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 
-RULE = "attention"
 EVERY_POSITION = "its values have a different decoder at every position"
 DROPOUT = "it drops attention weights at random"
 
@@ -28,14 +27,14 @@ def attend(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         return Restored(MULTIPLIES, Law.INTERACTION)
     if len(node.args) > 4 and node.args[4] != 0:
         return Restored(DROPOUT, Law.NONLINEAR)
-    pushed = builder.push(value, rule=RULE, like=node)
+    pushed = builder.push(value)
     if pushed is None:
         return Restored(EVERY_POSITION)
 
     def averaged(code: Node) -> Node:
-        return builder.emit(node.target, query, key, code, *node.args[3:], rule=RULE, like=node, **node.kwargs)  # type: ignore[arg-type]
+        return builder.emit(node.target, query, key, code, *node.args[3:], **node.kwargs)
 
-    return Carried(through_lead(builder, node, pushed, averaged, rule=RULE))
+    return Carried(through_lead(builder, pushed, averaged))
 
 
 LAWS = {aten.scaled_dot_product_attention.default: attend}

@@ -33,6 +33,8 @@ class CodeBuilder:
 
     Attributes:
         features: gives the node with the features of a node that has a value; set by whoever walks the graph.
+        node: the node that the nodes made stand for.
+        rule: the rule that makes them.
     """
 
     features: Callable[[Node], Node]
@@ -41,6 +43,7 @@ class CodeBuilder:
         self.module = module
         self.graph = module.graph
         self.dry = dry
+        self.node, self.rule = next(iter(self.graph.nodes)), ""
         self.first_call = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
         self.records: list[Record] = []
         self.shared: dict[Hashable, Any] = {}
@@ -52,6 +55,16 @@ class CodeBuilder:
         """The mode in which tensors are computed: without gradients."""
         with torch.no_grad():
             yield
+
+    @contextlib.contextmanager
+    def standing_for(self, node: Node, rule: str) -> Iterator[None]:
+        """Nodes made here stand for a node, and a rule makes them."""
+        before = self.node, self.rule
+        self.node, self.rule = node, rule
+        try:
+            yield
+        finally:
+            self.node, self.rule = before
 
     def constant(self, node: Any) -> Tensor | None:
         """The value of a node that depends on parameters and constants only, None for any other."""
@@ -84,17 +97,17 @@ class CodeBuilder:
                 self.consumed[one.name] = self.consumed.get(one.name, frozenset()) | frozenset(value.sites)
             pending += one.all_input_nodes
 
-    def emit(self, target: Callable[..., Any], *args: Any, rule: str, like: Node, **kwargs: Any) -> Node:
-        """One node at the insertion point, standing for ``like``."""
-        return call(self.graph, target, *args, rule=rule, like=like, **kwargs)
+    def emit(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """One node at the insertion point, standing for the node at hand."""
+        return call(self.graph, target, *args, rule=self.rule, like=self.node, **kwargs)
 
-    def new_parameter(self, name: str, tensor: Tensor, like: Tensor, record: Record, *, rule: str) -> Node:
+    def new_parameter(self, name: str, tensor: Tensor, like: Tensor, record: Record) -> Node:
         """A parameter in the number format and on the device of another tensor, counted in the ledger."""
         if self.dry:
             blank = torch.empty(tensor.shape, device="meta", dtype=like.dtype)
-            node = parameter(self.module, name, blank, rule=rule, device=like.device)
+            node = parameter(self.module, name, blank, rule=self.rule, device=like.device)
         else:
-            node = parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=rule)
+            node = parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=self.rule)
         self.records.append(replace(record, name=str(node.target)))
         return node
 
@@ -114,58 +127,55 @@ class CodeBuilder:
         known = self.shared.setdefault(("variants", origin), {})
         return int(known.setdefault(constants, len(known)))
 
-    def sizes(self, code: Node, lead: Sequence[Any], like: Node, *tail: int) -> list[Any]:
+    def sizes(self, code: Node, lead: Sequence[Any], *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""
         symbolic = [axis for axis, size in enumerate(lead) if not isinstance(size, int)]
         if len(symbolic) <= 1:
             return [-1 if axis in symbolic else size for axis, size in enumerate(lead)] + list(tail)
         named = [
-            self.emit(aten.sym_size.int, code, axis, rule="sizes", like=like) if axis in symbolic else size
-            for axis, size in enumerate(lead)
+            self.emit(aten.sym_size.int, code, axis) if axis in symbolic else size for axis, size in enumerate(lead)
         ]
         return [*named, *tail]
 
-    def view(self, code: Node, lead: Sequence[Any], like: Node, *tail: int, rule: str) -> Node:
+    def view(self, code: Node, lead: Sequence[Any], *tail: int) -> Node:
         """``code`` seen as ``[*lead, *tail]``; ``lead`` must be leading axes of ``code``."""
         shape = tuple(value_of(code).shape)
         if len(shape) == len(lead) + len(tail) and shape[len(lead) :] == tail:
             return code
-        return self.emit(aten.reshape.default, code, self.sizes(code, lead, like, *tail), rule=rule, like=like)
+        return self.emit(aten.reshape.default, code, self.sizes(code, lead, *tail))
 
-    def pick(self, node: Node, columns: Sequence[int], *, rule: str, like: Node) -> Node:
+    def pick(self, node: Node, columns: Sequence[int]) -> Node:
         """Columns of the last axis, as slices; for no columns, one of zeros."""
         axis = len(value_of(node).shape) - 1
         if not columns:
-            first = self.pick(node, [0], rule=rule, like=like)
-            return self.emit(aten.zeros_like.default, first, rule=rule, like=like)
+            first = self.pick(node, [0])
+            return self.emit(aten.zeros_like.default, first)
         if list(columns) == list(range(width_of(node))):
             return node
-        pieces = [
-            self.emit(aten.slice.Tensor, node, axis, first, end, rule=rule, like=like) for first, end in _runs(columns)
-        ]
-        return self.beside(pieces, rule=rule, like=like)
+        pieces = [self.emit(aten.slice.Tensor, node, axis, first, end) for first, end in _runs(columns)]
+        return self.beside(pieces)
 
-    def beside(self, parts: Sequence[Node], *, rule: str, like: Node) -> Node:
+    def beside(self, parts: Sequence[Node]) -> Node:
         """Nodes concatenated along their last axis; a single one as it is."""
         if len(parts) == 1:
             return parts[0]
         axis = len(value_of(parts[0]).shape) - 1
-        return self.emit(aten.cat.default, list(parts), axis, rule=rule, like=like)
+        return self.emit(aten.cat.default, list(parts), axis)
 
-    def column(self, vector: Node, *, rule: str, like: Node) -> Node:
+    def column(self, vector: Node) -> Node:
         """A vector [n] as [n, 1]."""
-        return self.emit(aten.reshape.default, vector, [-1, 1], rule=rule, like=like)
+        return self.emit(aten.reshape.default, vector, [-1, 1])
 
-    def compact(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue:
+    def compact(self, value: LowRankValue) -> LowRankValue:
         """The value with only the code columns and units that its blocks use, or one column of zeros."""
         columns = sorted({column for block in value.blocks for column in block.columns})
         units = sorted({block.unit for block in value.blocks if block.unit is not None})
         to_column = {column: place for place, column in enumerate(columns)}
         to_unit = {unit: place for place, unit in enumerate(units)}
-        code = self.pick(value.code, columns, rule=rule, like=like)
+        code = self.pick(value.code, columns)
         kept = None
         if value.units is not None and units:
-            kept = self.pick(value.units, units, rule=rule, like=like)
+            kept = self.pick(value.units, units)
         blocks = tuple(
             replace(
                 block,
@@ -182,7 +192,7 @@ class CodeBuilder:
         units = None if value.units is None else change(value.units)
         return replace(value, code=code, units=units, lead=tuple(value_of(code).shape)[:-1])
 
-    def pull(self, value: LowRankValue, axes: int, *, rule: str, like: Node) -> LowRankValue | None:
+    def pull(self, value: LowRankValue, axes: int) -> LowRankValue | None:
         """Makes the last ``axes`` leading axes feature axes; None where their sizes are not static."""
         if axes == 0:
             return value
@@ -193,14 +203,14 @@ class CodeBuilder:
         width, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
         blocks = [block.moved(turn * width, turn * units) for turn in range(repeats) for block in value.blocks]
         return LowRankValue(
-            self.view(value.code, lead, like, repeats * width, rule=rule),
+            self.view(value.code, lead, repeats * width),
             lead,
             (*pulled, *value.trailing),
             merge_identities(blocks),
-            None if value.units is None else self.view(value.units, lead, like, repeats * units, rule=rule),
+            None if value.units is None else self.view(value.units, lead, repeats * units),
         )
 
-    def push(self, value: LowRankValue, *, rule: str, like: Node) -> LowRankValue | None:
+    def push(self, value: LowRankValue) -> LowRankValue | None:
         """Leaves one feature axis by making the others leading axes; None where their decoders differ."""
         outer = value.trailing[:-1]
         if not outer:
@@ -211,18 +221,18 @@ class CodeBuilder:
         row_columns = [[column for block in row for column in block.columns] for row in rows]
         row_units = [[block.unit for block in row if block.unit is not None] for row in rows]
         width, units = len(row_columns[0]), len(row_units[0])
-        code = self.pick(value.code, list(itertools.chain(*row_columns)), rule=rule, like=like)
+        code = self.pick(value.code, list(itertools.chain(*row_columns)))
         if not width:  # constants alone: every row's code is one column of zeros
             ones = [1] * len(outer)
-            code = self.view(code, value.lead, like, *ones, 1, rule=rule)
+            code = self.view(code, value.lead, *ones, 1)
             sizes = [*(-1 for _ in value.lead), *outer, 1]
-            code, width = self.emit(aten.expand.default, code, sizes, rule=rule, like=like), 1
+            code, width = self.emit(aten.expand.default, code, sizes), 1
         kept = None
         if value.units is not None and units:
-            kept = self.pick(value.units, list(itertools.chain(*row_units)), rule=rule, like=like)
-            kept = self.view(kept, value.lead, like, *outer, units, rule=rule)
+            kept = self.pick(value.units, list(itertools.chain(*row_units)))
+            kept = self.view(kept, value.lead, *outer, units)
         return LowRankValue(
-            self.view(code, value.lead, like, *outer, width, rule=rule),
+            self.view(code, value.lead, *outer, width),
             (*value.lead, *outer),
             value.trailing[-1:],
             _renumbered(rows[0]),

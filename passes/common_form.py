@@ -22,18 +22,13 @@ from passes.outcomes import Restored
 
 
 def units_as_columns(
-    builder: CodeBuilder,
-    node: Node,
-    value: LowRankValue,
-    *,
-    rule: str,
-    only: Callable[[Block], bool] | None = None,
+    builder: CodeBuilder, value: LowRankValue, *, only: Callable[[Block], bool] | None = None
 ) -> LowRankValue:
     """Replaces ``A z + g u`` with ``[A, g] [z; u]`` in the blocks that ``only`` picks; they then have no unit."""
     chosen = [block.unit is not None and (only is None or only(block)) for block in value.blocks]
     if value.units is None or not any(chosen):
         return value
-    code = builder.beside([value.code, value.units], rule=rule, like=node)
+    code = builder.beside([value.code, value.units])
     first, blocks = width_of(value.code), list[Block]()
     for block, folded in zip(value.blocks, chosen, strict=True):
         if folded and block.unit is not None:
@@ -46,26 +41,24 @@ def units_as_columns(
     return replace(value, code=code, blocks=tuple(blocks), units=units)
 
 
-def through_lead(
-    builder: CodeBuilder, node: Node, value: LowRankValue, change: Callable[[Node], Node], *, rule: str
-) -> LowRankValue:
+def through_lead(builder: CodeBuilder, value: LowRankValue, change: Callable[[Node], Node]) -> LowRankValue:
     """Applies a linear operator that works on the leading axes alone and on every feature alike.
 
     Replaces ``L(A z + o + g u)`` with ``A L(z) + o L(1) + g L(u)``: code, units and a column of ones go through it at
     once.
     """
     if any(block.unit is not None and block.decoder.offset is not None for block in value.blocks):
-        value = units_as_columns(builder, node, value, rule=rule)
+        value = units_as_columns(builder, value)
     parts = [value.code, *([] if value.units is None else [value.units])]
     columns, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
     shifts = any(block.decoder.offset is not None for block in value.blocks)
     if shifts:
-        first = builder.pick(value.code, [0], rule=rule, like=node)
-        parts.append(builder.emit(aten.ones_like.default, first, rule=rule, like=node))
-    changed = change(builder.beside(parts, rule=rule, like=node))
-    code = builder.pick(changed, range(columns), rule=rule, like=node)
+        first = builder.pick(value.code, [0])
+        parts.append(builder.emit(aten.ones_like.default, first))
+    changed = change(builder.beside(parts))
+    code = builder.pick(changed, range(columns))
     last = columns + units + shifts
-    kept = builder.pick(changed, range(columns, last), rule=rule, like=node) if last > columns else None
+    kept = builder.pick(changed, range(columns, last)) if last > columns else None
     blocks = [
         block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=units)
         for block in value.blocks
@@ -73,7 +66,7 @@ def through_lead(
     return LowRankValue(code, tuple(value_of(code).shape)[:-1], value.trailing, tuple(blocks), kept)
 
 
-def separated(builder: CodeBuilder, node: Node, value: LowRankValue, *, rule: str) -> LowRankValue:
+def separated(builder: CodeBuilder, value: LowRankValue) -> LowRankValue:
     """The value with code columns that no two blocks share."""
     columns = list(itertools.chain.from_iterable(block.columns for block in value.blocks))
     if len(columns) == len(set(columns)):
@@ -83,12 +76,10 @@ def separated(builder: CodeBuilder, node: Node, value: LowRankValue, *, rule: st
         replace(block, columns=tuple(range(start, start + len(block.columns))))
         for start, block in zip(starts, value.blocks, strict=False)
     )
-    return replace(value, code=builder.pick(value.code, columns, rule=rule, like=node), blocks=blocks)
+    return replace(value, code=builder.pick(value.code, columns), blocks=blocks)
 
 
-def spread_features(
-    builder: CodeBuilder, node: Node, value: LowRankValue, shape: Sequence[Any], *, rule: str
-) -> LowRankValue | None:
+def spread_features(builder: CodeBuilder, value: LowRankValue, shape: Sequence[Any]) -> LowRankValue | None:
     """The value with its feature axes repeated as in a shape that it broadcasts to; its leading axes stay.
 
     Returns:
@@ -98,7 +89,7 @@ def spread_features(
     if equal_sizes(shape[-axes:], value.trailing):
         return value
     if not static(shape[-axes:]):
-        pushed = builder.push(value, rule=rule, like=node)
+        pushed = builder.push(value)
         if pushed is None or not equal_sizes(shape[-1:], pushed.trailing):
             return None
         return pushed
@@ -106,9 +97,7 @@ def spread_features(
     return None if isinstance(moved, Restored) else moved
 
 
-def spread(
-    builder: CodeBuilder, node: Node, value: LowRankValue, others: Sequence[Node], *, rule: str
-) -> LowRankValue | None:
+def spread(builder: CodeBuilder, node: Node, value: LowRankValue, others: Sequence[Node]) -> LowRankValue | None:
     """The value repeated to the shape of a node's result.
 
     Args:
@@ -118,7 +107,7 @@ def spread(
         None where the sizes are not known before the model runs.
     """
     shape = tuple(value_of(node).shape)
-    spreading = spread_features(builder, node, value, shape, rule=rule)
+    spreading = spread_features(builder, value, shape)
     if spreading is None:
         return None
     lead = shape[: len(shape) - len(spreading.trailing)]
@@ -132,19 +121,17 @@ def spread(
         elif isinstance(size, int):
             sizes.append(size)
         else:
-            found = _size(builder, node, size, [value.code, *others], rule=rule)
+            found = _size(builder, size, [value.code, *others])
             if found is None:
                 return None
             sizes.append(found)
-    return builder.on_lead(
-        spreading, lambda code: builder.emit(aten.expand.default, code, [*sizes, -1], rule=rule, like=node)
-    )
+    return builder.on_lead(spreading, lambda code: builder.emit(aten.expand.default, code, [*sizes, -1]))
 
 
-def _size(builder: CodeBuilder, node: Node, size: Any, sources: Sequence[Node], *, rule: str) -> Node | None:
+def _size(builder: CodeBuilder, size: Any, sources: Sequence[Node]) -> Node | None:
     """A node that holds a symbolic size."""
     for source in sources:
         for axis, own in enumerate(value_of(source).shape):
             if str(own) == str(size):
-                return builder.emit(aten.sym_size.int, source, axis, rule=rule, like=node)
+                return builder.emit(aten.sym_size.int, source, axis)
     return None

@@ -31,7 +31,6 @@ from passes.moves import MIXED_AXES, OTHER_DTYPE, on_features
 from passes.need_features import MULTIPLIES
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 
-RULE = "contraction"
 EVERY_FIELD = "every result mixes the codes of all fields, so none of them would have a shorter code"
 REPEATS = "it sums features along axes, or takes diagonals, while it multiplies them"
 MANY = "it multiplies more than two tensors at once"
@@ -93,21 +92,21 @@ def product_plus(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if isinstance(outcome, Absorbed):
         if summand in values:
             return Restored(sums.MIXED)
-        product = _scaled_node(builder, node, outcome.node, alpha)
-        added = builder.emit(aten.add.Tensor, product, summand, rule=RULE, like=node, alpha=beta)
+        product = _scaled_node(builder, outcome.node, alpha)
+        added = builder.emit(aten.add.Tensor, product, summand, alpha=beta)
         return Absorbed(added, outcome.reason)
     value = outcome.value if isinstance(outcome, Carried) else None
     if not isinstance(value, LowRankValue):
         return Restored(OTHER_DTYPE)
-    value = value if alpha == 1 else scaled(builder, node, value, alpha)
+    value = value if alpha == 1 else scaled(builder, value, alpha)
     addend = values.get(summand) if isinstance(summand, Node) else None
     if isinstance(addend, LowRankValue):
-        return sums.added(builder, node, value, addend if beta == 1 else scaled(builder, node, addend, beta))
+        return sums.added(builder, node, value, addend if beta == 1 else scaled(builder, addend, beta))
     return sums.shifted(builder, node, value, summand, beta)
 
 
-def _scaled_node(builder: CodeBuilder, node: Node, product: Node, factor: float) -> Node:
-    return product if factor == 1 else builder.emit(aten.mul.Tensor, product, factor, rule=RULE, like=node)
+def _scaled_node(builder: CodeBuilder, product: Node, factor: float) -> Node:
+    return product if factor == 1 else builder.emit(aten.mul.Tensor, product, factor)
 
 
 def _matrix_product(builder: CodeBuilder, node: Node, values: Values, one: Any, other: Any) -> Outcome:
@@ -148,19 +147,19 @@ def _product(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node,
     wide = [label for label, size in zip(reversed(labels.own), reversed(value.trailing), strict=False) if size != 1]
     feature = wide[0] if wide else labels.own[-1]
     if feature in labels.other:
-        return _along_features(builder, node, value, other, labels)
+        return _along_features(builder, value, other, labels)
     if labels.out[-1] != labels.own[-1]:
         return Restored(ORDER)
-    return _by_weights(builder, node, value, other, labels)
+    return _by_weights(builder, value, other, labels)
 
 
-def _along_features(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
+def _along_features(builder: CodeBuilder, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
     """The other operand has the feature axis: it must be a constant, summed along it."""
     origin = _unexpanded(other)
     constant = builder.constant(origin)
     contracted = [label for label in labels.other if label in labels.own and label not in labels.out]
     if constant is not None and contracted:
-        return _by_constant(builder, node, value, origin, labels)
+        return _by_constant(builder, value, origin, labels)
     return Restored(MULTIPLIES, Law.INTERACTION)
 
 
@@ -179,14 +178,14 @@ def _without_batch(constant: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
     return constant, replace(labels, other=other)
 
 
-def _by_constant(builder: CodeBuilder, node: Node, value: LowRankValue, origin: Node, labels: Labels) -> Outcome:
+def _by_constant(builder: CodeBuilder, value: LowRankValue, origin: Node, labels: Labels) -> Outcome:
     """A constant contracted along the features, and along other feature axes if it has them."""
     constant = builder.constant(origin)
     if constant is None:
         return Restored(MULTIPLIES, Law.INTERACTION)
     constant, labels = _without_batch(constant, labels)
     involved = [axis for axis, label in enumerate(labels.own) if label in labels.other]
-    whole = builder.pull(value, max(len(value.lead) - involved[0], 0), rule=RULE, like=node)
+    whole = builder.pull(value, max(len(value.lead) - involved[0], 0))
     if whole is None:
         return Restored("a size on its way is not known before the model runs")
     lead, tail = labels.own[: len(whole.lead)], labels.own[len(whole.lead) :]
@@ -208,17 +207,15 @@ def _by_constant(builder: CodeBuilder, node: Node, value: LowRankValue, origin: 
     leaf = _parameter_behind(builder, origin)
     if counts[0] == 1:
         outcome = absorb.apply(
-            builder, node, ready, Affine(weights[0], None, leaf, None, key, leaf is None, as_it_is=False)
+            builder, builder.node, ready, Affine(weights[0], None, leaf, None, key, leaf is None, as_it_is=False)
         )
     else:
         maps = [Affine(weights[row // counts[1]], None, leaf, None, (key, row // counts[1])) for row in range(rows)]
-        outcome = absorb.per_field(builder, node, ready, maps)
+        outcome = absorb.per_field(builder, builder.node, ready, maps)
     if not isinstance(outcome, Restored) and leaf is None:
         builder.consume(origin, value)
     made = {label: int(sizes[label]) for label in (*batch, *free, *results)}
-    return _in_order(
-        builder, node, outcome, [[*lead, *made].index(label) for label in labels.out], tuple(made.values())
-    )
+    return _in_order(builder, outcome, [[*lead, *made].index(label) for label in labels.out], tuple(made.values()))
 
 
 def _parameter_behind(builder: CodeBuilder, origin: Node) -> Node | None:
@@ -229,14 +226,14 @@ def _parameter_behind(builder: CodeBuilder, origin: Node) -> Node | None:
     return origin if origin.op == "get_attr" and value_of(origin).numel() == count else None
 
 
-def _in_order(builder: CodeBuilder, node: Node, outcome: Outcome, order: list[int], tail: tuple[int, ...]) -> Outcome:
+def _in_order(builder: CodeBuilder, outcome: Outcome, order: list[int], tail: tuple[int, ...]) -> Outcome:
     """The outcome, whose last axes are ``tail``, with its axes in another order."""
     lead = len(order) - len(tail)
     if isinstance(outcome, Absorbed):
         sizes = tuple(value_of(outcome.node).shape)[:lead]
-        result = builder.view(outcome.node, sizes, node, *tail, rule=RULE)
+        result = builder.view(outcome.node, sizes, *tail)
         if order != list(range(len(order))):
-            result = builder.emit(aten.permute.default, result, order, rule=RULE, like=node)
+            result = builder.emit(aten.permute.default, result, order)
         return Absorbed(result, outcome.reason)
     if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
         return outcome
@@ -248,24 +245,24 @@ def _in_order(builder: CodeBuilder, node: Node, outcome: Outcome, order: list[in
     return moved if isinstance(moved, Restored) else Carried(moved)
 
 
-def _by_weights(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
+def _by_weights(builder: CodeBuilder, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
     """Weights without the feature axis: the code is contracted in place of the features."""
-    pushed = builder.push(value, rule=RULE, like=node)
+    pushed = builder.push(value)
     if pushed is None:
-        return _one_row(builder, node, value, other, labels)
+        return _one_row(builder, value, other, labels)
     equation = f"{labels.own},{labels.other}->{labels.out}"
-    change = functools.partial(_mixed, builder, node, other, equation)
-    return Carried(through_lead(builder, node, pushed, change, rule=RULE))
+    change = functools.partial(_mixed, builder, other, equation)
+    return Carried(through_lead(builder, pushed, change))
 
 
-def _mixed(builder: CodeBuilder, node: Node, other: Node, equation: str, code: Node) -> Node:
+def _mixed(builder: CodeBuilder, other: Node, equation: str, code: Node) -> Node:
     """The node's own operator on the code; of ``a @ b + c`` the product alone."""
-    if node.target is aten.einsum.default or node.target is aten.tensordot.default:
-        return builder.emit(aten.einsum.default, equation, [code, other], rule=RULE, like=node)
-    return builder.emit(aten.matmul.default, other, code, rule=RULE, like=node)
+    if builder.node.target in (aten.einsum.default, aten.tensordot.default):
+        return builder.emit(aten.einsum.default, equation, [code, other])
+    return builder.emit(aten.matmul.default, other, code)
 
 
-def _one_row(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
+def _one_row(builder: CodeBuilder, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
     """A weighted sum of fields whose decoders differ: a gate per field, then a sum over fields."""
     sizes = dict(zip(labels.other, value_of(other).shape, strict=True))
     extra = [label for label in labels.other if label not in labels.own]
@@ -280,18 +277,18 @@ def _one_row(builder: CodeBuilder, node: Node, value: LowRankValue, other: Node,
     gate = other
     for label in extra:
         places = [each for each in labels.other if each in wanted or each in extra[extra.index(label) :]]
-        gate = builder.emit(aten.squeeze.dim, gate, places.index(label), rule=RULE, like=node)
+        gate = builder.emit(aten.squeeze.dim, gate, places.index(label))
     present = [label for label in labels.other if label in wanted]
     order = [present.index(label) for label in wanted]
     if order != list(range(len(order))):
-        gate = builder.emit(aten.permute.default, gate, order, rule=RULE, like=node)
+        gate = builder.emit(aten.permute.default, gate, order)
     for place, label in enumerate(labels.own):
         if label not in wanted:
-            gate = builder.emit(aten.unsqueeze.default, gate, place, rule=RULE, like=node)
-    outcome = gated(builder, node, value, gate, shape=value.shape)
+            gate = builder.emit(aten.unsqueeze.default, gate, place)
+    outcome = gated(builder, builder.node, value, gate, shape=value.shape)
     if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
         return outcome
-    total = sums.over_fields(builder, node, outcome.value, range(len(inner)))
+    total = sums.over_fields(builder, outcome.value, range(len(inner)))
     if not isinstance(total, LowRankValue):
         return total
     place = labels.out.index(extra[0]) - len(value.lead) if extra else 0

@@ -27,12 +27,10 @@ class DecoderConstants:
     Args:
         builder: makes the nodes.
         value: whose decoders they are; gives the number format, and the sites that need a constant of no site.
-        like: the node that the constants are made for.
-        rule: the rule that asks for them.
     """
 
-    def __init__(self, builder: CodeBuilder, value: LowRankValue, like: Node, rule: str) -> None:
-        self.builder, self.value, self.like, self.rule = builder, value, like, rule
+    def __init__(self, builder: CodeBuilder, value: LowRankValue) -> None:
+        self.builder, self.value = builder, value
 
     def matrix(self, decoder: Decoder) -> Node:
         """``A`` [width, rank]: a parameter, or the parameters of its parts side by side; the identity needs none."""
@@ -87,15 +85,13 @@ class DecoderConstants:
             if decoder is not None and decoder.sites and not (tensor.dim() == 1 and decoder.shifted_by_constant):
                 needs = decoder.sites
             record = Record(Extent(int(tensor.shape[0])), columns, needs)
-            shared[key] = self.builder.new_parameter(
-                f"{site}.{name}", tensor, value_of(self.value.code), record, rule=self.rule
-            )
+            shared[key] = self.builder.new_parameter(f"{site}.{name}", tensor, value_of(self.value.code), record)
         node: Node = shared[key]
         return node
 
     def emit(self, target: object, *args: object) -> Node:
         """One node at the insertion point."""
-        return self.builder.emit(target, *args, rule=self.rule, like=self.like)  # type: ignore[arg-type]
+        return self.builder.emit(target, *args)
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
@@ -121,7 +117,7 @@ class DecoderConstants:
         node = self.builder.graph.call_function(target, sizes, form)  # type: ignore[arg-type]
         with fake_mode(self.builder.graph):
             node.meta["val"] = target(*sizes, **form)
-        stamp(node, self.rule, self.like)
+        stamp(node, self.builder.rule, self.builder.node)
         return node
 
 

@@ -26,8 +26,6 @@ from passes.need_features import MULTIPLIES
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 from passes.uniform import narrowed
 
-RULE = "gate"
-
 REPEATS = (
     "it repeats the features and scales every copy by constants of its own, which would lengthen the weights after it"
 )
@@ -52,9 +50,9 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         return Restored("it divides by features, which a code does not follow", Law.INTERACTION)
     if not isinstance(divisor, Node):
         return gated(builder, node, value, 1.0 / divisor)  # type: ignore[operator]
-    divisor = narrowed(builder, node, divisor, len(value.trailing), rule=RULE)
-    divisor = in_dtype(builder, node, divisor, value)
-    return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor, rule=RULE, like=node))
+    divisor = narrowed(builder, divisor, len(value.trailing))
+    divisor = in_dtype(builder, divisor, value)
+    return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor))
 
 
 def gated(
@@ -75,78 +73,78 @@ def gated(
     if not isinstance(value, LowRankValue) or value_of(node).dtype != value_of(value.code).dtype:
         return Restored(OTHER_DTYPE)
     if isinstance(gate, (int, float)):
-        return Carried(scaled(builder, node, value, float(gate)))
+        return Carried(scaled(builder, value, float(gate)))
     if not isinstance(gate, Node):
         return Restored(MULTIPLIES, Law.INTERACTION)
-    ready = _spread(builder, node, value, tuple(value_of(node).shape) if shape is None else shape)
+    ready = _spread(builder, value, tuple(value_of(node).shape) if shape is None else shape)
     if ready is None:
         return Restored(UNKNOWN_SIZES)
     vector = builder.constant(gate)
     if vector is not None and ready.features > value.features and vector.numel() > 1 and not masking:
         return Restored(REPEATS)
-    return _by_tensor(builder, node, ready, gate, masking=masking)
+    return _by_tensor(builder, ready, gate, masking=masking)
 
 
-def _by_tensor(builder: CodeBuilder, node: Node, ready: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
-    gate = narrowed(builder, node, gate, len(ready.trailing), rule=RULE)
+def _by_tensor(builder: CodeBuilder, ready: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
+    gate = narrowed(builder, gate, len(ready.trailing))
     shape = tuple(value_of(gate).shape)
     tail = (1,) * (len(ready.trailing) - len(shape)) + shape[max(len(shape) - len(ready.trailing), 0) :]
     if not static(tail):
         return Restored(VARIES, Law.INTERACTION)
     constant = builder.constant(gate)
     if not masking:
-        gate = in_dtype(builder, node, gate, ready)
+        gate = in_dtype(builder, gate, ready)
     if all(size == 1 for size in tail):
-        return _by_one(builder, node, ready, gate, masking=masking)
+        return _by_one(builder, ready, gate, masking=masking)
     if constant is not None and constant.numel() == int(np.prod(tail)) and not masking:
         return by_vector(builder, ready, gate, constant.reshape(tail))
-    return _by_field(builder, node, ready, gate, tail, masking=masking)
+    return _by_field(builder, ready, gate, tail, masking=masking)
 
 
-def _spread(builder: CodeBuilder, node: Node, value: LowRankValue, shape: Sequence[Any]) -> LowRankValue | None:
+def _spread(builder: CodeBuilder, value: LowRankValue, shape: Sequence[Any]) -> LowRankValue | None:
     """The value with its feature axes as the result has them; a product repeats leading axes by itself."""
     if not equal_sizes(shape[-len(value.trailing) :], value.trailing) and equal_sizes(shape[-1:], value.trailing[-1:]):
-        pushed = builder.push(value, rule=RULE, like=node)
+        pushed = builder.push(value)
         if pushed is not None:
             return pushed
-    return spread_features(builder, node, value, shape, rule=RULE)
+    return spread_features(builder, value, shape)
 
 
-def _times(builder: CodeBuilder, node: Node, code: Node, column: Node, *, masking: bool) -> Node:
+def _times(builder: CodeBuilder, code: Node, column: Node, *, masking: bool) -> Node:
     """A code or units times a gate; a mask selects, so that 0 comes of anything."""
     if masking:
-        return builder.emit(aten.where.ScalarOther, column, code, 0.0, rule=RULE, like=node)
-    return builder.emit(aten.mul.Tensor, code, column, rule=RULE, like=node)
+        return builder.emit(aten.where.ScalarOther, column, code, 0.0)
+    return builder.emit(aten.mul.Tensor, code, column)
 
 
-def in_dtype(builder: CodeBuilder, node: Node, gate: Node, value: LowRankValue) -> Node:
+def in_dtype(builder: CodeBuilder, gate: Node, value: LowRankValue) -> Node:
     """The gate in the code's number format: masks and counts are no floating numbers."""
     dtype = value_of(value.code).dtype
     if value_of(gate).dtype == dtype:
         return gate
-    return builder.emit(aten._to_copy.default, gate, rule=RULE, like=node, dtype=dtype)
+    return builder.emit(aten._to_copy.default, gate, dtype=dtype)
 
 
-def scaled(builder: CodeBuilder, node: Node, value: LowRankValue, number: float) -> LowRankValue:
+def scaled(builder: CodeBuilder, value: LowRankValue, number: float) -> LowRankValue:
     """``c (A z + o + g u)`` with the code times c and the offsets times c; the units stay."""
-    code = builder.emit(aten.mul.Tensor, value.code, number, rule=RULE, like=node)
+    code = builder.emit(aten.mul.Tensor, value.code, number)
     blocks = [replace(block, decoder=block.decoder.offsets_scaled(number)) for block in value.blocks]
     return replace(value, code=code, blocks=tuple(blocks))
 
 
-def _by_one(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
+def _by_one(builder: CodeBuilder, value: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
     """One number per position of the leading axes."""
-    value = units_as_columns(builder, node, value, rule=RULE, only=lambda block: block.decoder.offset is not None)
-    column = per_lead(builder, node, value, gate)
-    code = _times(builder, node, value.code, column, masking=masking)
+    value = units_as_columns(builder, value, only=lambda block: block.decoder.offset is not None)
+    column = per_lead(builder, value, gate)
+    code = _times(builder, value.code, column, masking=masking)
     value = replace(value, code=code, lead=tuple(value_of(code).shape)[:-1])
     units, fresh = value.units, None
     if units is not None:
-        units = _times(builder, node, units, column, masking=masking)
+        units = _times(builder, units, column, masking=masking)
     if any(block.decoder.offset is not None for block in value.blocks):
-        column = with_lead(builder, node, value, in_dtype(builder, node, column, value))
+        column = with_lead(builder, value, in_dtype(builder, column, value))
         fresh = 0 if units is None else width_of(units)
-        units = column if units is None else builder.beside([units, column], rule=RULE, like=node)
+        units = column if units is None else builder.beside([units, column])
     blocks = [
         block if block.decoder.offset is None else replace(block, decoder=block.decoder.gated_offset(), unit=fresh)
         for block in value.blocks
@@ -154,7 +152,7 @@ def _by_one(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, *
     return Carried(replace(value, units=units, blocks=tuple(blocks)))
 
 
-def per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) -> Node:
+def per_lead(builder: CodeBuilder, value: LowRankValue, gate: Node) -> Node:
     """The gate [.., 1 ..] with one feature axis of size 1, broadcastable against the code."""
     shape = tuple(value_of(gate).shape)
     spare = len(value.trailing) - 1
@@ -162,7 +160,7 @@ def per_lead(builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node) 
         return gate
     drop = min(spare, len(shape) - 1)
     kept = shape[: len(shape) - 1 - drop]
-    return builder.view(gate, kept, node, 1, rule=RULE)
+    return builder.view(gate, kept, 1)
 
 
 def by_vector(builder: CodeBuilder, value: LowRankValue, origin: Node, vector: Tensor) -> Outcome:
@@ -183,7 +181,7 @@ def by_vector(builder: CodeBuilder, value: LowRankValue, origin: Node, vector: T
 
 
 def _by_field(
-    builder: CodeBuilder, node: Node, value: LowRankValue, gate: Node, tail: tuple[int, ...], *, masking: bool
+    builder: CodeBuilder, value: LowRankValue, gate: Node, tail: tuple[int, ...], *, masking: bool
 ) -> Outcome:
     """One number per field: constant along the features of every code."""
     which = per_feature(value, tail)
@@ -194,8 +192,8 @@ def _by_field(
     shifted = {block.unit is None for block in blocks if block.decoder.offset is not None or block.unit is not None}
     value = replace(value, blocks=tuple(blocks))
     if both or len(shifted) > 1:
-        value = units_as_columns(builder, node, value, rule=RULE)
-    value = separated(builder, node, value, rule=RULE)
+        value = units_as_columns(builder, value)
+    value = separated(builder, value)
     chosen = np.zeros(width_of(value.code), dtype=np.int64)
     blocks, first = list[Block](), 0
     picked: list[tuple[int, int | None]] = []
@@ -209,11 +207,11 @@ def _by_field(
             picked.append((int(gates[0]), block.unit))
             decoder = decoder.gated_offset()
         blocks.append(replace(block, decoder=decoder, unit=unit))
-    flat = flat_gate(builder, node, gate, len(tail))
-    columns = columns_of(builder, node, flat, chosen.tolist())
-    code = _times(builder, node, value.code, columns, masking=masking)
+    flat = flat_gate(builder, gate, len(tail))
+    columns = columns_of(builder, flat, chosen.tolist())
+    code = _times(builder, value.code, columns, masking=masking)
     value = replace(value, code=code, lead=tuple(value_of(code).shape)[:-1])
-    units = _field_units(builder, node, value, flat, picked, masking=masking)
+    units = _field_units(builder, value, flat, picked, masking=masking)
     return Carried(replace(value, units=units, blocks=tuple(blocks)))
 
 
@@ -238,42 +236,36 @@ def cut_at_changes(blocks: Sequence[Block], which: Positions) -> list[Block] | N
     return pieces
 
 
-def flat_gate(builder: CodeBuilder, node: Node, gate: Node, axes: int) -> Node:
+def flat_gate(builder: CodeBuilder, gate: Node, axes: int) -> Node:
     """A gate with its last axes as one."""
     shape = tuple(value_of(gate).shape)
-    return builder.view(gate, shape[:-axes], node, int(np.prod(shape[-axes:])), rule=RULE)
+    return builder.view(gate, shape[:-axes], int(np.prod(shape[-axes:])))
 
 
 def _field_units(
-    builder: CodeBuilder,
-    node: Node,
-    value: LowRankValue,
-    flat: Node,
-    wanted: Sequence[tuple[int, int | None]],
-    *,
-    masking: bool,
+    builder: CodeBuilder, value: LowRankValue, flat: Node, wanted: Sequence[tuple[int, int | None]], *, masking: bool
 ) -> Node | None:
     """The units of a gate per field: for each, the gate's column times the unit that was there before, if any."""
     if not wanted:
         return None
-    columns = columns_of(builder, node, flat, [column for column, _ in wanted])
+    columns = columns_of(builder, flat, [column for column, _ in wanted])
     before = [unit for _, unit in wanted if unit is not None]
     if value.units is None or not before:
-        return with_lead(builder, node, value, in_dtype(builder, node, columns, value))
-    old = builder.pick(value.units, before, rule=RULE, like=node)
-    return _times(builder, node, old, columns, masking=masking)
+        return with_lead(builder, value, in_dtype(builder, columns, value))
+    old = builder.pick(value.units, before)
+    return _times(builder, old, columns, masking=masking)
 
 
-def with_lead(builder: CodeBuilder, node: Node, value: LowRankValue, units: Node) -> Node:
+def with_lead(builder: CodeBuilder, value: LowRankValue, units: Node) -> Node:
     """Units with exactly the value's leading axes."""
     if equal_sizes(tuple(value_of(units).shape)[:-1], value.lead):
         return units
-    ones = builder.pick(value.code, [0], rule=RULE, like=node)
-    shaped = builder.emit(aten.zeros_like.default, ones, rule=RULE, like=node)
-    return builder.emit(aten.add.Tensor, units, shaped, rule=RULE, like=node)
+    ones = builder.pick(value.code, [0])
+    shaped = builder.emit(aten.zeros_like.default, ones)
+    return builder.emit(aten.add.Tensor, units, shaped)
 
 
-def columns_of(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -> Node:
+def columns_of(builder: CodeBuilder, flat: Node, index: list[int]) -> Node:
     """Columns of a gate, repeated: runs of one column by expansion, ascending runs by slices."""
     axis = len(value_of(flat).shape) - 1
     if index == list(range(width_of(flat))):
@@ -281,14 +273,14 @@ def columns_of(builder: CodeBuilder, node: Node, flat: Node, index: list[int]) -
     lead = tuple(value_of(flat).shape)[:-1]
     size, repeats = width_of(flat), len(index) // max(width_of(flat), 1)
     if repeats and index == [column for column in range(size) for _ in range(repeats)]:
-        tall = builder.emit(aten.unsqueeze.default, flat, axis + 1, rule=RULE, like=node)
-        wide = builder.emit(aten.expand.default, tall, [*(-1 for _ in range(axis + 1)), repeats], rule=RULE, like=node)
-        return builder.view(wide, lead, node, len(index), rule=RULE)
+        tall = builder.emit(aten.unsqueeze.default, flat, axis + 1)
+        wide = builder.emit(aten.expand.default, tall, [*(-1 for _ in range(axis + 1)), repeats])
+        return builder.view(wide, lead, len(index))
     parts: list[Node] = []
     for which, run in itertools.groupby(index):
-        column, times = builder.pick(flat, [which], rule=RULE, like=node), len(list(run))
+        column, times = builder.pick(flat, [which]), len(list(run))
         if times > 1:
             sizes = [*(-1 for _ in range(axis)), times]
-            column = builder.emit(aten.expand.default, column, sizes, rule=RULE, like=node)
+            column = builder.emit(aten.expand.default, column, sizes)
         parts.append(column)
-    return builder.beside(parts, rule=RULE, like=node)
+    return builder.beside(parts)

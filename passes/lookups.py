@@ -93,14 +93,14 @@ def ids_of(node: Node) -> Node | None:
     return _row_index(node) if node.target is aten.index.Tensor else None
 
 
-def looked_up(builder: CodeBuilder, lookup: Lookup, codes: Node, *, rule: str) -> Node:
+def looked_up(builder: CodeBuilder, lookup: Lookup, codes: Node) -> Node:
     """The same lookup in another table of as many rows."""
     node = lookup.node
     if lookup.pooling is None:
-        return builder.emit(node.target, codes, *node.args[1:], rule=rule, like=node, **node.kwargs)  # type: ignore[arg-type]
+        return builder.emit(node.target, codes, *node.args[1:], **node.kwargs)
     arguments = {**bag_arguments(node), "weight": codes}
-    bag = builder.emit(node.target, *arguments.values(), rule=rule, like=node)  # type: ignore[arg-type]
-    return builder.emit(operator.getitem, bag, 0, rule=rule, like=lookup.features)
+    bag = builder.emit(node.target, *arguments.values())
+    return builder.emit(operator.getitem, bag, 0)
 
 
 def bag_arguments(node: Node) -> dict[str, Any]:

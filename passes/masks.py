@@ -31,15 +31,18 @@ from passes.gates import (
 )
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.moves import COPIES, UNKNOWN_SIZES, known_numbers, static
+from passes.moves import UNKNOWN_SIZES, known_numbers, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
+from passes.provenance import MOVES
 from passes.sums import added
 from passes.uniform import narrowed
 
-RULE = "mask"
 DENSE = "it chooses between features that are written in a code and dense ones"
 INFINITE = "it writes an infinite number over features, which a sum of a code and constants cannot hold"
 BY_FEATURES = "its mask is computed from the features themselves"
+
+_COPIES = MOVES | {aten._to_copy.default}
+"""Operators whose result holds only numbers of their first operand."""
 
 _FILLED: dict[Any, float] = {
     aten.zeros_like.default: 0.0, aten.zeros.default: 0.0, aten.ones_like.default: 1.0, aten.ones.default: 1.0,
@@ -75,7 +78,7 @@ def _chosen(builder: CodeBuilder, node: Node, values: Values, arguments: tuple[A
     sources, ready = [mask, *(value.code for value in known)], list[Any]()
     for side in sides:
         value = _value(values, side)
-        ready.append(spread(builder, node, value, sources, rule=RULE) if isinstance(value, LowRankValue) else side)
+        ready.append(spread(builder, node, value, sources) if isinstance(value, LowRankValue) else side)
     if ready[0] is None or ready[1] is None:
         return Restored(UNKNOWN_SIZES)
     choice = _Choice(mask, ready[0], ready[1])
@@ -84,11 +87,11 @@ def _chosen(builder: CodeBuilder, node: Node, values: Values, arguments: tuple[A
 
 def _of_two(builder: CodeBuilder, node: Node, choice: _Choice) -> Outcome:
     """A choice between two low-rank values."""
-    together = _of_one_decoder(builder, node, choice.mask, choice.on_true, choice.on_false)
+    together = _of_one_decoder(builder, choice.mask, choice.on_true, choice.on_false)
     if together is not None:
         return Carried(together)
     one = gated(builder, node, choice.on_true, choice.mask, masking=True)
-    other = gated(builder, node, choice.on_false, _opposite(builder, node, choice.mask), masking=True)
+    other = gated(builder, node, choice.on_false, _opposite(builder, choice.mask), masking=True)
     if not isinstance(one, Carried) or not isinstance(other, Carried):
         return other if isinstance(one, Carried) else one
     return added(builder, node, one.value, other.value)  # type: ignore[arg-type]
@@ -96,44 +99,42 @@ def _of_two(builder: CodeBuilder, node: Node, choice: _Choice) -> Outcome:
 
 def _of_one(builder: CodeBuilder, node: Node, choice: _Choice) -> Outcome:
     """A choice between a low-rank value and something else, which must be a constant along the features."""
-    opposite = _opposite(builder, node, choice.mask)
+    opposite = _opposite(builder, choice.mask)
     first = isinstance(choice.on_true, LowRankValue)
     value, filling = (choice.on_true, choice.on_false) if first else (choice.on_false, choice.on_true)
     kept, filled = (choice.mask, opposite) if first else (opposite, choice.mask)
     outcome = gated(builder, node, value, kept, masking=True)
     if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
         return outcome
-    return _filled(builder, node, outcome.value, filled, filling)
+    return _filled(builder, outcome.value, filled, filling)
 
 
-def _opposite(builder: CodeBuilder, node: Node, mask: Node) -> Node:
-    return builder.emit(aten.logical_not.default, mask, rule=RULE, like=node)
+def _opposite(builder: CodeBuilder, mask: Node) -> Node:
+    return builder.emit(aten.logical_not.default, mask)
 
 
 def _value(values: Values, side: Any) -> Any:
     return values.get(side) if isinstance(side, Node) else None
 
 
-def _of_one_decoder(
-    builder: CodeBuilder, node: Node, mask: Node, one: LowRankValue, other: LowRankValue
-) -> LowRankValue | None:
+def _of_one_decoder(builder: CodeBuilder, mask: Node, one: LowRankValue, other: LowRankValue) -> LowRankValue | None:
     """One choice between two codes with the same decoder; None where they differ or the mask is per field."""
     alike = list(one.blocks) if len(one.blocks) == len(other.blocks) else []
     same = alike and all(
         left.decodes_like(right) and left.columns == right.columns and left.unit is None and right.unit is None
         for left, right in zip(one.blocks, other.blocks, strict=True)
     )
-    mask = narrowed(builder, node, mask, len(one.trailing), rule=RULE)
+    mask = narrowed(builder, mask, len(one.trailing))
     tail = tuple(value_of(mask).shape)[-len(one.trailing) :]
     if not same or len(one.lead) != len(other.lead) or width_of(one.code) != width_of(other.code):
         return None
     if any(str(size) != "1" for size in tail):
         return None
-    column = per_lead(builder, node, one, mask)
-    return replace(one, code=builder.emit(aten.where.self, column, one.code, other.code, rule=RULE, like=node))
+    column = per_lead(builder, one, mask)
+    return replace(one, code=builder.emit(aten.where.self, column, one.code, other.code))
 
 
-def _filled(builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, filling: Any) -> Outcome:
+def _filled(builder: CodeBuilder, value: LowRankValue, mask: Node, filling: Any) -> Outcome:
     """Adds a constant along the features where the mask is set: ``y + c u`` with the mask as units."""
     vector = _constant_filling(builder, value, filling)
     if vector is None:
@@ -142,7 +143,7 @@ def _filled(builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, f
         return Restored(INFINITE)
     if _number(filling) == 0.0:
         return Carried(value)
-    mask = narrowed(builder, node, mask, len(value.trailing), rule=RULE)
+    mask = narrowed(builder, mask, len(value.trailing))
     shape = tuple(value_of(mask).shape)
     tail = shape[max(len(shape) - len(value.trailing), 0) :]
     if not static(tail):
@@ -151,11 +152,11 @@ def _filled(builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, f
     blocks = cut_at_changes(value.blocks, which)
     if blocks is None:
         return Restored(VARIES, Law.INTERACTION)
-    value = units_as_columns(builder, node, replace(value, blocks=tuple(blocks)), rule=RULE)
+    value = units_as_columns(builder, replace(value, blocks=tuple(blocks)))
     numbers = sorted(set(which.tolist()))
-    flat = in_dtype(builder, node, mask, value)
+    flat = in_dtype(builder, mask, value)
     if tail:
-        flat = columns_of(builder, node, flat_gate(builder, node, flat, len(tail)), numbers)
+        flat = columns_of(builder, flat_gate(builder, flat, len(tail)), numbers)
     filled, first = list[Block](), 0
     for block in value.blocks:
         key = ("fill", filling, first, block.width)
@@ -164,7 +165,7 @@ def _filled(builder: CodeBuilder, node: Node, value: LowRankValue, mask: Node, f
         first += block.width
     if isinstance(filling, Node):
         builder.consume(filling, value)
-    return Carried(replace(value, blocks=tuple(filled), units=with_lead(builder, node, value, flat)))
+    return Carried(replace(value, blocks=tuple(filled), units=with_lead(builder, value, flat)))
 
 
 def _constant_filling(builder: CodeBuilder, value: LowRankValue, filling: Any) -> Tensor | None:
@@ -182,7 +183,7 @@ def _number(filling: Any) -> float | None:
     """The number that fills, where it is one number and known from the graph alone."""
     if isinstance(filling, (int, float)):
         return float(filling)
-    while isinstance(filling, Node) and filling.target in COPIES:
+    while isinstance(filling, Node) and filling.target in _COPIES:
         filling = filling.args[0]
     if not isinstance(filling, Node):
         return None
@@ -196,7 +197,7 @@ def _is_finite(builder: CodeBuilder, filling: Any) -> bool:
     number = _number(filling)
     if number is not None:
         return math.isfinite(number)
-    while isinstance(filling, Node) and filling.target in COPIES:
+    while isinstance(filling, Node) and filling.target in _COPIES:
         filling = filling.args[0]
     tensor = known_numbers(builder, filling)
     if tensor is None:

@@ -20,12 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
-from passes.graph_tools import aten, constant_of, value_of
+from passes.graph_tools import args_of, aten, constant_of, value_of
 from passes.low_rank_value import LowRankValue, move_blocks
 from passes.outcomes import Absorbed, Carried, Outcome, Restored, Rule, Values
 from passes.provenance import run_on_positions
 
-RULE = "move"
 Positions = np.ndarray[Any, Any]
 
 TORN = "it takes the features of one code apart and strews them, so that each part would need the whole code"
@@ -37,15 +36,6 @@ BY_DATA = "which features it picks is not known before the model runs"
 FLAT = "it moves features across all axes at once"
 CUT = "its new shape cuts through the features of a code"
 SHAPE_ONLY = "it asks for the shape of the features only, so they are never built"
-
-COPIES = frozenset(
-    {
-        aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default, aten.reshape.default,
-        aten.expand.default, aten.unsqueeze.default, aten.lift_fresh_copy.default, aten.select.int, aten.slice.Tensor,
-        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int,
-    }
-)  # fmt: skip
-"""Operators whose result holds only numbers of their operand."""
 
 
 def known_numbers(builder: CodeBuilder, node: Any) -> torch.Tensor | None:
@@ -100,7 +90,7 @@ def same(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return Carried(value)
 
 
-_AXIS = {
+_AXIS: dict[Any, int] = {
     aten.slice.Tensor: 1,
     aten.select.int: 1,
     aten.unsqueeze.default: 1,
@@ -115,13 +105,13 @@ _AXIS = {
     aten.chunk.default: 2,
 }
 """Which argument of an operator names the axis or axes that it moves along."""
-_DEFAULT_AXIS = {aten.roll.default: None, aten.repeat_interleave.self_int: None}
+_DEFAULT_AXIS: dict[Any, None] = {aten.roll.default: None, aten.repeat_interleave.self_int: None}
 
 
 def _axes(node: Node, rank: int) -> list[int] | None:
     """The axes that a move works along; None where it does not keep them apart."""
     if node.target is aten.index.Tensor:
-        given: Any = [axis for axis, places in enumerate(node.args[1]) if places is not None]  # type: ignore[arg-type]
+        given: Any = [axis for axis, places in enumerate(args_of(node)[1]) if places is not None]
     else:
         given = argument(node, _AXIS[node.target], _DEFAULT_AXIS.get(node.target, 0))
     if given is None or given == []:
@@ -176,7 +166,7 @@ def _code_moved(
         arguments[place - 1] = axes if isinstance(node.args[place], (list, tuple)) else axes[0]
 
     def move(code: Node) -> Node:
-        return builder.emit(node.target, code, *arguments, rule=RULE, like=node)  # type: ignore[arg-type]
+        return builder.emit(node.target, code, *arguments)
 
     several = value_of(node)
     if not isinstance(several, (list, tuple)):
@@ -184,11 +174,7 @@ def _code_moved(
     code, units = move(value.code), None if value.units is None else move(value.units)
     parts: list[LowRankValue | Restored] = []
     for which in range(len(several)):
-        taken = [
-            builder.emit(operator.getitem, whole, which, rule=RULE, like=node)
-            for whole in (code, units)
-            if whole is not None
-        ]
+        taken = [builder.emit(operator.getitem, whole, which) for whole in (code, units) if whole is not None]
         lead = tuple(value_of(taken[0]).shape)[:-1]
         parts.append(replace(value, code=taken[0], units=taken[1] if len(taken) > 1 else None, lead=lead))
     return parts
@@ -196,8 +182,8 @@ def _code_moved(
 
 def index(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``x[:, places]``, ``index_select``: a pick along one axis by constant places, or by any along a leading one."""
-    value, picks = single(node, values), node.args[1] if node.target is aten.index.Tensor else [node.args[2]]
-    places = [pick for pick in picks if pick is not None]  # type: ignore[union-attr]
+    value, picks = single(node, values), args_of(node)[1] if node.target is aten.index.Tensor else [args_of(node)[2]]
+    places = [pick for pick in picks if pick is not None]
     if value is None or len(places) != 1 or places[0] in values or value_of(places[0]).dtype == torch.bool:
         return Restored(BY_DATA)
     axes = _axes(node, len(value.shape))
@@ -219,12 +205,12 @@ def squeeze(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if not trailing:
         return Restored(NO_FEATURE_AXIS)
     for removed, axis in enumerate(axis for axis in dropped if axis < len(value.lead)):
-        value = _on_lead(builder, node, value, aten.squeeze.dim, axis - removed)
+        value = _on_lead(builder, value, aten.squeeze.dim, axis - removed)
     return Carried(replace(value, trailing=trailing))
 
 
-def _on_lead(builder: CodeBuilder, node: Node, value: LowRankValue, target: Any, *arguments: Any) -> LowRankValue:
-    return builder.on_lead(value, lambda code: builder.emit(target, code, *arguments, rule=RULE, like=node))
+def _on_lead(builder: CodeBuilder, value: LowRankValue, target: Any, *arguments: Any) -> LowRankValue:
+    return builder.on_lead(value, lambda code: builder.emit(target, code, *arguments))
 
 
 def view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -238,14 +224,14 @@ def view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
             continue
         tail, pulled = shape[kept:], value.lead[kept:]
         if static(tail) and static(pulled) and math.prod(tail) == math.prod(pulled) * value.features:
-            whole = builder.pull(value, len(pulled), rule=RULE, like=node)
+            whole = builder.pull(value, len(pulled))
             return carried(whole and replace(whole, trailing=tuple(tail)))
     for kept in range(len(shape)):
         if static(shape[kept:]) and math.prod(shape[kept:]) == value.features:
             sizes = list(node.args[1])[:kept]  # type: ignore[arg-type]
 
             def reshaped(code: Node, sizes: list[Any] = sizes) -> Node:
-                return builder.emit(aten.reshape.default, code, [*sizes, width_of(code)], rule=RULE, like=node)
+                return builder.emit(aten.reshape.default, code, [*sizes, width_of(code)])
 
             return Carried(replace(builder.on_lead(value, reshaped), trailing=tuple(shape[kept:])))
     return Restored(CUT)
@@ -259,14 +245,14 @@ def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     lead, labelled = len(value.lead), torch.empty(tuple(range(1, len(value.shape) + 1)), device="meta")
     axes = [size - 1 for size in run_on_positions(node, lambda _: labelled).shape]  # axis k has k + 1 entries
     pulled = max((lead - axis for axis in range(lead) if axes.index(axis) >= lead or axes[axis] >= lead), default=0)
-    whole = builder.pull(value, pulled, rule=RULE, like=node)
+    whole = builder.pull(value, pulled)
     lead -= pulled
     if whole is None or any(axis >= lead for axis in axes[:lead]):
         return Restored(MIXED_AXES)
     moved = on_features(whole, lambda positions: positions.transpose([axis - lead for axis in axes[lead:]]))
     if isinstance(moved, Restored) or axes[:lead] == list(range(lead)):
         return carried(moved)
-    return Carried(_on_lead(builder, node, moved, aten.permute.default, [*axes[:lead], lead]))
+    return Carried(_on_lead(builder, moved, aten.permute.default, [*axes[:lead], lead]))
 
 
 def expand(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -279,12 +265,12 @@ def expand(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if isinstance(moved, Restored) or equal_sizes(lead, value.lead):
         return carried(moved)
     sizes = [*list(node.args[1])[: len(lead)], -1]  # type: ignore[arg-type]
-    return Carried(_on_lead(builder, node, moved, aten.expand.default, sizes))
+    return Carried(_on_lead(builder, moved, aten.expand.default, sizes))
 
 
 def repeat(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``repeat``, ``tile``: repeats whole axes, adds axes in front."""
-    value, times = single(node, values), node.args[1]
+    value, times = single(node, values), args_of(node)[1]
     if value is None or not isinstance(times, (list, tuple)):
         return Restored(UNKNOWN_SIZES)
     times = [*(1 for _ in range(len(value.shape) - len(times))), *times]  # those that a tile leaves out
@@ -295,7 +281,7 @@ def repeat(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     moved = on_features(value, lambda positions: np.tile(positions, feature_times))
     if isinstance(moved, Restored) or (count == len(value.lead) and all(time == 1 for time in lead_times)):
         return carried(moved)
-    return Carried(_on_lead(builder, node, moved, aten.repeat.default, [*lead_times, 1]))
+    return Carried(_on_lead(builder, moved, aten.repeat.default, [*lead_times, 1]))
 
 
 def filled_like(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -303,11 +289,11 @@ def filled_like(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = single(node, values)
     if value is None:
         return Restored(UNKNOWN_SIZES)
-    first = builder.pick(value.code, [0], rule=RULE, like=node)
-    filled = builder.emit(node.target, first, *node.args[1:], rule=RULE, like=node, **node.kwargs)  # type: ignore[arg-type]
-    shaped = builder.view(filled, value.lead, node, *(1 for _ in value.trailing), rule=RULE)
+    first = builder.pick(value.code, [0])
+    filled = builder.emit(node.target, first, *node.args[1:], **node.kwargs)
+    shaped = builder.view(filled, value.lead, *(1 for _ in value.trailing))
     sizes = [*(-1 for _ in value.lead), *value.trailing]
-    return Absorbed(builder.emit(aten.expand.default, shaped, sizes, rule=RULE, like=node), SHAPE_ONLY)
+    return Absorbed(builder.emit(aten.expand.default, shaped, sizes), SHAPE_ONLY)
 
 
 def size(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -315,7 +301,7 @@ def size(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value, axis = single(node, values), node.args[1]
     if value is None or not isinstance(axis, int) or axis % len(value.shape) >= len(value.lead):
         return Restored(UNKNOWN_SIZES)
-    size_of_code = builder.emit(aten.sym_size.int, value.code, axis % len(value.shape), rule=RULE, like=node)
+    size_of_code = builder.emit(aten.sym_size.int, value.code, axis % len(value.shape))
     return Absorbed(size_of_code, SHAPE_ONLY)
 
 
@@ -352,24 +338,22 @@ def _joined(
         value = values.get(operand) or builder.dense(operand, len(value_of(operand).shape) - lead)
         if not isinstance(value, LowRankValue):
             return Restored(UNKNOWN_SIZES)
-        piece = _with_lead(builder, node, value, lead, keep_ones=ones > 0)
+        piece = _with_lead(builder, value, lead, keep_ones=ones > 0)
         if piece is None:
             return Restored(UNKNOWN_SIZES)
         if new_axis:
             trailing = (*piece.trailing[: axis - lead], 1, *piece.trailing[axis - lead :])
             piece = replace(piece, trailing=trailing)
         pieces.append(piece)
-    return carried(_side_by_side(builder, node, pieces, axis - lead, ones))
+    return carried(_side_by_side(builder, pieces, axis - lead, ones))
 
 
-def _with_lead(
-    builder: CodeBuilder, node: Node, value: LowRankValue, lead: int, *, keep_ones: bool
-) -> LowRankValue | None:
+def _with_lead(builder: CodeBuilder, value: LowRankValue, lead: int, *, keep_ones: bool) -> LowRankValue | None:
     """The value with fewer leading axes; with ``keep_ones``, its code keeps the others, which are all 1."""
     beyond = len(value.lead) - lead
     if beyond and keep_ones:
         return replace(value, lead=value.lead[:lead], trailing=(*value.lead[lead:], *value.trailing))
-    return builder.pull(value, beyond, rule=RULE, like=node)
+    return builder.pull(value, beyond)
 
 
 def _common_ones(known: Sequence[LowRankValue], lead: int) -> int:
@@ -379,33 +363,31 @@ def _common_ones(known: Sequence[LowRankValue], lead: int) -> int:
     return len(only) if all(size == "1" for size in only) else 0
 
 
-def _side_by_side(
-    builder: CodeBuilder, node: Node, pieces: list[LowRankValue], inner: int, ones: int
-) -> LowRankValue | Restored:
+def _side_by_side(builder: CodeBuilder, pieces: list[LowRankValue], inner: int, ones: int) -> LowRankValue | Restored:
     """Joins pieces along feature axis ``inner``; their codes still have ``ones`` axes of size 1 before the last."""
     lead = pieces[0].lead
     held = tuple(1 for _ in range(ones))
     codes: dict[Node, tuple[int, Node]] = {}
     units: dict[Node, tuple[int, Node]] = {}
     blocks = []
-    pieces = _sharing_codes(builder, node, pieces)
+    pieces = _sharing_codes(builder, pieces)
     no_code = not any(piece.has_code for piece in pieces)
     for piece in pieces:
         used = 1 + max((column for block in piece.blocks for column in block.columns), default=0)
         width = width_of(piece.code) if len(value_of(piece.code).shape) == len(lead) + ones + 1 else used
         first = 0
         if piece.has_code or no_code:  # constants need no code where there is another
-            first = _place(codes, piece.code, width, builder.view(piece.code, lead, node, *held, width, rule=RULE))
+            first = _place(codes, piece.code, width, builder.view(piece.code, lead, *held, width))
         unit = 0
         if piece.units is not None:
             unit = _place(units, piece.units, width_of(piece.units), piece.units)
         blocks += [block.moved(first, unit) for block in piece.blocks]
-    code = builder.beside([each for _, each in codes.values()], rule=RULE, like=node)
-    code = builder.view(code, lead, node, width_of(code), rule=RULE)
+    code = builder.beside([each for _, each in codes.values()])
+    code = builder.view(code, lead, width_of(code))
     scale = None
     if units:
-        scale = builder.beside([each for _, each in units.values()], rule=RULE, like=node)
-        scale = builder.view(scale, lead, node, width_of(scale), rule=RULE)
+        scale = builder.beside([each for _, each in units.values()])
+        scale = builder.view(scale, lead, width_of(scale))
     starts = itertools.accumulate((piece.features for piece in pieces), initial=0)
     positions = [
         np.arange(start, start + piece.features).reshape(piece.trailing)
@@ -417,7 +399,7 @@ def _side_by_side(
     return Restored(TORN) if moved is None else whole.with_blocks(moved, tuple(joined.shape))
 
 
-def _sharing_codes(builder: CodeBuilder, node: Node, pieces: Sequence[LowRankValue]) -> list[LowRankValue]:
+def _sharing_codes(builder: CodeBuilder, pieces: Sequence[LowRankValue]) -> list[LowRankValue]:
     """The pieces, each without the code columns that it does not use, unless several read the same code."""
     readers = {piece.code: 0 for piece in pieces}
     for piece in pieces:
@@ -425,7 +407,7 @@ def _sharing_codes(builder: CodeBuilder, node: Node, pieces: Sequence[LowRankVal
     return [
         piece
         if readers[piece.code] > 1 or len(value_of(piece.code).shape) != len(piece.lead) + 1
-        else builder.compact(piece, rule=RULE, like=node)
+        else builder.compact(piece)
         for piece in pieces
     ]
 

@@ -20,7 +20,6 @@ from passes.low_rank_value import LowRankValue
 from passes.moves import single
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 
-RULE = "batch norm"
 BATCH_AXIS = "its channels lie along an axis whose size is not known before the model runs"
 COMPUTED = "its scale or its running statistics are not constants"
 TRAINING = "it normalizes by statistics of the batch, which change with every batch"
@@ -48,7 +47,7 @@ def _normalized(builder: CodeBuilder, node: Node, values: Values, epsilon: float
         return Restored(COMPUTED)
     if (weight is None and given[0]) or (bias is None and given[1]):
         return Restored(COMPUTED)
-    value = builder.pull(value, max(len(value.lead) - 1, 0), rule=RULE, like=node)
+    value = builder.pull(value, max(len(value.lead) - 1, 0))
     if value is None or not value.lead:
         return Restored(BATCH_AXIS)
     scale = (variance + epsilon).rsqrt()
@@ -81,7 +80,4 @@ def _scaled_and_shifted(
     return value.with_blocks(blocks, value.trailing)
 
 
-LAWS = {
-    aten._native_batch_norm_legit_no_training.default: frozen_batch_norm,
-    aten.batch_norm.default: batch_norm,
-}
+LAWS = {aten._native_batch_norm_legit_no_training.default: frozen_batch_norm, aten.batch_norm.default: batch_norm}

@@ -25,7 +25,6 @@ from passes.decoder_constants import DecoderConstants
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align
 
-RULE = "quadratic"
 Positions = np.ndarray[Any, Any]
 
 
@@ -115,85 +114,77 @@ def inner_products(term: ProductTerm, results: int) -> list[InnerProduct] | None
     return sorted(pairs, key=lambda pair: pair.result) if covers_all else None
 
 
-class InnerProductsOfCodes:
-    """Emits sums of inner products of codes.
+def sums_of_codes(builder: CodeBuilder, term: ProductTerm, pairs: Sequence[InnerProduct]) -> Node:
+    """Sums [*lead, results], one for each result."""
+    groups = [list(group) for _, group in itertools.groupby(pairs, key=lambda pair: pair.result)]
+    columns = [[column for pair in group for column in pair.left.columns] for group in groups]
+    others = [[column for pair in group for column in pair.right.columns] for group in groups]
+    codes = _rows(builder, term.left, columns)
+    same = term.left.code is term.right.code and columns == others
+    product = builder.emit(aten.mul.Tensor, codes, codes if same else _rows(builder, term.right, others))
+    sums = builder.emit(aten.sum.dim_IntList, product, [-1])
+    constant = _offset_products(builder, term.left, groups)
+    return sums if constant is None else builder.emit(aten.add.Tensor, sums, constant)
 
-    Args:
-        builder: makes the nodes.
-        node: the node that they stand for.
-    """
 
-    def __init__(self, builder: CodeBuilder, node: Node) -> None:
-        self.builder, self.node = builder, node
+def sums_of_features(builder: CodeBuilder, term: ProductTerm, results: int) -> Node:
+    """The same of a term whose products are computed from features."""
+    shape = tuple(value_of(term.node).shape)
+    products = builder.features(term.node)
+    lead = shape[: len(shape) - len(term.left.trailing)]
+    flat = builder.view(products, lead, term.left.features)
+    members = torch.zeros(results, term.left.features, dtype=value_of(flat).dtype)
+    members[term.results, torch.arange(term.left.features)] = 1
+    if results == 1:
+        return builder.emit(aten.sum.dim_IntList, flat, [-1], True)
+    key = ("members", tuple(term.results.tolist()), results)
+    return builder.emit(aten.linear.default, flat, builder.new_buffer("members", members, key, flat))
 
-    def of_term(self, term: ProductTerm, pairs: Sequence[InnerProduct]) -> Node:
-        """Sums [*lead, results], one for each result."""
-        groups = [list(group) for _, group in itertools.groupby(pairs, key=lambda pair: pair.result)]
-        columns = [[column for pair in group for column in pair.left.columns] for group in groups]
-        others = [[column for pair in group for column in pair.right.columns] for group in groups]
-        codes = self._rows(term.left, columns)
-        same = term.left.code is term.right.code and columns == others
-        product = self._emit(aten.mul.Tensor, codes, codes if same else self._rows(term.right, others))
-        sums = self._emit(aten.sum.dim_IntList, product, [-1])
-        constant = self._offset_products(term.left, groups)
-        return sums if constant is None else self._emit(aten.add.Tensor, sums, constant)
 
-    def of_features(self, term: ProductTerm, results: int) -> Node:
-        """The same of a term whose products are computed from features."""
-        shape = tuple(value_of(term.node).shape)
-        products = self.builder.features(term.node)
-        lead = shape[: len(shape) - len(term.left.trailing)]
-        flat = self.builder.view(products, lead, self.node, term.left.features, rule=RULE)
-        members = torch.zeros(results, term.left.features, dtype=value_of(flat).dtype)
-        members[term.results, torch.arange(term.left.features)] = 1
-        if results == 1:
-            return self._emit(aten.sum.dim_IntList, flat, [-1], True)
-        key = ("members", tuple(term.results.tolist()), results)
-        return self._emit(aten.linear.default, flat, self.builder.new_buffer("members", members, key, flat))
+def _rows(builder: CodeBuilder, value: LowRankValue, columns: Sequence[Sequence[int]]) -> Node:
+    """Code columns [*lead, rows, longest], filled up with zeros."""
+    longest = max(1, *(len(row) for row in columns))
+    source, filler = value.code, width_of(value.code)
+    if any(len(row) < longest for row in columns):
+        first = builder.pick(source, [0])
+        zeros = builder.emit(aten.zeros_like.default, first)
+        source = builder.beside([source, zeros])
+    flat = [column for row in columns for column in [*row, *[filler] * (longest - len(row))]]
+    picked = _picked(builder, source, flat)
+    return builder.view(picked, value.lead, len(columns), longest)
 
-    def _emit(self, target: object, *args: object) -> Node:
-        return self.builder.emit(target, *args, rule=RULE, like=self.node)  # type: ignore[arg-type]
 
-    def _rows(self, value: LowRankValue, columns: Sequence[Sequence[int]]) -> Node:
-        """Code columns [*lead, rows, longest], filled up with zeros."""
-        longest = max(1, *(len(row) for row in columns))
-        source, filler = value.code, width_of(value.code)
-        if any(len(row) < longest for row in columns):
-            first = self.builder.pick(source, [0], rule=RULE, like=self.node)
-            zeros = self._emit(aten.zeros_like.default, first)
-            source = self.builder.beside([source, zeros], rule=RULE, like=self.node)
-        flat = [column for row in columns for column in [*row, *[filler] * (longest - len(row))]]
-        picked = self._picked(source, flat)
-        return self.builder.view(picked, value.lead, self.node, len(columns), longest, rule=RULE)
+def _picked(builder: CodeBuilder, source: Node, columns: list[int]) -> Node:
+    """Columns of the last axis: a few slices beat a gather of single numbers."""
+    breaks = sum(after != before + 1 for before, after in itertools.pairwise(columns))
+    if breaks < 4:
+        return builder.pick(source, columns)
+    return builder.emit(aten.index_select.default, source, -1, builder.new_index(columns, source))
 
-    def _picked(self, source: Node, columns: list[int]) -> Node:
-        """Columns of the last axis: a few slices beat a gather of single numbers."""
-        breaks = sum(after != before + 1 for before, after in itertools.pairwise(columns))
-        if breaks < 4:
-            return self.builder.pick(source, columns, rule=RULE, like=self.node)
-        return self._emit(aten.index_select.default, source, -1, self.builder.new_index(columns, source))
 
-    def _offset_products(self, value: LowRankValue, groups: Sequence[Sequence[InnerProduct]]) -> Node | None:
-        """For each group the sum of ``<o, o'>``, [groups]; None where all are zero."""
-        decoders = [[(pair.left.decoder, pair.right.decoder) for pair in group] for group in groups]
-        shifted = [[pair for pair in group if all(one.offset is not None for one in pair)] for group in decoders]
-        if not any(shifted):
-            return None
-        constants = DecoderConstants(self.builder, value, self.node, RULE)
-        key = ("offset products", *(tuple((*a.constants, *b.constants) for a, b in group) for group in shifted))
-        if key not in self.builder.shared:
-            with constants.at_start():
-                sums = [self._offset_product(constants, group) for group in shifted]
-                self.builder.shared[key] = self.builder.beside(sums, rule=RULE, like=self.node)
-        node: Node = self.builder.shared[key]
-        return node
+def _offset_products(
+    builder: CodeBuilder, value: LowRankValue, groups: Sequence[Sequence[InnerProduct]]
+) -> Node | None:
+    """For each group the sum of ``<o, o'>``, [groups]; None where all are zero."""
+    decoders = [[(pair.left.decoder, pair.right.decoder) for pair in group] for group in groups]
+    shifted = [[pair for pair in group if all(one.offset is not None for one in pair)] for group in decoders]
+    if not any(shifted):
+        return None
+    constants = DecoderConstants(builder, value)
+    key = ("offset products", *(tuple((*a.constants, *b.constants) for a, b in group) for group in shifted))
+    if key not in builder.shared:
+        with constants.at_start():
+            sums = [_offset_product(builder, constants, group) for group in shifted]
+            builder.shared[key] = builder.beside(sums)
+    node: Node = builder.shared[key]
+    return node
 
-    def _offset_product(self, constants: DecoderConstants, pairs: Sequence[tuple[Decoder, Decoder]]) -> Node:
-        """The sum of ``<o, o'>``, [1]."""
-        if not pairs:
-            return constants.zeros(1)
-        joined = [
-            self.builder.beside([constants.offset_or_zeros(each) for each in side], rule=RULE, like=self.node)
-            for side in zip(*pairs, strict=True)
-        ]
-        return self._emit(aten.sum.dim_IntList, self._emit(aten.mul.Tensor, *joined), [0], True)
+
+def _offset_product(
+    builder: CodeBuilder, constants: DecoderConstants, pairs: Sequence[tuple[Decoder, Decoder]]
+) -> Node:
+    """The sum of ``<o, o'>``, [1]."""
+    if not pairs:
+        return constants.zeros(1)
+    joined = [builder.beside([constants.offset_or_zeros(each) for each in side]) for side in zip(*pairs, strict=True)]
+    return builder.emit(aten.sum.dim_IntList, builder.emit(aten.mul.Tensor, *joined), [0], True)

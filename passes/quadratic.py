@@ -21,7 +21,7 @@ from passes.low_rank_value import LowRankValue
 from passes.moves import argument, equal_sizes, keeps_axes, on_features, reduced_axes, static
 from passes.need_features import BENDS, MULTIPLIES
 from passes.outcomes import Deferred, Law, Outcome, Restored, Summed, Values
-from passes.products import RULE, InnerProductsOfCodes, Product, ProductTerm, inner_products
+from passes.products import Product, ProductTerm, inner_products, sums_of_codes, sums_of_features
 
 NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
 
@@ -65,7 +65,7 @@ def _with_equal_features(
     sides = []
     for value in (left, right):
         beyond = min(len(trailing) - len(value.trailing), len(value.lead))
-        pulled = builder.pull(value, beyond, rule=RULE, like=node)
+        pulled = builder.pull(value, beyond)
         moved = pulled and on_features(pulled, lambda positions: np.broadcast_to(positions, trailing))
         if not isinstance(moved, LowRankValue):
             return None
@@ -79,19 +79,19 @@ def settled(builder: CodeBuilder, node: Node, product: Product) -> Outcome:
     of_codes = [pairs is not None and all(pair.is_of_codes for pair in pairs) for pairs in whole]
     if any(pairs is None for pairs in whole) or not any(of_codes):
         return Deferred(product)
-    emitter, total = InnerProductsOfCodes(builder, node), None
+    total: Node | None = None
     for term, pairs, flag in zip(product.terms, whole, of_codes, strict=True):
-        part = emitter.of_term(term, pairs or []) if flag else emitter.of_features(term, product.count)
+        part = sums_of_codes(builder, term, pairs or []) if flag else sums_of_features(builder, term, product.count)
         if term.scale not in (1.0, -1.0) or (total is None and term.scale == -1):
-            part = builder.emit(aten.mul.Tensor, part, term.scale, rule=RULE, like=node)
+            part = builder.emit(aten.mul.Tensor, part, term.scale)
         if total is None:
             total = part
         else:
             join = aten.sub.Tensor if term.scale == -1 else aten.add.Tensor
-            total = builder.emit(join, total, part, rule=RULE, like=node)
+            total = builder.emit(join, total, part)
     if total is None:
         raise AssertionError  # unreachable: a product has terms
-    result = builder.view(total, product.lead, node, *product.trailing, rule=RULE)
+    result = builder.view(total, product.lead, *product.trailing)
     return Summed(result, tuple(term.node for term, flag in zip(product.terms, of_codes, strict=True) if flag))
 
 
@@ -107,7 +107,7 @@ def reduce(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if product is None or node.kwargs.get("dtype") is not None:
         return NEEDS_PRODUCTS
     axes, keep = reduced_axes(node, len(product.shape)), keeps_axes(node)
-    product = _pulled(builder, node, product, len(product.lead) - axes[0])
+    product = _pulled(builder, product, len(product.lead) - axes[0])
     if product is None:
         return NEEDS_PRODUCTS
     lead, shape = len(product.lead), product.trailing
@@ -119,7 +119,7 @@ def reduce(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return settled(builder, node, summed.scaled(summed.count / product.count) if mean else summed)
 
 
-def _pulled(builder: CodeBuilder, node: Node, product: Product, axes: int) -> Product | None:
+def _pulled(builder: CodeBuilder, product: Product, axes: int) -> Product | None:
     """The product with its last leading axes among the feature axes; None where a side lacks them."""
     if axes <= 0:
         return product
@@ -127,7 +127,7 @@ def _pulled(builder: CodeBuilder, node: Node, product: Product, axes: int) -> Pr
     for term in product.terms:
         if not all(equal_sizes(side.lead[-axes:], sizes) for side in (term.left, term.right)):
             return None
-        left, right = (builder.pull(side, axes, rule=RULE, like=node) for side in (term.left, term.right))
+        left, right = (builder.pull(side, axes) for side in (term.left, term.right))
         if left is None or right is None:
             return None
         turns = np.arange(math.prod(sizes))[:, None] * product.count
@@ -150,7 +150,7 @@ def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if not isinstance(one, Product) or not isinstance(other, Product) or not equal_sizes(one.shape, other.shape):
         return NEEDS_PRODUCTS
     lead = min(len(one.lead), len(other.lead))
-    one, other = (_pulled(builder, node, each, len(each.lead) - lead) for each in (one, other))
+    one, other = (_pulled(builder, each, len(each.lead) - lead) for each in (one, other))
     if one is None or other is None:
         return NEEDS_PRODUCTS
     factor = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]

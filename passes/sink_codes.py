@@ -40,7 +40,7 @@ from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 from passes.unify_linears import CHANNELS, makes_channels
 
-LOOKUP = "encode table"
+LOOKUP = "look up"
 _GENERATED = "<eval_with_key>"
 """File name in stack traces of code that torch.fx wrote."""
 _TORCH = torch.__file__.removesuffix("__init__.py")
@@ -281,7 +281,8 @@ class _Walk:
         if not any(operand in self.values for operand in node.all_input_nodes):
             return
         entry = law_of(node, self.values)
-        outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+        with self.builder.standing_for(node, entry.law):
+            outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
         if makes_channels(node):
             outcome = _of_channels(outcome)
         if isinstance(outcome, (Carried, Absorbed)):
@@ -313,7 +314,8 @@ class _Walk:
     def _replace_site(self, node: Node, site: Site) -> None:
         factor = self.factors[site.name]
         produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
-        value = self.values[node] = produce(node, site, factor)
+        with self.builder.standing_for(node, LOOKUP if site.kind is SiteKind.EMBEDDING else Law.LINEAR):
+            value = self.values[node] = produce(node, site, factor)
         value.code.meta[FACTORED_SITE] = (site.name, factor.rank)
         self._superseded.add(node)
 
@@ -350,15 +352,15 @@ class _Walk:
             record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
             name = f"{site.name}.codes.weight"
             codes = factor.encode_table(table)
-            self._tables[site.name] = self.builder.new_parameter(name, codes, table, record, rule=LOOKUP)
-        code = looked_up(self.builder, lookup, self._tables[site.name], rule=LOOKUP)
+            self._tables[site.name] = self.builder.new_parameter(name, codes, table, record)
+        code = looked_up(self.builder, lookup, self._tables[site.name])
         return LowRankValue(code, lead, (site.width,), (block,))
 
     def _no_code(self, node: Node, lookup: Lookup) -> Node:
         """Stands for the code of a table of rank 0: a column of zeros, for its leading axes."""
-        column = self.builder.emit(aten.unsqueeze.default, lookup.ids, -1, rule=LOOKUP, like=node)
+        column = self.builder.emit(aten.unsqueeze.default, lookup.ids, -1)
         form = {"dtype": value_of(node).dtype, "device": value_of(node).device}
-        return self.builder.emit(aten.zeros_like.default, column, rule=LOOKUP, like=node, **form)
+        return self.builder.emit(aten.zeros_like.default, column, **form)
 
     def _factor_linear(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         source = node.args[0]
@@ -369,7 +371,7 @@ class _Walk:
             raise TableIndexError(f"the weight or bias of '{node.name}' is not a constant")
         factored, value = (factor, site.name), self.values.get(source)
         if isinstance(value, LowRankValue):
-            ready = self.builder.push(value, rule=absorb.RULE, like=node)
+            ready = self.builder.push(value)
             outcome = Restored(absorb.PER_FIELD) if ready is None else Absorbed(node, absorb.ABSORBED)
             self._judge(node, outcome, [source])
             if ready is not None:

@@ -26,7 +26,6 @@ from passes.low_rank_value import Block, LowRankValue, align, split_rows
 from passes.moves import argument, keeps_axes, keeps_shape, reduced_axes, single, static
 from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
 
-RULE = "sum"
 MIXED = "it adds dense features to features that are written in a code"
 SHAPES = "it repeats the features along other axes while it adds them"
 STRADDLE = "it adds features whose codes do not line up"
@@ -48,7 +47,7 @@ def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = single(node, values)
     if value is None or float(argument(node, 2, 1)) != 1:
         return Restored(MIXED)
-    return shifted(builder, node, scaled(builder, node, value, -1.0), node.args[1], 1.0)
+    return shifted(builder, node, scaled(builder, value, -1.0), node.args[1], 1.0)
 
 
 def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
@@ -56,18 +55,18 @@ def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Out
     left = values.get(one) if isinstance(one, Node) else None
     right = values.get(other) if isinstance(other, Node) else None
     if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        return total(builder, node, left, right if factor == 1 else scaled(builder, node, right, factor))
+        return total(builder, node, left, right if factor == 1 else scaled(builder, right, factor))
     if isinstance(left, LowRankValue):
         return shifted(builder, node, left, other, factor)
     if isinstance(right, LowRankValue):
-        return shifted(builder, node, right if factor == 1 else scaled(builder, node, right, factor), one, 1.0)
+        return shifted(builder, node, right if factor == 1 else scaled(builder, right, factor), one, 1.0)
     return Restored(MIXED)
 
 
 def total(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
     """The sum of two values that broadcast to the node's shape."""
     codes = [left.code, right.code]
-    spreads = [spread(builder, node, each, codes, rule=RULE) for each in (left, right)]
+    spreads = [spread(builder, node, each, codes) for each in (left, right)]
     if spreads[0] is None or spreads[1] is None:
         return Restored(SHAPES)
     return added(builder, node, spreads[0], spreads[1])
@@ -101,7 +100,7 @@ def added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankVa
     """The sum of two values of one shape, the node's."""
     if len(left.lead) != len(right.lead):
         lead = min(len(left.lead), len(right.lead))
-        pulled = [builder.pull(each, len(each.lead) - lead, rule=RULE, like=node) for each in (left, right)]
+        pulled = [builder.pull(each, len(each.lead) - lead) for each in (left, right)]
         if pulled[0] is None or pulled[1] is None:
             return Restored("a size on its way is not known before the model runs")
         left, right = pulled[0], pulled[1]
@@ -109,11 +108,11 @@ def added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankVa
     if pairs is None:
         return Restored(STRADDLE)
     if all(one.decoder.key == other.decoder.key for one, other in pairs) and _same_layout(left, right, pairs):
-        return _with_codes_added(builder, node, left, right, pairs)
+        return _with_codes_added(builder, left, right, pairs)
     if any(one.unit is not None or other.unit is not None for one, other in pairs):
-        folded = [units_as_columns(builder, node, each, rule=RULE) for each in (left, right)]
+        folded = [units_as_columns(builder, each) for each in (left, right)]
         return added(builder, node, *folded)
-    code = builder.beside([left.code, right.code], rule=RULE, like=node)
+    code = builder.beside([left.code, right.code])
     width = width_of(left.code)
     blocks = [
         Block((*one.columns, *other.moved(width, 0).columns), one.decoder.beside(other.decoder)) for one, other in pairs
@@ -127,11 +126,7 @@ def _same_layout(left: LowRankValue, right: LowRankValue, pairs: Sequence[tuple[
 
 
 def _with_codes_added(
-    builder: CodeBuilder,
-    node: Node,
-    left: LowRankValue,
-    right: LowRankValue,
-    pairs: Sequence[tuple[Block, Block]],
+    builder: CodeBuilder, left: LowRankValue, right: LowRankValue, pairs: Sequence[tuple[Block, Block]]
 ) -> Outcome:
     """One addition of the codes; constant and gated offsets add up block by block."""
     blocks, sums, folded = [], dict[tuple[int | None, int | None], int](), dict[int, int]()
@@ -146,30 +141,25 @@ def _with_codes_added(
         if decoder.gated is not None:
             unit = sums.setdefault((own, other.unit), len(sums))
         blocks.append(Block(columns, decoder, unit))
-    code = builder.emit(aten.add.Tensor, left.code, right.code, rule=RULE, like=node)
+    code = builder.emit(aten.add.Tensor, left.code, right.code)
     if folded and left.units is not None:
-        code = builder.beside(
-            [code, builder.pick(left.units, list(folded), rule=RULE, like=node)], rule=RULE, like=node
-        )
-    units = _summed_units(builder, node, (left, right), list(sums)) if sums else None
+        code = builder.beside([code, builder.pick(left.units, list(folded))])
+    units = _summed_units(builder, (left, right), list(sums)) if sums else None
     return Carried(replace(left, code=code, units=units, blocks=tuple(blocks)))
 
 
 def _summed_units(
-    builder: CodeBuilder,
-    node: Node,
-    operands: tuple[LowRankValue, LowRankValue],
-    sums: Sequence[tuple[int | None, int | None]],
+    builder: CodeBuilder, operands: tuple[LowRankValue, LowRankValue], sums: Sequence[tuple[int | None, int | None]]
 ) -> Node:
     columns = []
     for pair in sums:
         parts = [
-            builder.pick(value.units, [unit], rule=RULE, like=node)
+            builder.pick(value.units, [unit])
             for value, unit in zip(operands, pair, strict=True)
             if unit is not None and value.units is not None
         ]
-        columns.append(functools.reduce(lambda x, y: builder.emit(aten.add.Tensor, x, y, rule=RULE, like=node), parts))
-    return builder.beside(columns, rule=RULE, like=node)
+        columns.append(functools.reduce(lambda x, y: builder.emit(aten.add.Tensor, x, y), parts))
+    return builder.beside(columns)
 
 
 def reduce_sum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -191,14 +181,14 @@ def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) ->
     fields = [axis - len(value.lead) for axis in axes if axis >= len(value.lead)]
     outcome: LowRankValue | Restored | Absorbed = value
     if leading:
-        outcome = _over_lead(builder, node, value, leading, keep=keep, mean=mean)
+        outcome = _over_lead(builder, value, leading, keep=keep, mean=mean)
     if fields and isinstance(outcome, LowRankValue):
-        outcome = _over_features(builder, node, outcome, _Reduction(tuple(fields), outcome.trailing, keep, mean))
+        outcome = _over_features(builder, outcome, _Reduction(tuple(fields), outcome.trailing, keep, mean))
     return Carried(outcome) if isinstance(outcome, LowRankValue) else outcome
 
 
 def _over_lead(
-    builder: CodeBuilder, node: Node, value: LowRankValue, axes: list[int], *, keep: bool, mean: bool
+    builder: CodeBuilder, value: LowRankValue, axes: list[int], *, keep: bool, mean: bool
 ) -> LowRankValue | Restored:
     """A sum over leading axes: of the code; a constant offset is added as often."""
     sizes = [value.lead[axis] for axis in axes]
@@ -206,10 +196,10 @@ def _over_lead(
     target = aten.mean.dim if mean else aten.sum.dim_IntList
 
     def change(code: Node) -> Node:
-        return builder.emit(target, code, axes, keep, rule=RULE, like=node)
+        return builder.emit(target, code, axes, keep)
 
     if constant and not mean and not static(sizes):
-        return through_lead(builder, node, value, change, rule=RULE)
+        return through_lead(builder, value, change)
     summed = builder.on_lead(value, change)
     if not constant or mean:
         return summed
@@ -250,20 +240,18 @@ class _Reduction:
         return 1.0 / math.prod(self.trailing[axis] for axis in self.axes) if self.mean else 1.0
 
 
-def over_fields(
-    builder: CodeBuilder, node: Node, value: LowRankValue, axes: Sequence[int]
-) -> LowRankValue | Restored | Absorbed:
+def over_fields(builder: CodeBuilder, value: LowRankValue, axes: Sequence[int]) -> LowRankValue | Restored | Absorbed:
     """The sum over some of the feature axes."""
-    return _over_features(builder, node, value, _Reduction(tuple(axes), value.trailing, keep=False, mean=False))
+    return _over_features(builder, value, _Reduction(tuple(axes), value.trailing, keep=False, mean=False))
 
 
 def _over_features(
-    builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _Reduction
+    builder: CodeBuilder, value: LowRankValue, reduction: _Reduction
 ) -> LowRankValue | Restored | Absorbed:
     """A sum over feature axes: over fields, the codes side by side; within the codes, a Linear of ones."""
     if reduction.results == 1 or list(reduction.axes) != list(range(len(reduction.axes))):
-        return _totals(builder, node, value, reduction)
-    value = units_as_columns(builder, node, value, rule=RULE)
+        return _totals(builder, value, reduction)
+    value = units_as_columns(builder, value)
     rows = split_rows(value.blocks, reduction.results)
     if rows is None:
         return Restored(STRADDLE)
@@ -274,10 +262,10 @@ def _over_features(
             return Restored(STRADDLE)
         total = [Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs]
     result = value.with_blocks(total, reduction.shape)
-    return scaled(builder, node, result, reduction.share) if reduction.mean else result
+    return scaled(builder, result, reduction.share) if reduction.mean else result
 
 
-def _totals(builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _Reduction) -> Absorbed:
+def _totals(builder: CodeBuilder, value: LowRankValue, reduction: _Reduction) -> Absorbed:
     """Sums within the codes: the Linear whose row for every result adds up the features that belong to it."""
     positions = torch.arange(value.features).reshape(value.trailing)
     members = positions.permute(*reduction.rest, *reduction.axes).reshape(reduction.results, -1)
@@ -285,5 +273,5 @@ def _totals(builder: CodeBuilder, node: Node, value: LowRankValue, reduction: _R
     ones.scatter_(1, members, reduction.share)
     flat = replace(value, trailing=(value.features,))
     affine = Affine(ones, None, None, None, ("totals", reduction), is_new=True)
-    result = absorb.linear_on(builder, node, flat, affine)
-    return Absorbed(builder.view(result, value.lead, node, *reduction.shape, rule=RULE), SUMMED)
+    result = absorb.linear_on(builder, builder.node, flat, affine)
+    return Absorbed(builder.view(result, value.lead, *reduction.shape), SUMMED)

@@ -27,12 +27,12 @@ _CONSTANTS = frozenset(
 )  # fmt: skip
 
 
-def narrowed(builder: CodeBuilder, node: Node, tensor: Node, axes: int, *, rule: str) -> Node:
+def narrowed(builder: CodeBuilder, tensor: Node, axes: int) -> Node:
     """The tensor with size 1 along those of its last ``axes`` axes along which it is known to be uniform."""
     shape = shape_of(tensor) or ()
     for axis in range(1, min(axes, len(shape)) + 1):
         if str(shape[-axis]) != "1" and is_uniform(tensor, axis):
-            tensor = builder.emit(aten.slice.Tensor, tensor, len(shape) - axis, 0, 1, rule=rule, like=node)
+            tensor = builder.emit(aten.slice.Tensor, tensor, len(shape) - axis, 0, 1)
     return tensor
 
 

@@ -90,7 +90,7 @@ def test_a_pass_manager_with_foreign_passes_between_keeps_the_model_at_full_rank
     result = manager(module)
     assert result.modified
     made = {node.meta.get(PROVENANCE) for node in result.graph_module.graph.nodes}
-    assert "encode table" in made
+    assert "look up" in made
     assert not {site.name for site in find_sites(result.graph_module)} & set(factors)
     for count in (2, 11):
         batch = rows(count)
