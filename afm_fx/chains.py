@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch.fx import GraphModule, Node
 
@@ -84,37 +85,22 @@ def _next_linear(node: Node) -> tuple[str, ...]:
 def chains_table(chains: Sequence[Chain], *, width: int | None = None) -> str:
     """Chains as text: sites with the same uses share a heading, with one line per use below.
 
-    A line names the verdict, the operator that takes the features (and what follows, in a chain of Linears), the
-    source line and the reason.
+    A line holds the verdict, the operator that takes the features, its source line and the reason.
 
     Args:
         chains: what :func:`find_chains` found.
         width: columns to draw for; those of the terminal, or 120, where left out.
     """
-    sections = [
-        (
-            f"{listed([site.name for site in group.sites])}, {group.kind}",
-            [(str(use.fate), use.operator, use.place, use.reason) for use in group.uses],
-        )
-        for group in groups_of(chains)
-    ]
-    return render_sections(sections, width=width)
+    groups = groups_of(chains)
+    return render_sections(
+        [(f"{listed([site.name for site in group.sites])}, {group.kind}", list(group.uses)) for group in groups],
+        width=width,
+    )
 
 
-@dataclass(frozen=True)
-class Use:
-    """What a reader is told about one use; sites with the same ones are told about together.
-
-    Attributes:
-        operator: the operator that takes the features, and what follows in a chain of Linears.
-        place: ``file:line``, empty where the graph does not know it.
-        reason: one sentence, with both costs where they were weighed.
-    """
-
-    fate: Fate
-    operator: str
-    place: str
-    reason: str
+Use: TypeAlias = tuple[Fate, str, str, str]
+"""What a reader is told about a use: the verdict, the operator that takes the features (and what follows, in a chain of
+Linears), ``file:line`` (empty where the graph does not know it), and the reason."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +133,9 @@ def groups_of(chains: Sequence[Chain]) -> list[SiteGroup]:
 
 def _use(chain: Chain) -> Use:
     verdict = chain.verdict
-    operator = verdict.operator
-    if chain.kind == LINEAR_CHAIN:
-        operator = f"{operator} -> linear"
-    return Use(verdict.fate, operator, _place(verdict.source), verdict.reason)
-
-
-def _place(source: str) -> str:
-    """``file:line`` of a source line ``file:line: code``."""
-    return ":".join(source.split(":")[:2])
+    operator = f"{verdict.operator} -> linear" if chain.kind == LINEAR_CHAIN else verdict.operator
+    place = ":".join(verdict.source.split(":")[:2])  # of "file:line: code"
+    return verdict.fate, operator, place, verdict.reason
 
 
 def listed(names: Sequence[str]) -> str:

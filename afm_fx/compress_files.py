@@ -77,8 +77,8 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
     refuse_existing(config.out, outputs, force=config.force)
     if config.report is not None:
         refuse_existing(config.report.parent, [config.report.name], force=config.force)
-        for package in REPORT_PACKAGES:
-            import_for_report(package)
+        for module in REPORT_PACKAGES:
+            import_for_report(module)
     statistics = None if config.statistics is None else Statistics.load(config.statistics)
     file = open_data(config.data)
     model, example_inputs = build_model(config.model, config.checkpoint)

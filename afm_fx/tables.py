@@ -16,9 +16,6 @@ from rich.table import Table
 WIDTH = 120
 """Columns of text that goes to a file, a pipe or a notebook."""
 
-NARROWEST, WIDEST = 80, 160
-"""Columns that a terminal's own width is held between."""
-
 _INDENT, _GAP = 2, 3
 
 
@@ -26,7 +23,7 @@ def text_width() -> int:
     """Columns to draw for: the terminal's where standard output is one, else 120."""
     if sys.stdout is None or not sys.stdout.isatty():
         return WIDTH
-    return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
+    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def render_table(
