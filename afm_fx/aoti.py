@@ -25,7 +25,7 @@ from afm_fx.exported_program import exported
 from afm_fx.file_inputs import file_tensors
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_parity import compare_with_torch
-from afm_fx.output_directory import refuse_existing_file, staging_directory
+from afm_fx.output_directory import staged_file
 from afm_fx.program import Program
 from afm_fx.quiet import quiet
 from afm_fx.random_inputs import example_call
@@ -174,16 +174,13 @@ def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int 
         raise UserError(f"an AOTInductor package is called *.pt2, got '{target.name}'")
     if threads < 1:
         raise UserError(f"threads must be at least 1, got {threads}")
-    refuse_existing_file(target, force=force)
     typed = program.original_inputs
     note = PackageNote(_package_inputs(program), threads, None if typed is None else typed.mapping.to_json())
-    with staging_directory(target) as directory:
-        staged = directory / target.name
+    with staged_file(target, force=force) as staged:
         _compile(program, staged, note)
         model = load_aoti(staged)
         difference = compare_with_torch(program, lambda given: model.call(model.bind(tuple(given))))
         size = staged.stat().st_size
-        staged.replace(target)
     return AotiReport(target, size, program.parameter_count(), threads, difference, time.perf_counter() - started)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.errors import FileFormatError, RecoveryError
-from afm_fx.output_directory import staging_directory
+from afm_fx.output_directory import staged_file
 from afm_fx.process_groups import Group, add_up, agreed, rank_and_size
 from afm_fx.program import Program
 from afm_fx.progress import progress_bar
@@ -203,11 +203,9 @@ def _save(path: str | os.PathLike[str] | None, state: RecoveryState, identity: d
     """Writes a state; the one before is replaced whole."""
     if path is None:
         return
-    target = Path(path)
     document = {**vars(state), "epochs": [asdict(epoch) for epoch in state.epochs], "identity": identity}
-    with staging_directory(target) as directory:
-        torch.save(document, directory / target.name)
-        (directory / target.name).replace(target)
+    with staged_file(Path(path), force=True) as staged:
+        torch.save(document, staged)
 
 
 def _load(path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> RecoveryState | None:

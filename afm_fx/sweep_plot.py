@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afm_fx.errors import MissingPackageError, UserError
-from afm_fx.output_directory import refuse_existing_file, staging_directory
+from afm_fx.output_directory import refuse_existing_file, staged_file
 
 if TYPE_CHECKING:
     from afm_fx.sweep import Sweep, SweepPoint
@@ -49,10 +49,8 @@ def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
     figure = Figure(figsize=(PANEL_WIDTH * len(shown), HEIGHT), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         _draw_panel(panel, titles[name], name, sweep.original, sweep.points)
-    with staging_directory(path) as staging:
-        staged = staging / path.name
+    with staged_file(path, force=force) as staged:
         figure.savefig(staged, dpi=DPI)
-        staged.replace(path)
 
 
 def _draw_panel(panel: Any, title: str, name: str, original: SweepPoint, points: Sequence[SweepPoint]) -> None:

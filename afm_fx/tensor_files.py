@@ -80,21 +80,13 @@ def complete(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         raise FileFormatError(f"'{path}' is damaged, it is no complete {kind} file: {error!r}") from error
 
 
-def load_header(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Any]:
-    """The header of a file; see :func:`load_tensors`."""
-    return _read(Path(path), kind, version, tensors=False)[0]
-
-
 def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads what :func:`save_tensors` wrote.
 
     Raises:
         FileFormatError: the file is missing, truncated, not a safetensors file, of another kind or version.
     """
-    return _read(Path(path), kind, version, tensors=True)
-
-
-def _read(target: Path, kind: str, version: int, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    target = Path(path)
     if not target.is_file():
         raise FileFormatError(f"there is no file '{target}'")
     try:
@@ -102,8 +94,7 @@ def _read(target: Path, kind: str, version: int, *, tensors: bool) -> tuple[dict
             metadata = file.metadata() or {}
             # Copies: in the file a tensor lies where the header's length puts it, and products of numbers that are not
             # aligned may round differently.
-            names = file.keys() if tensors else ()
-            read = {name: file.get_tensor(name).clone() for name in names}
+            read = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
         header = json.loads(metadata.get(HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"'{target}' is truncated, damaged, or not a {kind} file: {error}") from error
