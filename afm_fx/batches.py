@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,6 +103,13 @@ def some_rows_of(
     leaves, structure = pytree.tree_flatten((args, kwargs))
     taken = [leaf[rows] if batched else leaf for leaf, batched in zip(leaves, program.batched, strict=True)]
     return pytree.tree_unflatten(taken, structure)  # type: ignore[no-any-return]
+
+
+def inputs_of(program: Program, leaves: Sequence[Any]) -> Inputs:
+    """A batch as the program takes it, from its leaves in the order of the placeholders."""
+    structure = pytree.tree_structure((program.example_args, program.example_kwargs))
+    args, kwargs = pytree.tree_unflatten(leaves, structure)
+    return tuple(args) or kwargs
 
 
 def flat_inputs(program: Program, batch: Batch) -> list[Any]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from afm_fx.batches import inputs_of
 from afm_fx.data_files import Array, DataFile
 from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs
@@ -160,13 +161,11 @@ class FileBatches:
 
     def _filled(self, chunks: Iterator[list[Tensor]]) -> Iterator[Inputs]:
         positions = list(input_tensors(self.program))
-        leaves, structure = pytree.tree_flatten((self.program.example_args, self.program.example_kwargs))
+        filled = pytree.tree_leaves((self.program.example_args, self.program.example_kwargs))
         for tensors in chunks:
-            filled = list(leaves)
             for position, tensor in zip(positions, tensors[: len(positions)], strict=True):
                 filled[position] = tensor
-            args, kwargs = pytree.tree_unflatten(filled, structure)
-            inputs = tuple(args) if args else kwargs
+            inputs = inputs_of(self.program, filled)
             yield (inputs, tensors[-1]) if self.labels else inputs
 
     def _match(self) -> ColumnMatch:

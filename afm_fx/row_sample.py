@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.batches import Batch
+from afm_fx.batches import Batch, inputs_of
 from afm_fx.errors import CalibrationError
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
@@ -61,11 +61,9 @@ class RowSample:
                 f"the saved rows are of another model: they have the inputs {sorted(self.columns)}, "
                 f"the program takes {sorted(names)}"
             )
-        _, structure = pytree.tree_flatten((program.example_args, program.example_kwargs))
         for start in range(0, self.rows, size):
             leaves = [self.columns[name][start : start + size] for name in names]
-            args, kwargs = pytree.tree_unflatten(leaves, structure)
-            yield kwargs or args
+            yield inputs_of(program, leaves)
 
     def __add__(self, other: RowSample) -> RowSample:
         """The sample of both sets of rows, as large as the larger limit.
@@ -75,52 +73,29 @@ class RowSample:
         """
         if self.columns.keys() != other.columns.keys():
             raise CalibrationError("samples of rows of different models cannot be merged")
+        limit = max(self.limit, other.limit)
         keys = torch.cat([self.keys, other.keys])
-        columns = {name: torch.cat([column, other.columns[name]]) for name, column in self.columns.items()}
-        return _smallest(max(self.limit, other.limit), keys, columns)
+        taken = keys.argsort()[:limit]
+        columns = {name: torch.cat([column, other.columns[name]])[taken] for name, column in self.columns.items()}
+        return RowSample(limit, keys[taken], columns)
 
 
-class RowSampler:
-    """Draws a sample of the rows of batches.
+def sampled(program: Program, batch: Batch, known: RowSample | None, limit: int, seed: int) -> RowSample | None:
+    """A sample with the rows of one more batch, whose keys follow from the seed; only rows that are taken are copied.
 
-    Args:
-        program: the captured model.
-        limit: rows at most.
+    None where nothing is asked for, or the inputs have no rows that could be taken one by one.
     """
-
-    def __init__(self, program: Program, limit: int) -> None:
-        tensors = [isinstance(leaf, Tensor) for leaf in _leaves(program.example_args, program.example_kwargs)]
-        self._possible = limit > 0 and program.dynamic_batch and all(tensors) and all(program.batched)
-        self._names, self._limit = program.input_names, limit
-        self._generator = torch.Generator()
-        self._sample: RowSample | None = None
-
-    def add(self, batch: Batch, seed: int) -> None:
-        """Adds the rows of a batch, with keys that follow from the seed; only rows that may be sampled are copied."""
-        if not self._possible:
-            return
-        self._generator.manual_seed(seed)
-        keys = torch.empty(batch.rows, dtype=torch.float64).exponential_(generator=self._generator)
-        known = self._sample
-        if known is not None and known.rows == self._limit:
-            taken = (keys < known.keys[-1]).nonzero().flatten()
-        else:
-            taken = torch.arange(batch.rows)
-        leaves = zip(self._names, _leaves(batch.args, batch.kwargs), strict=True)
-        columns = {name: leaf.detach()[taken.to(leaf.device)].cpu() for name, leaf in leaves}
-        drawn = _smallest(self._limit, keys[taken], columns)
-        self._sample = drawn if known is None else known + drawn
-
-    def result(self) -> RowSample | None:
-        """The sample; None where the inputs have no rows that could be taken one by one."""
-        return self._sample
-
-
-def _smallest(limit: int, keys: Tensor, columns: Mapping[str, Tensor]) -> RowSample:
-    """The rows of the smallest keys, in the order of their keys, so that it does not matter in which they came."""
+    leaves = pytree.tree_leaves((batch.args, batch.kwargs))
+    by_rows = program.dynamic_batch and all(program.batched) and all(isinstance(leaf, Tensor) for leaf in leaves)
+    if limit == 0 or not by_rows:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.empty(batch.rows, dtype=torch.float64).exponential_(generator=generator)
     taken = keys.argsort()[:limit]
-    return RowSample(limit, keys[taken], {name: column[taken] for name, column in columns.items()})
-
-
-def _leaves(args: object, kwargs: object) -> list[Tensor]:
-    return pytree.tree_leaves((args, kwargs))
+    if known is not None and known.rows == limit:
+        taken = taken[keys[taken] < known.keys[-1]]
+    columns = {
+        name: leaf.detach()[taken.to(leaf.device)].cpu() for name, leaf in zip(program.input_names, leaves, strict=True)
+    }
+    drawn = RowSample(limit, keys[taken], columns)
+    return drawn if known is None else known + drawn

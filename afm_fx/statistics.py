@@ -7,7 +7,7 @@ and whether they come from files, does not matter.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -68,13 +68,12 @@ class Statistics:
         Raises:
             CalibrationError: the two are of different models or were collected with other options, or rows are in both.
         """
+        self._check_sites(other)
         one, two = self.layout(), other.layout()
         differing = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
         if differing:
-            sites = sorted(self.moments.keys() ^ other.moments.keys())[:5]
             raise CalibrationError(
                 f"statistics of different models or options cannot be added: they differ in {', '.join(differing)}"
-                f"{f'; sites {sites} are not in both' if sites else ''}"
             )
         return replace(self._with(other), shares=joined_shares(self.shares, other.shares))
 
@@ -129,10 +128,13 @@ class Statistics:
         Raises:
             CalibrationError: the two belong to models with other sites, or the decay is not above 0 and up to 1.
         """
-        if self.moments.keys() != new.moments.keys():
-            sites = sorted(self.moments.keys() ^ new.moments.keys())[:5]
-            raise CalibrationError(f"statistics of different models cannot be added: sites {sites} are not in both")
+        self._check_sites(new)
         return self.decayed(decay)._with(new)
+
+    def _check_sites(self, other: Statistics) -> None:
+        sites = sorted(self.moments.keys() ^ other.moments.keys())
+        if sites:
+            raise CalibrationError(f"statistics of different models cannot be added: sites {sites[:5]} are not in both")
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the statistics as safetensors.
@@ -185,6 +187,10 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistic
             site: made(_number(count), *(tensors[f"{kind}/{site}/{name}"] for name in names))
             for site, count in header["counts"][kind].items()
         }
+    sample = None
+    if header["sample"] is not None:
+        limit, names = header["sample"]
+        sample = RowSample(int(limit), tensors["sample_keys"], {name: tensors[f"sample/{name}"] for name in names})
     kept = {
         keeper: Traffic(tensors[f"traffic/{keeper}"], bool(pooled)) for keeper, pooled in header["traffic"].values()
     }
@@ -192,7 +198,7 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistic
         rows=_number(header["rows"]),
         batches=int(header["batches"]),
         traffic={name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
-        sample=_sample(header["sample"], tensors),
+        sample=sample,
         origin=dict(header["origin"]),
         shares=frozenset(Share(int(number), int(of), str(data)) for number, of, data in header["shares"]),
         **sums,
@@ -225,10 +231,3 @@ def _number(value: object) -> float:
     if not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number of rows")
     return value
-
-
-def _sample(header: Sequence[Any] | None, tensors: Mapping[str, Tensor]) -> RowSample | None:
-    if header is None:
-        return None
-    limit, names = header
-    return RowSample(int(limit), tensors["sample_keys"], {name: tensors[f"sample/{name}"] for name in names})

@@ -12,7 +12,7 @@ from afm_fx.batches import Batch, flat_inputs
 from afm_fx.diagnosis import explain_non_finite, explained_failure
 from afm_fx.moments import NARROW_WIDTH, Moments
 from afm_fx.program import Program
-from afm_fx.row_sample import RowSampler
+from afm_fx.row_sample import RowSample, sampled
 from afm_fx.sensitivity import SensitivityCollector
 from afm_fx.statistics import Statistics
 from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
@@ -47,7 +47,8 @@ class StatisticsCollector:
         self._totals = [_Total(program, tap, product_dtype) for tap in taps]
         self._layers = list(hidden_layers(program.graph_module))
         self._counter = TrafficCounter(program.graph_module, taps)
-        self._sampler = RowSampler(program, sampled_rows)
+        self._sampled_rows = sampled_rows
+        self._sample: RowSample | None = None
         features = {name for tap in taps for name in tap.nodes}
         units = {layer.activations[-1].name for layer in self._layers}
         self._values = node_values(program.graph_module, features | units | self._counter.nodes)
@@ -76,7 +77,7 @@ class StatisticsCollector:
                 units = values[layer.activations[-1].name]
                 self._activations[layer.name] += Moments.diagonal_of(units.reshape(-1, layer.units))
             self._counter.add(values)
-            self._sampler.add(batch, seed)
+            self._sample = sampled(self._program, batch, self._sample, self._sampled_rows, seed)
         if self._sensitivity is not None and gradients:
             self._sensitivity.add(batch, seed)
         self._rows, self._batches = self._rows + batch.rows, self._batches + 1
@@ -104,7 +105,7 @@ class StatisticsCollector:
             _in_order(sensitivities, self._order),
             dict(self._activations),
             _in_order(traffic, self._order),
-            self._sampler.result(),
+            self._sample,
         )
 
 
@@ -122,29 +123,21 @@ class _Total:
         self._product_dtype = torch.float64 if self._width <= NARROW_WIDTH else product_dtype
         self._moments = Moments.empty(self._width)
         self._pending: list[tuple[Batch, Tensor]] = []
-        self._pending_rows = 0
 
     def add(self, values: Sequence[Tensor], batch: Batch) -> None:
         """Adds the features of every use of the site in one batch."""
         for features in self.tap.read(values):
-            rows = features.reshape(-1, self._width)
-            self._pending.append((batch, rows))
-            self._pending_rows += rows.shape[0]
-        if self._pending_rows >= PENDING_ROWS:
-            self.flush()
+            self._pending.append((batch, features.reshape(-1, self._width)))
+        if sum(len(rows) for _, rows in self._pending) >= PENDING_ROWS:
+            self.result()
 
     def result(self) -> Moments:
         """The moments of all rows added."""
-        self.flush()
+        if self._pending:
+            rows = torch.cat([rows for _, rows in self._pending])
+            moments = Moments.of(rows, self._product_dtype or rows.dtype)
+            if not moments.is_finite:
+                raise explain_non_finite(self._program, self._pending)
+            self._moments += moments
+            self._pending = []
         return self._moments
-
-    def flush(self) -> None:
-        """Adds what is pending."""
-        if not self._pending:
-            return
-        rows = torch.cat([rows for _, rows in self._pending]) if len(self._pending) > 1 else self._pending[0][1]
-        moments = Moments.of(rows, self._product_dtype or rows.dtype)
-        if not moments.is_finite:
-            raise explain_non_finite(self._program, self._pending)
-        self._moments += moments
-        self._pending, self._pending_rows = [], 0

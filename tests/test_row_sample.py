@@ -10,7 +10,7 @@ import torch
 import afm_fx
 from afm_fx.batches import checked_batches
 from afm_fx.errors import CalibrationError
-from afm_fx.row_sample import RowSample, RowSampler
+from afm_fx.row_sample import RowSample, sampled
 from tests.graphs import Tower, plain_mlp, tower_batch
 
 
@@ -20,13 +20,12 @@ def program() -> afm_fx.Program:
 
 
 def sample_of(program: afm_fx.Program, dense: torch.Tensor, limit: int, seed: int = 0) -> RowSample:
-    sampler = RowSampler(program, limit)
+    sample = None
     ids = torch.zeros(len(dense), 3, dtype=torch.int64)
     for batch in checked_batches(program, [(ids[:30], dense[:30]), (ids[30:], dense[30:])]):
-        sampler.add(batch, 2 * seed + batch.number)
-    result = sampler.result()
-    assert result is not None
-    return result
+        sample = sampled(program, batch, sample, limit, 2 * seed + batch.number)
+    assert sample is not None
+    return sample
 
 
 def test_every_row_is_as_likely_as_any_other(program: afm_fx.Program) -> None:

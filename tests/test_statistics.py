@@ -50,7 +50,6 @@ def test_sums_are_exact_where_means_are_large_against_the_spread():
     [
         ({"origin": {"the model": "other"}}, "differ in the model"),
         ({"origin": {"the model": "m", "sampled_rows": "3"}}, "differ in sampled_rows"),
-        ({"moments": {"table": Moments.empty(3)}}, r"differ in sites; sites \['Z', 'a layer', 'layer', 'tables'\]"),
         ({"moments": {name: Moments.empty(3) for name in WIDTHS}}, "differ in sites$"),
         ({"activations": {}}, "differ in activations"),
         ({"traffic": {}}, "differ in tables"),
@@ -60,6 +59,13 @@ def test_statistics_of_other_models_or_options_are_refused(change, says):
     own = statistics_of(all_rows())
     with pytest.raises(CalibrationError, match=f"different models or options cannot be added: they {says}"):
         _ = own + replace(own, **change)
+
+
+def test_sites_that_are_not_in_both_are_named():
+    own = statistics_of(all_rows())
+    for add in (own.__add__, lambda other: own.updated(other, decay=0.5)):
+        with pytest.raises(CalibrationError, match=r"sites \['Z', 'a layer', 'layer', 'tables'\] are not in both"):
+            add(replace(own, moments={"table": own.moments["table"]}))
 
 
 def test_no_share_counts_twice_and_missing_ones_are_known(tmp_path):
