@@ -5,17 +5,16 @@ from afm_fx.aoti import AotiModel, AotiReport, export_aoti, load_aoti
 from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
+from afm_fx.budget import Budget
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_table, find_chains
 from afm_fx.change import Change
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled, ModelFactory, OnnxFile
-from afm_fx.evidence import Evidence
 from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
-from afm_fx.latency_table import LatencyTable
 from afm_fx.load_result import LoadResult
 from afm_fx.measurement import Measurement
 from afm_fx.measurement_changes import compare_measurements
@@ -25,9 +24,9 @@ from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.onnx_over_files import export_onnx_over_files
 from afm_fx.packing import PackReport, pack
-from afm_fx.plan import Plan, SitePlan
-from afm_fx.planning import make_plan
-from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
+from afm_fx.plan import Evidence, Plan, SitePlan
+from afm_fx.planning import Policy, make_plan
+from afm_fx.policies import Energy, Fixed, FullRank
 from afm_fx.program import Program
 from afm_fx.quality_comparison import QualityComparison, compare_quality
 from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
@@ -66,7 +65,6 @@ __all__ = [
     "Fixed",
     "FullRank",
     "Latency",
-    "LatencyTable",
     "LoadResult",
     "Measurement",
     "ModelFactory",

@@ -4,6 +4,10 @@ Every site starts at its cheapest level. Then, again and again, the site whose n
 cost gets it; a level may skip others, so that a rank that helps only together with the next one does not stop the way
 (the lower convex hull of loss over cost). The states that are passed are the *frontier*: each is the best known for its
 cost.
+
+Costs are estimates; what a limit really allows is known for programs that are made. So the frontier is walked again
+with what the estimate was off by where the walk ended, until nothing changes, and nothing that exceeds the limit by
+the exact count is ever taken.
 """
 
 from __future__ import annotations
@@ -11,8 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from passes.sites import Site
+from typing import Protocol
 
 Rank = int | None
 """A site's level: its rank, or None where it is left alone."""
@@ -21,14 +24,36 @@ Ranks = Mapping[str, Rank]
 Loss = Callable[[str, int], float]
 """What a site adds to the loss at a rank; left alone it adds nothing."""
 
-Cost = Callable[[Ranks], float]
-"""What a program costs at given ranks."""
+Measured = Callable[[Ranks], float]
+"""What is measured on the whole program at given ranks: its loss, or what it costs."""
+
+
+class Cost(Protocol):
+    """What a program costs, by estimate (:class:`passes.cost.RankCost`)."""
+
+    def __call__(self, ranks: Ranks, /) -> float:
+        """The cost at given ranks."""
+        ...
+
+    def change(self, ranks: Ranks, name: str, rank: Rank, /) -> float:
+        """How much more it costs with another rank for one site."""
+        ...
+
 
 LOOK_AHEAD = 4
 """So many of a site's next levels are weighed against one another."""
 
 WORTHWHILE = 0.99
 """An exchange has to bring the measured loss below this share of what it was."""
+
+ROUNDS, TRIES = 4, 6
+"""So many exchanges are made at most, and so many are measured for each."""
+
+WALKS = 4
+"""Walks with a corrected estimate; the third seldom differs from the second."""
+
+CLOSE = 0.001
+"""Share of the limit that a correction may still change by."""
 
 TINY = 1e-12
 """Stands for the price of a step that costs nothing."""
@@ -53,24 +78,24 @@ class Frontier:
     """Allocations from the cheapest to the one that loses nothing.
 
     Args:
-        sites: that may be factored.
-        levels: the ranks to consider for every site, ascending.
+        levels: the ranks to consider for every site that may be factored, ascending, by name.
         loss: see :data:`Loss`.
-        cost: see :data:`Cost`.
+        cost: an estimate.
         negligible: losses up to this are as good as none.
+        measured: the loss of the whole program, None where the sites' losses only add up.
     """
 
     def __init__(
         self,
-        sites: Sequence[Site],
         levels: Mapping[str, Sequence[int]],
         loss: Loss,
         cost: Cost,
         *,
         negligible: float = 0.0,
+        measured: Measured | None = None,
     ) -> None:
-        self._names = [site.name for site in sites]
-        self._levels, self._loss, self._cost, self._negligible = levels, loss, cost, negligible
+        self._levels, self._names = levels, list(levels)
+        self._loss, self._cost, self._negligible, self._measured = loss, cost, negligible, measured
 
     def cheapest(self) -> Allocation:
         """Every site at its lowest rank with a code (a constant row where that loses nothing), or left alone where that
@@ -84,38 +109,46 @@ class Frontier:
 
     def _lowest(self, least: int) -> Allocation:
         ranks: dict[str, Rank] = {
-            name: next(
-                (level for level in self._levels[name] if level >= least or self._is_negligible(name, level)), None
-            )
-            for name in self._names
+            name: next((level for level in levels if level >= least or self._is_negligible(name, level)), None)
+            for name, levels in self._levels.items()
         }
         total = self._cost(ranks)
         for name in self._names:
-            left = self._cost({**ranks, name: None})
-            if left <= total:
-                ranks[name], total = None, left
+            more = self._cost.change(ranks, name, None)
+            if more <= 0:
+                ranks[name], total = None, total + more
         return self._allocation(ranks, total)
 
-    def within(self, limits: Sequence[float]) -> list[Allocation]:
-        """Where :meth:`walk` ends for each of several limits, for the work of one walk: they share its beginning.
+    def within(self, limit: float, exact: Measured) -> Allocation | None:
+        """The allocation of the smallest loss whose exact cost is within a limit; None where the cheapest is not.
+
+        Where losses are measured on the whole program, it is :meth:`refined`.
 
         Args:
-            limits: ascending, none below the cost of the cheapest.
+            limit: of the exact cost.
+            exact: the cost of the program made; takes long.
         """
-        forks: list[Allocation] = []
-        waiting = list(limits)
-        last = None
-        for state in self.walk():
-            while waiting and last is not None and state.cost > waiting[0]:
-                forks.append(last)
-                waiting.pop(0)
-            last = state
-            if not waiting:
+        fitting: list[tuple[Allocation, float]] = []
+        correction = 0.0
+        states: list[Allocation] = []
+        for _ in range(WALKS):
+            states = list(self.walk(limit - correction))
+            difference = exact(states[-1].ranks) - states[-1].cost
+            if states[-1].cost + difference <= limit:
+                fitting.append((states[-1], difference))
+            if abs(difference - correction) <= CLOSE * limit:
                 break
-        forks += [last] * len(waiting) if last is not None else []
-        return [list(self.walk(limit, fork))[-1] for limit, fork in zip(limits, forks, strict=True)]
+            correction = difference
+        if not fitting:
+            last = _last_within(states, limit, exact) or _last_within([self.cheapest()], limit, exact)
+            if last is None:
+                return None
+            fitting.append((last, exact(last.ranks) - last.cost))
+        best, difference = min(fitting, key=lambda each: each[0].loss)
+        better = self.refined(best, limit - difference)
+        return better if exact(better.ranks) <= limit else best
 
-    def walk(self, limit: float | None = None, start: Allocation | None = None) -> Iterator[Allocation]:
+    def walk(self, limit: float | None = None) -> Iterator[Allocation]:
         """The frontier from its cheap end; with a limit, no allocation costs more, and what still fits is taken.
 
         It begins with a code for every site, and with constant rows only where a limit leaves no room for codes: what
@@ -127,9 +160,8 @@ class Frontier:
 
         Args:
             limit: of the cost.
-            start: an allocation that an earlier walk passed, to go on from.
         """
-        state = start or self.cheapest()
+        state = self.cheapest()
         if limit is not None and state.cost > limit:
             state = self.barest()
         yield state
@@ -149,9 +181,7 @@ class Frontier:
             if following is not None:
                 heapq.heappush(waiting, following)
 
-    def refined(
-        self, state: Allocation, limit: float, measured: Callable[[Ranks], float], *, rounds: int = 4, tries: int = 6
-    ) -> Allocation:
+    def refined(self, state: Allocation, limit: float) -> Allocation:
         """An allocation with ranks moved from one site to another, where the program as a whole errs less for it.
 
         The frontier adds the sites' own losses up. Here exchanges that promise most by those are measured together
@@ -159,28 +189,35 @@ class Frontier:
 
         Args:
             state: where to start.
-            limit: no allocation costs more.
-            measured: the loss of the whole program at given ranks.
-            rounds: take so many exchanges at most.
-            tries: measure so many a round.
+            limit: no allocation costs more, by the estimate.
         """
-        best = measured(state.ranks)
-        for _ in range(rounds):
-            found = [
-                (measured(each.ranks), place, each) for place, each in enumerate(self._exchanges(state, limit)[:tries])
+        if self._measured is None:
+            return state
+        best = self._measured(state.ranks)
+        for _ in range(ROUNDS):
+            tried = [
+                (self._measured(exchange.ranks), place, exchange)
+                for place, exchange in enumerate(self._exchanges(state, limit)[:TRIES])
             ]
-            if not found or min(found)[0] >= best * WORTHWHILE:
+            if not tried or min(tried)[0] >= best * WORTHWHILE:
                 return state
-            best, _, state = min(found)
+            best, _, state = min(tried)
         return state
 
     def _exchanges(self, state: Allocation, limit: float) -> list[Allocation]:
         """The allocations with one site a level up and another a level down, the most promising first."""
-        up = [(name, rank) for name in self._names for rank in self._neighbours(name, state.ranks[name])[1]]
-        down = [(name, rank) for name in self._names for rank in self._neighbours(name, state.ranks[name])[0]]
-        changes = [{**state.ranks, more: high, less: low} for more, high in up for less, low in down if more != less]
-        allocations = [self._allocation(ranks, self._cost(ranks)) for ranks in changes]
-        return sorted((each for each in allocations if each.cost <= limit), key=lambda each: each.loss)
+        allocations = []
+        for more in self._names:
+            for high in self._neighbours(more, state.ranks[more])[1]:
+                raised = {**state.ranks, more: high}
+                cost = state.cost + self._cost.change(state.ranks, more, high)
+                allocations += [
+                    self._allocation({**raised, less: low}, cost + saved)
+                    for less in self._names
+                    for low in self._neighbours(less, state.ranks[less])[0]
+                    if less != more and cost + (saved := self._cost.change(raised, less, low)) <= limit
+                ]
+        return sorted(allocations, key=lambda allocation: allocation.loss)
 
     def _neighbours(self, name: str, rank: Rank) -> tuple[list[int], list[int]]:
         """The levels next below and next above a rank."""
@@ -204,9 +241,9 @@ class Frontier:
         if current is None or self._of(name, current) <= self._negligible:
             return None
         steps: list[tuple[Rank, float, float]] = []
-        left = self._cost({**state.ranks, name: None})
+        left = state.cost + self._cost.change(state.ranks, name, None)
         for rank in [level for level in self._levels[name] if level > current][:LOOK_AHEAD]:
-            cost = self._cost({**state.ranks, name: rank})
+            cost = state.cost + self._cost.change(state.ranks, name, rank)
             if cost >= left:
                 break
             steps.append((rank, cost, self._of(name, current) - self._of(name, rank)))
@@ -239,3 +276,14 @@ class _Step:
     rank: Rank = field(compare=False)
     cost: float = field(compare=False)
     base: float = field(compare=False)
+
+
+def _last_within(states: Sequence[Allocation], limit: float, exact: Measured) -> Allocation | None:
+    """The last state that fits, by bisection: costs rise along a walk."""
+    if exact(states[0].ranks) > limit:
+        return None
+    low, high = 0, len(states) - 1  # states[low] fits, states[high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if exact(states[middle].ranks) <= limit else (low, middle)
+    return states[low]

@@ -16,14 +16,16 @@ from typer import Option
 
 from afm_fx.artifact import check_batch_sizes
 from afm_fx.basis import BasisKind
+from afm_fx.budget import Budget
 from afm_fx.command_options import CheckpointOption, ForceOption, ModelArgument, option_name
-from afm_fx.costs import CostKind
 from afm_fx.errors import UserError
 from afm_fx.evaluation import LabelledBatch
 from afm_fx.latency_policy import Latency
-from afm_fx.policies import Budget, Energy, Fixed, FullRank, Policy
+from afm_fx.planning import Policy
+from afm_fx.policies import Energy, Fixed, FullRank
 from afm_fx.tolerance import CONFIDENCE, Tolerance
 from afm_fx.typed_inputs import InputKind
+from passes.cost import CostKind
 from passes.reduce_tables import TableFormat
 
 LABELLED = ("auc_drop", "logloss_rise")

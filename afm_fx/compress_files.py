@@ -23,7 +23,7 @@ from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
 from afm_fx.packing import pack
-from afm_fx.policies import Policy
+from afm_fx.planning import Policy
 from afm_fx.program import Program
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport

@@ -19,8 +19,7 @@ from afm_fx.packing import PackReport
 from afm_fx.packing import pack as pack_program
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.planned_graph import planned_graph
-from afm_fx.planning import MEASURED_ROWS, make_plan
-from afm_fx.policies import Policy
+from afm_fx.planning import MEASURED_ROWS, Policy, make_plan
 from afm_fx.program import Program
 from afm_fx.report import CompressionReport
 from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs

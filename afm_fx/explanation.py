@@ -131,7 +131,7 @@ def explain_plan(program: Program, plan: Plan) -> Explanation:
     module, factors = planned_graph(program, plan)
     uncentred = {name for name, factor in factors.items() if factor.offset is None}
     ranks = {name: factor.rank for name, factor in factors.items()}
-    analysis = analyze(module, uncentred=uncentred, only=ranks)
+    analysis = analyze(module, uncentred=uncentred, ranks=ranks)
     alone = {name: site.reason for site in plan.sites if site.rank is None for name in (site.tables or (site.name,))}
     sites = tuple(replace(site, refusal=site.refusal or alone.get(site.name)) for site in analysis.sites)
     return _explanation(program, module, replace(analysis, sites=sites))

@@ -4,37 +4,83 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 from torch.fx import GraphModule
 
-from afm_fx.basis import BasisKind
+from afm_fx.allocation import Frontier, Rank, Ranks
+from afm_fx.basis import Basis, BasisKind
 from afm_fx.calibration import Statistics
 from afm_fx.constant_units import constant_units, restricted, touched, without_units
-from afm_fx.costs import Costs
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
-from afm_fx.plan import Plan, SitePlan
-from afm_fx.policies import Policy
+from afm_fx.plan import Evidence, Plan, SitePlan
 from afm_fx.program import Program
 from afm_fx.simulation import Simulation
-from afm_fx.site_bases import SiteBases, bases_of
-from afm_fx.site_errors import SiteErrors
-from afm_fx.situation import Choice, Decision, Situation
+from afm_fx.site_bases import SiteBases, SiteErrors, bases_of
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
 from afm_fx.traffic import Coverage, coverage_of, traffic_of
+from passes.cost import CostKind, RewriteCosts, cost
 from passes.drop_units import Units, kept_name
-from passes.factor import Factor
-from passes.sink_codes import Analysis, analyze
-from passes.sites import Site, SiteKind
-
-MAX_CHOICES = 5
-"""How often a policy is asked at most."""
+from passes.sites import Site, SiteKind, find_sites, site_name
 
 MEASURED_ROWS = 4096
 """Held-out rows on which logit errors are measured."""
+
+NEGLIGIBLE_ENERGY = 1e-12
+"""Share of a site's energy that is rounding."""
+
+NEGLIGIBLE_LOGIT_ERROR = 1e-9
+"""Share of the logits' variance that is rounding in float32."""
+
+FINE_WIDTH = 64
+COARSE_RANKS = (*range(9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16),
+                *range(160, 257, 32))  # fmt: skip
+"""Ranks tried for sites wider than that: fine where a rank weighs much, multiples of the vector width further on."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy chose, and what it measured for that.
+
+    Attributes:
+        ranks: by name of every site that may be factored; None leaves it as it is.
+        reasons: why, by site name, one sentence each; :meth:`PlanningTask.reason` where there is none.
+        evidence: what was measured on programs made on the way.
+    """
+
+    ranks: Ranks
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Policy(ABC):
+    """Picks a rank per site. A policy is a frozen dataclass with one method, :meth:`choose`.
+
+    Attributes:
+        measures: whether it gains from measured logit errors.
+        joins_tables: whether tables looked up by the same ids become one site, where errors are measured: one code for
+            them saves parameters, but no arithmetic.
+    """
+
+    measures: ClassVar[bool] = True
+    joins_tables: ClassVar[bool] = False
+
+    @abstractmethod
+    def choose(self, task: PlanningTask) -> Decision:
+        """One rank per site of the task.
+
+        Raises:
+            PolicyError: what the policy asks for is impossible.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """The policy as JSON, kept in the plan: its name and fields."""
+        return {"policy": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
 def make_plan(
@@ -75,48 +121,37 @@ def make_plan(
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
     if unseen_share is not None and not 0 <= unseen_share <= 1:
         raise PolicyError(f"unseen_share is a share from 0 to 1, got {unseen_share!r}")
-    task = PlanningTask.of(
-        program,
-        statistics,
-        kind,
-        rows,
-        joins_tables=policy.joins_tables,
-        unseen_share=unseen_share,
-    )
+    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables, unseen_share=unseen_share)
     plan = task.plan(policy)
     for message in plan.warnings:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
     return plan
 
 
-def _predicted(errors: SiteErrors, ranks: Mapping[str, int]) -> float:
-    return math.sqrt(sum(errors.best(name, rank)[1] for name, rank in ranks.items()))
-
-
 @dataclass(frozen=True)
 class PlanningTask:
-    """What plans of one program are made of; several policies may share one, and with it all that was measured.
+    """What a policy decides on; several policies may share one, and with it all that was measured.
 
     Attributes:
+        program: the original.
         module: the graph whose sites are planned, joint tables without data.
-        taps: of the sites that may be factored.
+        taps: of the sites that may be factored, in graph order.
         units: hidden units to keep, by layer.
         statistics: of the sites of ``module``.
-        bases: by site name.
-        kind: which of them.
-        situation: what the policy is told.
-        refused: reason by name of the other sites.
+        kind: of the bases; each site's own where errors are measured.
+        bases: the candidates, by site name.
+        errors: measured logit errors, None where nothing is measured.
         coverage: of the tables that were counted, by site name.
     """
 
+    program: Program
     module: GraphModule
     taps: tuple[Tap, ...]
     units: Mapping[str, Units]
     statistics: Statistics
-    bases: Mapping[str, SiteBases]
     kind: BasisKind
-    situation: Situation
-    refused: Mapping[str, str]
+    bases: Mapping[str, SiteBases]
+    errors: SiteErrors | None
     coverage: Mapping[str, Coverage]
 
     @staticmethod
@@ -147,7 +182,6 @@ class PlanningTask:
         trimmed, known = without_units(program, units), restricted(statistics, program, units)
         joint = joint_taps(trimmed.graph_module) if measured and joins_tables else ()
         parts = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
-        module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
         taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
@@ -157,136 +191,151 @@ class PlanningTask:
             reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None
             simulation = Simulation(trimmed, rows, taps, max_rows=MEASURED_ROWS, reference=reference)
             errors = SiteErrors(simulation, bases)
-        single = {name: bases[name][BasisKind.AFM if measured else kind] for name in bases}
-        analysis = _analysis(module, single, {tap.site.name: tap.site.width for tap in taps})
-        situation = Situation(
-            sites=tuple(tap.site for tap in taps),
-            bases=single,
-            ledger=analysis.ledger,
-            dense_parameters=program.parameter_count(),
-            errors=errors,
-            costs=Costs(program, module, analysis.ledger, _uncentred(single)),
-            program=program,
-            renamed={name: kept_name(name) for name in touched(program, units)},
-        )
-        refused = {site.name: site.refusal for site in analysis.sites if site.refusal is not None}
         later = traffic_of(program, rows, MEASURED_ROWS) if rows else {}
         coverage = {
             name: coverage_of(traffic, later.get(name), unseen_share) for name, traffic in statistics.traffic.items()
         }
-        return PlanningTask(module, taps, units, known, bases, kind, situation, refused, coverage)
+        module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
+        return PlanningTask(program, module, taps, units, known, kind, bases, errors, coverage)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that may be factored, in graph order."""
+        return tuple(tap.site for tap in self.taps)
+
+    def site(self, name: str) -> Site | None:
+        """The site of a name; the weight's full name is understood too, and the name before units were dropped."""
+        plain = site_name(name)
+        names = {name, plain, kept_name(plain) if plain in touched(self.program, self.units) else plain}
+        return next((site for site in self.sites if site.name in names), None)
+
+    def basis(self, name: str) -> Basis:
+        """A site's basis that energies are counted in: AFM's where each site has its own."""
+        return self.bases[name][BasisKind.AFM if self.errors is not None else self.kind]
+
+    @cached_property
+    def costs(self) -> RewriteCosts:
+        """What the programs cost that ranks make, before packing."""
+        return RewriteCosts(self.module, [site.name for site in self.sites if self.basis(site.name).centre is None])
+
+    def original_cost(self, kind: CostKind) -> float:
+        """What the original costs."""
+        return cost(self.program.graph_module, kind)
+
+    def loss(self, name: str, rank: int) -> float:
+        """What a site loses at a rank: mean squared logit error, or its share of lost energy where none is measured."""
+        if self.errors is None:
+            return 1.0 - self.basis(name).kept_energy(rank)
+        return self.errors.best(name, rank)[1]
+
+    def levels(self, site: Site) -> list[int]:
+        """The ranks to consider for a site: all of them, or of a wide one whose errors are measured, some.
+
+        Rank 0, a constant row, is considered only where its error is measured.
+        """
+        if self.errors is None:
+            return list(range(1, site.width + 1))
+        if site.width <= FINE_WIDTH:
+            return list(range(site.lowest_rank, site.width + 1))
+        return [rank for rank in COARSE_RANKS if site.lowest_rank <= rank < site.width]
+
+    def frontier(self, kind: CostKind) -> Frontier:
+        """The frontier of losses over an estimated cost."""
+        measured = self.errors
+        negligible = NEGLIGIBLE_ENERGY
+        if measured is not None:
+            negligible = NEGLIGIBLE_LOGIT_ERROR * measured.simulation.variance
+        return Frontier(
+            {site.name: self.levels(site) for site in self.sites},
+            self.loss,
+            self.costs.estimate(kind),
+            negligible=negligible,
+            measured=None if measured is None else measured.together,
+        )
+
+    def reason(self, name: str, rank: Rank) -> str:
+        """Why a site has a rank."""
+        if rank is None:
+            return "leaving it alone costs no more than its code would"
+        if self.errors is None:
+            return f"keeps {self.basis(name).kept_energy(rank):.2%} of the energy"
+        error = f"a logit error of {self.loss(name, rank) ** 0.5:.2g}"
+        return f"one constant row stands for all, at {error}" if rank == 0 else error
 
     def plan(self, policy: Policy) -> Plan:
-        """The policy's plan.
+        """The policy's plan, with what is measured on the program that it makes.
 
         Raises:
             PolicyError: it asks for something impossible.
         """
-        decision, parameters = self.decide(policy)
-        return self.finish(decision, parameters, policy.describe())
-
-    def finish(self, decision: Decision, parameters: int, policy: Mapping[str, Any]) -> Plan:
-        """The plan of a decision, with what is measured on the program that it makes.
-
-        Args:
-            decision: a policy's.
-            parameters: of the program that it makes.
-            policy: the policy as JSON.
-        """
-        ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
-        errors = self.situation.errors
+        decision = policy.choose(self)
+        ranks, errors = decision.ranks, self.errors
+        predicted = None
+        if errors is not None:
+            predicted = math.sqrt(sum(self.loss(name, rank) for name, rank in ranks.items() if rank is not None))
         return replace(
-            self.assemble(decision.choices),
-            policy=policy,
-            parameters_after=parameters,
+            self.assemble(ranks, decision.reasons),
+            policy=policy.describe(),
+            parameters_after=int(self.costs.exact(CostKind.PARAMETERS, ranks)),
             warnings=tuple(
-                _thin(tap.site, count)
-                for tap in self.taps
-                if (count := self.statistics.moments[tap.site.name].count) < tap.site.width
+                _thin(site, count)
+                for site in self.sites
+                if (count := self.statistics.moments[site.name].count) < site.width
             ),
             logit_error=None if errors is None else math.sqrt(errors.together(ranks)),
-            predicted_logit_error=None if errors is None else _predicted(errors, ranks),
+            predicted_logit_error=predicted,
             evidence=decision.evidence,
         )
 
-    def assemble(self, choices: Mapping[str, Choice]) -> Plan:
-        """The plan of some choices, before anything is counted or measured on the program that it makes."""
+    def assemble(self, ranks: Ranks, reasons: Mapping[str, str] | None = None) -> Plan:
+        """The plan of some ranks, before anything is counted or measured on the program that it makes."""
+        named = {} if reasons is None else reasons
         return Plan(
-            sites=tuple(self.site_plan(tap, choices[tap.site.name]) for tap in self.taps),
+            sites=tuple(
+                self._site_plan(tap, rank, named.get(tap.site.name) or self.reason(tap.site.name, rank))
+                for tap in self.taps
+                for rank in [ranks[tap.site.name]]
+            ),
             factors={
-                name: self.factor(name, choice.rank) for name, choice in choices.items() if choice.rank is not None
+                name: self.bases[name][self._kind_at(name, rank)].factor(rank)
+                for name, rank in ranks.items()
+                if rank is not None
             },
-            refused=self.refused,
+            refused={site.name: site.refusal for site in find_sites(self.module) if site.refusal is not None},
             basis=self.kind.value,
-            parameters_before=self.situation.dense_parameters,
+            parameters_before=self.program.parameter_count(),
             units=self.units,
         )
 
-    def decide(self, policy: Policy) -> tuple[Decision, int]:
-        """The policy's choices, and the exact parameter count of the program that they make.
-
-        The situation's ledger is that of all sites factored. Where a site is left alone whose features are added to
-        those of another, the rewrite restores more, and may keep more parameters than the ledger says: a policy with a
-        budget is then asked again, with that much in reserve.
-        """
-        situation = replace(self.situation, assemble=self.assemble)
-        for _ in range(MAX_CHOICES):
-            decision = policy.choose(situation)
-            ranks = {name: choice.rank for name, choice in decision.choices.items() if choice.rank is not None}
-            exact = self.parameters(ranks)
-            overshoot = exact - situation.ledger.total(ranks)
-            if overshoot <= situation.reserve or decision.final:
-                break
-            situation = replace(situation, reserve=overshoot)
-        return decision, exact
-
-    def parameters(self, ranks: Mapping[str, int]) -> int:
-        """The exact parameter count of the program that some ranks make."""
-        return _analysis(self.module, self.situation.bases, ranks).ledger.total(ranks)
-
-    def factor(self, name: str, rank: int) -> Factor:
-        """The factor of a site at a rank."""
-        return self.bases[name][self._kind_at(name, rank)].factor(rank)
-
-    def site_plan(self, tap: Tap, choice: Choice) -> SitePlan:
-        """The plan of one site."""
-        site, rank = tap.site, choice.rank
-        shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
-        tables = () if tap.joint is None else tap.joint.tables
-        seen = round(self.statistics.moments[site.name].count)
-        coverage = self.coverage.get(site.name)
-        if rank is None:
-            return SitePlan(
-                site.name, site.kind, shape, None, choice.reason, 1.0, 0.0, seen, tables=tables, coverage=coverage
-            )
-        kind = self._kind_at(site.name, rank)
-        basis, errors = self.bases[site.name][kind], self.situation.errors
-        tried = {} if errors is None else errors.candidates(site.name, rank)
-        return SitePlan(
+    def _site_plan(self, tap: Tap, rank: Rank, reason: str) -> SitePlan:
+        site = tap.site
+        found = SitePlan(
             name=site.name,
             kind=site.kind,
-            shape=shape,
+            shape=(site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows),
             rank=rank,
-            reason=choice.reason,
+            reason=reason,
+            kept_energy=1.0,
+            predicted_error=0.0,
+            rows_seen=round(self.statistics.moments[site.name].count),
+            tables=() if tap.joint is None else tap.joint.tables,
+            coverage=self.coverage.get(site.name),
+        )
+        if rank is None:
+            return found
+        kind = self._kind_at(site.name, rank)
+        basis = self.bases[site.name][kind]
+        tried = {} if self.errors is None else self.errors.candidates(site.name, rank)
+        return replace(
+            found,
             kept_energy=basis.kept_energy(rank),
             predicted_error=basis.error(rank),
-            rows_seen=seen,
             basis=kind.value,
-            tables=tables,
             logit_errors={name.value: math.sqrt(error) for name, error in tried.items()},
-            coverage=coverage,
         )
 
     def _kind_at(self, name: str, rank: int) -> BasisKind:
-        return self.kind if self.situation.errors is None else self.situation.errors.best(name, rank)[0]
-
-
-def _analysis(module: GraphModule, bases: Mapping[str, object], only: Mapping[str, int]) -> Analysis:
-    return analyze(module, uncentred=_uncentred(bases), only=only)
-
-
-def _uncentred(bases: Mapping[str, object]) -> frozenset[str]:
-    return frozenset(name for name, basis in bases.items() if getattr(basis, "centre", None) is None)
+        return self.kind if self.errors is None else self.errors.best(name, rank)[0]
 
 
 def _thin(site: Site, rows: float) -> str:

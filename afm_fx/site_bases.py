@@ -1,4 +1,4 @@
-"""The candidate bases of a site, from its weights and from what calibration saw.
+"""The candidate bases of a site, from its weights and from what calibration saw, and which of them errs least.
 
 A table's rows that calibration did not see belong to no moments of traffic. They will be asked for all the same, in a
 share ``p`` of the lookups (:mod:`afm_fx.traffic`), so bases and centres are made for the mixture to come: with mean
@@ -24,9 +24,17 @@ from afm_fx.errors import CalibrationError
 from afm_fx.moments import Moments, table_moments
 from afm_fx.program import Program
 from afm_fx.sensitivity import Sensitivity
+from afm_fx.simulation import Simulation
 from afm_fx.taps import Tap
+from passes.factor import Factor
 from passes.graph_tools import constant_of
 from passes.sites import Site, SiteKind
+
+ANCHORS = (1, 3, 8, 24, 64, 160)
+"""Ranks at which all kinds of bases are tried. In between, those are that did well at the anchor below."""
+
+CLOSE = 1.2
+"""A kind within this ratio of the best one's error at an anchor is tried at the ranks above it too."""
 
 
 class SiteBases:
@@ -135,6 +143,55 @@ _METRICS: Mapping[BasisKind, Callable[[Sensitivity, Tensor], Tensor]] = {
         found.gradient, found.consumer, covariance=covariance
     ),
 }
+
+
+class SiteErrors:
+    """Mean squared logit errors with one site factored and all others as they are; each measured when asked for.
+
+    Args:
+        simulation: the program on the held-out rows.
+        bases: of every site.
+    """
+
+    def __init__(self, simulation: Simulation, bases: Mapping[str, SiteBases]) -> None:
+        self.simulation = simulation
+        self._bases = bases
+        self._measured: dict[tuple[str, int], dict[BasisKind, float]] = {}
+
+    def candidates(self, site: str, rank: int) -> Mapping[BasisKind, float]:
+        """The errors of the kinds tried at a rank."""
+        key = (site, rank)
+        if key not in self._measured:
+            bases = self._bases[site]
+            self._measured[key] = {
+                kind: self.simulation.error({site: bases[kind].factor(rank)}) for kind in self._kinds(site, rank)
+            }
+        return self._measured[key]
+
+    def best(self, site: str, rank: int) -> tuple[BasisKind, float]:
+        """The kind with the smallest error at a rank, and that error."""
+        found = self.candidates(site, rank)
+        kind = min(found, key=found.__getitem__)
+        return kind, found[kind]
+
+    def factor(self, site: str, rank: int) -> Factor:
+        """The factor of the best kind."""
+        return self._bases[site][self.best(site, rank)[0]].factor(rank)
+
+    def together(self, ranks: Mapping[str, int | None]) -> float:
+        """The measured error with all sites factored that have a rank."""
+        factors = {name: self.factor(name, rank) for name, rank in ranks.items() if rank is not None}
+        return self.simulation.error(factors)
+
+    def _kinds(self, site: str, rank: int) -> tuple[BasisKind, ...]:
+        if rank == 0:
+            return (BasisKind.AFM,)  # a constant row is the same for all
+        below = [anchor for anchor in ANCHORS if anchor <= rank]
+        if rank in ANCHORS or not below:
+            return self._bases[site].kinds
+        found = self.candidates(site, below[-1])
+        limit = CLOSE * min(found.values())
+        return tuple(kind for kind, error in found.items() if error <= limit)
 
 
 def weights_of(program: Program, tap: Tap) -> list[nn.Parameter]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
+from afm_fx.budget import Budget
 from afm_fx.calibration import Statistics
 from afm_fx.compression import apply_plan
 from afm_fx.errors import PolicyError
@@ -25,7 +26,6 @@ from afm_fx.output_directory import write_text
 from afm_fx.packing import pack
 from afm_fx.plan import Plan
 from afm_fx.planning import PlanningTask
-from afm_fx.policies import Budget
 from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.ranking_metrics import auc

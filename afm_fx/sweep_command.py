@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from afm_fx.budget import Budget
 from afm_fx.calibration import calibrate
 from afm_fx.capture import capture
 from afm_fx.command_errors import reported_errors
@@ -18,7 +19,6 @@ from afm_fx.file_batches import FileBatches
 from afm_fx.held_out import HoldOut
 from afm_fx.output_directory import refuse_existing_file
 from afm_fx.planning import MEASURED_ROWS
-from afm_fx.policies import Budget
 from afm_fx.sweep import BUDGETS
 from afm_fx.sweep import sweep as sweep_budgets
 from afm_fx.user_model import build_model

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +15,26 @@ from afm_fx.allocation import Allocation
 from afm_fx.compression import apply_plan
 from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
-from afm_fx.evidence import Evidence
-from afm_fx.limit_search import Search, smallest_passing
-from afm_fx.policies import choices_of, frontier_of, refined
+from afm_fx.plan import Evidence
+from afm_fx.planning import Decision, PlanningTask, Policy
 from afm_fx.program import Program
-from afm_fx.situation import Decision, Situation
 from afm_fx.worsening import Worsening, auc_drop, log_loss_rise
-
-Compare = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], Worsening]
-
-Found = TypeVar("Found")
+from passes.cost import CostKind
 
 CONFIDENCE = 0.95
 """Of the bound on a drop or rise, where nothing else is asked for."""
+
+GROWTH = 1.25
+"""A search raises the budget by this ratio until the limit is kept."""
+
+CLOSE = 1.01
+"""And then goes back between the last two until they are so close."""
 
 _LIMITS = ("logit_rmse", "auc_drop", "logloss_rise")
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class Tolerance(Policy):
     """The fewest parameters with which the model is no worse than allowed; exactly one limit is given.
 
     ``logit_rmse`` needs no labels: it holds for the whole plan on the held-out rows of planning. ``auc_drop`` and
@@ -51,7 +53,7 @@ class Tolerance:
         confidence: of the one-sided bound.
     """
 
-    measures: ClassVar[bool] = True
+    joins_tables: ClassVar[bool] = True
 
     logit_rmse: float | None = None
     auc_drop: float | None = None
@@ -84,26 +86,21 @@ class Tolerance:
         limit: float = getattr(self, self.quantity)
         return limit
 
-    @property
-    def joins_tables(self) -> bool:
-        """One code for tables of one index saves parameters."""
-        return True
-
     def describe(self) -> dict[str, Any]:
         """The policy as JSON; of the evaluation only that there was one."""
         described: dict[str, Any] = {"policy": "Tolerance", self.quantity: self.limit}
         return described if self.evaluation is None else {**described, "confidence": self.confidence}
 
-    def choose(self, situation: Situation) -> Decision:
+    def choose(self, task: PlanningTask) -> Decision:
         """The smallest budget of parameters whose ranks keep the limit.
 
         Raises:
             PolicyError: no model keeps it, nothing is measured, or the evaluation cannot be used.
         """
-        return self._by_logits(situation) if self.logit_rmse is not None else self._by_labels(situation)
+        return self._by_logits(task) if self.logit_rmse is not None else self._by_labels(task)
 
-    def _by_logits(self, situation: Situation) -> Decision:
-        errors, limit = situation.errors, self.limit
+    def _by_logits(self, task: PlanningTask) -> Decision:
+        errors, limit = task.errors, self.limit
         if errors is None:
             raise PolicyError('logit_rmse needs measured logit errors: basis="measured" and held-out rows')
         if limit < errors.simulation.rounding:
@@ -112,72 +109,106 @@ class Tolerance:
                 f"{errors.simulation.rounding:.2g} in their last digit"
             )
 
-        def measured(allocation: Allocation) -> float:
-            return math.sqrt(errors.together(allocation.ranks))
+        def error(allocation: Allocation) -> tuple[float, float]:
+            measured = math.sqrt(errors.together(allocation.ranks))
+            return measured, measured
 
-        found = self._smallest(situation, measured, lambda error: error <= limit)
-        allocation, error = found.outcome
-        if not found.passed:
-            raise self._unreachable(found.tried, allocation, error)
+        found = self._smallest(task, error)
         evidence = Evidence(
-            "logit RMSE", limit, error, math.sqrt(allocation.loss),
+            "logit RMSE", limit, found.estimate, math.sqrt(found.allocation.loss),
             rows=errors.simulation.rows, tried=found.tried, conditions="held-out rows without labels",
         )  # fmt: skip
-        return Decision(choices_of(situation, allocation), (evidence,), final=True)
+        return Decision(found.allocation.ranks, evidence=(evidence,))
 
-    def _by_labels(self, situation: Situation) -> Decision:
-        program, assemble = situation.program, situation.assemble
-        if program is None or assemble is None or self.evaluation is None:
-            raise PolicyError(f"{self.quantity} needs a program to measure")
-        rows = labelled_rows(program, self.evaluation)
+    def _by_labels(self, task: PlanningTask) -> Decision:
+        assert self.evaluation is not None  # noqa: S101 - checked on construction
+        program, rows = task.program, labelled_rows(task.program, self.evaluation)
         before = predicted_logits(program, rows)
 
-        def measured(allocation: Allocation) -> Worsening:
-            return self._worst(rows, before, apply_plan(program, assemble(choices_of(situation, allocation))))
+        def worsened(allocation: Allocation) -> tuple[float, float]:
+            worst = self._worst(rows, before, apply_plan(program, task.assemble(allocation.ranks)))
+            return worst.bound(self.confidence), worst.estimate
 
-        found = self._smallest(situation, measured, lambda each: each.bound(self.confidence) <= self.limit)
-        allocation, worsening = found.outcome
-        bound = worsening.bound(self.confidence)
-        if not found.passed:
-            raise self._unreachable(found.tried, allocation, bound)
+        found = self._smallest(task, worsened)
         evidence = Evidence(
-            "AUC drop" if self.auc_drop is not None else "LogLoss rise", self.limit, worsening.estimate,
-            bound=bound, confidence=self.confidence, rows=rows.rows, tried=found.tried,
+            "AUC drop" if self.auc_drop is not None else "LogLoss rise", self.limit, found.estimate,
+            bound=found.bound, confidence=self.confidence, rows=rows.rows, tried=found.tried,
             conditions="one-sided bound, paired with the original on the evaluation rows",
         )  # fmt: skip
-        return Decision(choices_of(situation, allocation), (evidence,), final=True)
+        return Decision(found.allocation.ranks, evidence=(evidence,))
 
-    def _smallest(
-        self, situation: Situation, measured: Callable[[Allocation], Found], keeps: Callable[[Found], bool]
-    ) -> Search[tuple[Allocation, Found]]:
-        """The smallest budget of parameters whose allocation keeps the limit."""
-        frontier = frontier_of(situation)
-        known: dict[tuple[tuple[str, int | None], ...], Found] = {}
+    def _smallest(self, task: PlanningTask, measured: Callable[[Allocation], tuple[float, float]]) -> _Measured:
+        """The allocation of the smallest budget that keeps the limit (:func:`smallest_passing`).
 
-        def test(budget: float) -> tuple[Allocation, Found]:
+        Args:
+            measured: the bound that must keep the limit, and the estimate that it bounds.
+
+        Raises:
+            PolicyError: no budget keeps it.
+        """
+        frontier = task.frontier(CostKind.PARAMETERS)
+        known: dict[tuple[tuple[str, int | None], ...], _Measured] = {}
+
+        @functools.cache
+        def within(budget: float) -> _Measured:
             *_, last = frontier.walk(budget)
-            allocation = refined(situation, frontier, last, budget)
+            allocation = frontier.refined(last, budget)
             key = tuple(allocation.ranks.items())
             if key not in known:
-                known[key] = measured(allocation)
-            return allocation, known[key]
+                known[key] = _Measured(allocation, *measured(allocation))
+            return known[key]
 
         lowest = frontier.cheapest().cost
-        highest = max(lowest, situation.ledger.total({}))
-        found = smallest_passing(lowest, highest, test, lambda outcome: keeps(outcome[1]))
-        return replace(found, tried=len(known))
+        highest = max(lowest, task.costs.estimate(CostKind.PARAMETERS)({}))
+        budget = smallest_passing(lowest, highest, lambda budget: within(budget).bound <= self.limit)
+        best = replace(within(highest if budget is None else budget), tried=len(known))
+        if budget is None:
+            raise self._unreachable(best)
+        return best
 
     def _worst(self, rows: LabelledRows, before: NDArray[np.float64], program: Program) -> Worsening:
         """The worsening of the column in which it is worst."""
-        compare: Compare = auc_drop if self.auc_drop is not None else log_loss_rise
+        compare = auc_drop if self.auc_drop is not None else log_loss_rise
         after = predicted_logits(program, rows)
         columns = zip(rows.labels.T, before.T, after.T, strict=True)
         return max((compare(*each) for each in columns), key=lambda worsening: worsening.bound(self.confidence))
 
-    def _unreachable(self, tried: int, allocation: Allocation, reached: float) -> PolicyError:
+    def _unreachable(self, best: _Measured) -> PolicyError:
         confident = f" (with {self.confidence:.0%} confidence; more rows narrow it)"
         bounded = "" if self.logit_rmse is not None else confident
         return PolicyError(
-            f"a {self.quantity} of {self.limit:g} cannot be reached: the most exact of {tried} measured models "
-            f"has {reached:.4g}{bounded} at {allocation.cost:,.0f} parameters"
+            f"a {self.quantity} of {self.limit:g} cannot be reached: the most exact of {best.tried} measured models "
+            f"has {best.bound:.4g}{bounded} at {best.allocation.cost:,.0f} parameters"
         )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """An allocation whose program was measured: the bound that must keep the limit, and the estimate that it bounds."""
+
+    allocation: Allocation
+    bound: float
+    estimate: float
+    tried: int = 1
+
+
+def smallest_passing(lowest: float, highest: float, passes: Callable[[float], bool]) -> float | None:
+    """The smallest limit that passes a test which takes long; None where even the highest does not.
+
+    The limit is raised until it passes, and then goes back by halves (of the ratio). Passing need not be monotonic:
+    what is returned has passed itself, but a smaller limit that would have may be skipped.
+
+    Args:
+        lowest: limit, above 0.
+        highest: limit, no smaller.
+        passes: the test.
+    """
+    failed, limit = 0.0, lowest
+    while not passes(limit):
+        if limit >= highest:
+            return None
+        failed, limit = limit, min(limit * GROWTH, highest)
+    while failed > 0 and limit > CLOSE * failed:
+        middle = math.sqrt(failed * limit)
+        failed, limit = (failed, middle) if passes(middle) else (middle, limit)
+    return limit

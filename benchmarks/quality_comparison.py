@@ -15,8 +15,7 @@ import afm_fx
 from afm_fx.errors import PolicyError
 from afm_fx.ranking_metrics import auc, log_loss
 from afm_fx.simulation import Simulation
-from afm_fx.site_bases import bases_of
-from afm_fx.site_errors import SiteErrors
+from afm_fx.site_bases import SiteErrors, bases_of
 from afm_fx.taps import plain_taps
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences

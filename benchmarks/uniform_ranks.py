@@ -8,8 +8,8 @@ import torch
 
 import afm_fx
 from afm_fx.simulation import Simulation
-from passes.sink_codes import analyze
-from passes.sites import Site, SiteKind
+from passes.cost import CostKind, RewriteCosts
+from passes.sites import Site, SiteKind, find_sites
 
 TABLE_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -39,13 +39,13 @@ def best_uniform_plan(
 
 def _uniform_policies(program: afm_fx.Program, budget: float) -> Iterator[afm_fx.Fixed]:
     """For every rank of the tables, the largest rank of the Linears that fits, or Linears that are left alone."""
-    analysis = analyze(program.graph_module)
-    sites = [site for site in analysis.sites if site.refusal is None]
+    costs = RewriteCosts(program.graph_module)
+    sites = [site for site in find_sites(program.graph_module) if site.refusal is None]
     limit = int(budget * program.parameter_count())
     widest = max((site.width for site in sites if site.kind is SiteKind.LINEAR), default=0)
     for table_rank in TABLE_RANKS:
         for linear_rank in (None, *range(widest // 2, 0, -1)):
-            if analysis.ledger.total(_ranks(sites, table_rank, linear_rank)) <= limit:
+            if costs.exact(CostKind.PARAMETERS, _ranks(sites, table_rank, linear_rank)) <= limit:
                 yield afm_fx.Fixed(embedding=table_rank, linear=linear_rank)
                 break
 

@@ -8,7 +8,7 @@ one weight is applied to several fields whose decoders differ, every field gets 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
 from passes.common_form import units_as_columns
-from passes.decoder import Decoder
+from passes.decoder import Decoder, Part
 from passes.factor import Factor
 from passes.graph_tools import aten, constant_of, value_of
 from passes.low_rank_value import Block, LowRankValue, plain_block, split_rows
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
-from passes.parameter_ledger import Extent, Record, Term
 from passes.sites import site_name
 
 ABSORBED = "a Linear takes the decoder into its weight, so the features are never built"
@@ -113,22 +112,11 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Seque
             return Restored(CUT)
         if bias is not None:
             whole = whole.shifted(bias, affine.key)
-        whole = replace(whole, among=whole.among | frozenset(value.sites))
         unit = next((block.unit for block in row if block.unit is not None), None)
         blocks.append(Block(columns, whole, unit))
-    for constant in (maps[0].origin, maps[0].bias_origin):
-        if constant is not None:
-            builder.consume(constant, value)
-    for place, affine in enumerate(maps):
-        builder.records.append(_weight_of_dense_rows(value, affine, rows[place :: len(maps)]))
+    for affine in maps:
+        builder.spare(affine.origin, frozenset(site for row in rows if len(row) == 1 for site in row[0].decoder.sites))
     return Carried(value.with_blocks(blocks, (*value.trailing[:-1], int(maps[0].weight.shape[0]))))
-
-
-def _weight_of_dense_rows(value: LowRankValue, affine: Affine, rows: list[tuple[Block, ...]]) -> Record:
-    """The decoder of rows whose site is left alone while another's is factored: the weight itself, once."""
-    alone = frozenset(site for row in rows if len(row) == 1 for site in row[0].decoder.sites)
-    size = Extent(int(affine.weight.shape[0])), Extent(int(affine.weight.shape[1]))
-    return Record(*size, needs=frozenset(value.sites), leaves=alone or frozenset({""}))
 
 
 def linear_site(
@@ -158,7 +146,6 @@ def decoder_of(factor: Factor, site: str) -> Decoder:
         offset=factor.offset,
         terms=((site, factor.width),),
         orthogonal=True,
-        places=(0,),
     )
 
 
@@ -206,29 +193,25 @@ def _new_weight(
     bias_key = ("bias", affine.key, factored is not None, pieces, offsets)
     if bias_key in builder.shared:
         return builder.shared.get(matrix_key), builder.shared[bias_key]
-    rows = Extent(int(affine.weight.shape[0]))
+    rows: tuple[Part, ...] = ()
     needs = frozenset(site for block in value.blocks if block.decoder.offset is not None for site in value.sites)
     absorbed = absorbed_shape if builder.dry else absorbed_weight
     new_weight, new_bias = absorbed(value, affine.weight, affine.bias)
     if factored is not None:
         factor, site = factored
-        rows = Extent(0, (Term(site, factor.width),))
+        rows = ((site, factor.width),)
         new_weight, new_bias = factor.encode_weight(new_weight, new_bias)
         needs |= {site} if factor.offset is not None else set()
-    like = value_of(value.code)
-    name, inputs, origin = _stem(builder, node, affine), input_extent(value), str(affine.origin or node)
+    name, like = _stem(builder, node, affine), value_of(value.code)
     if reads and matrix_key not in builder.shared:
-        made_for = frozenset(value.sites) if affine.is_new else frozenset[str]()
-        variant = builder.variant(origin, pieces)
-        record = Record(rows, inputs, made_for, origin=origin, inputs=inputs, variant=variant)
-        builder.shared[matrix_key] = builder.new_parameter(f"{name}.weight", new_weight, like, record)
+        builder.shared[matrix_key] = builder.new_parameter(
+            f"{name}.weight", new_weight, like,
+            rows=rows, columns=code_parts(value), needs=frozenset(value.sites if affine.is_new else ()),
+        )  # fmt: skip
     builder.shared[bias_key] = None
     if new_bias is not None:
-        new = affine.bias_origin is None
-        origin = f"new bias of {origin}" if new else str(affine.bias_origin)
-        variant = builder.variant(origin, (pieces, offsets))
-        record = Record(rows, Extent(1), needs if new else frozenset(), origin=origin, inputs=inputs, variant=variant)
-        builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, record)
+        needs = needs if affine.bias_origin is None else frozenset()
+        builder.shared[bias_key] = builder.new_parameter(f"{name}.bias", new_bias, like, rows=rows, needs=needs)
     return builder.shared.get(matrix_key), builder.shared[bias_key]
 
 
@@ -264,38 +247,22 @@ def absorbed_weight(value: LowRankValue, weight: Tensor, bias: Tensor | None) ->
 
 def absorbed_shape(value: LowRankValue, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Tensors without data in the shapes of :func:`absorbed_weight`."""
-    width, units = width_of(value.code), 0 if value.units is None else width_of(value.units)
+    width = width_of(value.code) if value.has_code else 0
+    units = 0 if value.units is None else width_of(value.units)
     has_bias = bias is not None or any(block.decoder.offset is not None for block in value.blocks)
     rows = int(weight.shape[0])
     total = torch.empty((rows,), dtype=torch.float64, device="meta") if has_bias else None
     return torch.empty((rows, width + units), dtype=torch.float64, device="meta"), total
 
 
-def input_extent(value: LowRankValue) -> Extent:
-    """The columns that a weight on a compact value's code and units has (in a dry run, where a term has rank 1)."""
-    sites, seen = frozenset(value.sites), set[int]()
-    fixed, terms = 0, list[Term]()
-    units: dict[tuple[str, int], frozenset[str]] = {}
+def code_parts(value: LowRankValue) -> tuple[Part, ...]:
+    """The parts of codes in the input of a map; blocks that read the same columns are views of one part."""
+    widths: dict[tuple[str, int, tuple[int, ...]], int] = {}
     for block in value.blocks:
-        decoder, columns = block.decoder, block.columns
-        held = {columns[place]: needing for place, needing in decoder.unit_columns}
-        again = [place for place, column in enumerate(columns) if column in seen or column in columns[:place]]
-        fresh = [column for place, column in enumerate(columns) if place not in again and column not in held]
-        seen |= set(columns)
-        terms += decoder.extent_terms(again)
-        plain = len(fresh) - len(set(decoder.places) - set(again))
-        if decoder.terms:
-            terms.append(Term("", plain, beside=decoder.sites | decoder.among))
-        elif plain == block.width:
-            fixed += plain
-        else:
-            terms += [Term("", block.width, instead=sites), Term("", plain, beside=sites)]
-        needed = [(("column", column), needing) for column, needing in held.items()]
-        if block.unit is not None:
-            needed.append((("unit", block.unit), decoder.sites or frozenset(value.sites)))
-        for unit, needing in needed:
-            units[unit] = units.get(unit, frozenset()) | needing
-    return Extent(fixed, tuple(terms), tuple(units.values()))
+        for place, (site, width) in enumerate(block.decoder.terms):
+            key = (site, place, block.columns)
+            widths[key] = widths.get(key, 0) + width
+    return tuple((site, width) for (site, *_), width in widths.items())
 
 
 def _stem(builder: CodeBuilder, node: Node, affine: Affine) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,28 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from passes.decoder import Part
 from passes.graph_tools import aten, buffer, call, constant_of, parameter, value_of
 from passes.low_rank_value import Block, LowRankValue, merge_identities, plain_block, split_rows
-from passes.parameter_ledger import Record
+
+
+@dataclass(frozen=True)
+class NewParameter:
+    """A parameter that a rewrite made, and the code widths that its size depends on.
+
+    Attributes:
+        name: its qualified name.
+        shape: [n] or [n, m] at the ranks of the rewrite.
+        rows: the parts of codes along its first axis.
+        columns: the same along its second axis.
+        needs: the sites without whose factors it would not be there; empty where it replaces one that always is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[Part, ...]
+    columns: tuple[Part, ...]
+    needs: frozenset[str]
 
 
 class CodeBuilder:
@@ -45,9 +64,9 @@ class CodeBuilder:
         self.dry = dry
         self.node, self.rule = next(iter(self.graph.nodes)), ""
         self.first_call = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
-        self.records: list[Record] = []
+        self.made: list[NewParameter] = []
+        self.spared: dict[str, frozenset[str]] = {}
         self.shared: dict[Hashable, Any] = {}
-        self.consumed: dict[str, frozenset[str]] = {}
         self._constants: dict[Node, Tensor | None] = {}
 
     @contextlib.contextmanager
@@ -88,28 +107,37 @@ class CodeBuilder:
         result = node.target(*args, **kwargs)
         return result if isinstance(result, Tensor) else None
 
-    def consume(self, node: Any, value: LowRankValue) -> None:
-        """Notes that a value's decoders took a constant in: where one of its sites is factored, the constant goes."""
-        pending = [node]
-        while pending:
-            one = pending.pop()
-            if one.op == "get_attr":
-                self.consumed[one.name] = self.consumed.get(one.name, frozenset()) | frozenset(value.sites)
-            pending += one.all_input_nodes
-
     def emit(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """One node at the insertion point, standing for the node at hand."""
         return call(self.graph, target, *args, rule=self.rule, like=self.node, **kwargs)
 
-    def new_parameter(self, name: str, tensor: Tensor, like: Tensor, record: Record) -> Node:
-        """A parameter in the number format and on the device of another tensor, counted in the ledger."""
+    def new_parameter(
+        self,
+        name: str,
+        tensor: Tensor,
+        like: Tensor,
+        *,
+        rows: Sequence[Part] = (),
+        columns: Sequence[Part] = (),
+        needs: frozenset[str] = frozenset(),
+    ) -> Node:
+        """A parameter in the number format and on the device of another tensor.
+
+        Args:
+            rows: see :class:`NewParameter`, as for ``columns`` and ``needs``.
+        """
         if self.dry:
             blank = torch.empty(tensor.shape, device="meta", dtype=like.dtype)
             node = parameter(self.module, name, blank, rule=self.rule, device=like.device)
         else:
             node = parameter(self.module, name, tensor.to(device=like.device, dtype=like.dtype), rule=self.rule)
-        self.records.append(replace(record, name=str(node.target)))
+        self.made.append(NewParameter(str(node.target), tuple(tensor.shape), tuple(rows), tuple(columns), needs))
         return node
+
+    def spare(self, weight: Node | None, sites: frozenset[str]) -> None:
+        """Notes that decoders took a weight in, which features need where one of these sites is left alone."""
+        if weight is not None and weight.op == "get_attr":
+            self.spared[str(weight.target)] = self.spared.get(str(weight.target), frozenset()) | sites
 
     def new_index(self, index: Sequence[int], near: Node) -> Node:
         """Positions as a buffer on the device of another node's value, made once per graph."""
@@ -121,11 +149,6 @@ class CodeBuilder:
             self.shared[key] = buffer(self.module, name, tensor.to(device=value_of(near).device), rule=name)
         node: Node = self.shared[key]
         return node
-
-    def variant(self, origin: str, constants: Hashable) -> int:
-        """Numbers the different constants that a parameter of the original is folded with: 0 for the first."""
-        known = self.shared.setdefault(("variants", origin), {})
-        return int(known.setdefault(constants, len(known)))
 
     def sizes(self, code: Node, lead: Sequence[Any], *tail: int) -> list[Any]:
         """The arguments of a view to ``[*lead, *tail]``, where ``lead`` are leading axes of ``code``."""

@@ -32,9 +32,8 @@ def units_as_columns(
     first, blocks = width_of(value.code), list[Block]()
     for block, folded in zip(value.blocks, chosen, strict=True):
         if folded and block.unit is not None:
-            sites = block.decoder.sites or frozenset(value.sites)
             columns = (*block.columns, first + block.unit)
-            blocks.append(Block(columns, block.decoder.gated_as_column(sites)))
+            blocks.append(Block(columns, block.decoder.gated_as_column()))
         else:
             blocks.append(block)
     units = value.units if any(block.unit is not None for block in blocks) else None

@@ -212,8 +212,6 @@ def _by_constant(builder: CodeBuilder, value: LowRankValue, origin: Node, labels
     else:
         maps = [Affine(weights[row // counts[1]], None, leaf, None, (key, row // counts[1])) for row in range(rows)]
         outcome = absorb.per_field(builder, builder.node, ready, maps)
-    if not isinstance(outcome, Restored) and leaf is None:
-        builder.consume(origin, value)
     made = {label: int(sizes[label]) for label in (*batch, *free, *results)}
     return _in_order(builder, outcome, [[*lead, *made].index(label) for label in labels.out], tuple(made.values()))
 

@@ -7,13 +7,11 @@ Everything linear that happens to features happens to the decoder's constants in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from passes.parameter_ledger import Term
 
 Part = tuple[str, int]
 """A part of a code: the site it comes from and the width that part has where the site is left alone."""
@@ -33,13 +31,9 @@ class Decoder:
         offset: [width], ``o``; None for zero.
         gated: [width], ``g``; None for zero.
         terms: the factored parts of the code; what they leave of the rank are plain features.
-        places: the first column of each term.
-        shifted_by_constant: whether the features have a constant part also where no site is factored.
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
         orthogonal: whether the columns of ``A`` are orthonormal and ``o`` and ``g`` orthogonal to them, so that inner
             products of features are those of codes: ``|A z + o|^2 = |z|^2 + |o|^2``.
-        unit_columns: the columns of ``A`` that decode units, each with the sites whose factors they come from.
-        among: the sites of all codes that were mapped together with this one, if any were.
         is_diagonal: whether ``A`` is square and diagonal: every feature is its own code times a number.
     """
 
@@ -52,12 +46,8 @@ class Decoder:
     offset: Tensor | None = None
     gated: Tensor | None = None
     terms: tuple[Part, ...] = ()
-    places: tuple[int, ...] = ()
-    shifted_by_constant: bool = False
     parts: tuple[Decoder, ...] = ()
     orthogonal: bool = False
-    unit_columns: tuple[tuple[int, frozenset[str]], ...] = ()
-    among: frozenset[str] = frozenset()
     is_diagonal: bool = False
 
     @property
@@ -71,27 +61,9 @@ class Decoder:
         return self.is_identity or self.is_diagonal
 
     @property
-    def plain_columns(self) -> int:
-        """How many code columns are plain features (in a dry run, where a term has rank 1)."""
-        return self.rank - len(self.terms) - len(self.unit_columns)
-
-    @property
     def is_plain(self) -> bool:
         """Whether the code is the features, nothing added."""
         return self.matrix is None and self.offset is None and self.gated is None
-
-    def extent_terms(self, repeated: Collection[int] = ()) -> tuple[Term, ...]:
-        """What the decoder's code adds to the length of what takes it in.
-
-        Args:
-            repeated: columns that are there already.
-        """
-        return tuple(
-            Term(site, width, place in repeated, self.sites, self.among)
-            if number
-            else Term(site, width, place in repeated, among=self.among, features=self.width)
-            for number, ((site, width), place) in enumerate(zip(self.terms, self.places, strict=True))
-        )
 
     @property
     def sites(self) -> frozenset[str]:
@@ -155,7 +127,6 @@ class Decoder:
             self,
             offset=offset,
             offset_key=("shift", self.offset_key, key),
-            shifted_by_constant=True,
             parts=(),
             orthogonal=False,
         )
@@ -229,12 +200,8 @@ class Decoder:
         offset_key = ("gated", self.offset_key, key)
         return replace(self, gated=vector, gated_key=key, offset_key=offset_key, parts=(), orthogonal=False)
 
-    def gated_as_column(self, sites: frozenset[str]) -> Decoder:
-        """``[A, g] [z; u] + o``: the gated offset as one more column of the matrix.
-
-        Args:
-            sites: the sites whose factors make the column needed.
-        """
+    def gated_as_column(self) -> Decoder:
+        """``[A, g] [z; u] + o``: the gated offset as one more column of the matrix."""
         if self.gated is None:
             return self
         return replace(
@@ -246,7 +213,6 @@ class Decoder:
             matrix=torch.cat([self.full_matrix(), self.gated.unsqueeze(1)], dim=1),
             gated=None,
             parts=(),
-            unit_columns=(*self.unit_columns, (self.rank, sites)),
             orthogonal=False,
             is_diagonal=False,
         )
@@ -264,13 +230,8 @@ class Decoder:
             gated=self.gated if other.gated is None else other.gated,
             gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
-            places=(*self.places, *(self.rank + place for place in other.places)),
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
             orthogonal=False,
-            unit_columns=(
-                *self.unit_columns,
-                *((column + self.rank, sites) for column, sites in other.unit_columns),
-            ),
             is_diagonal=False,
         )
 

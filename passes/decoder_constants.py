@@ -18,7 +18,6 @@ from passes.code_builder import CodeBuilder
 from passes.decoder import Decoder
 from passes.graph_tools import aten, fake_mode, stamp, value_of
 from passes.low_rank_value import LowRankValue
-from passes.parameter_ledger import Extent, Record
 
 
 class DecoderConstants:
@@ -78,14 +77,12 @@ class DecoderConstants:
         shared = self.builder.shared
         if key not in shared:
             site = next(iter(dict(decoder.terms))) if decoder is not None and decoder.terms else self.value.sites[0]
-            columns = Extent(1) if tensor.dim() == 1 else Extent(int(tensor.shape[1]))
-            if decoder is not None and tensor.dim() == 2:
-                columns = decoder_extent(decoder)
-            needs = frozenset(self.value.sites)
-            if decoder is not None and decoder.sites and not (tensor.dim() == 1 and decoder.shifted_by_constant):
-                needs = decoder.sites
-            record = Record(Extent(int(tensor.shape[0])), columns, needs)
-            shared[key] = self.builder.new_parameter(f"{site}.{name}", tensor, value_of(self.value.code), record)
+            sites = decoder.sites if decoder is not None else frozenset[str]()
+            shared[key] = self.builder.new_parameter(
+                f"{site}.{name}", tensor, value_of(self.value.code),
+                columns=decoder.terms if decoder is not None and tensor.dim() == 2 else (),
+                needs=sites or frozenset(self.value.sites),
+            )  # fmt: skip
         node: Node = shared[key]
         return node
 
@@ -124,8 +121,3 @@ class DecoderConstants:
 def _is_assembled(decoder: Decoder) -> bool:
     """Whether a decoder is made of other sites' decoders, which are parameters already."""
     return bool(decoder.parts) and not any(part.is_identity and not part.is_plain for part in decoder.parts)
-
-
-def decoder_extent(decoder: Decoder) -> Extent:
-    """The code width of one decoder (in a dry run, where every factored term has rank 1)."""
-    return Extent(decoder.plain_columns, decoder.extent_terms(), tuple(sites for _, sites in decoder.unit_columns))

@@ -176,7 +176,6 @@ def by_vector(builder: CodeBuilder, value: LowRankValue, origin: Node, vector: T
         piece = spread[first : first + block.width]
         blocks.append(replace(block, decoder=block.decoder.scaled_by(piece, (origin, first, block.width))))
         first += block.width
-    builder.consume(origin, value)
     return Carried(value.with_blocks(blocks, value.trailing))
 
 

@@ -163,8 +163,6 @@ def _filled(builder: CodeBuilder, value: LowRankValue, mask: Node, filling: Any)
         decoder = block.decoder.with_gated(vector[first : first + block.width], key)
         filled.append(replace(block, decoder=decoder, unit=numbers.index(int(which[first]))))
         first += block.width
-    if isinstance(filling, Node):
-        builder.consume(filling, value)
     return Carried(replace(value, blocks=tuple(filled), units=with_lead(builder, value, flat)))
 
 

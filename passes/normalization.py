@@ -74,9 +74,6 @@ def _scaled_and_shifted(
         decoder = block.decoder.scaled_by(scale[channels], key).shifted(shift[channels], key)
         blocks.append(replace(block, decoder=decoder))
         first += block.width
-    for origin in origins:
-        if isinstance(origin, Node):
-            builder.consume(origin, value)
     return value.with_blocks(blocks, value.trailing)
 
 

@@ -19,22 +19,20 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes import absorb
-from passes.code_builder import CodeBuilder
+from passes.code_builder import CodeBuilder, NewParameter
 from passes.errors import GraphInvariantError, PassError, RewriteError, TableIndexError
 from passes.factor import Factor, blank_factor
 from passes.graph_change import GraphPicture, replaced_operands
 from passes.graph_pass import GraphPass
-from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, constant_of, finish, value_of
+from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, finish, value_of
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.outcomes import Absorbed, Carried, Deferred, Law, Outcome, Restored, Summed
-from passes.parameter_ledger import Extent, ParameterLedger, Record, Term
 from passes.products import Product
 from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
@@ -114,8 +112,8 @@ class SinkCodes(GraphPass):
         self.factors = dict(factors)
         self.dry = dry
         self.verdicts: tuple[Verdict, ...] = ()
-        self.records: tuple[Record, ...] = ()
-        self.consumed: dict[str, frozenset[str]] = {}
+        self.made: tuple[NewParameter, ...] = ()
+        self.spared: dict[str, frozenset[str]] = {}
         self.carried: dict[str, tuple[str, ...]] = {}
         self._features: frozenset[str] = frozenset()
         self._replaced: tuple[str, ...] = ()
@@ -123,8 +121,8 @@ class SinkCodes(GraphPass):
     def call(self, graph_module: GraphModule) -> PassResult:
         walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry))
         walk.run()
-        self.verdicts, self.records = tuple(walk.verdicts), tuple(walk.builder.records)
-        self.consumed = walk.builder.consumed
+        self.verdicts = tuple(walk.verdicts)
+        self.made, self.spared = tuple(walk.builder.made), walk.builder.spared
         self.carried = {
             node.name: _sites_of(value) for node, value in walk.values.items() if node not in walk.on_features
         }
@@ -150,60 +148,48 @@ class SinkCodes(GraphPass):
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a rewrite of all sites would do.
+    """What a rewrite would do.
 
     Attributes:
         sites: all sites, refused ones included.
-        verdicts: one per use of each site that is not refused.
-        ledger: the parameter count as a function of the ranks.
+        verdicts: one per use of each site that is factored.
         carried: for every node whose result stays in codes, the sites in it.
+        rewritten: the rewritten graph; its new parameters have no data.
+        made: those parameters.
+        spared: sites by name of a weight that decoders took in; where one of them is left alone it is needed after all.
     """
 
     sites: tuple[Site, ...]
     verdicts: tuple[Verdict, ...]
-    ledger: ParameterLedger
     carried: Mapping[str, tuple[str, ...]]
+    rewritten: GraphModule
+    made: tuple[NewParameter, ...]
+    spared: Mapping[str, frozenset[str]]
 
 
 def analyze(
-    module: GraphModule,
-    *,
-    uncentred: Collection[str] = (),
-    only: Collection[str] | None = None,
+    module: GraphModule, *, uncentred: Collection[str] = (), ranks: Mapping[str, int | None] | None = None
 ) -> Analysis:
-    """Runs the rewrite of every site on a throw-away copy with fake tensors; the module is left as it is.
+    """Runs the rewrite on a copy whose new parameters have no data; the module is left as it is.
 
     Args:
         uncentred: names of sites that carry no offset although they may.
-        only: names of the sites to rewrite, None for all that are not refused. A sum of codes and dense features is
-            dense, so what is left alone may change what becomes of the rest.
+        ranks: ranks of the sites to rewrite; a site without one, or with None, is left alone. None: every site that is
+            not refused at rank 1. A sum of codes and dense features is dense, so what is left alone may change what
+            becomes of the rest.
     """
     sites = find_sites(module)
+    if ranks is None:
+        ranks = {site.name: 1 for site in sites}
     blanks = {
-        site.name: blank_factor(site.width, 1, centred=site.centred and site.name not in uncentred)
+        site.name: blank_factor(site.width, rank, centred=site.centred and site.name not in uncentred)
         for site in sites
-        if site.refusal is None and (only is None or site.name in only)
+        if site.refusal is None and (rank := ranks.get(site.name)) is not None
     }
     clone = clone_graph_module(module)
     sink = SinkCodes(blanks, dry=True)
     sink(clone)
-    made = sum(record.count(_ones(blanks)) for record in sink.records)
-    untouched = sum(parameter.numel() for parameter in clone.parameters()) - made
-    kept = frozenset(node.name for node in clone.graph.nodes if node.op == "get_attr")
-    records = (*sink.records, *_spared(module, sink.consumed, kept))
-    return Analysis(sites, sink.verdicts, ParameterLedger(untouched, records, kept), sink.carried)
-
-
-def _spared(module: GraphModule, consumed: Mapping[str, frozenset[str]], kept: frozenset[str]) -> Iterator[Record]:
-    """Records of the parameters that decoders' constants take in: they are there only where nothing is factored."""
-    for node in module.graph.nodes:
-        tensor = constant_of(module, node)
-        if node.name in consumed and node.name not in kept and isinstance(tensor, nn.Parameter):
-            yield Record(Extent(tensor.numel()), Extent(1), spares=consumed[node.name])
-
-
-def _ones(factors: Mapping[str, Factor]) -> dict[str, int]:
-    return dict.fromkeys(factors, 1)
+    return Analysis(sites, sink.verdicts, sink.carried, clone, sink.made, sink.spared)
 
 
 def _of_channels(outcome: Outcome) -> Outcome:
@@ -349,10 +335,9 @@ class _Walk:
             table = self.builder.constant(lookup.node.args[0])
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
-            record = Record(Extent(site.rows), Extent(0, (Term(site.name, site.width),)))
-            name = f"{site.name}.codes.weight"
-            codes = factor.encode_table(table)
-            self._tables[site.name] = self.builder.new_parameter(name, codes, table, record)
+            self._tables[site.name] = self.builder.new_parameter(
+                f"{site.name}.codes.weight", factor.encode_table(table), table, columns=[(site.name, site.width)]
+            )
         code = looked_up(self.builder, lookup, self._tables[site.name])
         return LowRankValue(code, lead, (site.width,), (block,))
 

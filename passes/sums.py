@@ -91,8 +91,6 @@ def shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any
         key = (constant, factor, first, block.width)
         blocks.append(replace(block, decoder=block.decoder.shifted(piece, key)))
         first += block.width
-    if isinstance(constant, Node):
-        builder.consume(constant, value)
     return Carried(value.with_blocks(blocks, value.trailing))
 
 
@@ -135,7 +133,7 @@ def _with_codes_added(
         first, second, columns, own = one.decoder, other.decoder, one.columns, one.unit
         if own is not None and other.unit is not None and first.gated_key != second.gated_key:
             columns = (*columns, width + folded.setdefault(own, len(folded)))
-            first, own = first.gated_as_column(first.sites or frozenset(left.sites)), None
+            first, own = first.gated_as_column(), None
         decoder = first.plus_offsets(second)
         unit = None
         if decoder.gated is not None:

@@ -14,9 +14,9 @@ from afm_fx.basis import BasisKind
 from afm_fx.cli import app
 from afm_fx.command_options import command_line, spelled
 from afm_fx.compress_config import CompressConfig
-from afm_fx.costs import CostKind
 from afm_fx.errors import UserError
 from afm_fx.typed_inputs import InputKind
+from passes.cost import CostKind
 from passes.reduce_tables import TableFormat
 
 

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import afm_fx
 from afm_fx.basis import BasisKind
-from afm_fx.costs import CostKind, Costs
 from afm_fx.errors import PolicyError
 from afm_fx.planning import PlanningTask
+from passes.cost import CostKind, RewriteCosts, cost
 from passes.multiply_adds import multiply_adds
 from tests.graphs import Tower, tower_batch
 from tests.wide_and_deep import FIELDS, HIDDEN, WIDTH, rows_of_ids, wide_and_deep
@@ -29,10 +29,8 @@ def statistics(program: afm_fx.Program) -> afm_fx.Statistics:
 
 
 @pytest.fixture(scope="module")
-def costs(program: afm_fx.Program, statistics: afm_fx.Statistics) -> Costs:
-    found = PlanningTask.of(program, statistics, BasisKind.AFM, [], joins_tables=False).situation.costs
-    assert found is not None
-    return found
+def costs(program: afm_fx.Program, statistics: afm_fx.Statistics) -> RewriteCosts:
+    return PlanningTask.of(program, statistics, BasisKind.AFM, [], joins_tables=False).costs
 
 
 def low_rank(
@@ -73,10 +71,26 @@ def test_exact_costs_are_those_of_the_program_made(program, statistics, costs, k
     assert costs.estimate(kind)(ranks) == pytest.approx(counted[kind], rel=0.06)
 
 
+@pytest.mark.parametrize("kind", [CostKind.PARAMETERS, CostKind.BYTES])
+def test_estimates_are_exact_where_every_site_is_factored_or_left_alone(program, costs, kind) -> None:
+    sites = [site for site in costs.analysis.sites if site.refusal is None]
+    ranks = {site.name: 1 + place % site.width for place, site in enumerate(sites)}
+    assert costs.estimate(kind)(ranks) == costs.exact(kind, ranks)
+    assert costs.estimate(kind)({}) == cost(program.graph_module, kind)
+
+
+def test_a_change_of_one_rank_costs_the_difference_of_the_totals(costs) -> None:
+    estimate = costs.estimate(CostKind.PARAMETERS)
+    ranks = {site.name: 2 for site in costs.analysis.sites if site.refusal is None}
+    for name in ranks:
+        for rank in (1, 3, None):
+            assert estimate.change(ranks, name, rank) == estimate({**ranks, name: rank}) - estimate(ranks) != 0
+
+
 @pytest.mark.parametrize("policy", [afm_fx.Budget(flops=0.45), afm_fx.Budget(bytes=0.6)])
 def test_a_budget_of_bytes_or_multiply_adds_is_kept_and_used(program, statistics, costs, policy) -> None:
     made, ranks = low_rank(program, statistics, policy)
-    spent = costs.exact(policy.kind, ranks) / costs.dense(policy.kind)
+    spent = costs.exact(policy.kind, ranks) / cost(program.graph_module, policy.kind)
     assert policy.share * 0.9 < spent <= policy.share
     if policy.kind is CostKind.BYTES:
         assert made.state_bytes() <= policy.share * program.state_bytes()

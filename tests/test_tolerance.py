@@ -18,6 +18,7 @@ from afm_fx.basis import BasisKind
 from afm_fx.errors import PolicyError
 from afm_fx.logits import expose_logits
 from afm_fx.planning import PlanningTask
+from afm_fx.tolerance import CLOSE, GROWTH, smallest_passing
 from tests.wide_and_deep import rows_of_ids, wide_and_deep
 
 HELD_OUT = [rows_of_ids(300, seed=9)]
@@ -111,7 +112,7 @@ def test_a_logit_tolerance_needs_measured_errors(program) -> None:
 
 
 def test_less_than_rounding_is_refused_whatever_the_machine_rounds_to(task) -> None:
-    logits = task.situation.errors.simulation.original
+    logits = task.errors.simulation.original
     spacing = float(logits.double().square().mean().sqrt()) * torch.finfo(logits.dtype).eps
     with pytest.raises(PolicyError, match=re.escape(f"differ by {spacing:.2g} in their last digit")):
         task.plan(afm_fx.Tolerance(logit_rmse=0.9 * spacing))
@@ -131,3 +132,25 @@ def test_less_than_rounding_is_refused_whatever_the_machine_rounds_to(task) -> N
 def test_nonsense_is_refused_on_construction(given) -> None:
     with pytest.raises(PolicyError):
         afm_fx.Tolerance(**given)
+
+
+@pytest.mark.parametrize("threshold", [0, 100, 101, 300, 1111, 1990, 2000])
+def test_the_smallest_limit_that_passes_is_found_within_the_resolution_by_few_tests(threshold: int) -> None:
+    tested: list[float] = []
+
+    def passes(limit: float) -> bool:
+        tested.append(limit)
+        return limit >= threshold
+
+    found = smallest_passing(100, 2000, passes)
+    assert found is not None
+    assert max(100, threshold) <= found <= max(100, CLOSE * threshold)
+    assert len(tested) <= 20
+    assert max(tested) <= min(2000, max(100, GROWTH * threshold))
+
+
+def test_where_no_limit_passes_none_is_returned_and_what_is_returned_has_passed() -> None:
+    assert smallest_passing(100, 2000, lambda limit: limit > 2000) is None
+    found = smallest_passing(100, 2000, lambda limit: int(limit) % 7 == 3)
+    assert found is not None
+    assert int(found) % 7 == 3

@@ -23,7 +23,8 @@ from afm_fx.errors import UserError
 from afm_fx.measurement import Measurement
 from afm_fx.onnx_export import ExportReport
 from afm_fx.output_directory import refuse_existing, staged_outputs
-from afm_fx.policies import Fixed, Policy
+from afm_fx.planning import Policy
+from afm_fx.policies import Fixed
 from afm_fx.progress import track
 from afm_fx.tables import render_table
 from examples.demo.model import Quality, Training, build_deepfm, model_inputs, score, train
