@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 """Probability with which the slowest call must lie beyond a percentile for it to be given."""
 
 TOO_FEW = "-"
-"""How a percentile is shown that the calls cannot carry."""
+"""For a percentile that the calls cannot carry."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +20,7 @@ class Machine:
     """Where a measurement was taken.
 
     Attributes:
-        cpu: the processor's name.
         cores: logical cores that this process may use.
-        system: operating system and architecture.
-        python: version of the interpreter.
         packages: (name, version) of every installed package that bears on the measurement.
         gpu: name and driver of every NVIDIA device, None where there is none.
     """
@@ -45,17 +44,19 @@ def this_machine() -> Machine:
     """Describes the machine that this process runs on."""
     packages = []
     for name in MEASURED_PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             packages.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            continue
     return Machine(
-        cpu=_cpu_name(),
+        # Python itself does not know the name that Linux gives the processor.
+        cpu=next(iter(_matches(Path("/proc/cpuinfo"), r"^model name\s*: (.+)$")), "")
+        or platform.processor()
+        or platform.machine()
+        or "unknown processor",
         cores=available_cores(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         packages=tuple(packages),
-        gpu=_gpu_name(),
+        gpu=_gpus(),
     )
 
 
@@ -66,28 +67,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu_name() -> str:
-    """The name that Linux gives the processor, else what Python knows."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown processor"
-
-
-def _gpu_name(driver: Path = Path("/proc/driver/nvidia")) -> str | None:
+def _gpus() -> str | None:
     """What NVIDIA's driver says of its devices, whichever runtime uses them."""
-    names = []
-    for information in sorted(driver.glob("gpus/*/information")):
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "Model":
-                names.append(value.strip())
-    if not names:
-        return None
-    version = driver / "version"
-    words = version.read_text(encoding="utf-8", errors="replace").split() if version.is_file() else []
-    release = next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
-    return f"{' + '.join(names)}, driver {release}"
+    driver = Path("/proc/driver/nvidia")
+    names = [name for path in sorted(driver.glob("gpus/*/information")) for name in _matches(path, r"^Model:\s*(.+)$")]
+    version = next(iter(_matches(driver / "version", r"^NVRM.*?\s(\d+\.[\d.]+)\s")), "unknown")
+    return f"{' + '.join(names)}, driver {version}" if names else None
+
+
+def _matches(path: Path, pattern: str) -> list[str]:
+    """What the pattern's group matches in a file, nothing where there is no such file."""
+    return re.findall(pattern, path.read_text(errors="replace"), re.MULTILINE) if path.is_file() else []

@@ -137,8 +137,6 @@ class Measurement:
                 "End-to-end includes the copies from and to host memory; device-only has inputs and outputs on the "
                 "device and ends when the device is done."
             )
-        else:
-            lines.append("All on the CPU: there is no device to time apart.")
         if self.memory:
             lines.append("Memory is what loading and running added, each contender alone in a process of its own.")
         if any(TOO_FEW in row for row in self.rows()):

@@ -6,10 +6,9 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,6 @@ from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_export import export_onnx
-from afm_fx.output_directory import write_text
 from afm_fx.packing import pack
 from afm_fx.plan import Plan
 from afm_fx.planning import PlanningTask
@@ -48,7 +46,6 @@ class SweepPoint:
         budget: share of the parameters that was asked for; 1 for the original.
         parameters: that are left, before packing.
         share: of the original's parameters.
-        bytes: of its state, before packing.
         predicted_logit_rmse: root mean squared logit error on held-out rows as the sites' own errors add up to it.
         logit_rmse: the same measured on the whole model.
         auc: on the labelled rows (mean over the columns), None without labels.
@@ -60,7 +57,6 @@ class SweepPoint:
     budget: float
     parameters: int
     share: float
-    bytes: int
     predicted_logit_rmse: float
     logit_rmse: float
     auc: float | None = None
@@ -69,19 +65,18 @@ class SweepPoint:
     p50_us: float | None = None
 
 
-_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "budget": ("budget", "{:g}".format),
-    "parameters": ("parameters", "{:,}".format),
-    "share": ("share", "{:.2%}".format),
-    "bytes": ("bytes", "{:,}".format),
-    "predicted_logit_rmse": ("logit RMSE, predicted", "{:.4f}".format),
-    "logit_rmse": ("measured", "{:.4f}".format),
-    "auc": ("AUC", "{:.4f}".format),
-    "auc_drop_bound": ("AUC drop below", "{:.4f}".format),
-    "log_loss": ("LogLoss", "{:.4f}".format),
-    "p50_us": ("p50 us", "{:.1f}".format),
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "budget": ("budget", "{:g}"),
+    "parameters": ("parameters", "{:,}"),
+    "share": ("share", "{:.2%}"),
+    "predicted_logit_rmse": ("logit RMSE, predicted", "{:.4f}"),
+    "logit_rmse": ("measured", "{:.4f}"),
+    "auc": ("AUC", "{:.4f}"),
+    "auc_drop_bound": ("AUC drop below", "{:.4f}"),
+    "log_loss": ("LogLoss", "{:.4f}"),
+    "p50_us": ("p50 us", "{:.1f}"),
 }
-"""Heading and form of every field of a point."""
+"""Heading and format of every field of a point."""
 
 
 @dataclass(frozen=True)
@@ -89,57 +84,40 @@ class Sweep:
     """What every budget costs.
 
     Attributes:
-        original: the model as it was.
-        points: by budget, largest first.
-        plans: of the points.
+        points: the original, then the budgets' models, largest first.
+        plans: of the latter.
         unreachable: budgets that no ranks reach, with the policy's reason, which names the smallest that they reach.
         batch_size: rows of a batch that was timed, None where nothing was.
-        threads: threads that it was timed with.
         labelled_rows: rows with labels that AUC and LogLoss are of; 0 without.
     """
 
-    original: SweepPoint
     points: tuple[SweepPoint, ...]
     plans: tuple[Plan, ...]
     unreachable: Mapping[float, str]
     batch_size: int | None = None
-    threads: int = 1
     labelled_rows: int = 0
-
-    @property
-    def all_points(self) -> tuple[SweepPoint, ...]:
-        """The original, then the points."""
-        return self.original, *self.points
 
     def table(self) -> str:
         """The sweep as text."""
-        measured = [name for name in _COLUMNS if getattr(self.original, name) is not None]
-        rows = [[_COLUMNS[name][1](getattr(point, name)) for name in measured] for point in self.all_points]
+        columns = {name: form for name, form in _COLUMNS.items() if getattr(self.points[0], name) is not None}
+        rows = [[form.format(getattr(point, name)) for name, (_, form) in columns.items()] for point in self.points]
         rows[0][0] = "original"
-        lines = [render_table("sweep", [_COLUMNS[name][0] for name in measured], rows), *self.unreachable.values()]
+        lines = [render_table("sweep", [heading for heading, _ in columns.values()], rows), *self.unreachable.values()]
         if self.labelled_rows:
             lines.append(
                 f"AUC and LogLoss on {self.labelled_rows:,} labelled rows; bounds with {CONFIDENCE:.0%} confidence"
             )
         if self.batch_size is not None:
-            lines.append(f"p50 packed in ONNX Runtime, batch size {self.batch_size:,}, threads: {self.threads}")
+            lines.append(f"p50 packed in ONNX Runtime, batch size {self.batch_size:,}, one thread")
         return "\n".join(lines)
 
     def to_csv(self) -> str:
-        """The points as CSV, the original first; empty cells for what was not measured."""
+        """The points as CSV; empty cells for what was not measured."""
         sink = io.StringIO()
-        writer = csv.DictWriter(sink, [field.name for field in fields(SweepPoint)], lineterminator="\n")
+        writer = csv.DictWriter(sink, list(_COLUMNS), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(point) for point in self.all_points)
+        writer.writerows(asdict(point) for point in self.points)
         return sink.getvalue()
-
-    def save_csv(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Writes :meth:`to_csv`.
-
-        Raises:
-            OutputExistsError: the path exists and ``force`` is not set.
-        """
-        write_text(Path(path), self.to_csv(), force=force)
 
     def plot(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Draws logit error, and whatever else was measured, over the parameters; see :mod:`afm_fx.sweep_plot`."""
@@ -154,8 +132,6 @@ def sweep(
     *,
     evaluation: Iterable[LabelledBatch] | None = None,
     batch_size: int | None = None,
-    threads: int = 1,
-    seconds: float = 1.0,
 ) -> Sweep:
     """Plans a model under many budgets and measures each plan; all share the errors measured on held-out rows.
 
@@ -165,9 +141,8 @@ def sweep(
         held_out: batches that the statistics have not seen, without labels; the first 4,096 rows are used.
         budgets: shares of the parameters, in (0, 1].
         evaluation: batches of (inputs, labels) to measure AUC and LogLoss on.
-        batch_size: rows of a batch to time, None to time nothing. All models are exported packed and timed in turn.
-        threads: threads to time with.
-        seconds: timed calls of each model, about.
+        batch_size: rows of a batch to time, None to time nothing. All models are exported packed and timed in turn, on
+            one thread.
 
     Raises:
         PolicyError: no budget can be reached, or the evaluation cannot be used.
@@ -188,24 +163,19 @@ def sweep(
     if not plans:
         raise PolicyError(f"none of these budgets can be reached: {'; '.join(unreachable.values())}")
     programs = [program, *(apply_plan(program, plan) for plan in track(plans.values(), "Apply"))]
+    errors = [(1.0, 0.0, 0.0)]
+    errors += [(share, plan.predicted_logit_error or 0.0, plan.logit_error or 0.0) for share, plan in plans.items()]
+    counts = [made.parameter_count() for made in programs]
     points = [
-        SweepPoint(
-            budget,
-            made.parameter_count(),
-            made.parameter_count() / program.parameter_count(),
-            made.state_bytes(),
-            0.0 if plan is None else plan.predicted_logit_error or 0.0,
-            0.0 if plan is None else plan.logit_error or 0.0,
-        )
-        for (budget, plan), made in zip([(1.0, None), *plans.items()], programs, strict=True)
+        SweepPoint(budget, count, count / counts[0], predicted, measured)
+        for (budget, predicted, measured), count in zip(errors, counts, strict=True)
     ]
     if rows is not None:
         points = _with_quality(points, programs, rows)
     if batch_size is not None:
-        times = _times(programs, batches[0], batch_size, threads, seconds)
+        times = _times(programs, batches[0], batch_size)
         points = [replace(point, p50_us=time) for point, time in zip(points, times, strict=True)]
-    labelled = 0 if rows is None else rows.rows
-    return Sweep(points[0], tuple(points[1:]), tuple(plans.values()), unreachable, batch_size, threads, labelled)
+    return Sweep(tuple(points), tuple(plans.values()), unreachable, batch_size, 0 if rows is None else rows.rows)
 
 
 def _with_quality(points: Sequence[SweepPoint], programs: Sequence[Program], rows: LabelledRows) -> list[SweepPoint]:
@@ -224,11 +194,11 @@ def _with_quality(points: Sequence[SweepPoint], programs: Sequence[Program], row
     return result
 
 
-def _times(programs: Sequence[Program], inputs: Inputs, batch_size: int, threads: int, seconds: float) -> list[float]:
+def _times(programs: Sequence[Program], inputs: Inputs, batch_size: int) -> list[float]:
     """p50 of every program, packed, in one interleaved run."""
     with tempfile.TemporaryDirectory() as directory:
         files = {str(place): Path(directory) / f"{place}.onnx" for place in range(len(programs))}
         for path, made in track(list(zip(files.values(), programs, strict=True)), "Export"):
             export_onnx(pack(made).program, path, check=False)
-        result = benchmark(files, inputs, batch_sizes=(batch_size,), threads=threads, seconds=seconds)
+        result = benchmark(files, inputs, batch_sizes=(batch_size,))
     return [result.timing(name, batch_size).p50_us for name in files]

@@ -17,7 +17,7 @@ from afm_fx.data_files import open_data
 from afm_fx.errors import CalibrationError, UserError
 from afm_fx.file_batches import FileBatches
 from afm_fx.held_out import HoldOut
-from afm_fx.output_directory import refuse_existing_file
+from afm_fx.output_directory import refuse_existing_file, write_text
 from afm_fx.planning import MEASURED_ROWS
 from afm_fx.sweep import BUDGETS
 from afm_fx.sweep import sweep as sweep_budgets
@@ -61,7 +61,6 @@ def sweep(
         int | None,
         typer.Option(min=1, help="Also time every model, packed, at this batch size.", show_default=False),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads to time with.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Calibration rows a batch.")] = 4096,
     max_rows: Annotated[
         int | None, typer.Option(min=1, help="Calibration rows at most.", show_default="all of them")
@@ -97,12 +96,10 @@ def sweep(
         statistics = calibrate(program, rest, max_rows=max_rows, sensitivity_rows=SENSITIVITY_ROWS)
         if not rest.rows:
             raise CalibrationError(f"'{data}' has too few rows to keep any back to measure on")
-        result = sweep_budgets(
-            program, statistics, rest.rows, shares, evaluation=labelled, batch_size=time_batch_size, threads=threads
-        )
+        result = sweep_budgets(program, statistics, rest.rows, shares, evaluation=labelled, batch_size=time_batch_size)
         typer.echo(result.table())
         if csv_out is not None:
-            result.save_csv(csv_out, force=force)
+            write_text(csv_out, result.to_csv(), force=force)
         if plot_out is not None:
             result.plot(plot_out, force=force)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
     """Draws logit error, and whatever else was measured, over the share of the parameters.
 
     Args:
-        sweep: the original is a dashed line where it has a value of its own.
+        sweep: its original is a dashed line.
         path: a PNG, SVG or PDF by its ending.
         force: replace an existing file.
 
@@ -45,15 +44,15 @@ def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
         "auc": "AUC on labelled rows",
         "p50_us": f"p50 at batch size {sweep.batch_size or 0:,} (µs)",
     }
-    shown = [name for name in titles if getattr(sweep.original, name) is not None]
+    shown = [name for name in titles if getattr(sweep.points[0], name) is not None]
     figure = Figure(figsize=(PANEL_WIDTH * len(shown), HEIGHT), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _draw_panel(panel, titles[name], name, sweep.original, sweep.points)
+        _draw_panel(panel, titles[name], name, *sweep.points)
     with staged_file(path, force=force) as staged:
         figure.savefig(staged, dpi=DPI)
 
 
-def _draw_panel(panel: Any, title: str, name: str, original: SweepPoint, points: Sequence[SweepPoint]) -> None:
+def _draw_panel(panel: Any, title: str, name: str, original: SweepPoint, *points: SweepPoint) -> None:
     """One quantity: smaller models to the right, ticks at the models that there are."""
     from matplotlib.ticker import NullLocator  # noqa: PLC0415 - an extra, and slow to import
 
@@ -71,7 +70,7 @@ def _draw_panel(panel: Any, title: str, name: str, original: SweepPoint, points:
     panel.set_title(title, fontsize=10, color=INK, loc="left")
     panel.set_xscale("log")
     panel.invert_xaxis()
-    panel.set_xticks(shares, [f"{share * 100:.3g}%" for share in shares], fontsize=8)
+    panel.set_xticks(shares, [f"{share * 100:.2g}%" for share in shares], fontsize=8)
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("parameters left, share of the original", fontsize=9, color=INK)
     panel.tick_params(labelsize=8, colors=INK)
