@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -36,7 +37,7 @@ from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.inputs import Inputs
 from afm_fx.latencies import latencies
 from afm_fx.machine import available_cores, this_machine
-from afm_fx.measurement import Measurement, Timing
+from afm_fx.measurement import Measurement, Range, Timing
 from afm_fx.memory import Memory, measure_memory
 from afm_fx.progress import progress_bar, track
 
@@ -209,13 +210,11 @@ def failure_of(contender: Contender, error: Exception) -> BenchmarkError:
 
 
 def _lanes(contenders: Sequence[Contender], batches: Sequence[Inputs]) -> list[_Lane]:
-    lanes = []
-    for contender in contenders:
-        lanes.append(_Lane(contender, False, itertools.cycle([contender.prepare(batch) for batch in batches])))
-        on_device = [call for batch in batches if (call := contender.prepare_on_device(batch)) is not None]
-        if on_device:
-            lanes.append(_Lane(contender, True, itertools.cycle(on_device)))
-    return lanes
+    return [
+        _Lane(each, on_device, itertools.cycle([each.prepare(batch, on_device=on_device) for batch in batches]))
+        for each in contenders
+        for on_device in ((False,) if each.bind_on_device is None else (False, True))
+    ]
 
 
 def _timings(lanes: Sequence[_Lane], batch_size: int) -> list[Timing]:
@@ -227,24 +226,23 @@ def _timings(lanes: Sequence[_Lane], batch_size: int) -> list[Timing]:
         found, medians = latencies(spent), np.median(lane.rounds, axis=1)
         ratio = ratio_range = None
         if lane.on_device in first:
-            reference = first[lane.on_device].rounds
-            ratios = medians / np.median(reference, axis=1)
-            ratio = found.p50_us / latencies(np.concatenate(reference)).p50_us
-            ratio_range = float(ratios.min()), float(ratios.max())
+            reference = np.asarray(first[lane.on_device].rounds)
+            ratio = found.p50_us / latencies(reference.ravel()).p50_us
+            ratio_range = _range(medians / np.median(reference, axis=1))
         timings.append(
             Timing(
-                contender=lane.contender.name,
-                runtime=lane.contender.runtime,
-                batch_size=batch_size,
-                on_device=lane.on_device,
-                latencies=found,
+                lane.contender.name, lane.contender.runtime, batch_size, lane.on_device, found,
                 rows_per_second=batch_size * len(spent) / (float(spent.sum()) / 1e9),
-                p50_range_us=(float(medians.min()) / 1e3, float(medians.max()) / 1e3),
+                p50_range_us=_range(medians / 1e3),
                 ratio=ratio,
                 ratio_range=ratio_range,
             )
-        )
+        )  # fmt: skip
     return timings
+
+
+def _range(values: NDArray[np.float64]) -> Range:
+    return float(values.min()), float(values.max())
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from afm_fx.contenders import AOTI_SUFFIX, ModelFactory, OnnxFile
 from afm_fx.data_files import open_data
 from afm_fx.errors import BenchmarkError, UserError
 from afm_fx.file_inputs import file_examples, inputs_from_file, random_file_inputs, traffic_examples
+from afm_fx.inputs import normalize_inputs, takes_single_dict
 from afm_fx.user_model import build_model
 
 Named: TypeAlias = Path | OnnxFile | ModelFactory
@@ -121,19 +122,20 @@ def _examples_of_model(name: str) -> list[tuple[str, Tensor]]:
     """Name and example of every input tensor of a model, as an exported file would name them.
 
     Raises:
-        BenchmarkError: the inputs are nested deeper than a dict or a tuple of tensors.
+        BenchmarkError: its example inputs do not fit it, or are nested deeper than a dict or a tuple of tensors.
     """
     model, example = build_model(name)
-    if isinstance(example, tuple) and len(example) == 1 and isinstance(example[0], dict):
-        example = example[0]
-    if isinstance(example, dict):
-        pairs = list(example.items())
-    else:
-        leaves = list(example) if isinstance(example, (tuple, list)) else [example]
-        pairs = list(zip(inspect.signature(model.forward).parameters, leaves, strict=False))
-    if not pairs or not all(isinstance(value, Tensor) for _, value in pairs):
+    single_dict = takes_single_dict(model, example)
+    args, kwargs = normalize_inputs(example, single_dict)
+    try:
+        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise BenchmarkError(f"the example inputs of '{name}' do not fit its forward: {error}") from error
+    if single_dict:
+        (named,) = named.values()
+    if not all(isinstance(value, Tensor) for value in named.values()):
         raise BenchmarkError(
             f"'{name}' takes inputs that are nested deeper than a dict or a tuple of tensors; enter an exported file "
             "first, whose inputs have names"
         )
-    return pairs
+    return list(named.items())

@@ -36,7 +36,6 @@ class OnnxFile:
     """An ONNX file and what runs it.
 
     Attributes:
-        path: the file.
         provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt" or "openvino".
     """
 
@@ -82,10 +81,9 @@ class Contender:
     """One competitor, ready to be given batches.
 
     Attributes:
-        name: how results call it.
         runtime: what runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile", followed by the execution
             provider or device where that is not the CPU.
-        bind: makes a call without arguments of a batch, from host memory to host memory; only the call is timed.
+        bind: makes a call of a batch, from host memory to host memory.
         bind_on_device: the same with inputs and outputs that stay on the device, over when the device is done; None
             on the CPU. Both raise BatchError where a batch does not fit, with a message that begins with a verb.
         program: what runs, where it is a program: it knows which of its inputs carry the batch.
@@ -97,23 +95,13 @@ class Contender:
     bind_on_device: Callable[[Inputs], Call] | None = None
     program: Program | None = None
 
-    def prepare(self, batch: Inputs) -> Call:
-        """A call that runs the batch, from host memory to host memory.
+    def prepare(self, batch: Inputs, *, on_device: bool = False) -> Call:
+        """A call without arguments that runs the batch; only the call is timed.
 
         Raises:
             BatchError: the contender does not take this batch.
         """
-        return self._bound(self.bind, batch)
-
-    def prepare_on_device(self, batch: Inputs) -> Call | None:
-        """A call that runs the batch with inputs and outputs on the device; None on the CPU.
-
-        Raises:
-            BatchError: the contender does not take this batch.
-        """
-        return None if self.bind_on_device is None else self._bound(self.bind_on_device, batch)
-
-    def _bound(self, bind: Callable[[Inputs], Call], batch: Inputs) -> Call:
+        bind = self.bind_on_device if on_device and self.bind_on_device is not None else self.bind
         try:
             return bind(batch)
         except BatchError as error:
@@ -125,7 +113,7 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
 
     Args:
         name: how results call it.
-        competitor: path, program or callable.
+        competitor: see :data:`Competitor`.
         threads: worker threads of ONNX Runtime within an operator; torch's are set by who measures.
 
     Raises:

@@ -34,41 +34,29 @@ class LoadResult:
     @property
     def valid(self) -> bool:
         """Whether LoadGen calls every run valid and no request was lost."""
-        return all(run.valid and run.lost == 0 for run in self.runs)
-
-    def run(self, contender: str) -> LoadRun:
-        """The run of one contender.
-
-        Raises:
-            KeyError: it had none.
-        """
-        for run in self.runs:
-            if run.contender == contender:
-                return run
-        raise KeyError(f"'{contender}' was not run")
+        return all(not run.invalid and run.lost == 0 for run in self.runs)
 
     def table(self) -> str:
         """The result as text."""
         first = self.runs[0]
         columns = (
-            "contender", "runtime", "QPS", f"QPS / {first.contender}", "rows/s", "p50 us", "p90 us", "p99 us",
-            "p99.9 us", "requests", "lost", "verdict",
+            "contender", "QPS", f"QPS / {first.contender}", "rows/s", "p50 us", "p90 us", "p99 us", "p99.9 us",
+            "requests", "lost", "verdict",
         )  # fmt: skip
         rows = [
             (
                 run.contender,
-                run.runtime,
                 f"{run.qps:,.0f}" if run.qps >= 100 else f"{run.qps:.3g}",
                 f"{run.qps / first.qps:.2f}",
                 f"{run.qps * self.batch_size:,.0f}",
                 *run.latencies.cells(),
                 f"{run.queries:,}",
                 f"{run.lost:,}",
-                "VALID" if run.valid else "INVALID",
+                "INVALID" if run.invalid else "VALID",
             )
             for run in self.runs
         ]
-        return f"{render_table('', columns, rows, left=2, text=('verdict',))}\n{self.conditions()}"
+        return f"{render_table('', columns, rows, text=('verdict',))}\n{self.conditions()}"
 
     def conditions(self) -> str:
         """How the tests were run, and why a run is not valid."""
@@ -79,7 +67,7 @@ class LoadResult:
             f"{self.batch_size:,} rows and is one of {self.requests:,}; {test.seconds:g} s and {test.min_queries:,} "
             f"requests at least, seed {test.seed}; {test.threads} thread{'s' if test.threads > 1 else ''} within an "
             "operator, one worker thread, LoadGen's issuing thread beside it",
-            *(f"{run.contender}: {run.reason}" for run in self.runs if run.reason),
+            *(f"{run.contender}: {run.invalid}" for run in self.runs if run.invalid),
         ]
         return "\n".join(lines)
 

@@ -55,13 +55,10 @@ class LoadTest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.min_queries) < 1:
-            raise BenchmarkError(f"threads and requests must be at least 1, got {self.threads} and {self.min_queries}")
-        if not (self.latency_bound_ms > 0 and self.seconds > 0 and (self.qps is None or self.qps > 0)):
-            raise BenchmarkError(
-                f"latency bound, duration and rate must be positive, got {self.latency_bound_ms} ms, {self.seconds} s "
-                f"and {self.qps} requests a second"
-            )
+        for name in ("latency_bound_ms", "qps", "seconds", "min_queries", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BenchmarkError(f"a load test needs {name} above 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,8 @@ class LoadRun:
     Attributes:
         contender: name of what answered.
         runtime: what ran it.
-        valid: LoadGen's verdict: duration, number of requests, latency bound and confidence are as they should be.
-        reason: why it is not valid.
+        invalid: why LoadGen calls the run invalid (too short, too few requests, the latency bound not held, or not
+            with confidence); empty where it does not.
         queries: requests that LoadGen issued.
         answered: requests that were answered; fewer would be lost ones.
         target_qps: requests a second that were sent, on average.
@@ -83,8 +80,7 @@ class LoadRun:
 
     contender: str
     runtime: str
-    valid: bool
-    reason: str
+    invalid: str
     queries: int
     answered: int
     target_qps: float
@@ -204,12 +200,12 @@ def read_run(contender: Contender, test: LoadTest, directory: Path, answered: in
     Raises:
         FileFormatError: there is no log, it breaks off before the results, or it lacks one of them.
     """
-    values, errors = read_log(directory)
-    reasons = []
+    values, reasons = read_log(directory)
     if values["result_validity"] != "VALID":
-        reasons.append(str(values.get("result_invalid_reason", "")).strip())
+        told = str(values.get("result_invalid_reason", ""))
         if not values.get("early_stopping_met", True):
-            reasons.append(" ".join(str(values.get("early_stopping_result", "")).replace("*", " ").split()))
+            told += f" {values.get('early_stopping_result', '')}"
+        reasons.append(" ".join(told.replace("*", " ").split()) or "LoadGen does not say why")
     try:
         queries = round(values["result_query_count"])
         latencies = Latencies.of(
@@ -219,17 +215,9 @@ def read_run(contender: Contender, test: LoadTest, directory: Path, answered: in
     except KeyError as error:
         raise FileFormatError(f"LoadGen's log has no {error}; another version of mlcommons-loadgen wrote it") from error
     return LoadRun(
-        contender.name,
-        contender.runtime,
-        valid=values["result_validity"] == "VALID" and not errors,
-        reason=" ".join([*filter(None, reasons), *errors]),
-        queries=queries,
-        answered=answered,
-        target_qps=test.qps or 0.0,
-        qps=qps,
-        latencies=latencies,
-        logs=directory.as_posix(),
-    )
+        contender.name, contender.runtime, " ".join(reasons), queries, answered, test.qps or qps, qps, latencies,
+        directory.as_posix(),
+    )  # fmt: skip
 
 
 def read_log(directory: Path) -> tuple[dict[str, Any], list[str]]:

@@ -66,27 +66,19 @@ def _verdict(before: Range | None, now: Range | None) -> str:
 
 
 def _warnings(old: Measurement, new: Measurement) -> list[str]:
-    """Why the two may not be comparable: another machine, other versions, threads or runtimes."""
+    """Why the two may not be comparable."""
     warnings = []
-    places = [(each.cpu, each.cores, each.gpu, each.system) for each in (old.machine, new.machine)]
-    if places[0] != places[1]:
+    if old.machine != new.machine:
         warnings.append(
-            f"another machine, so only the ratios compare: {old.machine.line()} before, {new.machine.line()} now"
+            "another machine or other versions, so only the ratios compare:\n"
+            f"  before {old.machine.line()}\n  now    {new.machine.line()}"
         )
-    before, now = ({"Python": each.python, **dict(each.packages)} for each in (old.machine, new.machine))
-    moved = [
-        f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}"
-        for name in before | now
-        if before.get(name) != now.get(name)
-    ]
-    if moved:
-        warnings.append(f"other versions: {', '.join(moved)}")
     if old.threads != new.threads:
         warnings.append(f"{old.threads} threads before, {new.threads} now")
-    runtimes = {each.contender: each.runtime for each in old.timings}
+    before, now = ({each.contender: each.runtime for each in result.timings} for result in (old, new))
     warnings += [
-        f"'{name}' ran in {runtimes[name]} before, in {runtime} now"
-        for name, runtime in {each.contender: each.runtime for each in new.timings}.items()
-        if runtimes.get(name, runtime) != runtime
+        f"'{name}' ran in {before[name]} before, in {now[name]} now"
+        for name in before.keys() & now.keys()
+        if before[name] != now[name]
     ]
     return warnings

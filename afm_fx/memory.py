@@ -55,7 +55,7 @@ def measure_memory(name: str, competitor: Competitor, batches: Sequence[Inputs],
 
     Args:
         name: how results call it.
-        competitor: what to load; it and the batches are pickled.
+        competitor: what to load.
         batches: one per batch size, the largest last.
         threads: threads within an operator.
 

@@ -116,7 +116,7 @@ def _highest(
 
     def valid(qps: float) -> bool:
         runs.append(run_load_test(contender, calls, replace(full, qps=qps), directory / f"server-{len(runs) + 1}"))
-        return runs[-1].valid
+        return not runs[-1].invalid
 
     confirmed_qps(valid, highest_qps(holds, FIRST_SHARE / warm_up(contender, calls)))
     return runs[-1]

@@ -98,7 +98,7 @@ def proof_rows(proofs: Mapping[str, LoadProof]) -> list[tuple[str, ...]]:
         rows.append((
             name, f"{run.qps:,.0f}", f"{run.queries:,}", str(proof.lost),
             *(shown_us(value) for value in (latencies.p50_us, latencies.p99_us, latencies.p999_us)), memory, grew,
-            "VALID" if run.valid else "INVALID", "yes" if proof.holds else "NO",
+            "INVALID" if run.invalid else "VALID", "yes" if proof.holds else "NO",
         ))  # fmt: skip
     return rows
 

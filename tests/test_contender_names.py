@@ -29,8 +29,15 @@ def clicks():
     torch.manual_seed(0)
     return Clicks(), (torch.tensor([0, 1]), torch.rand(2))
 
+class Nested(Clicks):
+    def forward(self, features):
+        return super().forward(**features["deep"])
+
 def nested():
-    return Clicks(), {"deep": {"item": torch.tensor([0, 1])}}
+    return Nested(), {"deep": {"item": torch.tensor([0, 1]), "price": torch.rand(2)}}
+
+def unfit():
+    return Clicks(), {"items": torch.tensor([0, 1])}
 """
 
 
@@ -85,12 +92,14 @@ def test_models_alone_tell_what_they_take(shop: str) -> None:
     contender = make_contender("eager", factory, 1)
     expected, _ = build_model(factory.name)
     torch.testing.assert_close(contender.prepare(inputs)(), expected(**inputs))
-    assert contender.prepare_on_device(inputs) is None
+    assert contender.bind_on_device is None
 
 
 def test_inputs_without_names_and_a_device_that_is_not_there_are_refused(shop: str) -> None:
     with pytest.raises(BenchmarkError, match="nested deeper"):
         contender_inputs({"eager": ModelFactory(f"{shop}:nested")}, None, rows=5, seed=0)
+    with pytest.raises(BenchmarkError, match="do not fit its forward"):
+        contender_inputs({"eager": ModelFactory(f"{shop}:unfit")}, None, rows=5, seed=0)
     if not torch.cuda.is_available():
         with pytest.raises(BenchmarkError, match="finds no CUDA device"):
             make_contender("eager", ModelFactory(f"{shop}:clicks", device="cuda"), 1)

@@ -56,7 +56,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> LoadProof:
 
 def test_half_the_rate_that_was_found_is_held_without_a_loss(proof: LoadProof) -> None:
     highest, half = proof.highest.runs[0], proof.half.runs[0]
-    assert highest.valid
+    assert not highest.invalid
     assert half.target_qps == pytest.approx(highest.target_qps / 2, rel=1e-4)
     assert half.queries == half.answered >= 500
     assert proof.lost == 0
@@ -67,7 +67,7 @@ def test_half_the_rate_that_was_found_is_held_without_a_loss(proof: LoadProof) -
 
 def test_a_loss_a_late_tail_or_growth_break_the_proof(proof: LoadProof) -> None:
     latencies = Latencies(500, 900.0, 950.0, 1_000.0, None)
-    run = dataclasses.replace(proof.half.runs[0], valid=True, latencies=latencies)
+    run = dataclasses.replace(proof.half.runs[0], invalid="", latencies=latencies)
 
     def with_run(**changes: Any) -> LoadProof:
         return dataclasses.replace(
@@ -82,7 +82,7 @@ def test_a_loss_a_late_tail_or_growth_break_the_proof(proof: LoadProof) -> None:
     assert not with_p99(101_000.0).holds
     assert not with_p99(None).holds
     assert not dataclasses.replace(with_run(), resident=(1_000_000,) * 6 + (1_100_000,) * 3).holds
-    assert not with_run(valid=False).holds
+    assert not with_run(invalid="too few").holds
 
 
 def test_memory_growth_leaves_out_how_a_run_begins() -> None:
