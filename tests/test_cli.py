@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import shutil
@@ -130,7 +129,7 @@ def test_compress_recovers_on_the_originals_logits_and_on_labels_before_it_packs
     assert not (tmp_path / "other").exists()
 
 
-def test_compress_draws_a_report_that_names_its_files_and_measures_on_labels(shop, tmp_path, monkeypatch):
+def test_compress_draws_a_report_that_names_its_plan_and_measures_on_labels(shop, tmp_path, monkeypatch):
     for package in ("onnxruntime", "pygraphviz", "matplotlib"):
         pytest.importorskip(package)
     monkeypatch.setattr("afm_fx.compress_report.SECONDS", 0.01)
@@ -140,8 +139,7 @@ def test_compress_draws_a_report_that_names_its_files_and_measures_on_labels(sho
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"<h1>{shop}:clicks</h1>" in page
     assert "500 labelled rows" in page
-    digest = hashlib.sha256((tmp_path / "out" / "plan.safetensors").read_bytes()).hexdigest()
-    assert digest in page
+    assert Plan.load(tmp_path / "out" / "plan.safetensors").digest in page
     assert "low-rank</td>" in page
     again = run(*command, "--force", "--evaluation", "rows.npz")
     assert (again.exit_code, "--labels names" in " ".join(again.stderr.split())) == (2, True)
