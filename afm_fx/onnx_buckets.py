@@ -20,7 +20,7 @@ import onnx_ir as ir
 from afm_fx.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
 from afm_fx.errors import ExportError, OutputExistsError
 from afm_fx.onnx_export import ExportReport, staged_export
-from afm_fx.output_directory import staging_directory
+from afm_fx.output_directory import staged_outputs
 from afm_fx.program import Program
 from afm_fx.tables import render_table
 
@@ -96,7 +96,7 @@ def export_onnx_buckets(
             f"'{existing[0]}' exists already; choose another path or overwrite it with force (--force)"
         )
     exports = []
-    with staging_directory(target) as directory:
+    with staged_outputs(target.parent, [each.name for each in existing]) as directory:
         weights = _SharedWeights(weights_path(directory / target.name))
         for size in sizes:
             report = staged_export(
@@ -111,10 +111,6 @@ def export_onnx_buckets(
             exports.append(report)
         total = sum(file.stat().st_size for file in directory.iterdir())
         shared = weights.path.stat().st_size
-        for each in existing:
-            each.unlink()
-        for file in directory.iterdir():
-            file.replace(target.parent / file.name)
     reports = tuple(
         replace(
             each,

@@ -26,7 +26,7 @@ from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows
 from afm_fx.onnx_signature import batched_inputs, program_recipe, sign
-from afm_fx.output_directory import refuse_existing_file, staging_directory
+from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.program import Program
 from afm_fx.quiet import quiet
 from afm_fx.random_inputs import example_call, random_inputs
@@ -135,7 +135,7 @@ def export_onnx(
     def save(model: ir.Model, staged: Path) -> None:
         _save(model, staged, _data_path(staged) if _weight_bytes(model) > limit else None)
 
-    with staging_directory(target) as directory:
+    with staged_outputs(target.parent, [target.name, _data_path(target).name]) as directory:
         report = staged_export(
             program,
             directory / target.name,
@@ -147,7 +147,6 @@ def export_onnx(
         )
         size = sum(file.stat().st_size for file in directory.iterdir())
         external = _data_path(report.path).exists()
-        _move_into_place(directory, target)
     return replace(report, path=target, data_path=_data_path(target) if external else None, bytes=size)
 
 
@@ -219,15 +218,6 @@ def with_batch_size(program: Program, rows: int) -> Program:
 
 def _data_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
-
-
-def _move_into_place(directory: Path, target: Path) -> None:
-    staged_data, data = _data_path(directory / target.name), _data_path(target)
-    if staged_data.exists():
-        staged_data.replace(data)
-    elif data.exists():
-        data.unlink()
-    (directory / target.name).replace(target)
 
 
 def _translate(program: Program) -> ir.Model:

@@ -107,11 +107,11 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
 def staged_outputs(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     """Yields an empty directory; what is in it at the end moves to ``directory``, replacing the files called ``names``.
 
-    Where the body raises, nothing is left behind and nothing is replaced.
+    Where the body raises, nothing is left behind and nothing is replaced. Those files are deleted before the first new
+    one has its name, so that a process that ends in between leaves some missing, never old ones beside new ones.
     """
-    with staging_directory(directory) as staging:
+    with staging_directory(directory / "outputs") as staging:  # in it: it may be the top of a disk
         yield staging
-        directory.mkdir(exist_ok=True)
         for name in names:
             (directory / name).unlink(missing_ok=True)
         for file in staging.iterdir():

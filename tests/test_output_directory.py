@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from afm_fx.errors import OutputExistsError, UserError
@@ -12,7 +14,7 @@ def test_files_move_into_place_at_the_end(tmp_path):
     out = tmp_path / "a" / "out"
     with staged_outputs(out, ["x", "y"]) as staging:
         (staging / "x").write_text("new")
-        assert not out.exists()
+        assert not (out / "x").exists()
     assert [file.name for file in out.iterdir()] == ["x"]
     assert [file.name for file in out.parent.iterdir()] == ["out"]
 
@@ -25,6 +27,30 @@ def test_old_outputs_are_replaced_and_stale_ones_go_but_strangers_stay(tmp_path)
     assert (tmp_path / "x").read_text() == "new"
     assert not (tmp_path / "y").exists()
     assert (tmp_path / "stranger").read_text() == "old"
+
+
+def test_a_run_that_ends_while_files_move_leaves_no_old_one_beside_a_new_one(tmp_path, monkeypatch):
+    for name in ("model", "weights"):
+        (tmp_path / name).write_text("old")
+
+    def write():
+        with staged_outputs(tmp_path, ["model", "weights"]) as staging:
+            for name in ("model", "weights"):
+                (staging / name).write_text("new")
+            moved = []
+            replace = Path.replace
+
+            def once(path, target):
+                if moved:
+                    raise RuntimeError
+                moved.append(target)
+                return replace(path, target)
+
+            monkeypatch.setattr(Path, "replace", once)
+
+    with pytest.raises(RuntimeError):
+        write()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"]
 
 
 def write_and_fail(out):
