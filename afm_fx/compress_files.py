@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 from afm_fx.aoti import AotiReport, export_aoti
 from afm_fx.artifact import bucket_path, existing_buckets, weights_path
+from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
-from afm_fx.command_options import spelled
+from afm_fx.command_options import command_line, spelled
 from afm_fx.compress_config import CompressConfig
-from afm_fx.compress_report import compress_page
 from afm_fx.compression import Compressed, compress
 from afm_fx.data_files import open_data
 from afm_fx.extras import REPORT_PACKAGES, import_for_report
@@ -25,9 +26,12 @@ from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
 from afm_fx.packing import pack
 from afm_fx.planning import Policy
 from afm_fx.program import Program
+from afm_fx.quality_comparison import compare_quality
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
+from afm_fx.report import ReportFacts
+from afm_fx.report_page import report_page
 from afm_fx.statistics import Statistics
 from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model
@@ -36,6 +40,9 @@ DENSE, LOW_RANK, PLAN, REPORT = "dense.onnx", "low_rank.onnx", "plan.safetensors
 PACKAGE, CONFIG = "low_rank.pt2", "config.json"
 OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PACKAGE, PLAN, REPORT, CONFIG)
 """Every file that a compression may write."""
+
+TIMED_SECONDS = 0.5
+"""Timing of a file at a batch size for the page, about: enough for a median to look at, not to publish."""
 
 COMPARED_ROWS = 65_536
 """Calibration rows on which the error of reduced tables is measured, about."""
@@ -108,11 +115,36 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
         (staging / CONFIG).write_text(json.dumps(spelled(config), indent=2) + "\n", encoding="utf-8")
         page = None
         if config.report is not None:
-            files = {"original": staging / DENSE, "low-rank": staging / LOW_RANK}
-            page = compress_page(config, outcome, batches, evaluation, files)
+            facts = _facts(config, outcome, batches, evaluation, staging)
+            page = report_page(compressed.report, config.model, facts)
     if config.report is not None and page is not None:
         write_text(config.report, page, force=config.force)
     return outcome
+
+
+def _facts(
+    config: CompressConfig,
+    outcome: CompressedFiles,
+    batches: FileBatches,
+    evaluation: FileBatches | None,
+    directory: Path,
+) -> ReportFacts:
+    """What the page tells: quality on labelled rows, and both files side by side on calibration rows, one thread."""
+    compressed, timing, sizes = outcome.compressed, None, config.report_batch_sizes
+    if sizes:
+        rows = min(max(sizes) * MAX_DIFFERENT_BATCHES, batches.file.rows)
+        inputs = next(iter(replace(batches, batch_size=rows, labels=())))
+        files = {"original": directory / DENSE, "low-rank": directory / LOW_RANK}
+        timing = benchmark(files, inputs, batch_sizes=sizes, threads=1, seconds=TIMED_SECONDS)
+    return ReportFacts(
+        timing=timing,
+        quality=None if evaluation is None else compare_quality(compressed.original, compressed.program, evaluation),
+        exports=outcome.exports,
+        packing=compressed.packing,
+        precision=outcome.precision,
+        recovery=outcome.recovery,
+        command=shlex.join(["afm-fx", "compress", *command_line(config)]),
+    )
 
 
 def outputs_of(config: CompressConfig) -> tuple[str, ...]:

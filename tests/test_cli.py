@@ -132,7 +132,7 @@ def test_compress_recovers_on_the_originals_logits_and_on_labels_before_it_packs
 def test_compress_draws_a_report_that_names_its_plan_and_measures_on_labels(shop, tmp_path, monkeypatch):
     for package in ("onnxruntime", "pygraphviz", "matplotlib"):
         pytest.importorskip(package)
-    monkeypatch.setattr("afm_fx.compress_report.SECONDS", 0.01)
+    monkeypatch.setattr("afm_fx.compress_files.TIMED_SECONDS", 0.01)
     command = ["compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS, "--report", "report.html"]
     result = run(*command, "--report-batch-sizes", "1,8", "--evaluation", "rows.npz", "--labels", "label")
     assert result.exit_code == 0, result.output
