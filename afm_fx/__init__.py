@@ -29,7 +29,7 @@ from afm_fx.planning import Policy, make_plan
 from afm_fx.policies import Energy, Fixed, FullRank
 from afm_fx.program import Program
 from afm_fx.quality_comparison import QualityComparison, compare_quality
-from afm_fx.quantized_onnx import QuantizationReport, quantize_onnx
+from afm_fx.quantized_onnx import quantize_onnx
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
@@ -76,7 +76,6 @@ __all__ = [
     "PrecisionReport",
     "Program",
     "QualityComparison",
-    "QuantizationReport",
     "RecoveryReport",
     "Refit",
     "ReportFacts",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 from afm_fx.errors import AfmFxError, CalibrationError, OtherProcessError, UserError
 
 Group = dist.ProcessGroup
+Result = TypeVar("Result")
 
 WAIT = timedelta(days=1)
 """How long a process waits for the slowest. One that died is noticed by its closed connection, or by torchrun."""
@@ -68,6 +69,14 @@ def check_group(group: Group | None) -> None:
         raise UserError("a group was given, but torch.distributed has none: call init_process_group first")
     if dist.get_rank(group) < 0:
         raise UserError("this process is not a member of the group given; only members may call")
+
+
+def attempt(compute: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """What a function returns, or what it raises, for :func:`agreed`: the other processes wait to be told of either."""
+    try:
+        return compute(), None
+    except Exception as error:  # noqa: BLE001 - whatever it is, they wait
+        return None, error
 
 
 def agreed(group: Group | None, failure: Exception | None, told: Any = None) -> list[Any]:

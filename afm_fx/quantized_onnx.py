@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -35,48 +34,13 @@ from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.quiet import quiet
 from afm_fx.recipe import FileRecipe, Recipe, file_recipe
-from afm_fx.reduced_precision import OutputError, difference
-from afm_fx.tables import render_table
+from afm_fx.reduced_precision import PrecisionReport, difference
 
 SMALLEST_WEIGHT = 4096
 """Linears of fewer weights stay as they are: quantising what flows in costs more than the product."""
 
 RANDOM_ROWS = 256
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
-
-
-@dataclass(frozen=True)
-class QuantizationReport:
-    """What was written and how far its outputs are from those of the float file.
-
-    Attributes:
-        path: the quantised file; external weights, where there are any, lie in ``<path>.data``.
-        bytes_before: size of the float file, external weights included.
-        bytes_after: the same of the quantised one.
-        quantized: number of Linears in int8.
-        kept: names of those left as they are.
-        operators: (operator, count) pairs, the most frequent first.
-        error: of the outputs, against the float file.
-    """
-
-    path: Path
-    bytes_before: int
-    bytes_after: int
-    quantized: int
-    kept: tuple[str, ...]
-    operators: tuple[tuple[str, int], ...]
-    error: OutputError
-
-    def table(self) -> str:
-        """The report as text."""
-        rows = [
-            ("Linears in int8", self.quantized),
-            ("Linears as they were", len(self.kept)),
-            ("bytes", f"{self.bytes_before:,} -> {self.bytes_after:,}"),
-            ("operators", ", ".join(f"{name} {count}" for name, count in self.operators)),
-            (f"error over {self.error.rows:,} rows", f"rmse {self.error.rmse:.1e}, largest {self.error.largest:.1e}"),
-        ]
-        return render_table(f"Quantised {self.path}", ("property", "value"), rows, left=2)
 
 
 def quantize_onnx(
@@ -86,11 +50,11 @@ def quantize_onnx(
     *,
     smallest_weight: int = SMALLEST_WEIGHT,
     force: bool = False,
-) -> QuantizationReport:
+) -> PrecisionReport:
     """Writes a copy of an ONNX file whose Linears compute in int8, and runs both to tell the error.
 
-    Weights take 7 of the 8 bits: processors without int8 dot products (VNNI) add pairs of products in 16 bits, where
-    full 8 bits overflow and give wrong outputs.
+    External weights, where there are any, go to ``<out>.data``. Weights take 7 of the 8 bits: processors without int8
+    dot products (VNNI) add pairs of products in 16 bits, where full 8 bits overflow and give wrong outputs.
 
     Args:
         path: a float ONNX file, such as :func:`afm_fx.export_onnx` writes. It is left as it is.
@@ -117,10 +81,10 @@ def quantize_onnx(
         refuse_existing_file(target.with_name(name), force=force)
     batch = random_file_inputs(examples, RANDOM_ROWS, 0) if inputs is None else inputs
     model = onnx.load(source)
-    kept = _kept(model, smallest_weight)
+    reduced, kept = _products(model, smallest_weight)
     with staged_outputs(target.parent, names) as staging, tempfile.TemporaryDirectory() as folder:
         unsigned, staged = Path(folder) / "int8.onnx", staging / target.name
-        _run_quantizer(model, unsigned, kept)
+        _run_quantizer(model, unsigned, [name for name, _ in kept])
         quantized = ir.from_proto(onnx.load(unsigned))
         _sign(quantized, model)
         large = sum(tensor.stat().st_size for tensor in Path(folder).iterdir()) > EXTERNAL_DATA_BYTES
@@ -129,41 +93,34 @@ def quantize_onnx(
         check_file(staged)
         error = difference([(_outputs(staged, batch), _outputs(source, batch))])
         size = sum(file.stat().st_size for file in staging.iterdir())
-    operators = Counter(node.op_type for node in quantized.graph.all_nodes())
-    return QuantizationReport(
-        path=target,
-        bytes_before=sum(each.stat().st_size for each in (source, _data_path(source)) if each.exists()),
-        bytes_after=size,
-        quantized=operators["MatMulInteger"],
-        kept=kept,
-        operators=tuple(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
-        error=error,
-    )
+    before = sum(each.stat().st_size for each in (source, _data_path(source)) if each.exists())
+    return PrecisionReport(before, size, reduced, kept, error)
 
 
 def _data_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _kept(model: onnx.ModelProto, smallest_weight: int) -> tuple[str, ...]:
-    """The products that stay: of few weights, or of weights that are not float32, which the quantiser does not take.
+def _products(model: onnx.ModelProto, smallest_weight: int) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """The products that are quantised, and those that stay with the reason; every product gets a name.
 
-    Every product gets a name. Products of two values that depend on the inputs stay as well.
+    Products of two values that depend on the inputs stay as well: the quantiser takes constants only.
     """
     weights = {each.name: each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
-    kept, products = [], 0
+    reduced, kept = [], []
     for position, node in enumerate(each for each in model.graph.node if each.op_type in _PRODUCTS):
         node.name = node.name or f"product_{position}"
-        products += 1
         weight = weights.get(node.input[1])
-        if weight is None or math.prod(weight.dims) < smallest_weight:
-            kept.append(node.name)
-    if len(kept) == products:
-        raise UserError(
-            f"the file has no Linear to quantise: none of its {products} products has {smallest_weight:,} float32 "
-            "weights or more, from which on int8 pays"
-        )
-    return tuple(kept)
+        if weight is None:
+            kept.append((node.name, "its weights are no float32 constant, and the quantiser takes only these"))
+        elif (count := math.prod(weight.dims)) < smallest_weight:
+            kept.append((node.name, f"it has {count:,} weights, int8 pays from {smallest_weight:,} on"))
+        else:
+            reduced.append((node.name, "int8"))
+    if not reduced:
+        shown = "; ".join(f"'{name}': {reason}" for name, reason in kept) or "it has none"
+        raise UserError(f"the file has no Linear to quantise: {shown}")
+    return tuple(reduced), tuple(kept)
 
 
 def _sign(quantized: ir.Model, model: onnx.ModelProto) -> None:

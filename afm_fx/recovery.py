@@ -12,18 +12,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from afm_fx.capture import capture
 from afm_fx.change import Change
-from afm_fx.errors import RecoveryError
-from afm_fx.process_groups import Group, agreed, check_alike, check_group
+from afm_fx.process_groups import Group, agreed, attempt, check_alike, check_group
 from afm_fx.program import Program
 from afm_fx.recovery_data import Batches, RecoveryData
-from afm_fx.recovery_loss import TeacherLogits
-from afm_fx.recovery_parameters import choose_parameters, with_own_copies
 from afm_fx.recovery_report import RecoveryReport, RecoverySettings, Trainable
 from afm_fx.recovery_training import RecoveryRun
-from passes.activate_codes import ActivateCodes
-from passes.graph_tools import clone_graph_module
 
 
 def recover(
@@ -84,26 +78,17 @@ def recover(
     """
     check_group(group)
 
-    def prepare() -> tuple[RecoveryRun, tuple[str, ...]]:
+    def prepare() -> RecoveryRun:
         share = float(held_out) if isinstance(held_out, int | float) else None
         weight = label_weight if labels else None
         settings = RecoverySettings(epochs, learning_rate, weight, trainable, share, activation, seed)
         data = RecoveryData(program, batches, labels=labels, held_out=held_out, seed=seed, group=group)
-        first = data.held_out[0]
-        original = teacher if isinstance(teacher, Program) else capture(teacher, first.inputs)
-        target = TeacherLogits(original, first, keep=data.keeps_batches)
-        changed, sites = (program, ()) if activation is None else _activated(program)
-        student, parameters = with_own_copies(changed, choose_parameters(program, original, trainable))
-        return RecoveryRun(settings, data, target, student, parameters, group=group), sites
+        return RecoveryRun(settings, data, program, teacher, group)
 
-    failure, identity = None, None
-    try:
-        run, sites = prepare()
-        identity = run.identity()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
-        failure = error
-    check_alike(agreed(group, failure, identity), "recovers")
-    state = run.train(program, checkpoint)
+    run, failure = attempt(prepare)
+    check_alike(agreed(group, failure, run and run.identity()), "recovers")
+    assert run is not None  # noqa: S101 - else there was a failure, and that was raised
+    state = run.train(checkpoint)
     recipe = program.recipe.then("recover", epochs=state.best, labels=labels, activation=activation, seed=seed)
     report = RecoveryReport(
         epochs=tuple(state.epochs),
@@ -113,20 +98,7 @@ def recover(
         parameters=program.parameter_count(),
         training_batches=run.data.steps,
         held_out_rows=sum(batch.rows for batch in run.data.held_out),
-        activated=sites if state.best > 0 else (),
+        activated=run.activated if state.best > 0 else (),
         settings=run.settings,
     )
     return Change(program if state.best == 0 else replace(run.student, recipe=recipe), report)
-
-
-def _activated(program: Program) -> tuple[Program, tuple[str, ...]]:
-    """The program with a ReLU between the factors of its Linears, and the sites."""
-    module = clone_graph_module(program.graph_module)
-    activate = ActivateCodes()
-    activate(module)
-    if not activate.sites:
-        raise RecoveryError(
-            "an activation between factors was asked for, and the program has no Linear whose code is decoded by a "
-            "Linear of its own; factor Linears, and recover before packing"
-        )
-    return program.with_graph(module), activate.sites

@@ -199,20 +199,18 @@ def _checked_labels(given: Any, rows: int, name: str) -> Tensor | None:
     if given is None:
         return None
     try:
-        labels = torch.as_tensor(given)
+        labels = torch.as_tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecoveryError(f"{name}: the labels are a {_kind(given)}, no tensor: {error}") from error
     if labels.dim() not in (1, 2) or labels.shape[0] != rows:
         raise RecoveryError(
             f"{name}: the labels have shape {list(labels.shape)}, they must be [{rows}] or [{rows}, tasks]"
         )
-    labels = labels.detach().to(torch.float32).reshape(rows, -1)
+    labels = labels.detach().reshape(rows, -1)
     wrong = ~((labels >= 0) & (labels <= 1))
     if bool(wrong.any()):
-        row, column = (int(place) for place in wrong.nonzero()[0])
-        raise RecoveryError(
-            f"{name}, row {row}, task {column}: the label is {float(labels[row, column])}, it must lie between 0 and 1"
-        )
+        row = int(wrong.any(dim=1).nonzero()[0])
+        raise RecoveryError(f"{name}, row {row}: labels lie between 0 and 1, got {labels[row].tolist()}")
     return labels
 
 

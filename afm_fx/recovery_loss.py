@@ -84,18 +84,25 @@ class TeacherLogits:
         return torch.where(self._probabilities, torch.logit(columns, eps=NEAREST), columns)
 
 
-def loss_of(logits: Tensor, target: Tensor, batch: RecoveryBatch, label_weight: float) -> Tensor:
-    """The loss of one batch, a scalar.
+def errors_of(logits: Tensor, target: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
+    """The two means of a batch: squared distance to the teacher's logits, and cross-entropy, 0 without labels.
 
     Raises:
         RecoveryError: program, teacher and labels differ in their number of columns.
     """
-    _check_columns(logits, target, batch)
-    distance = (logits - target).square().mean()
-    if batch.labels is None or label_weight == 0:
-        return distance
-    entropy = binary_cross_entropy_with_logits(logits, batch.labels.to(logits))
-    return entropy if label_weight == 1 else (1 - label_weight) * distance + label_weight * entropy
+    if logits.shape != target.shape:
+        raise RecoveryError(
+            f"{name}: the program outputs {logits.shape[1]} numbers for each of {logits.shape[0]} rows, the "
+            f"teacher {target.shape[1]} for each of {target.shape[0]}: they are different models"
+        )
+    squares = (logits - target).square().mean()
+    if labels is None:
+        return squares, torch.zeros_like(squares)
+    if labels.shape != target.shape:
+        raise RecoveryError(
+            f"{name}: there are labels of {labels.shape[1]} tasks, the model predicts {target.shape[1]} a row"
+        )
+    return squares, binary_cross_entropy_with_logits(logits, labels.to(logits))
 
 
 def error_sums(logits: LogitsOfBatch, batches: Iterable[tuple[RecoveryBatch, Tensor]]) -> tuple[float, float, float]:
@@ -108,25 +115,10 @@ def error_sums(logits: LogitsOfBatch, batches: Iterable[tuple[RecoveryBatch, Ten
     count = 0
     with torch.no_grad():
         for batch, target in batches:
-            columns = logits(batch).double()
-            _check_columns(columns, target, batch)
-            squares += float((columns - target).square().sum())
+            means = errors_of(logits(batch).double(), target, batch.labels, batch.name)
+            squares += float(means[0]) * target.numel()
+            entropy += float(means[1]) * target.numel()
             count += target.numel()
-            if batch.labels is not None:
-                entropy += float(binary_cross_entropy_with_logits(columns, batch.labels.to(columns), reduction="sum"))
             if not math.isfinite(squares + entropy):
                 raise RecoveryError(f"{batch.name}, held out: the program's output is NaN or infinite")
     return squares, entropy, count
-
-
-def _check_columns(logits: Tensor, target: Tensor, batch: RecoveryBatch) -> None:
-    if logits.shape != target.shape:
-        raise RecoveryError(
-            f"{batch.name}: the program outputs {logits.shape[1]} numbers for each of {logits.shape[0]} rows, the "
-            f"teacher {target.shape[1]} for each of {target.shape[0]}: they are different models"
-        )
-    if batch.labels is not None and batch.labels.shape[1] != target.shape[1]:
-        raise RecoveryError(
-            f"{batch.name}: there are labels of {batch.labels.shape[1]} tasks, the model predicts {target.shape[1]} "
-            "numbers for a row"
-        )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from afm_fx.errors import RecoveryError
 from afm_fx.program import Program
 from afm_fx.recovery_report import Trainable
+from passes.activate_codes import ActivateCodes
 from passes.graph_tools import clone_graph_module, constant_of
 from passes.lookups import BAGS, ROW_LOOKUPS
 
@@ -58,6 +59,23 @@ def with_own_copies(program: Program, names: Sequence[str]) -> tuple[Program, di
             if held is not None and id(held) in copies:
                 owner._parameters[leaf] = copies[id(held)]
     return program.with_graph(module), {name: copies[id(named[name])] for name in names}
+
+
+def with_activations(program: Program) -> tuple[Program, tuple[str, ...]]:
+    """The program with a ReLU between the factors of its Linears, and their sites.
+
+    Raises:
+        RecoveryError: there are no such Linears.
+    """
+    module = clone_graph_module(program.graph_module)
+    activate = ActivateCodes()
+    activate(module)
+    if not activate.sites:
+        raise RecoveryError(
+            "an activation between factors was asked for, and the program has no Linear whose code is decoded by a "
+            "Linear of its own; factor Linears, and recover before packing"
+        )
+    return program.with_graph(module), activate.sites
 
 
 def zeros_to_keep(program: Program, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

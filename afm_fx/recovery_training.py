@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from afm_fx.capture import capture
 from afm_fx.errors import FileFormatError, RecoveryError
 from afm_fx.output_directory import staged_file
-from afm_fx.process_groups import Group, add_up, agreed, rank_and_size
+from afm_fx.process_groups import Group, add_up, agreed, attempt, rank_and_size
 from afm_fx.program import Program
-from afm_fx.progress import progress_bar
+from afm_fx.progress import track
 from afm_fx.recovery_data import RecoveryBatch, RecoveryData
-from afm_fx.recovery_loss import LogitsOfBatch, TeacherLogits, error_sums, loss_of
-from afm_fx.recovery_parameters import zeros_to_keep
+from afm_fx.recovery_loss import LogitsOfBatch, TeacherLogits, error_sums, errors_of
+from afm_fx.recovery_parameters import choose_parameters, with_activations, with_own_copies, zeros_to_keep
 from afm_fx.recovery_report import RecoveryEpoch, RecoverySettings
 
 
@@ -54,26 +55,34 @@ class RecoveryState:
 
 
 class RecoveryRun:
-    """One recovery: trains ``parameters`` of ``student`` in place, from the first epoch or from a checkpoint."""
+    """One recovery, from the first epoch or from a checkpoint.
+
+    Attributes:
+        student: the program that is trained, in place.
+        parameters: of the student, by name: those that are trained.
+        activated: sites with an activation between their factors in the student.
+    """
 
     def __init__(
         self,
         settings: RecoverySettings,
         data: RecoveryData,
-        teacher: TeacherLogits,
-        student: Program,
-        parameters: Mapping[str, nn.Parameter],
-        *,
+        program: Program,
+        teacher: Program | nn.Module,
         group: Group | None,
     ) -> None:
-        self.settings, self.data, self.student, self.parameters = settings, data, student, dict(parameters)
-        self._teacher, self._group = teacher, group
+        self.settings, self.data, self._given, self._group = settings, data, program, group
         self._rank, world = rank_and_size(group)
-        self._trained = list({id(each): each for each in parameters.values()}.values())
-        self._masks = zeros_to_keep(student, parameters)
-        self._optimizer = torch.optim.Adam(self._trained, lr=settings.learning_rate)
-        self._measured = [(batch, teacher(batch)) for batch in data.held_out[self._rank :: world]]
-        self._logits = teacher.same_of(student)
+        first = data.held_out[0]
+        original = teacher if isinstance(teacher, Program) else capture(teacher, first.inputs)
+        self._teacher = TeacherLogits(original, first, keep=data.keeps_batches)
+        changed, self.activated = (program, ()) if settings.activation is None else with_activations(program)
+        chosen = choose_parameters(program, original, settings.trainable)
+        self.student, self.parameters = with_own_copies(changed, chosen)
+        self._masks = zeros_to_keep(self.student, self.parameters)
+        self._optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.learning_rate)
+        self._measured = [(batch, self._teacher(batch)) for batch in data.held_out[self._rank :: world]]
+        self._logits = self._teacher.same_of(self.student)
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share to train together, or for one to go on where the other was interrupted."""
@@ -88,11 +97,10 @@ class RecoveryRun:
             "held-out rows": sum(batch.rows for batch in self.data.held_out),
         }
 
-    def train(self, given: Program, checkpoint: str | os.PathLike[str] | None) -> RecoveryState:
+    def train(self, checkpoint: str | os.PathLike[str] | None) -> RecoveryState:
         """Trains to the end, and leaves the parameters as they were after the best epoch.
 
         Args:
-            given: what epoch 0 is: the program before training and before an activation was put into it.
             checkpoint: file of the state, written by the first process after every epoch.
 
         Raises:
@@ -100,42 +108,37 @@ class RecoveryRun:
         """
         identity = self.identity()
         state: RecoveryState | None = self._by_first(lambda: _load(checkpoint, identity))
-        if state is None:
-            epoch = self._measure(0, None, self._teacher.same_of(given), time.perf_counter())
+        if state is None:  # epoch 0 is what was given, without the activations
+            epoch = self._measure(0, None, self._teacher.same_of(self._given), time.perf_counter())
             state = RecoveryState([epoch], self._values(), 0, self._values(), self._optimizer.state_dict())
         self._set_values(state.values)
         self._optimizer.load_state_dict(state.optimizer)
-        first = state.epochs[-1].number + 1
-        with progress_bar() as bar:
-            task = bar.add_task("recovering", total=self.settings.epochs * self.data.steps)
-            bar.advance(task, (first - 1) * self.data.steps)
-            for number in range(first, self.settings.epochs + 1):
-                start = time.perf_counter()
-                loss = self._epoch(number, lambda: bar.advance(task))
-                state.epochs.append(self._measure(number, loss, self._logits, start))
-                state.values, state.optimizer = self._values(), self._optimizer.state_dict()
-                if state.epochs[number].decisive < state.epochs[state.best].decisive:
-                    state.best, state.best_values = number, state.values
-                self._by_first(lambda: _save(checkpoint, state, identity))
+        for number in range(len(state.epochs), self.settings.epochs + 1):
+            start = time.perf_counter()
+            state.epochs.append(self._measure(number, self._epoch(number), self._logits, start))
+            state.values, state.optimizer = self._values(), self._optimizer.state_dict()
+            if state.epochs[number].decisive < state.epochs[state.best].decisive:
+                state.best, state.best_values = number, state.values
+            self._by_first(lambda: _save(checkpoint, state, identity))
         self._set_values(state.best_values)
         return state
 
-    def _epoch(self, number: int, advance: Callable[[], None]) -> float:
+    def _epoch(self, number: int) -> float:
         """Trains one epoch; its mean loss."""
         total = rows = 0.0
         batches = self.data.training(number)
-        for step in range((number - 1) * self.data.steps, number * self.data.steps):
+        steps = range((number - 1) * self.data.steps, number * self.data.steps)
+        for step in track(steps, f"recovering, epoch {number} of {self.settings.epochs}"):
             # Half a cosine, from the full rate at the first step of all to zero after the last.
             share = step / (self.settings.epochs * self.data.steps)
             self._optimizer.param_groups[0]["lr"] = self.settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
             loss, size = self._sum(partial(self._gradients, batches, f"epoch {number}", step + 1), 2)
             if self._group is not None:
-                for parameter in self._trained:
+                for parameter in self.parameters.values():
                     if parameter.grad is not None:
                         parameter.grad.copy_(add_up(parameter.grad, self._group))
             self._optimizer.step()
             total, rows = total + loss * size, rows + size
-            advance()
         self._sum(lambda: tuple(batches), 0)  # goes past the last batch, where data that changed say so
         return total / rows
 
@@ -143,7 +146,9 @@ class RecoveryRun:
         """This process's part of the next batch's loss, with the gradients of that, and its rows."""
         batch = next(batches)
         target = self._teacher(batch)  # first: it explains ids outside their tables
-        loss = loss_of(self._logits(batch), target, batch, self.settings.label_weight or 0.0) * batch.share
+        squares, entropy = errors_of(self._logits(batch), target, batch.labels, batch.name)
+        weight = self.settings.label_weight or 0.0
+        loss = ((1 - weight) * squares + weight * entropy) * batch.share
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RecoveryError(
@@ -151,7 +156,7 @@ class RecoveryRun:
                 f"{self.settings.learning_rate:g}, or look for numbers in that batch that are far from the others"
             )
         self._optimizer.zero_grad()
-        torch.autograd.backward(loss, inputs=self._trained)
+        torch.autograd.backward(loss, inputs=list(self.parameters.values()))
         for name, mask in self._masks.items():
             gradient = self.parameters[name].grad
             if gradient is not None:
@@ -170,11 +175,8 @@ class RecoveryRun:
             Exception: what the function raised.
             OtherProcessError: another process failed or died.
         """
-        failure, part = None, torch.zeros(1 + count, dtype=torch.float64)
-        try:
-            part[1:] = torch.tensor(compute(), dtype=torch.float64)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
-            failure, part[0] = error, 1
+        numbers, failure = attempt(compute)
+        part = torch.tensor([0.0, *numbers] if numbers is not None else [1.0, *[0.0] * count], dtype=torch.float64)
         total = part if self._group is None else add_up(part, self._group)
         if total[0] > 0:
             agreed(self._group, failure)
@@ -183,11 +185,7 @@ class RecoveryRun:
 
     def _by_first(self, compute: Callable[[], Any]) -> Any:
         """What the first process computes; all raise where that fails."""
-        failure = told = None
-        try:
-            told = compute() if self._rank == 0 else None
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told
-            failure = error
+        told, failure = attempt(compute) if self._rank == 0 else (None, None)
         return agreed(self._group, failure, told)[0]
 
     def _values(self) -> dict[str, Tensor]:

@@ -21,9 +21,8 @@ from afm_fx.errors import BatchError, UserError
 from afm_fx.inputs import Inputs
 from afm_fx.logits import expose_logits
 from afm_fx.program import Program
-from afm_fx.tables import render_table
 from passes.graph_tools import clone_graph_module
-from passes.reduce_tables import SMALLEST_BYTES, ReducedTable, ReduceTables, TableFormat
+from passes.reduce_tables import SMALLEST_BYTES, ReduceTables, TableFormat
 from passes.unpool_bags import UnpoolBags
 
 
@@ -48,38 +47,27 @@ class OutputError:
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What reducing the precision did.
+    """What fewer bits did to a program's tables, or to the Linears of a file.
 
     Attributes:
-        bytes_before: bytes of the state of the program given.
-        bytes_after: bytes of the state of the reduced one.
-        tables: the tables stored in fewer bits.
-        kept: (table, reason) of the tables that are looked up and stay as they are.
-        error: of the outputs, against the program given; None where no batches were given.
+        bytes_before: of all weights.
+        bytes_after: of all weights.
+        reduced: (table or Linear, format) of those in fewer bits.
+        kept: (table or Linear, reason) of those that stay as they are.
+        error: of the outputs, against what was given; None where there was nothing to measure it on.
     """
 
     bytes_before: int
     bytes_after: int
-    tables: tuple[ReducedTable, ...]
+    reduced: tuple[tuple[str, str], ...]
     kept: tuple[tuple[str, str], ...]
     error: OutputError | None
 
     def table(self) -> str:
         """The report as text."""
-        rows = [
-            (
-                each.name,
-                "x".join(f"{size:,}" for size in each.shape),
-                each.stored.value,
-                f"{each.bytes_before:,}",
-                f"{each.bytes_after:,}",
-            )
-            for each in self.tables
-        ]
-        columns = ("table", "shape", "stored as", "bytes before", "after")
-        lines = [render_table("", columns, rows, left=1, text=("stored as",))] if rows else []
+        lines = [f"'{name}' in {stored}" for name, stored in self.reduced]
         lines += [f"'{name}' stays as it is: {reason}" for name, reason in self.kept]
-        lines.append(f"bytes of the program: {self.bytes_before:,} -> {self.bytes_after:,}")
+        lines.append(f"bytes: {self.bytes_before:,} -> {self.bytes_after:,}")
         if self.error is not None:
             lines.append(self.error.line())
         return "\n".join(lines)
@@ -116,7 +104,7 @@ def reduce_precision(
     UnpoolBags()(module)
     reduction = ReduceTables(TableFormat(tables), smallest_bytes=smallest_bytes)
     reduction(module)
-    reduced = reduction.reduced
+    reduced = tuple((name, stored.value) for name, stored in reduction.reduced)
     recipe = program.recipe.then("tables", format=str(tables), reduced=len(reduced)) if reduced else program.recipe
     result = replace(program.with_graph(module), recipe=recipe)
     error = None if batches is None else output_error(result, program, batches)

@@ -219,10 +219,10 @@ class LatencyModel:
         if form is Form.ONNX:
             difference = export.max_abs_difference
             return Entry(name, export.path, parameters, export.bytes, export.operators, difference, 0.0)
-        report = afm_fx.quantize_onnx(
-            export.path, folder / f"{stem}-int8.onnx", self._rows(), smallest_weight=self.smallest_weight, force=True
-        )
-        return Entry(name, report.path, parameters, report.bytes_after, report.operators, report.error.largest, 0.0)
+        path = folder / f"{stem}-int8.onnx"
+        report = afm_fx.quantize_onnx(export.path, path, self._rows(), smallest_weight=self.smallest_weight, force=True)
+        difference = None if report.error is None else report.error.largest
+        return Entry(name, path, parameters, report.bytes_after, afm_fx.check_onnx(path).operators, difference, 0.0)
 
 
 def _package(name: str, program: Program, folder: Path, threads: int) -> Entry:

@@ -17,7 +17,6 @@ float16 then.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -49,24 +48,6 @@ class TableFormat(StrEnum):
     INT8 = "int8"
 
 
-@dataclass(frozen=True)
-class ReducedTable:
-    """One table that was stored in fewer bits.
-
-    Attributes:
-        name: the table's name before.
-        shape: rows and columns.
-        stored: the format it is stored in now.
-        bytes_after: its bytes now, scales included.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    stored: TableFormat
-    bytes_before: int
-    bytes_after: int
-
-
 class ReduceTables(GraphPass):
     """Stores looked-up tables in fewer bits.
 
@@ -74,14 +55,14 @@ class ReduceTables(GraphPass):
     with ``_to_copy(embedding(Q, ids), dtype) * embedding(s, ids)`` (and ``* c`` where columns differ) in int8.
 
     Attributes:
-        reduced: the tables of the last run that are stored in fewer bits now.
+        reduced: (table, format) of the tables of the last run that are stored in fewer bits now.
         kept: (table, reason) of those that are looked up and stay as they are.
     """
 
     def __init__(self, table_format: TableFormat, *, smallest_bytes: int = SMALLEST_BYTES) -> None:
         super().__init__()
         self.table_format, self.smallest_bytes = table_format, smallest_bytes
-        self.reduced: tuple[ReducedTable, ...] = ()
+        self.reduced: tuple[tuple[str, TableFormat], ...] = ()
         self.kept: tuple[tuple[str, str], ...] = ()
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -92,8 +73,7 @@ class ReduceTables(GraphPass):
             if isinstance(stored, TableFormat):
                 parts = _in_float16(table) if stored is TableFormat.FLOAT16 else _in_int8(table)
                 _replace_lookups(graph_module, nodes, stored, parts, table)
-                bytes_after = sum(map(_bytes, parts.values()))
-                reduced.append(ReducedTable(name, tuple(table.shape), stored, _bytes(table), bytes_after))
+                reduced.append((name, stored))
             else:
                 kept.append((name, stored))
         finish(graph_module)
@@ -107,8 +87,8 @@ class ReduceTables(GraphPass):
             return OTHER_USE
         if not table.is_floating_point() or size <= 2:
             return f"it is stored in {str(table.dtype).removeprefix('torch.')} already"
-        if _bytes(table) < self.smallest_bytes:
-            return f"it has {_bytes(table):,} bytes, fewer than the {self.smallest_bytes:,} from which on it pays"
+        if table.nbytes < self.smallest_bytes:
+            return f"it has {table.nbytes:,} bytes, fewer than the {self.smallest_bytes:,} from which on it pays"
         largest = _column_maxima(table)
         if not bool(largest.isfinite().all()):
             return NOT_FINITE
@@ -209,7 +189,3 @@ def _column_scales(maxima: Tensor) -> Tensor:
     if used.numel() == 0 or float(used.max() / used.min()) <= COLUMN_RATIO:
         return torch.ones_like(maxima)
     return torch.where(maxima > 0, torch.exp2((maxima / used.max()).clamp(min=1e-12).log2().round()), 1.0)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -57,16 +57,16 @@ def test_every_gemm_of_the_mlp_becomes_an_integer_product_and_the_table_stays(fi
     before = {node.op_type for node in onnx.load(file).graph.node}
     assert "Gemm" in before
     assert "MatMul" not in before
-    report = quantize_onnx(file, tmp_path / "int8.onnx", inputs(100))
-    operators = dict(report.operators)
-    assert report.quantized == operators["MatMulInteger"] == operators["DynamicQuantizeLinear"] == 2
+    report = quantize_onnx(file, path := tmp_path / "int8.onnx", inputs(100))
+    operators = dict(afm_fx.check_onnx(path).operators)
+    assert len(report.reduced) == operators["MatMulInteger"] == operators["DynamicQuantizeLinear"] == 2
     assert operators["Gather"] == 1
     assert "Gemm" not in operators
     assert "DequantizeLinear" not in operators
-    assert len(report.kept) == 1
-    model = onnx.load(report.path)
+    assert [reason for _, reason in report.kept] == ["it has 64 weights, int8 pays from 4,096 on"]
+    model = onnx.load(path)
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
-    held = initializers(report.path)
+    held = initializers(path)
     assert held["table.weight"] == initializers(file)["table.weight"] == (onnx.TensorProto.FLOAT, (ROWS, WIDTH))
     assert sum(1 for kind, shape in held.values() if kind == onnx.TensorProto.INT8 and len(shape) == 2) == 2
     assert report.bytes_after < report.bytes_before - 2.5 * (HIDDEN * HIDDEN + HIDDEN * 67)
@@ -79,10 +79,11 @@ def test_the_reported_error_is_that_of_the_files_on_the_inputs_given(
     import onnxruntime
 
     batch = inputs(200)
-    report = quantize_onnx(file, tmp_path / "int8.onnx", batch)
-    session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    report = quantize_onnx(file, path := tmp_path / "int8.onnx", batch)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
     difference = np.abs(found - program.run(batch).numpy())
+    assert report.error is not None
     assert report.error.rows == 200
     assert 1e-4 < report.error.rmse < 0.05
     assert report.error.largest == pytest.approx(float(difference.max()), rel=1e-2)
@@ -93,36 +94,38 @@ def test_the_reported_error_is_that_of_the_files_on_the_inputs_given(
 def test_random_inputs_serve_where_none_are_given_and_any_batch_size_runs(file: Path, tmp_path: Path):
     import onnxruntime
 
-    report = quantize_onnx(file, tmp_path / "int8.onnx")
+    report = quantize_onnx(file, path := tmp_path / "int8.onnx")
+    assert report.error is not None
     assert report.error.rows == 256
     assert 0 < report.error.rmse <= report.error.largest < 0.1
-    session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for rows in (1, 5, 64):
         feed = {name: value.numpy() for name, value in inputs(rows).items()}
         assert session.run(None, feed)[0].shape == (rows, 1)
 
 
 def test_smaller_linears_are_quantised_on_request_and_all_weights_take_seven_bits(file: Path, tmp_path: Path):
-    report = quantize_onnx(file, tmp_path / "all.onnx", smallest_weight=1)
-    assert report.quantized == 3
+    report = quantize_onnx(file, path := tmp_path / "all.onnx", smallest_weight=1)
+    assert len(report.reduced) == 3
     assert report.kept == ()
 
     def largest(path: Path) -> int:
         arrays = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
         return max(int(np.abs(each.astype(int)).max()) for each in arrays if each.dtype == np.int8 and each.ndim == 2)
 
-    assert largest(report.path) == 64
+    assert largest(path) == 64
 
 
 def test_int8_linears_compose_with_low_rank_packing_and_int8_tables(program: afm_fx.Program, tmp_path: Path):
     low_rank = afm_fx.compress(program, [inputs(400)], afm_fx.Fixed(embedding=8, linear=None)).program
     reduced = afm_fx.reduce_precision(low_rank, "int8", smallest_bytes=0)
-    assert len(reduced.report.tables) == 1
+    assert len(reduced.report.reduced) == 1
     file = afm_fx.export_onnx(reduced.program, tmp_path / "reduced.onnx").path
-    report = quantize_onnx(file, tmp_path / "int8.onnx", inputs(100), smallest_weight=2000)
-    assert report.quantized == 2
+    report = quantize_onnx(file, path := tmp_path / "int8.onnx", inputs(100), smallest_weight=2000)
+    assert len(report.reduced) == 2
+    assert report.error is not None
     assert report.error.rmse < 0.05
-    kinds = [kind for kind, shape in initializers(report.path).values() if shape == (ROWS, 8)]
+    kinds = [kind for kind, shape in initializers(path).values() if shape == (ROWS, 8)]
     assert kinds == [onnx.TensorProto.INT8]
 
 
@@ -134,9 +137,11 @@ def test_external_weights_are_read_and_written(
     batch = inputs(50)
     inside = quantize_onnx(source.path, tmp_path / "inside.onnx", batch)
     monkeypatch.setattr(quantized_onnx, "EXTERNAL_DATA_BYTES", 0)
-    report = quantize_onnx(source.path, tmp_path / "int8.onnx", batch)
+    report = quantize_onnx(source.path, path := tmp_path / "int8.onnx", batch)
     assert (tmp_path / "int8.onnx.data").stat().st_size > ROWS * WIDTH * 4
-    assert report.path.stat().st_size < ROWS * WIDTH * 4
+    assert path.stat().st_size < ROWS * WIDTH * 4
+    assert report.error is not None
+    assert inside.error is not None
     assert report.error.rmse == pytest.approx(inside.error.rmse)
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "float.onnx", "float.onnx.data", "inside.onnx", "int8.onnx", "int8.onnx.data"
@@ -148,7 +153,7 @@ def test_mistakes_are_named_and_leave_nothing_behind(file: Path, tmp_path: Path)
         quantize_onnx(tmp_path / "missing.onnx", tmp_path / "out.onnx")
     with pytest.raises(UserError, match="choose another path"):
         quantize_onnx(file, file, force=True)
-    with pytest.raises(UserError, match="no Linear to quantise: none of its 3 products has 10,000"):
+    with pytest.raises(UserError, match=r"no Linear to quantise.*it has 64 weights, int8 pays from 10,000"):
         quantize_onnx(file, tmp_path / "out.onnx", smallest_weight=10_000)
     with pytest.raises(BatchError, match=r"takes input 'dense' as tensor\(float\)"):
         quantize_onnx(file, tmp_path / "out.onnx", {**inputs(4), "dense": torch.randn(4, 2)})
@@ -157,4 +162,4 @@ def test_mistakes_are_named_and_leave_nothing_behind(file: Path, tmp_path: Path)
     with pytest.raises(OutputExistsError):
         quantize_onnx(file, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_text() == "old"
-    assert quantize_onnx(file, tmp_path / "out.onnx", force=True).quantized == 2
+    assert len(quantize_onnx(file, tmp_path / "out.onnx", force=True).reduced) == 2

@@ -304,8 +304,8 @@ def test_batches_that_are_none_are_refused(tower: Case) -> None:
     ("labels", "message"),
     [
         (torch.ones(ROWS + 1), r"the labels have shape \[33\], they must be \[32\] or \[32, tasks\]"),
-        (torch.full((ROWS,), 2.0), r"batch \d+, row 0, task 0: the label is 2\.0, it must lie between 0 and 1"),
-        (torch.full((ROWS,), float("nan")), "the label is nan"),
+        (torch.full((ROWS,), 2.0), r"batch \d+, row 0: labels lie between 0 and 1, got \[2\.0\]"),
+        (torch.full((ROWS,), float("nan")), r"got \[nan\]"),
         (torch.ones(ROWS, 3), "labels of 3 tasks, the model predicts 1"),
         ("clicks", "the labels are a str, no tensor"),
     ],

@@ -61,7 +61,9 @@ def test_tables_shrink_and_the_file_agrees_with_the_reduced_program(
     result = reduce_precision(program, tables, batches, smallest_bytes=0)
     assert str(program.graph_module.graph) == before
     report = result.report
-    assert report.tables
+    assert {stored for _, stored in report.reduced} == (
+        {"float16", "int8"} if tables == "int8" and not packed else {tables}
+    )
     assert report.bytes_after == result.program.state_bytes() < report.bytes_before == program.state_bytes()
     assert report.error is not None
     assert (report.error.rows, report.error.logits) == (50, True)
@@ -118,7 +120,7 @@ def test_the_report_prints_and_is_json(dense: afm_fx.Program):
     assert "int8" in text
     assert "logit error over 8 rows" in text
     content = json.loads(json.dumps(asdict(report)))
-    assert content["tables"][0]["stored"] == "int8"
+    assert content["reduced"][0] == ["tables.0.weight", "int8"]
     assert content["error"]["rows"] == 8
 
 
