@@ -70,15 +70,22 @@ class RecoveryData:
         self._program, self._batches, self._labelled, self._seed = program, batches, labels, seed
         self._count = _count(batches, "batches")
         self._held_out: dict[int, RecoveryBatch] = {}
-        if isinstance(held_out, int | float):
-            chosen = self._chosen(held_out)
-            places = (place for place in enumerate(_iterate(batches)) if place[0] in chosen)
-            self._held_out = {at: self._checked(given, f"batch {at}") for at, given in places}
-            self.held_out = tuple(self._held_out.values())
-        else:
+        if not isinstance(held_out, int | float):
             _count(held_out, "held-out batches")
-            given_apart = enumerate(_iterate(held_out))
-            self.held_out = tuple(self._checked(given, f"held-out batch {at}") for at, given in given_apart)
+            self.held_out = tuple(
+                self._checked(given, f"held-out batch {at}") for at, given in enumerate(_iterate(held_out))
+            )
+            return
+        if self._count < 2:
+            raise RecoveryError(
+                f"there is {self._count} batch; at least one is held out, so give two or more, or other batches as "
+                "held_out"
+            )
+        size = min(max(1, round(held_out * self._count)), self._count - 1)
+        chosen = frozenset(self._shuffled(0)[:size])
+        numbered = (pair for pair in enumerate(_iterate(batches)) if pair[0] in chosen)
+        self._held_out = {at: self._checked(given, f"batch {at}") for at, given in numbered}
+        self.held_out = tuple(self._held_out.values())
 
     @property
     def steps(self) -> int:
@@ -98,17 +105,16 @@ class RecoveryData:
             BatchError: a batch does not fit the program.
         """
         if isinstance(self._batches, list | tuple):
-            for at in self._shuffled(epoch):
-                if at not in self._held_out:
-                    yield self._part(self._batches[at], f"batch {at}")
-            return
+            numbered = ((at, self._batches[at]) for at in self._shuffled(epoch))
+        else:
+            numbered = enumerate(_iterate(self._batches))
         seen = 0
-        for at, given in enumerate(_iterate(self._batches)):
+        for at, given in numbered:
             seen += 1
             held_out = self._held_out.get(at)
             if held_out is None:
                 yield self._part(given, f"batch {at}")
-            elif not _same_rows(self._checked(given, held_out.name), held_out):
+            elif not self.keeps_batches and not _same_rows(self._checked(given, held_out.name), held_out):
                 raise RecoveryError(
                     f"batch {at} is held out, and holds other rows in epoch {epoch} than before: held-out rows "
                     "would be trained on. Give batches in a fixed order (shuffle=False), a list, which is shuffled "
@@ -122,15 +128,6 @@ class RecoveryData:
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % (1 << 63))
         order: list[int] = torch.randperm(self._count, generator=generator).tolist()
         return order
-
-    def _chosen(self, share: float) -> frozenset[int]:
-        if self._count < 2:
-            raise RecoveryError(
-                f"there is {self._count} batch; at least one is held out, so give two or more, or other batches as "
-                "held_out"
-            )
-        size = min(max(1, round(share * self._count)), self._count - 1)
-        return frozenset(self._shuffled(0)[:size])
 
     def _checked(self, given: Any, name: str) -> RecoveryBatch:
         inputs, labels = _pair(given, name) if self._labelled else (given, None)
