@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from afm_fx.plan_digest import plan_digest, plan_tensors
@@ -52,11 +53,11 @@ class Evidence:
 
     def sentence(self) -> str:
         """The evidence as a line of text."""
-        text = f"{self.quantity}: measured {_number(self.measured)}, at most {_number(self.limit)} allowed"
+        text = f"{self.quantity}: measured {self.measured:.4g}, at most {self.limit:.4g} allowed"
         if self.predicted is not None:
-            text += f", {_number(self.predicted)} predicted"
+            text += f", {self.predicted:.4g} predicted"
         if self.bound is not None and self.confidence is not None:
-            text += f", at most {_number(self.bound)} with {self.confidence:.0%} confidence"
+            text += f", at most {self.bound:.4g} with {self.confidence:.0%} confidence"
         text += f" (rows: {self.rows:,}, programs measured: {self.tried}"
         return text + (f"; {self.conditions})" if self.conditions else ")")
 
@@ -94,7 +95,7 @@ class SitePlan:
     logit_errors: Mapping[str, float] = field(default_factory=dict)
     coverage: Coverage | None = None
 
-    def won(self) -> str:
+    def basis_text(self) -> str:
         """The site's basis, and how much larger the best other one's logit error was."""
         if self.rank == 0:
             return "constant row"
@@ -152,7 +153,7 @@ class Plan:
             error = f"{site.logit_errors[site.basis]:.2g}" if measured else f"{site.predicted_error:.3g}"
             reason = "" if measured else site.reason
             energy = f"{site.kept_energy:.2%}"
-            rows.append((site.name, str(site.kind), shape, str(site.rank), site.won(), energy, error, reason))
+            rows.append((site.name, str(site.kind), shape, str(site.rank), site.basis_text(), energy, error, reason))
         rows += [(name, "", "", "refused", "", "", "", reason) for name, reason in self.refused.items()]
         error = "logit error" if measured else "predicted error"
         columns = ("site", "kind", "shape", "rank", "basis", "energy kept", error, "reason")
@@ -192,19 +193,8 @@ class Plan:
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.
         """
-        header = {
-            "sites": [asdict(site) for site in self.sites],
-            "units": list(self.units),
-            "logit_error": self.logit_error,
-            "predicted_logit_error": self.predicted_logit_error,
-            "refused": dict(self.refused),
-            "policy": dict(self.policy),
-            "basis": self.basis,
-            "parameters_before": self.parameters_before,
-            "parameters_after": self.parameters_after,
-            "warnings": list(self.warnings),
-            "evidence": [asdict(each) for each in self.evidence],
-        }
+        described = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "factors"}
+        header = msgspec.to_builtins({**described, "units": list(self.units)})
         save_tensors(path, KIND, VERSION, header, self._tensors(), force=force)
 
     @staticmethod
@@ -216,18 +206,7 @@ class Plan:
         """
         header, tensors = load_tensors(path, KIND, VERSION)
         with complete(path, KIND):
-            sites = tuple(
-                SitePlan(
-                    **{
-                        **site,
-                        "kind": SiteKind(site["kind"]),
-                        "shape": tuple(site["shape"]),
-                        "tables": tuple(site["tables"]),
-                        "coverage": None if site["coverage"] is None else Coverage(**site["coverage"]),
-                    }
-                )
-                for site in header["sites"]
-            )
+            sites = msgspec.convert(header["sites"], tuple[SitePlan, ...])
             units = {
                 name: Units(tensors[f"{name}/kept_units"], tensors[f"{name}/unit_constants"])
                 for name in header["units"]
@@ -244,20 +223,14 @@ class Plan:
             }
             for site in sites:
                 _check_shapes(site, factors.get(site.name))
-            return Plan(
-                sites,
-                factors,
-                header["refused"],
-                header["policy"],
-                header["basis"],
-                header["parameters_before"],
-                header["parameters_after"],
-                tuple(header["warnings"]),
-                units,
-                header["logit_error"],
-                header["predicted_logit_error"],
-                tuple(Evidence(**each) for each in header.get("evidence", ())),
-            )
+            made: dict[str, Any] = {
+                "sites": sites,
+                "factors": factors,
+                "units": units,
+                "warnings": tuple(header["warnings"]),
+                "evidence": msgspec.convert(header["evidence"], tuple[Evidence, ...]),
+            }
+            return Plan(**made, **{each.name: header[each.name] for each in fields(Plan) if each.name not in made})
 
 
 def _check_shapes(site: SitePlan, factor: Factor | None) -> None:
@@ -272,7 +245,3 @@ def _check_shapes(site: SitePlan, factor: Factor | None) -> None:
             raise ValueError(
                 f"the {name} of site '{site.name}' is {list(tensor.shape)}, its rank asks for {list(shape)}"
             )
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"

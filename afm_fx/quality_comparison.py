@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from afm_fx.evaluation import LabelledBatch, labelled_rows, predicted_logits
 from afm_fx.program import Program
-from afm_fx.ranking_metrics import auc
-from afm_fx.worsening import Worsening, auc_drop, log_loss_rise, log_losses
+from afm_fx.worsening import Worsening, auc, auc_drop, log_loss_rise, log_losses
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,9 @@ from afm_fx.plan import Plan
 from afm_fx.planning import PlanningTask
 from afm_fx.program import Program
 from afm_fx.progress import track
-from afm_fx.ranking_metrics import auc
 from afm_fx.sweep_plot import plot_sweep
 from afm_fx.tables import render_table
-from afm_fx.worsening import auc_drop, log_losses
+from afm_fx.worsening import auc, auc_drop, log_losses
 
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02)
 """Shares of the parameters that are swept where none are named."""

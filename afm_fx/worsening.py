@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from afm_fx.ranking_metrics import RankedScores
+from afm_fx.errors import UserError
 
 Rows = NDArray[np.float64]
 
@@ -53,10 +53,41 @@ def auc_drop(labels: Rows, before: Rows, after: Rows) -> Worsening:
         before: [rows], scores of the one.
         after: [rows], scores of the other.
     """
-    first, second = RankedScores(labels, before).placements(), RankedScores(labels, after).placements()
-    differences = [one - other for one, other in zip(first, second, strict=True)]
+    differences = [
+        one - other for one, other in zip(placements(labels, before), placements(labels, after), strict=True)
+    ]
     variance = sum(float(each.var(ddof=1)) / len(each) if len(each) > 1 else math.inf for each in differences)
     return Worsening(float(differences[0].mean()), math.sqrt(variance))
+
+
+def placements(labels: Rows, scores: Rows) -> tuple[Rows, Rows]:
+    """For every click the share of non-clicks that it is scored above, and for every non-click the share of clicks
+    that are scored above it, ties counted half; in the original order of the rows.
+    """
+    clicks, non_clicks = scores[labels > 0], scores[labels <= 0]
+    return _share_below(clicks, non_clicks), 1 - _share_below(non_clicks, clicks)
+
+
+def _share_below(scores: Rows, others: Rows) -> Rows:
+    ascending = np.sort(others)
+    below = np.searchsorted(ascending, scores, side="left") + np.searchsorted(ascending, scores, side="right")
+    share: Rows = below / (2 * len(others))
+    return share
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve, ties counted half; NaN where only one class occurs.
+
+    Raises:
+        UserError: lengths differ, or a score is NaN.
+    """
+    values, truth = np.asarray(scores), np.asarray(labels)
+    if values.shape != truth.shape or values.ndim != 1:
+        raise UserError(f"labels {truth.shape} and scores {values.shape} must be vectors of one length")
+    if np.isnan(values).any():
+        raise UserError(f"score {int(np.flatnonzero(np.isnan(values))[0])} is NaN")
+    one_class = truth.min(initial=1) > 0 or truth.max(initial=0) <= 0
+    return float("nan") if one_class else float(placements(truth, values)[0].mean())
 
 
 def log_loss_rise(labels: Rows, before: Rows, after: Rows) -> Worsening:

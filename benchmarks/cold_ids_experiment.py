@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import UserError
-from afm_fx.ranking_metrics import auc
 from benchmarks.datasets import CtrDataset
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.quality_comparison import CALIBRATION_BATCH_ROWS
+from benchmarks.ranking_metrics import auc
 from benchmarks.recovery_experiment import PLANNING_ROWS, SENSITIVITY_ROWS
 from benchmarks.training import predict
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from afm_fx.errors import UserError
 from afm_fx.progress import track
-from afm_fx.ranking_metrics import RankedScores
+from benchmarks.ranking_metrics import RankedScores
 
 
 @dataclass(frozen=True)

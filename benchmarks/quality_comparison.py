@@ -13,13 +13,13 @@ from torch import nn
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from afm_fx.ranking_metrics import auc, log_loss
 from afm_fx.simulation import Simulation
 from afm_fx.site_bases import SiteErrors, bases_of
 from afm_fx.taps import plain_taps
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.quality_latency import time_plans
+from benchmarks.ranking_metrics import auc, log_loss
 from benchmarks.training import predict
 from benchmarks.uniform_ranks import best_uniform_plan
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import afm_fx
-from afm_fx.ranking_metrics import auc, log_loss
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.quality_comparison import calibration_batches
+from benchmarks.ranking_metrics import auc, log_loss
 from benchmarks.training import predict
 
 ORIGINAL = "original"

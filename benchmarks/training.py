@@ -18,8 +18,8 @@ from torch import nn
 
 from afm_fx.errors import FileFormatError, UserError
 from afm_fx.progress import progress_bar
-from afm_fx.ranking_metrics import auc, log_loss
 from benchmarks.datasets import Rows
+from benchmarks.ranking_metrics import auc, log_loss
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from afm_fx.ranking_metrics import auc, log_loss
+from afm_fx.worsening import auc
 from tests.graphs import Tower, tower_batch
 
 

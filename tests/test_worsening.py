@@ -6,9 +6,11 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from afm_fx.worsening import Worsening, auc_drop, log_loss_rise
+from afm_fx.worsening import Worsening, auc, auc_drop, log_loss_rise, placements
 from benchmarks.paired_bootstrap import bootstrap_auc_differences
 
 ROWS = 3000
@@ -57,3 +59,16 @@ def test_the_bound_holds_as_often_as_it_says() -> None:
         before = labels + generator.normal(size=300)
         held += auc_drop(labels, before, before + 0.5 * generator.normal(size=300)).bound(0.9) >= truth
     assert 0.86 < held / 400 < 0.94
+
+
+@given(rows=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30))
+def test_placements_are_shares_of_the_other_class_beaten(rows: list[tuple[bool, int]]) -> None:
+    labels, scores = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    if labels.min() == labels.max():
+        return
+    beats = np.where(scores[:, None] == scores[None, :], 0.5, scores[:, None] > scores[None, :])
+    table = beats[labels == 1][:, labels == 0]
+    clicks, non_clicks = placements(labels, scores)
+    assert auc(labels, scores) == pytest.approx(table.mean(), abs=1e-12)
+    np.testing.assert_allclose(clicks, table.mean(axis=1), atol=1e-12)
+    np.testing.assert_allclose(non_clicks, table.mean(axis=0), atol=1e-12)

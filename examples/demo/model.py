@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from afm_fx.errors import UserError
 from afm_fx.progress import progress_bar
-from afm_fx.ranking_metrics import auc, log_loss
+from afm_fx.worsening import auc
 from examples.generated_clicks import ClickData
 
 INSTALL_HINT = "the demo needs deepctr-torch: pip install 'afm-fx[deepctr,cpu]'"
@@ -124,4 +124,5 @@ def train(model: nn.Module, data: ClickData, training: Training) -> None:
 
 def score(clicks: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
     """AUC and LogLoss of predicted click probabilities."""
-    return Quality(auc(clicks, probabilities), log_loss(clicks, probabilities))
+    predicted, clicked = (torch.as_tensor(each, dtype=torch.float64) for each in (probabilities, clicks))
+    return Quality(auc(clicks, probabilities), float(functional.binary_cross_entropy(predicted, clicked)))

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from afm_fx.errors import UserError
-from afm_fx.ranking_metrics import RankedScores
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
+from benchmarks.ranking_metrics import RankedScores
 
 
 def test_pairing_makes_the_interval_far_narrower_than_that_of_unrelated_models() -> None:

@@ -46,20 +46,6 @@ class RankedScores:
         self._not_above = np.searchsorted(ascending, values[self._clicks], side="right")
         self._tied = bool((self._below != self._not_above).any())
 
-    def placements(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """For every click the share of non-clicks that it is scored above, and for every non-click the share of clicks
-        that are scored above it, ties counted half; in the original order of the rows.
-        """
-        clicks = np.empty(len(self._clicks))
-        clicks[np.argsort(np.argsort(self._clicks))] = (self._below + self._not_above) / 2 / len(self._non_clicks)
-        # Click i lies above the first below[i] non-clicks, and ties with those up to not_above[i].
-        bins = len(self._non_clicks) + 1
-        last = np.bincount(self._below, minlength=bins) + np.bincount(self._not_above, minlength=bins)
-        above = last[::-1].cumsum()[::-1][1:] / 2
-        non_clicks = np.empty(len(self._non_clicks))
-        non_clicks[np.argsort(np.argsort(self._non_clicks))] = above / len(self._clicks)
-        return clicks, non_clicks
-
     def auc(self, weights: NDArray[np.float64] | None = None) -> float:
         """The AUC under row weights [rows] (in the original order; all one where left out), NaN for one class."""
         given = np.ones(self._rows) if weights is None else weights

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from afm_fx.ranking_metrics import RankedScores, auc, log_loss
+from benchmarks.ranking_metrics import RankedScores, auc, log_loss
 
 
 @given(
@@ -47,15 +47,3 @@ def test_log_loss_equals_sklearn_and_is_finite_at_zero_and_one() -> None:
     labels, probabilities = generator.integers(0, 2, 1000), generator.uniform(size=1000)
     assert log_loss(labels, probabilities) == pytest.approx(sklearn_log_loss(labels, probabilities), rel=1e-12)
     assert log_loss([1, 0], [0.0, 1.0]) == pytest.approx(-np.log(1e-7), rel=1e-6)
-
-
-@given(rows=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30))
-def test_placements_are_shares_of_the_other_class_beaten(rows: list[tuple[bool, int]]) -> None:
-    labels, scores = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    if labels.min() == labels.max():
-        return
-    beats = np.where(scores[:, None] == scores[None, :], 0.5, scores[:, None] > scores[None, :])
-    table = beats[labels == 1][:, labels == 0]
-    clicks, non_clicks = RankedScores(labels, scores).placements()
-    np.testing.assert_allclose(clicks, table.mean(axis=1), atol=1e-12)
-    np.testing.assert_allclose(non_clicks, table.mean(axis=0), atol=1e-12)
