@@ -65,7 +65,6 @@ def export_onnx_buckets(
     check: bool = True,
     force: bool = False,
     tolerance: float | None = None,
-    seed: int = 0,
 ) -> BucketsReport:
     """Writes one ONNX file per batch size, all shapes fixed, and one file of weights that all of them refer to.
 
@@ -80,7 +79,6 @@ def export_onnx_buckets(
         check: see :func:`afm_fx.export_onnx`.
         force: replace existing files; those of other batch sizes go too, for their weights are replaced.
         tolerance: see :func:`afm_fx.export_onnx`.
-        seed: of the random inputs.
 
     Raises:
         OutputExistsError: one of the files exists and ``force`` is not set.
@@ -106,7 +104,6 @@ def export_onnx_buckets(
                 batch_size=size,
                 check=check,
                 tolerance=tolerance,
-                seed=seed,
             )
             exports.append(report)
         total = sum(file.stat().st_size for file in directory.iterdir())

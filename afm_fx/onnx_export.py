@@ -27,7 +27,7 @@ from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows
 from afm_fx.onnx_signature import batched_inputs, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
-from afm_fx.program import Program
+from afm_fx.program import Program, dict_key, unique_name
 from afm_fx.quiet import quiet
 from afm_fx.random_inputs import example_call, random_inputs
 from afm_fx.tables import render_table
@@ -104,7 +104,6 @@ def export_onnx(
     force: bool = False,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
     tolerance: float | None = None,
-    seed: int = 0,
 ) -> ExportReport:
     """Writes a program as an ONNX file with standard operators only.
 
@@ -119,7 +118,6 @@ def export_onnx(
         force: replace an existing file.
         external_data_bytes: weights beyond this many bytes go to the second file.
         tolerance: largest accepted difference relative to ``max(1, |output|)``; by default that of the output's dtype.
-        seed: of the random inputs.
 
     Raises:
         OutputExistsError: the path exists and ``force`` is not set.
@@ -143,7 +141,6 @@ def export_onnx(
             batch_size=batch_size,
             check=check,
             tolerance=tolerance,
-            seed=seed,
         )
         size = sum(file.stat().st_size for file in directory.iterdir())
         external = _data_path(report.path).exists()
@@ -158,7 +155,6 @@ def staged_export(
     batch_size: int | None,
     check: bool,
     tolerance: float | None,
-    seed: int,
 ) -> ExportReport:
     """Translates a program, saves it and checks the file where it is; see :func:`export_onnx`.
 
@@ -169,7 +165,6 @@ def staged_export(
         batch_size: see :func:`export_onnx`.
         check: see :func:`export_onnx`.
         tolerance: see :func:`export_onnx`.
-        seed: see :func:`export_onnx`.
 
     Returns:
         A report whose ``bytes`` are those of the file alone, without weights beside it.
@@ -183,7 +178,7 @@ def staged_export(
     refuse_findings(path, control_flow=any(map(runs_subgraphs, program.graph_module.graph.nodes)))
     if check:
         check_file(path)
-        difference = check_parity(program, path, tolerance=tolerance, seed=seed, rows=rows)
+        difference = check_parity(program, path, tolerance=tolerance, rows=rows)
     return ExportReport(
         path=path,
         data_path=None,
@@ -245,41 +240,21 @@ def _translate(program: Program) -> ir.Model:
 
 
 def _input_names(program: Program) -> list[str]:
-    """One name per input tensor: the dict key where there is one, else the graph's name."""
-    leaves, _ = pytree.tree_flatten_with_path((program.example_args, program.example_kwargs))
-    names: list[str] = []
-    for (key_path, leaf), name in zip(leaves, program.input_names, strict=True):
-        if isinstance(leaf, Tensor):
-            names.append(_unique(_key(key_path) or name, names))
-    return names
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    return [name for name, leaf in zip(program.leaf_names(), leaves, strict=True) if isinstance(leaf, Tensor)]
 
 
 def _output_names(program: Program) -> list[str]:
     args, kwargs = example_call(program)
     with torch.no_grad():
         result = program.graph_module(*args, **kwargs)
-    taken = _input_names(program)
-    leaves, _ = pytree.tree_flatten_with_path(result)
-    names: list[str] = []
+    names = _input_names(program)
+    inputs, leaves = len(names), pytree.tree_leaves_with_path(result)
     for position, (key_path, leaf) in enumerate(leaves):
         if isinstance(leaf, Tensor):
             plain = "output" if len(leaves) == 1 else f"output_{position}"
-            names.append(_unique(_key(key_path) or plain, [*taken, *names]))
-    return names
-
-
-def _key(key_path: tuple[Any, ...]) -> str:
-    """The dict key that a leaf of inputs or outputs stands under, empty where it stands under none."""
-    last = key_path[-1] if key_path else None
-    return str(last.key) if isinstance(last, pytree.MappingKey) else ""
-
-
-def _unique(name: str, taken: list[str]) -> str:
-    suffix = 1
-    candidate = name
-    while candidate in taken:
-        candidate, suffix = f"{name}_{suffix}", suffix + 1
-    return candidate
+            names.append(unique_name(dict_key(key_path) or plain, names))
+    return names[inputs:]
 
 
 def _name_batch_axis(model: ir.Model, program: Program, inputs: list[str]) -> None:

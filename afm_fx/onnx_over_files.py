@@ -33,7 +33,6 @@ def export_onnx_over_files(
     check: bool = True,
     force: bool = False,
     tolerance: float | None = None,
-    seed: int = 0,
 ) -> ExportReport:
     """Writes a low-rank program as an ONNX file that refers to the tables' files, beside them.
 
@@ -43,7 +42,7 @@ def export_onnx_over_files(
     Args:
         applied: what :func:`afm_fx.apply_to_files` made.
         name: of the ONNX file, in the folder of the tables.
-        batch_size, check, force, tolerance, seed: see :func:`afm_fx.export_onnx`.
+        batch_size, check, force, tolerance: see :func:`afm_fx.export_onnx`.
 
     Raises:
         OutputExistsError: the file exists and ``force`` is not set.
@@ -69,9 +68,7 @@ def export_onnx_over_files(
     # Not in a folder of its own: what it is checked with reads the tables' files beside it.
     staged = target.with_name(f".{name}.new")
     try:
-        report = staged_export(
-            applied.program, staged, save, batch_size=batch_size, check=check, tolerance=tolerance, seed=seed
-        )
+        report = staged_export(applied.program, staged, save, batch_size=batch_size, check=check, tolerance=tolerance)
         move_into_place(staged, target)
     finally:
         staged.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,6 +129,14 @@ class Program:
         """Names of the flattened inputs, in graph order."""
         return tuple(node.name for node in self.placeholders())
 
+    def leaf_names(self) -> tuple[str, ...]:
+        """Names of the flattened inputs in an exported file: the dict's key where there is one, else the graph's."""
+        leaves = pytree.tree_leaves_with_path((self.example_args, self.example_kwargs))
+        names: list[str] = []
+        for (key_path, _), name in zip(leaves, self.input_names, strict=True):
+            names.append(unique_name(dict_key(key_path) or name, names))
+        return tuple(names)
+
     def placeholders(self) -> list[Node]:
         """The graph's input nodes, in the order of the flattened inputs."""
         return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
@@ -228,6 +236,20 @@ class Program:
         cast = self.dtype is not None and given.is_floating_point() and example.is_floating_point()
         if given.dtype != example.dtype and not cast:
             raise BatchError(f"input '{name}' has dtype {given.dtype}, the model takes {example.dtype}")
+
+
+def dict_key(key_path: tuple[Any, ...]) -> str:
+    """The dict key that a leaf of inputs or outputs stands under, empty where it stands under none."""
+    last = key_path[-1] if key_path else None
+    return str(last.key) if isinstance(last, pytree.MappingKey) else ""
+
+
+def unique_name(name: str, taken: Sequence[str]) -> str:
+    """The name, with a number behind it where it is taken."""
+    suffix, candidate = 1, name
+    while candidate in taken:
+        candidate, suffix = f"{name}_{suffix}", suffix + 1
+    return candidate
 
 
 def _join(shape: tuple[Any, ...]) -> str:

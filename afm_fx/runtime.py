@@ -51,7 +51,6 @@ class Session:
         device_id: int = 0,
         provider_options: Mapping[str, str] | None = None,
         warm_up: int = 3,
-        seed: int = 0,
     ) -> None:
         """Opens and warms up everything, so that the first batch is as fast as any.
 
@@ -68,7 +67,6 @@ class Session:
             device_id: which GPU.
             provider_options: further options of the provider, as ONNX Runtime spells them.
             warm_up: calls that each bucket is warmed up with, at least 1; CUDA graphs need 3.
-            seed: of the random inputs that they get.
 
         Raises:
             FileFormatError: there are no such files, or they are damaged.
@@ -104,12 +102,12 @@ class Session:
         self._buckets: tuple[Bucket, ...] = ()
         try:
             if not self.batch_sizes:
-                feed = random_batch(self._file, WARM_UP_ROWS, seed)
+                feed = random_batch(self._file, WARM_UP_ROWS)
                 for _ in range(warm_up):
                     self._session.run(None, feed)
             for place, rows in enumerate(self.batch_sizes):
                 which = place if len(files) > 1 else 0
-                example = random_batch(files[which], rows, seed)
+                example = random_batch(files[which], rows)
                 graph = place + 1 if cuda_graph else None
                 bucket = Bucket(
                     runtime, sessions[which], files[which], example, rows=rows, device=device, graph_id=graph
@@ -255,14 +253,14 @@ def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + largest, rows)
 
 
-def random_batch(file: Artifact, rows: int, seed: int) -> dict[str, np.ndarray]:
+def random_batch(file: Artifact, rows: int) -> dict[str, np.ndarray]:
     """Inputs that any file takes, by name: ids are 0, the first row of a table, where nothing is known of them."""
     batched = {value.name for value in file.inputs if value.batched}
     examples = [
         (name, example.new_zeros((rows, *example.shape[1:])) if name in batched else example)
         for name, example in file_examples(file.inputs)
     ]
-    drawn = random_file_inputs(examples, seed=seed, mapping=file.mapping, largest=0)
+    drawn = random_file_inputs(examples, mapping=file.mapping, largest=0)
     return {name: tensor.numpy() for name, tensor in drawn.items()}
 
 

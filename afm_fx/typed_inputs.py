@@ -54,7 +54,7 @@ def split_inputs(program: Program) -> Program:
     """
     if program.original_inputs is not None:
         return program
-    names = _leaf_names(program)
+    names = program.leaf_names()
     keywords = {
         graph_name: name if name.isidentifier() and not keyword.iskeyword(name) else graph_name
         for graph_name, name in zip(program.input_names, names, strict=True)
@@ -99,20 +99,6 @@ def split_inputs(program: Program) -> Program:
         warnings=_without_collisions(program, module),
         recipe=program.recipe.then("typed inputs"),
     )
-
-
-def _leaf_names(program: Program) -> tuple[str, ...]:
-    """A name for every flattened input, that of an exported file: the dict's key, else the name in the graph."""
-    leaves, _ = pytree.tree_flatten_with_path((program.example_args, program.example_kwargs))
-    names: list[str] = []
-    for (path, _), graph_name in zip(leaves, program.input_names, strict=True):
-        last = path[-1] if path else None
-        name = str(last.key) if isinstance(last, pytree.MappingKey) else graph_name
-        number, candidate = 1, name
-        while candidate in names:
-            candidate, number = f"{name}_{number}", number + 1
-        names.append(candidate)
-    return tuple(names)
 
 
 def _dtype(value: Any) -> str:
