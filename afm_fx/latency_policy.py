@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from afm_fx.allocation import Allocation
-from afm_fx.call_times import program_p50_us
 from afm_fx.compression import apply_plan
 from afm_fx.errors import PolicyError
 from afm_fx.onnx_runtime import import_runtime, provider_of, require_provider
 from afm_fx.packing import pack
 from afm_fx.plan import Evidence
 from afm_fx.planning import Decision, PlanningTask, Policy
+from afm_fx.program_times import program_p50_us
 from passes.cost import CostKind
 
 MAX_EXPORTS = 6
@@ -69,12 +69,12 @@ class Latency(Policy):
             PolicyError: even the fastest model is slower, or there is no such provider here.
             ExportError: a program cannot be exported.
         """
-        provider = require_provider(import_runtime(), provider_of(self.provider)).name
+        require_provider(import_runtime(), provider_of(self.provider))
         states = list(task.frontier(CostKind.FLOPS).walk())
 
         def time(state: Allocation) -> float:
             program = pack(apply_plan(task.program, task.assemble(state.ranks))).program
-            return program_p50_us(program, self.batch_size, self.threads, provider, self.seconds)
+            return program_p50_us(program, self.batch_size, self.threads, self.provider, self.seconds)
 
         place, timed = _slowest_within(states, self.p50_us, time)
         if timed[place] > self.p50_us:

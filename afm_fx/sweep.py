@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,18 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from afm_fx.basis import BasisKind
-from afm_fx.benchmark import benchmark
 from afm_fx.budget import Budget
 from afm_fx.calibration import Statistics
 from afm_fx.compression import apply_plan
 from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
 from afm_fx.inputs import Inputs
-from afm_fx.onnx_export import export_onnx
 from afm_fx.packing import pack
 from afm_fx.plan import Plan
 from afm_fx.planning import PlanningTask
 from afm_fx.program import Program
+from afm_fx.program_times import program_p50s_us
 from afm_fx.progress import track
 from afm_fx.sweep_plot import plot_sweep
 from afm_fx.tables import render_table
@@ -172,7 +170,8 @@ def sweep(
     if rows is not None:
         points = _with_quality(points, programs, rows)
     if batch_size is not None:
-        times = _times(programs, batches[0], batch_size)
+        packed = [pack(made).program for made in track(programs, "Pack")]
+        times = program_p50s_us(packed, batches[0], batch_size)
         points = [replace(point, p50_us=time) for point, time in zip(points, times, strict=True)]
     return Sweep(tuple(points), tuple(plans.values()), unreachable, batch_size, 0 if rows is None else rows.rows)
 
@@ -191,13 +190,3 @@ def _with_quality(points: Sequence[SweepPoint], programs: Sequence[Program], row
             )
         )
     return result
-
-
-def _times(programs: Sequence[Program], inputs: Inputs, batch_size: int) -> list[float]:
-    """p50 of every program, packed, in one interleaved run."""
-    with tempfile.TemporaryDirectory() as directory:
-        files = {str(place): Path(directory) / f"{place}.onnx" for place in range(len(programs))}
-        for path, made in track(list(zip(files.values(), programs, strict=True)), "Export"):
-            export_onnx(pack(made).program, path, check=False)
-        result = benchmark(files, inputs, batch_sizes=(batch_size,))
-    return [result.timing(name, batch_size).p50_us for name in files]
