@@ -13,7 +13,6 @@ from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, w
 from afm_fx.contender_names import (
     ContendersArgument,
     InputsOption,
-    ProviderOption,
     ThreadsOption,
     contender_inputs,
     parse_contenders,
@@ -30,7 +29,6 @@ def bench(
     batch_sizes: Annotated[str, typer.Option(help="Rows per call, comma-separated.")] = "1,16,256,4096",
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option(help="Time for each contender at each batch size, about.")] = 1.0,
-    provider: ProviderOption = "cpu",
     checkpoint: CheckpointOption = None,
     memory: Annotated[
         bool,
@@ -38,16 +36,12 @@ def bench(
             "--memory", help="Measure load time and memory of each too, in a process of its own (extra memory)."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of random inputs and of the order of the runs.")] = 0,
     old: Annotated[
         Path | None,
         typer.Option("--compare", help="A result written with --json: tell what changed.", show_default=False),
     ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)
-    ] = None,
-    csv_out: Annotated[
-        Path | None, typer.Option("--csv", help="Write the numbers here as well.", show_default=False)
     ] = None,
     force: ForceOption = False,
     debug: DebugOption = False,
@@ -59,23 +53,18 @@ def bench(
     Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
     """
     with reported_errors(debug):
-        entered = parse_contenders(contenders, provider, checkpoint)
+        entered = parse_contenders(contenders, checkpoint)
         sizes = whole_numbers(batch_sizes)
-        for path in (json_out, csv_out):
-            if path is not None:
-                refuse_existing_file(path, force=force)
+        if json_out is not None:
+            refuse_existing_file(json_out, force=force)
         before = None if old is None else read_measurement(old)
-        batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES, seed)
-        result = benchmark(
-            entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds, seed=seed, memory=memory
-        )
+        batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES)
+        result = benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds, memory=memory)
         typer.echo(result.table())
         if before is not None:
             typer.echo(compare_measurements(before, result))
         if json_out is not None:
             write_text(json_out, result.to_json() + "\n", force=force)
-        if csv_out is not None:
-            write_text(csv_out, result.to_csv(), force=force)
 
 
 def read_measurement(path: Path) -> Measurement:

@@ -29,7 +29,7 @@ ContendersArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="NAME=WHAT[@HOW]...",
-        help="ONNX files (FILE@cuda: by that execution provider), AOTInductor packages (.pt2) or models "
+        help="ONNX files (FILE@cuda: by that execution provider, else the CPU), AOTInductor packages (.pt2) or models "
         "(package.module:factory, @compile for torch.compile, @cuda). The first is the reference of all ratios.",
     ),
 ]
@@ -41,20 +41,15 @@ InputsOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
-ProviderOption = Annotated[
-    str,
-    typer.Option(help="Execution provider of ONNX files that name none: cpu, cuda, tensorrt, openvino."),
-]
 
 COMPILE, CUDA = "compile", "cuda"
 
 
-def parse_contenders(texts: Sequence[str], provider: str = "cpu", checkpoint: Path | None = None) -> dict[str, Named]:
+def parse_contenders(texts: Sequence[str], checkpoint: Path | None = None) -> dict[str, Named]:
     """The contenders that the command line names, in its order.
 
     Args:
         texts: one for each.
-        provider: of the ONNX files that name none.
         checkpoint: of all models.
 
     Raises:
@@ -67,11 +62,11 @@ def parse_contenders(texts: Sequence[str], provider: str = "cpu", checkpoint: Pa
             raise UserError(f"a file is given as NAME=FILE; got '{text}'")
         if name in contenders:
             raise UserError(f"a name is given to two files: '{name}'")
-        contenders[name] = _contender(target, provider, checkpoint)
+        contenders[name] = _contender(target, checkpoint)
     return contenders
 
 
-def _contender(target: str, provider: str, checkpoint: Path | None) -> Named:
+def _contender(target: str, checkpoint: Path | None) -> Named:
     if Path(target).is_file():  # a file's own name may hold an @
         what, how = target, ""
     else:
@@ -83,20 +78,19 @@ def _contender(target: str, provider: str, checkpoint: Path | None) -> Named:
             raise UserError(f"a model runs as it is, or with @{COMPILE}, @{CUDA} or both; got '{target}'")
         return ModelFactory(what, checkpoint, COMPILE in options, "cuda" if CUDA in options else "cpu")
     if suffix != AOTI_SUFFIX:
-        return OnnxFile(Path(what), how or provider)
+        return OnnxFile(Path(what), how) if how else OnnxFile(Path(what))
     if how:
         raise UserError(f"an AOTInductor package is compiled for its device, so nothing follows it; got '{target}'")
     return Path(what)
 
 
-def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: int, seed: int) -> dict[str, Tensor]:
+def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: int) -> dict[str, Tensor]:
     """Inputs by name that all contenders can be given.
 
     Args:
         contenders: what is to run.
         data: a data file, None for random numbers in [0, 1) and ids 0 and 1.
         rows: rows at most; a data file may have fewer.
-        seed: of random inputs.
 
     Raises:
         BatchError: the data do not fit the inputs.
@@ -114,7 +108,7 @@ def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: i
     else:
         examples = _examples_of_model(models[0])
     if file is None:
-        return random_file_inputs(examples, rows, seed, mapping)
+        return random_file_inputs(examples, rows, mapping=mapping)
     return inputs_from_file(file, examples, rows)
 
 

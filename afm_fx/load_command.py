@@ -12,7 +12,6 @@ from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption
 from afm_fx.contender_names import (
     ContendersArgument,
     InputsOption,
-    ProviderOption,
     ThreadsOption,
     contender_inputs,
     parse_contenders,
@@ -35,11 +34,8 @@ def load(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1,
     seconds: Annotated[float, typer.Option(help="Duration of a run at least.")] = 10.0,
     min_queries: Annotated[int, typer.Option(min=1, help="Requests of a run at least.")] = 1000,
-    probe_seconds: Annotated[float, typer.Option(help="Duration of the search's short runs.")] = 2.0,
     threads: ThreadsOption = 1,
-    provider: ProviderOption = "cpu",
     checkpoint: CheckpointOption = None,
-    seed: Annotated[int, typer.Option(help="Of random inputs, arrivals and the order of requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory of LoadGen's own logs, one folder for every run.")] = Path(
         "load-logs"
     ),
@@ -57,12 +53,12 @@ def load(
     Example: afm-fx load dense=out/dense.onnx low-rank=out/low_rank.onnx --latency-bound 10
     """
     with reported_errors(debug):
-        entered = parse_contenders(contenders, provider, checkpoint)
+        entered = parse_contenders(contenders, checkpoint)
         if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
             raise OutputExistsError(f"'{out}' exists already; choose another --out or add --force")
         if json_out is not None:
             refuse_existing_file(json_out, force=force)
-        batch = contender_inputs(entered, inputs, batch_size * requests_of(batch_size), seed)
+        batch = contender_inputs(entered, inputs, batch_size * requests_of(batch_size))
         result = load_test(
             entered,
             batch,
@@ -72,9 +68,7 @@ def load(
             batch_size=batch_size,
             seconds=seconds,
             min_queries=min_queries,
-            probe_seconds=probe_seconds,
             threads=threads,
-            seed=seed,
         )
         typer.echo(result.table())
         if json_out is not None:

@@ -65,7 +65,7 @@ class LoadResult:
             self.machine.line(),
             f"MLPerf LoadGen, random arrivals (Server), p99 within {test.latency_bound_ms:g} ms; a request has "
             f"{self.batch_size:,} rows and is one of {self.requests:,}; {test.seconds:g} s and {test.min_queries:,} "
-            f"requests at least, seed {test.seed}; {test.threads} thread{'s' if test.threads > 1 else ''} within an "
+            f"requests at least; {test.threads} thread{'s' if test.threads > 1 else ''} within an "
             "operator, one worker thread, LoadGen's issuing thread beside it",
             *(f"{run.contender}: {run.invalid}" for run in self.runs if run.invalid),
         ]

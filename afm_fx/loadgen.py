@@ -31,6 +31,9 @@ from afm_fx.latencies import Latencies
 
 WARMUP_CALLS = 20
 
+SEED = 0
+"""Of the arrival times and of the order of requests: all contenders get the same."""
+
 DETAIL, SUMMARY = "mlperf_log_detail.txt", "mlperf_log_summary.txt"
 
 
@@ -44,7 +47,6 @@ class LoadTest:
         seconds: duration at least.
         min_queries: requests at least.
         threads: threads within an operator.
-        seed: of the arrival times and of the order of requests.
     """
 
     latency_bound_ms: float
@@ -52,7 +54,6 @@ class LoadTest:
     seconds: float
     min_queries: int
     threads: int
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("latency_bound_ms", "qps", "seconds", "min_queries", "threads"):
@@ -186,7 +187,7 @@ def _settings(loadgen: Any, test: LoadTest, directory: Path) -> tuple[Any, Any]:
     settings.server_target_latency_percentile = 0.99
     settings.min_duration_ms = max(1, round(1000 * test.seconds))
     settings.min_query_count = test.min_queries
-    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = test.seed
+    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = SEED
     logs = loadgen.LogSettings()
     logs.log_output.outdir = str(directory)
     logs.log_output.copy_summary_to_stdout = False

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 from dataclasses import dataclass
-from typing import Any
 
 from afm_fx.documents import from_json, to_json
 from afm_fx.latencies import TOO_FEW, Latencies, calls_needed
@@ -158,23 +154,6 @@ class Measurement:
             ]
             parts.append(render_table("", ("contender", "load s", "first call s", "MB loaded", "MB serving"), rows))
         return "\n".join([*parts, self.conditions()])
-
-    def to_csv(self) -> str:
-        """One line per timing, load time and memory beside it; empty cells for what was not measured."""
-        memory = {each.contender: dataclasses.asdict(each) for each in self.memory}
-        nothing = dict.fromkeys(field.name for field in dataclasses.fields(Memory))
-        rows: list[dict[str, Any]] = []
-        for timing in self.timings:
-            row = dataclasses.asdict(timing)
-            row |= row.pop("latencies")
-            for name in ("p50_range_us", "ratio_range"):
-                row[f"{name}_low"], row[f"{name}_high"] = row.pop(name) or (None, None)
-            rows.append({**memory.get(timing.contender, nothing), **row})
-        sink = io.StringIO()
-        writer = csv.DictWriter(sink, dict.fromkeys(("contender", *rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return sink.getvalue()
 
     def to_json(self) -> str:
         """The result as JSON, read back by :meth:`from_json`."""

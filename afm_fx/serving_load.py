@@ -23,8 +23,8 @@ MOST_REQUESTS, MOST_ROWS = 256, 1 << 20
 FIRST_SHARE = 0.5
 """The search for the highest rate begins at this share of what calls one after the other reach."""
 
-PROBE_QUERIES = 300
-"""Requests of a short run at least: fewer carry no 99th percentile."""
+PROBE_SECONDS, PROBE_QUERIES = 2.0, 300
+"""Of a short run at least: fewer requests carry no 99th percentile."""
 
 PRECISION = 0.05
 """The search ends where the lowest rate that failed is at most so much above the highest that held."""
@@ -50,9 +50,7 @@ def load_test(
     batch_size: int = 1,
     seconds: float = 10.0,
     min_queries: int = 1000,
-    probe_seconds: float = 2.0,
     threads: int = 1,
-    seed: int = 0,
 ) -> LoadResult:
     """Lets LoadGen send requests at random times to every contender.
 
@@ -69,16 +67,14 @@ def load_test(
         batch_size: rows of a request.
         seconds: duration of a run at least.
         min_queries: requests of a run at least.
-        probe_seconds: duration of the search's short runs.
         threads: threads within an operator.
-        seed: of arrivals and of the order of requests.
 
     Raises:
         BenchmarkError: impossible settings, a contender that fails, or no rate that holds.
         BatchError: a contender does not take the inputs.
         MissingPackageError: mlcommons-loadgen is not installed.
     """
-    test = LoadTest(latency_bound_ms, qps, seconds, min_queries, threads, seed)
+    test = LoadTest(latency_bound_ms, qps, seconds, min_queries, threads)
     folders = [re.sub(r"[^\w.-]+", "-", name).strip(".-") or "contender" for name in contenders]
     if not contenders:
         raise BenchmarkError("there are no contenders to test")
@@ -94,19 +90,17 @@ def load_test(
     with torch_threads(threads):
         for entrant, calls, folder in zip(entrants, prepared, folders, strict=True):
             if qps is None:
-                runs.append(_highest(entrant, calls, test, directory / folder, probe_seconds))
+                runs.append(_highest(entrant, calls, test, directory / folder))
             else:
                 runs.append(run_load_test(entrant, calls, test, directory / folder / "server"))
     return LoadResult(this_machine(), batch_size, len(batches), test, tuple(runs))
 
 
-def _highest(
-    contender: Contender, calls: Sequence[Call], test: LoadTest, directory: Path, probe_seconds: float
-) -> LoadRun:
+def _highest(contender: Contender, calls: Sequence[Call], test: LoadTest, directory: Path) -> LoadRun:
     """The run of full length at the highest rate that holds; logs of all runs in folders of their own."""
     # A rate that is 5 % too high lets the queue grow by 5 % of the time: by the bound after 20 times the bound.
     shortest = test.latency_bound_ms / 1e3 / PRECISION
-    probe = replace(test, seconds=max(probe_seconds, shortest), min_queries=PROBE_QUERIES)
+    probe = replace(test, seconds=max(PROBE_SECONDS, shortest), min_queries=PROBE_QUERIES)
     full = replace(test, seconds=max(test.seconds, shortest))
     probes, runs = itertools.count(1), list[LoadRun]()
 

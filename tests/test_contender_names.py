@@ -51,11 +51,9 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_files_take_a_provider_and_models_take_compile_and_cuda() -> None:
-    found = parse_contenders(
-        ["a=x.onnx", "b=x.onnx@tensorrt", "c=x.pt2", "d=m:f", "e=m:f@compile,cuda"], "cuda", Path("w.pt")
-    )
+    found = parse_contenders(["a=x.onnx", "b=x.onnx@tensorrt", "c=x.pt2", "d=m:f", "e=m:f@compile,cuda"], Path("w.pt"))
     assert found == {
-        "a": OnnxFile(Path("x.onnx"), "cuda"),
+        "a": OnnxFile(Path("x.onnx"), "cpu"),
         "b": OnnxFile(Path("x.onnx"), "tensorrt"),
         "c": Path("x.pt2"),
         "d": ModelFactory("m:f", Path("w.pt")),
@@ -85,7 +83,7 @@ def test_what_is_not_of_this_form_is_refused(texts: list[str], says: str) -> Non
 
 def test_models_alone_tell_what_they_take(shop: str) -> None:
     factory = ModelFactory(f"{shop}:clicks")
-    inputs = contender_inputs({"eager": factory}, None, rows=5, seed=0)
+    inputs = contender_inputs({"eager": factory}, None, rows=5)
     assert {name: (value.dtype, value.shape) for name, value in inputs.items()} == {
         "item": (torch.int64, (5,)), "price": (torch.float32, (5,))
     }  # fmt: skip
@@ -97,9 +95,9 @@ def test_models_alone_tell_what_they_take(shop: str) -> None:
 
 def test_inputs_without_names_and_a_device_that_is_not_there_are_refused(shop: str) -> None:
     with pytest.raises(BenchmarkError, match="nested deeper"):
-        contender_inputs({"eager": ModelFactory(f"{shop}:nested")}, None, rows=5, seed=0)
+        contender_inputs({"eager": ModelFactory(f"{shop}:nested")}, None, rows=5)
     with pytest.raises(BenchmarkError, match="do not fit its forward"):
-        contender_inputs({"eager": ModelFactory(f"{shop}:unfit")}, None, rows=5, seed=0)
+        contender_inputs({"eager": ModelFactory(f"{shop}:unfit")}, None, rows=5)
     if not torch.cuda.is_available():
         with pytest.raises(BenchmarkError, match="finds no CUDA device"):
             make_contender("eager", ModelFactory(f"{shop}:clicks", device="cuda"), 1)

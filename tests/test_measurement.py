@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 
 import pytest
@@ -83,16 +81,6 @@ def test_calls_on_a_device_have_rows_of_their_own(result: Measurement) -> None:
     assert [row["p50 / dense"] for row in rows[:3]] == ["1.000", "0.717", "-"]
     assert mixed.timing("low rank", 1, on_device=True).p50_us == 41.0
     assert "copies from and to host memory" in mixed.conditions()
-
-
-def test_csv_has_a_line_per_timing_and_empty_cells_for_what_was_not_measured(result: Measurement) -> None:
-    lines = list(csv.DictReader(io.StringIO(on_device(result).to_csv())))
-    assert len(lines) == 5
-    assert float(lines[0]["p50_us"]) == 152.0
-    assert float(lines[0]["ratio_range_low"]) == 0.9
-    assert float(lines[2]["p99_us"]) == 43.0
-    assert (lines[1]["p999_us"], lines[1]["serving_bytes"], lines[2]["ratio"]) == ("", "", "")
-    assert int(lines[3]["serving_bytes"]) == 99_000_000
 
 
 def test_a_timing_is_found_by_name_and_batch(result: Measurement) -> None:

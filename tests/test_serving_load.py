@@ -81,9 +81,10 @@ def test_the_search_tries_rates_in_short_runs_and_reports_a_valid_long_one(
         held.extend([holds(first), holds(2_000.0)])
         return 400.0
 
+    monkeypatch.setattr("afm_fx.serving_load.PROBE_SECONDS", 0.1)
     monkeypatch.setattr("afm_fx.serving_load.highest_qps", tried_twice)  # as it is, it takes many seconds
     result = load_test(
-        {"server": Server()}, ROWS, tmp_path, latency_bound_ms=30.0, probe_seconds=0.1, seconds=0.1, min_queries=500,
+        {"server": Server()}, ROWS, tmp_path, latency_bound_ms=30.0, seconds=0.1, min_queries=500,
         batch_size=4,
     )  # fmt: skip
     run = result.runs[0]
