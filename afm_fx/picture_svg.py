@@ -20,6 +20,7 @@ from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
 
 _LONGEST_NAME, _MOST_NAMES = 38, 12
+_VERDICTS: dict[Fate | None, str] = {**{fate: str(fate) for fate in Fate}, Fate.ABSORBED: "absorbs the decoder"}
 _SHORT = {"_native_batch_norm_legit_no_training": "batch_norm", "native_layer_norm": "layer_norm"}
 """What users call the operators that torch has long names for."""
 
@@ -37,12 +38,11 @@ def picture_svg(picture: Picture) -> str:
     graph.node_attr.update(height="0", margin="0.13,0.07")
     graph.edge_attr.update(arrowsize="0.7")
     for box in picture.boxes:
-        verdict = _verdict(box)
-        lines = [_name(box), *_notes(box), *verdict]
+        verdict = "" if box.role in ("restore", "output") else _VERDICTS.get(box.fate, "")
         graph.add_node(
             box.key,
             id=box.key,
-            label=_escaped("\n".join(lines)),
+            label=_escaped("\n".join(filter(None, [_name(box), *_notes(box), verdict]))),
             tooltip=_escaped(_tooltip(box), readings=2),
             **{"class": f"{box.role} {css_class(box.fate)}{' verdict' if verdict else ''}"},
         )
@@ -131,13 +131,6 @@ def _notes(box: Box) -> Iterator[str]:
         yield f"{thing if len(box.sites) == 1 else f'{len(box.sites)} {thing}s'}, {size_of(*box.sites)}"
         if box.sites[0].refusal is not None and box.fate is not Fate.REFUSED:
             yield "its own features: refused"
-
-
-def _verdict(box: Box) -> list[str]:
-    """The last line of a box, where it has one."""
-    if box.fate is None or box.role in ("restore", "output"):
-        return []
-    return ["absorbs the decoder" if box.fate is Fate.ABSORBED else str(box.fate)]
 
 
 def size_of(*sites: Site) -> str:

@@ -72,18 +72,15 @@ class CompressionReport:
         """What a user should know about the model and the plan."""
         return *self.original.warnings, *self.plan.warnings
 
-    def size_rows(self) -> list[tuple[str, str, str, str]]:
-        """What became smaller, before, after, and how many times, as text."""
-        return [
-            size_row("parameters", self.parameters_before, self.parameters_after),
-            size_row("bytes", self.bytes_before, self.bytes_after),
-        ]
-
     def table(self) -> str:
         """Sizes as text."""
         sites = self.plan.sites
         factored = f"{sum(site.rank is not None for site in sites)} of {len(sites)}"
-        rows = [*self.size_rows(), ("factored sites", "", factored, "")]
+        rows = [
+            size_row("parameters", self.parameters_before, self.parameters_after),
+            size_row("bytes", self.bytes_before, self.bytes_after),
+            ("factored sites", "", factored, ""),
+        ]
         text = render_table("", ("", "original", "low-rank", "smaller"), rows)
         return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
 

@@ -80,8 +80,8 @@ def _tiles(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str,
 
 def _sizes(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str, ...]]:
     """What became smaller, before, after, and how many times."""
-    for name, *numbers in report.size_rows():
-        yield f"{name}, before packing", *numbers
+    yield size_row("parameters, before packing", report.parameters_before, report.parameters_after)
+    yield size_row("bytes, before packing", report.bytes_before, report.bytes_after)
     if facts.packing is not None:
         before, after = facts.packing.before, facts.packing.after
         yield size_row("operators, before and after packing", before.operators, after.operators)
