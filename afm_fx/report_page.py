@@ -48,7 +48,6 @@ def report_page(report: CompressionReport, title: str, facts: ReportFacts | None
         version=__version__,
         machine=this_machine(),
         policy=_policy(report.plan.policy),
-        error_text=error_text,
     )
 
 
@@ -68,9 +67,9 @@ def _tiles(report: CompressionReport, facts: ReportFacts) -> Iterator[tuple[str,
         yield f"p50 at batch {size:,}", f"{low_rank:,.0f} µs", f"of {dense:,.0f} µs, {change}"
     if facts.recovery is not None:
         error = facts.recovery.epochs[facts.recovery.best].logit_rmse
-        yield "logit error", error_text(error), "root mean square, held-out rows, recovered"
+        yield "logit error", f"{error:.3g}", "root mean square, held-out rows, recovered"
     elif report.plan.logit_error is not None:
-        yield "logit error", error_text(report.plan.logit_error), "root mean square, held-out rows"
+        yield "logit error", f"{report.plan.logit_error:.3g}", "root mean square, held-out rows"
     if facts.quality is not None:
         tasks = facts.quality.tasks
         mean = sum(task.auc_after for task in tasks) / len(tasks)
@@ -118,10 +117,7 @@ def _parameters_after(site: SitePlan) -> int:
 
 def _error(site: SitePlan) -> str:
     """The logit error on held-out rows, or the features' error where none was measured; empty where left alone."""
-    if site.rank is None:
-        return ""
-    measured = site.logit_errors.get(site.basis)
-    return f"{site.predicted_error:.3g}" if measured is None else f"{measured:.2g}"
+    return "" if site.rank is None else f"{site.logit_errors.get(site.basis, site.predicted_error):.3g}"
 
 
 def _notes(site: SitePlan) -> Iterator[str]:
@@ -139,11 +135,6 @@ def _spectra(report: CompressionReport) -> list[tuple[SitePlan, str]]:
     drawn = replace(report.plan, sites=tuple(site for site in report.plan.sites if site in largest))
     spectra = spectra_of(report.original, report.statistics, drawn)
     return [(site, spectrum_plot(site, left)) for site, left in spectra]
-
-
-def error_text(error: float) -> str:
-    """A root mean squared error: four decimals, or two digits of a smaller one."""
-    return f"{error:.4f}" if error >= 1e-3 or error == 0 else f"{error:.2g}"
 
 
 def _policy(described: Mapping[str, Any]) -> str:

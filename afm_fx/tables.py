@@ -16,8 +16,6 @@ from rich.table import Table
 WIDTH = 120
 """Columns of text that goes to a file, a pipe or a notebook."""
 
-_INDENT, _GAP = 2, 3
-
 
 def text_width() -> int:
     """Columns to draw for: the terminal's where standard output is one, else 120."""
@@ -64,13 +62,13 @@ def render_sections(sections: Sequence[tuple[str, Sequence[Sequence[str]]]], *, 
     widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
     parts: list[RenderableType] = []
     for heading, rows in sections:
-        grid = Table.grid(padding=(0, _GAP, 0, 0))
+        grid = Table.grid(padding=(0, 3, 0, 0))
         for column_width in widths[:-1]:
             grid.add_column(min_width=column_width, overflow="fold")
         grid.add_column(overflow="fold")
         for row in rows:
             grid.add_row(*row)
-        parts += ["", heading, Padding(grid, (0, 0, 0, _INDENT))]
+        parts += ["", heading, Padding(grid, (0, 0, 0, 2))]
     return _drawn(parts, width)
 
 
