@@ -42,7 +42,10 @@ def all_reduced(own: Statistics, group: Group) -> Statistics:
     check_alike([layout for layout, _, _ in told])
     shares = functools.reduce(joined_shares, (shares for _, shares, _ in told))
     graded = {name for _, _, names in told for name in names}  # a process with few rows has taken no gradients
-    own = replace(own, sensitivities={name: own.sensitivities.get(name) or _no_gradients(own, name) for name in graded})
+    gradients = {
+        name: own.sensitivities.get(name) or _no_gradients(own, name) for name in own.moments if name in graded
+    }
+    own = replace(own, sensitivities=gradients)
     first = _summed(_first(own), group)
     rows, batches = first["all", "rows"].tolist()
     common = {key: _count_and_mean(total) for key, total in first.items() if key[0] in ("moments", "activations")}
@@ -73,7 +76,7 @@ def _first(own: Statistics) -> _Named:
 def _second(own: Statistics, common: Mapping[tuple[str, str], tuple[float, Tensor]]) -> _Named:
     sums: _Named = {}
     for kind, name, part in _means(own):
-        scatter = part.scatter + part.product(part.mean - common[kind, name][1]) * part.count
+        scatter = part.scatter + part.outer(part.mean - common[kind, name][1]) * part.count
         sums[kind, name] = scatter if kind == "activations" else _half(scatter)
     return sums
 
@@ -85,6 +88,8 @@ def _means(own: Statistics) -> list[tuple[str, str, Moments]]:
 
 def _summed(parts: _Named, group: Group) -> _Named:
     """Every tensor's sum over all processes, in one go."""
+    if not parts:
+        return {}
     keys = sorted(parts)
     total = add_up(torch.cat([parts[key] for key in keys]), group)
     return dict(zip(keys, torch.split(total, [len(parts[key]) for key in keys]), strict=True))

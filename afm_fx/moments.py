@@ -102,7 +102,7 @@ class Moments:
         """The moments with every row counted ``factor`` times."""
         return Moments(self.count * factor, self.mean, self.scatter * factor)
 
-    def product(self, difference: Tensor) -> Tensor:
+    def outer(self, difference: Tensor) -> Tensor:
         """``d d^T``, or its diagonal, as the scatter is."""
         return difference.square() if self.scatter.dim() == 1 else torch.outer(difference, difference)
 
@@ -113,7 +113,7 @@ class Moments:
             return other if self.count == 0 else self
         count = self.count + other.count
         difference = other.mean - self.mean
-        between = self.product(difference) * (self.count * other.count / count)
+        between = self.outer(difference) * (self.count * other.count / count)
         mean = self.mean + difference * (other.count / count)
         return Moments(count, mean, self.scatter + other.scatter + between)
 

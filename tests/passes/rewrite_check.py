@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 import afm_fx
+from afm_fx.watched_run import WatchedRun
 from passes.canonicalize import Canonicalize
 from passes.factor import Factor, factor_of
 from passes.graph_tools import PROVENANCE, clone_graph_module
@@ -38,22 +39,21 @@ def random_factors(
     return factors
 
 
-class Projected(Interpreter):
+class Projected(WatchedRun):
     """Runs a program whose sites' features are what their codes can tell: ``y`` becomes ``decode(encode(y))``.
 
     At any rank, this is what the rewritten program must compute.
     """
 
     def __init__(self, module: GraphModule, factors: Mapping[str, Factor]) -> None:
-        super().__init__(module)
+        super().__init__(module, self.project)
         self.factor_at = {
             name: factors[site.name] for site in find_sites(module) if site.name in factors for name in site.nodes
         }
         self.largest = 1.0
 
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        factor = self.factor_at.get(n.name)
+    def project(self, node: Node, result: Any) -> Any:
+        factor = self.factor_at.get(node.name)
         if factor is not None:
             codes = result @ factor.encoder.mT
             result = factor.decode(codes if factor.shift is None else codes + factor.shift)
@@ -62,18 +62,14 @@ class Projected(Interpreter):
         return result
 
 
-class Witness(Interpreter):
-    """Runs a program and holds every node's metadata against the value that the node has."""
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            value = n.meta["val"]
-            assert value.dtype == result.dtype, f"{n.format_node()}: metadata {value.dtype}, value {result.dtype}"
-            sizes = zip(value.shape, result.shape, strict=True)
-            same = all(said == found for said, found in sizes if isinstance(said, int))
-            assert same, f"{n.format_node()}: metadata {tuple(value.shape)}, value {tuple(result.shape)}"
-        return result
+def check_metadata(node: Node, result: Any) -> None:
+    """Holds a node's metadata against the value that the node has."""
+    if isinstance(result, Tensor):
+        value = node.meta["val"]
+        assert value.dtype == result.dtype, f"{node.format_node()}: metadata {value.dtype}, value {result.dtype}"
+        sizes = zip(value.shape, result.shape, strict=True)
+        same = all(said == found for said, found in sizes if isinstance(said, int))
+        assert same, f"{node.format_node()}: metadata {tuple(value.shape)}, value {tuple(result.shape)}"
 
 
 def check_rewrite(program: afm_fx.Program, batches: Batches, *, seed: int = 0) -> Analysis:
@@ -149,8 +145,8 @@ def _check_numbers(
         args, kwargs = program.bind(batches(rows))
         leaves = pytree.tree_leaves((args, kwargs))
         reference = Projected(program.graph_module, factors)
-        expected = pytree.tree_leaves(reference.run(*leaves, enable_io_processing=False))
-        found = pytree.tree_leaves(Witness(rewritten).run(*leaves, enable_io_processing=False))
+        expected = pytree.tree_leaves(reference.run_flat(leaves))
+        found = pytree.tree_leaves(WatchedRun(rewritten, check_metadata).run_flat(leaves))
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
+from afm_fx.watched_run import WatchedRun
 from passes.cost import CostKind, cost
 from passes.errors import TableIndexError
 from passes.factor import Factor, factor_of
@@ -394,15 +395,12 @@ def test_values_in_the_metadata_are_those_of_a_run() -> None:
     _, low_rank = rewritten(program)
     shapes = {}
 
-    class Watch(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> object:
-            result = super().run_node(n)
-            if isinstance(result, Tensor):
-                shapes[n] = (tuple(result.shape), result.dtype)
-            return result
+    def watch(node: torch.fx.Node, value: object) -> None:
+        if isinstance(value, Tensor):
+            shapes[node] = (tuple(value.shape), value.dtype)
 
     ids, dense = inputs(8)
-    Watch(low_rank.graph_module).run(ids, dense.double(), enable_io_processing=False)
+    WatchedRun(low_rank.graph_module, watch).run_flat([ids, dense.double()])
     assert len(shapes) > 10
     for node, (shape, dtype) in shapes.items():
         value = node.meta["val"]
