@@ -103,7 +103,7 @@ class Frontier:
         """
         return self._lowest(least=1)
 
-    def barest(self) -> Allocation:
+    def smallest(self) -> Allocation:
         """The same, with constant rows (rank 0) for the tables that may have them: the least that can be reached."""
         return min(self._lowest(least=0), self.cheapest(), key=lambda allocation: allocation.cost)
 
@@ -163,7 +163,7 @@ class Frontier:
         """
         state = self.cheapest()
         if limit is not None and state.cost > limit:
-            state = self.barest()
+            state = self.smallest()
         yield state
         waiting = [step for name in self._names if (step := self._step(name, state, limit)) is not None]
         heapq.heapify(waiting)

@@ -79,4 +79,4 @@ class Budget(Policy):
 def smallest_reachable(task: PlanningTask, kind: CostKind) -> float:
     """The least that a plan's program can cost."""
     frontier = task.frontier(kind)
-    return min(task.costs.exact(kind, start.ranks) for start in (frontier.barest(), frontier.cheapest()))
+    return min(task.costs.exact(kind, start.ranks) for start in (frontier.smallest(), frontier.cheapest()))

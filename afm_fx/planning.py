@@ -21,7 +21,7 @@ from afm_fx.inputs import Inputs
 from afm_fx.plan import Evidence, Plan, SitePlan
 from afm_fx.program import Program
 from afm_fx.simulation import Simulation
-from afm_fx.site_bases import SiteBases, SiteErrors, bases_of
+from afm_fx.site_bases import SiteBases, SiteErrors
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
 from afm_fx.traffic import Coverage, coverage_of, traffic_of
 from passes.cost import CostKind, RewriteCosts, cost
@@ -185,7 +185,10 @@ class PlanningTask:
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
         taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
-        bases = bases_of(trimmed, taps, known, one_centre=measured, unseen_share=unseen_share)
+        bases = {
+            tap.site.name: SiteBases(trimmed, tap, known, one_centre=measured, unseen_share=unseen_share)
+            for tap in taps
+        }
         errors = None
         if measured:
             reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None

@@ -12,7 +12,7 @@ directions about zero: mixed in, they turn no eigenvector of the covariance, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -198,29 +198,6 @@ def weights_of(program: Program, tap: Tap) -> list[nn.Parameter]:
     """A site's weight, or the tables that a joint one joins."""
     names = (tap.site.parameter,) if tap.joint is None else tap.joint.parameters
     return [program.graph_module.get_parameter(name) for name in names]
-
-
-def bases_of(
-    program: Program,
-    taps: Sequence[Tap],
-    statistics: Statistics,
-    *,
-    one_centre: bool = False,
-    unseen_share: float | None = None,
-) -> dict[str, SiteBases]:
-    """The candidate bases of every tapped site, by its name.
-
-    Args:
-        one_centre: see :class:`SiteBases`.
-        unseen_share: see :class:`SiteBases`.
-
-    Raises:
-        CalibrationError: the statistics belong to another model, or saw no rows of a site.
-    """
-    return {
-        tap.site.name: SiteBases(program, tap, statistics, one_centre=one_centre, unseen_share=unseen_share)
-        for tap in taps
-    }
 
 
 def _moments(statistics: Statistics, site: Site) -> Moments:

@@ -14,7 +14,7 @@ from torch import nn
 import afm_fx
 from afm_fx.errors import PolicyError
 from afm_fx.simulation import Simulation
-from afm_fx.site_bases import SiteErrors, bases_of
+from afm_fx.site_bases import SiteBases, SiteErrors
 from afm_fx.taps import plain_taps
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
@@ -235,7 +235,7 @@ class _Planning:
         """Spearman's correlation of predicted and measured logit errors over plans with ranks at random."""
         taps = plain_taps(self.program.graph_module)
         simulation = Simulation(self.program, [(inputs,) for inputs in self.held_out], taps)
-        bases = bases_of(self.program, taps, self.statistics, one_centre=True)
+        bases = {tap.site.name: SiteBases(self.program, tap, self.statistics, one_centre=True) for tap in taps}
         errors = SiteErrors(simulation, bases)
         generator = np.random.default_rng(seed)
         predicted, measured = [], []

@@ -6,16 +6,14 @@ every number that an elementwise product makes. Sums, lookups and curves are not
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,28 +43,36 @@ def multiply_adds(module: GraphModule) -> dict[Node, float]:
     Raises:
         RewriteError: a node cannot be run without data.
     """
-    values: dict[Node, Any] = {}
-    found: dict[Node, float] = {}
-    rows = ROWS
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _counter() as counter:
-        for node in module.graph.nodes:
-            if node.op == "output":
-                break
-            if node.op in ("placeholder", "get_attr"):
-                values[node] = _blank(node)
-                rows = _rows(node, rows)
-                continue
-            before = counter.get_total_flops()
-            try:
-                values[node] = _run(node, values)
-            except Exception as error:  # fake tensors raise many unrelated types
-                raise RewriteError(
-                    f"multiply-adds of '{node.name}' ({node.target}) cannot be counted: {error}"
-                ) from error
-            spent = counter.get_total_flops() - before
-            if spent:
-                found[node] = spent / _PER_MULTIPLY_ADD
-    return {node: count / rows for node, count in found.items()}
+    counter = FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
+        run = _BlankRun(module, counter)
+        run.run(enable_io_processing=False)
+    return {node: operations / _PER_MULTIPLY_ADD / run.rows for node, operations in run.operations.items()}
+
+
+class _BlankRun(Interpreter):
+    """Runs a graph on inputs and parameters without data, and notes the operations of every node."""
+
+    def __init__(self, module: GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.counter, self.operations, self.rows = counter, dict[Node, float](), ROWS
+
+    def run_node(self, n: Node) -> Any:
+        if n.op in ("placeholder", "get_attr"):
+            value = pytree.tree_map(_without_data, value_of(n))
+            if n.op == "placeholder" and isinstance(value, Tensor) and value.dim():
+                self.rows = value.shape[0]  # of a graph that takes only one size of batch, this one
+            return value
+        before = self.counter.get_total_flops()
+        try:
+            value = super().run_node(n)
+        except Exception as error:  # fake tensors raise many unrelated types
+            raise RewriteError(f"multiply-adds of '{n.name}' ({n.target}) cannot be counted: {error}") from error
+        spent = self.counter.get_total_flops() - before
+        if spent:
+            self.operations[n] = spent
+        return value
 
 
 def uses_of_parameters(module: GraphModule, counts: Mapping[Node, float]) -> dict[str, float]:
@@ -99,22 +105,6 @@ def _parameters_behind(node: Node, known: Mapping[Node, frozenset[Node] | None])
     return frozenset[Node]().union(*(each for each in behind if each is not None))
 
 
-@contextlib.contextmanager
-def _counter() -> Iterator[FlopCounterMode]:
-    with FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE) as counter:
-        yield counter
-
-
-def _run(node: Node, values: Mapping[Node, Any]) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _blank(node: Node) -> Any:
-    """A value of the node's shape, with :data:`ROWS` rows for the batch, without data."""
-    return pytree.tree_map(_without_data, value_of(node))
-
-
 def _without_data(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
@@ -126,11 +116,3 @@ def _size(size: Any) -> int:
         return size
     expression = size.node.expr
     return int(expression.subs(dict.fromkeys(expression.free_symbols, ROWS)))
-
-
-def _rows(node: Node, otherwise: int) -> int:
-    """The batch of a graph that takes only one size."""
-    value = value_of(node)
-    if node.op != "placeholder" or not isinstance(value, Tensor) or value.dim() == 0:
-        return otherwise
-    return _size(value.shape[0])
