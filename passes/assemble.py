@@ -40,13 +40,7 @@ class Box:
 
 
 class Assembler:
-    """Emits the nodes that assemble columns; equal nodes are made once.
-
-    Args:
-        module: the graph module to edit.
-        columns: the graph's columns.
-        rule: the rule that the nodes are stamped with.
-    """
+    """Emits the nodes that assemble columns of a graph, stamped with a rule; equal nodes are made once."""
 
     def __init__(self, module: GraphModule, columns: FeatureColumns, rule: str) -> None:
         self.module, self.columns, self.rule = module, columns, rule

@@ -21,19 +21,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.infra.pass_base import PassResult
+from torch.utils import _pytree as pytree
 
 from passes.errors import GraphInvariantError
 from passes.fixed_selections import fix_selections
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     aten,
+    equal_sizes,
     finish,
     get_attribute,
     is_random,
+    replace_node,
+    same_form,
     set_value,
-    shape_of,
     value_of,
 )
 from passes.row_lookups import unify_row_lookups
@@ -123,8 +125,7 @@ def _erase_no_ops(module: GraphModule) -> bool:
             continue
         # From here on, values downstream have the source's strides; shapes and dtypes are the same.
         stale |= not _equal_layouts(source, node)
-        node.replace_all_uses_with(source)
-        module.graph.erase_node(node)
+        replace_node(node, source)
         changed = True
     return changed
 
@@ -138,26 +139,13 @@ def _same_as(node: Node) -> Node | None:
     if not isinstance(source, Node) or not _NO_OPS[node.target](node):
         return None
     before, after = value_of(source), value_of(node)
-    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
+    if not same_form(source, node) or (before.device, before.layout) != (after.device, after.layout):
         return None
-    alike = (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout)
-    return source if alike and _equal_shapes(source, node) else None
-
-
-def _equal_shapes(left: Node, right: Node) -> bool:
-    one, other = shape_of(left), shape_of(right)
-    return one is not None and other is not None and _equal_sizes(one, other)
+    return source
 
 
 def _equal_layouts(left: Node, right: Node) -> bool:
-    return _equal_sizes(value_of(left).stride(), value_of(right).stride())
-
-
-def _equal_sizes(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    """Whether sizes are equal for every batch size, without adding a guard."""
-    return len(one) == len(other) and all(
-        statically_known_true(left == right) for left, right in zip(one, other, strict=True)
-    )
+    return equal_sizes(value_of(left).stride(), value_of(right).stride())
 
 
 def _always(node: Node) -> bool:
@@ -200,8 +188,7 @@ def _merge_equal_nodes(module: GraphModule) -> bool:
             continue
         first = seen.setdefault(key, node)
         if first is not node:
-            node.replace_all_uses_with(first)
-            module.graph.erase_node(node)
+            replace_node(node, first)
             changed = True
     return changed
 
@@ -215,17 +202,6 @@ def _identity(module: GraphModule, node: Node) -> Any:
     mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
     if mutable or is_random(node) or node.target in _UNINITIALIZED:
         return None
-    return (node.target, _freeze(node.args), _freeze(node.kwargs))
-
-
-def _freeze(argument: Any) -> Any:
-    """A hashable picture of arguments in which ``0``, ``0.0``, ``-0.0`` and ``False`` differ."""
-    if isinstance(argument, (list, tuple)):
-        return (type(argument).__name__, *(_freeze(item) for item in argument))
-    if isinstance(argument, dict):
-        return tuple(sorted((key, _freeze(item)) for key, item in argument.items()))
-    if isinstance(argument, slice):
-        return ("slice", _freeze(argument.start), _freeze(argument.stop), _freeze(argument.step))
-    if isinstance(argument, Node):
-        return argument
-    return (type(argument).__name__, repr(argument) if isinstance(argument, (float, complex)) else argument)
+    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+    # Numbers by what they are written as: ``0``, ``0.0``, ``-0.0`` and ``False`` are equal, but not the same argument.
+    return (node.target, repr(structure), *(leaf if isinstance(leaf, Node) else repr(leaf) for leaf in leaves))

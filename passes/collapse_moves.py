@@ -11,7 +11,7 @@ replaced or, where that would not be cheaper to serve, all left.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
@@ -37,22 +37,15 @@ class CollapseMoves(GraphPass):
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = finish(graph_module)
         columns = FeatureColumns(graph_module)
-        order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
         for family in families_of(graph_module, columns):
-            changed |= _collapse(graph_module, columns, family, order)
+            changed |= _collapse(graph_module, columns, family)
         finish(graph_module)  # constants of moves that were tried and left are no change
         return PassResult(graph_module, changed)
 
 
 @dataclass(frozen=True, eq=False)
 class Demand:
-    """A moved tensor that an operator takes.
-
-    Attributes:
-        consumer: the operator.
-        operand: the moved tensor.
-        columns: what it is made of.
-    """
+    """A moved tensor that an operator takes, and the columns that it is made of."""
 
     consumer: Node
     operand: Node
@@ -61,12 +54,7 @@ class Demand:
 
 @dataclass(eq=False)
 class Family:
-    """Demands whose moves share nodes.
-
-    Attributes:
-        demands: in graph order.
-        moves: all nodes that are there only for them.
-    """
+    """Demands, in graph order, whose moves share nodes, and all moves that are there only for them."""
 
     demands: list[Demand] = field(default_factory=list)
     moves: set[Node] = field(default_factory=set)
@@ -84,7 +72,7 @@ def families_of(module: GraphModule, columns: FeatureColumns) -> list[Family]:
 
     demands = list(_demands(module, columns))
     for demand in demands:
-        cone = _cone(demand.operand, columns, leader)
+        cone = columns.moves_behind(demand.operand, leader)
         for node in cone:
             leader.setdefault(node, node)
         for node in cone:
@@ -107,27 +95,14 @@ def _demands(module: GraphModule, columns: FeatureColumns) -> Iterator[Demand]:
                 yield Demand(node, operand, wanted)
 
 
-def _cone(operand: Node, columns: FeatureColumns, known: Collection[Node]) -> set[Node]:
-    """The moves that a moved tensor is made by; nothing behind those that are known already."""
-    cone: set[Node] = set()
-    pending = [operand]
-    while pending:
-        node = pending.pop()
-        if node not in cone and columns.is_move(node):
-            cone.add(node)
-            if node not in known:
-                pending += node.all_input_nodes
-    return cone
-
-
-def _collapse(module: GraphModule, columns: FeatureColumns, family: Family, order: dict[Node, int]) -> bool:
+def _collapse(module: GraphModule, columns: FeatureColumns, family: Family) -> bool:
     """Assembles a family's tensors afresh and keeps what is cheaper."""
     assembler = Assembler(module, columns, RULE)
     wanted = {demand.operand: demand.columns for demand in family.demands}
     operands = sum(len(node.all_input_nodes) for node in family.moves)
     if sum(len(assembler.boxes(each)) for each in wanted.values()) > MOST_PIECES * operands:
         return False  # interleaved features: more pieces than the moves take tensors cannot be cheaper
-    made = assemble_if_cheaper(assembler, family, order, wanted)
+    made = assemble_if_cheaper(assembler, family, wanted)
     if made is None:
         return False
     for demand in family.demands:
@@ -136,18 +111,11 @@ def _collapse(module: GraphModule, columns: FeatureColumns, family: Family, orde
 
 
 def assemble_if_cheaper(
-    assembler: Assembler,
-    family: Family,
-    order: Mapping[Node, int],
-    wanted: Mapping[Node, Columns],
-    more_us: float = 0.0,
+    assembler: Assembler, family: Family, wanted: Mapping[Node, Columns], more_us: float = 0.0
 ) -> dict[Node, Node] | None:
     """Assembles what a family's operators take, unless the moves that are there are as cheap to serve.
 
     Args:
-        assembler: of the family's graph.
-        family: whose moves are replaced.
-        order: position of every node in the graph.
         wanted: by operand, the columns that stand for it.
         more_us: microseconds per row that the replacement costs beside its moves.
 
@@ -156,11 +124,11 @@ def assemble_if_cheaper(
     """
     graph, columns = assembler.module.graph, assembler.columns
     made: dict[Node, Node] = {}
-    for demand in sorted(family.demands, key=lambda each: order[each.consumer]):
+    for demand in family.demands:
         with graph.inserting_before(demand.consumer):
             if demand.operand not in made:
                 made[demand.operand] = assembler.assemble(wanted[demand.operand], demand.operand)
-    returned = any(
+    returned = any(  # an output stays a tensor of its own, never an input
         demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
     )
     cost = cost_of(columns, assembler.nodes)

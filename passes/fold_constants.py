@@ -21,7 +21,9 @@ from passes.graph_tools import (
     constant_of,
     derived_name,
     finish,
+    is_call,
     parameter,
+    rewrite_each,
     same_form,
 )
 
@@ -39,18 +41,19 @@ class FoldConstants(GraphPass):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = _fold(graph_module)
-        changed |= _drop_zeros(graph_module)
-        changed |= _free_reshapes(graph_module)
+        changed |= rewrite_each(graph_module, _without_zero)
+        changed |= rewrite_each(graph_module, _with_free_batch)
         changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 
 def _fold(module: GraphModule) -> bool:
     constants: dict[Node, Tensor] = {}
+    roots: dict[Node, list[Node]] = {}  # the parameters and buffers that a constant is made of
     for node in module.graph.nodes:
         value = constant_of(module, node)
         if value is not None:
-            constants[node] = value
+            constants[node], roots[node] = value, [node]
         elif _foldable(node, constants):
             args, kwargs = pytree.tree_map(
                 lambda leaf: constants[leaf] if isinstance(leaf, Node) else leaf, (args_of(node), node.kwargs)
@@ -59,14 +62,14 @@ def _fold(module: GraphModule) -> bool:
                 result = node.target(*args, **kwargs)
             if isinstance(result, Tensor):
                 constants[node] = result
+                roots[node] = list(dict.fromkeys(root for each in node.all_input_nodes for root in roots[each]))
     changed = False
-    for node, result in list(constants.items()):
+    for node, result in constants.items():
         if node.op != "call_function" or all(user in constants for user in node.users):
-            continue
-        trained = any(each.requires_grad for each in _roots(module, node))
-        name = derived_name(next(iter(_names(node)), "constant"), "folded")
-        made = parameter(module, name, result.detach().clone(), rule=RULE, trainable=trained)
-        node.replace_all_uses_with(made)
+            continue  # what only other constants read goes with them
+        trained = any(constants[root].requires_grad for root in roots[node])
+        name = derived_name(str(roots[node][0].target), "folded")
+        node.replace_all_uses_with(parameter(module, name, result.detach().clone(), rule=RULE, trainable=trained))
         changed = True
     return changed
 
@@ -79,60 +82,23 @@ def _foldable(node: Node, constants: dict[Node, Tensor]) -> bool:
     return bool(operands) and not random and all(operand in constants for operand in operands)
 
 
-def _roots(module: GraphModule, node: Node) -> list[Tensor]:
-    pending, found, seen = [node], [], set[Node]()
-    while pending:
-        one = pending.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        tensor = constant_of(module, one)
-        if tensor is not None:
-            found.append(tensor)
-        pending += one.all_input_nodes
-    return found
+def _without_zero(module: GraphModule, node: Node) -> Node | None:
+    """The other term of a sum with zeros."""
+    if not is_call(node, aten.add.Tensor):
+        return None
+    for zero, term in (node.args, node.args[::-1]):
+        if isinstance(zero, Node) and zero.target in _ZEROS and isinstance(term, Node) and same_form(node, term):
+            return term
+    return None
 
 
-def _names(node: Node) -> list[str]:
-    pending, found = [node], []
-    while pending:
-        one = pending.pop(0)
-        if one.op == "get_attr":
-            found.append(str(one.target))
-            break
-        pending += one.all_input_nodes
-    return found
-
-
-def _drop_zeros(module: GraphModule) -> bool:
-    changed = False
-    for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs:
-            continue
-        left, right = args_of(node)[:2]
-        for zero, other in ((left, right), (right, left)):
-            if isinstance(zero, Node) and zero.target in _ZEROS and isinstance(other, Node) and same_form(node, other):
-                node.replace_all_uses_with(other)
-                module.graph.erase_node(node)
-                changed = True
-                break
-    return changed
-
-
-def _free_reshapes(module: GraphModule) -> bool:
-    changed = False
-    for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target is not aten.reshape.default:
-            continue
-        sizes = list(args_of(node)[1])
-        symbolic = [position for position, size in enumerate(sizes) if isinstance(size, Node)]
-        if len(symbolic) == 1 and all(
-            isinstance(size, int) and size > 0 for size in sizes if not isinstance(size, Node)
-        ):
-            sizes[symbolic[0]] = -1
-            with module.graph.inserting_before(node):
-                made = call(module.graph, aten.reshape.default, args_of(node)[0], sizes, rule=RULE, like=node)
-            node.replace_all_uses_with(made)
-            module.graph.erase_node(node)
-            changed = True
-    return changed
+def _with_free_batch(module: GraphModule, node: Node) -> Node | None:
+    """A reshape whose one symbolic size is what the other sizes leave."""
+    if not is_call(node, aten.reshape.default):
+        return None
+    source, sizes = args_of(node)
+    known = [size for size in sizes if not isinstance(size, Node)]
+    if len(sizes) - len(known) != 1 or not all(isinstance(size, int) and size > 0 for size in known):
+        return None
+    free = [-1 if isinstance(size, Node) else size for size in sizes]
+    return call(module.graph, aten.reshape.default, source, free, rule=RULE, like=node)

@@ -8,10 +8,11 @@ there must say which rule made it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from passes.errors import GraphInvariantError
 from passes.graph_checks import same_value
@@ -23,11 +24,9 @@ _OPERAND = object()
 
 @dataclass(frozen=True)
 class NodePicture:
-    """A node as it was.
+    """A node as it was; two are equal where both do the same to the same nodes.
 
     Attributes:
-        op: what it does in torch's words.
-        target: its operator, or the name of its tensor.
         arguments: the arguments with every node left out.
         operands: names of those nodes, in order.
         value: its ``meta["val"]``.
@@ -37,12 +36,7 @@ class NodePicture:
     target: Any
     arguments: Any
     operands: tuple[str, ...]
-    value: Any
-
-    def same_call(self, other: NodePicture) -> bool:
-        """Whether both do the same to the same nodes."""
-        mine = (self.op, self.target, self.arguments, self.operands)
-        return mine == (other.op, other.target, other.arguments, other.operands)
+    value: Any = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -53,41 +47,22 @@ class GraphPicture:
     state: tuple[str, ...]
 
     def same(self, other: GraphPicture) -> bool:
-        """Whether graph and state are the same, names included."""
-        return (
-            self.state == other.state
-            and list(self.nodes) == list(other.nodes)
-            and all(picture.same_call(other.nodes[name]) for name, picture in self.nodes.items())
-        )
+        """Whether graph and state are the same, names and order included."""
+        return self.state == other.state and list(self.nodes.items()) == list(other.nodes.items())
 
 
 def picture_of(module: GraphModule) -> GraphPicture:
     """Takes a picture."""
-    state = (
-        *(name for name, _ in module.named_parameters(remove_duplicate=False)),
-        *(name for name, _ in module.named_buffers(remove_duplicate=False)),
-        *(name for name, _ in module.named_modules(remove_duplicate=False)),
-    )
+    kinds = (module.named_parameters, module.named_buffers, module.named_modules)
+    state = tuple(name for named in kinds for name, _ in named(remove_duplicate=False))
     return GraphPicture({node.name: _node_picture(node) for node in module.graph.nodes}, state)
 
 
 def _node_picture(node: Node) -> NodePicture:
-    operands: list[str] = []
-    arguments = _without_nodes((node.args, node.kwargs), operands)
-    return NodePicture(node.op, node.target, arguments, tuple(operands), value_of(node))
-
-
-def _without_nodes(argument: Any, operands: list[str]) -> Any:
-    if isinstance(argument, Node):
-        operands.append(argument.name)
-        return _OPERAND
-    if isinstance(argument, (list, tuple)):
-        return tuple(_without_nodes(item, operands) for item in argument)
-    if isinstance(argument, dict):
-        return tuple((key, _without_nodes(item, operands)) for key, item in argument.items())
-    if isinstance(argument, slice):
-        return ("slice", *(_without_nodes(item, operands) for item in (argument.start, argument.stop, argument.step)))
-    return argument
+    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+    arguments = (structure, *(_OPERAND if isinstance(leaf, Node) else leaf for leaf in leaves))
+    operands = tuple(leaf.name for leaf in leaves if isinstance(leaf, Node))
+    return NodePicture(node.op, node.target, arguments, operands, value_of(node))
 
 
 def check_change(
@@ -101,9 +76,6 @@ def check_change(
     """Checks what a pass did.
 
     Args:
-        before: the graph as the pass was given it.
-        after: the result.
-        module: the result itself.
         retargets: operators that the pass may replace in place, and by what.
         keeps_inputs: whether the inputs must be the same.
 

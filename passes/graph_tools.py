@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -95,12 +96,17 @@ def rank_of(node: Any) -> int | None:
     return None if shape is None else len(shape)
 
 
+def equal_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether sizes are equal for every batch size, without adding a guard."""
+    return len(one) == len(other) and all(map(statically_known_true, map(operator.eq, one, other)))
+
+
 def same_form(one: Node, other: Node) -> bool:
     """Whether two nodes are tensors that are known to have the same shape and number format."""
     left, right = shape_of(one), shape_of(other)
-    if left is None or right is None or len(left) != len(right) or value_of(one).dtype != value_of(other).dtype:
+    if left is None or right is None or value_of(one).dtype != value_of(other).dtype:
         return False
-    return all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
+    return equal_sizes(left, right)
 
 
 def is_random(node: Node) -> bool:
@@ -159,7 +165,7 @@ class WeightedCall:
     start: Node | None = None
 
 
-_SOURCE_AND_WEIGHT: dict[Any, tuple[int, int]] = {
+SOURCE_AND_WEIGHT: dict[Any, tuple[int, int]] = {
     aten.linear.default: (0, 1),
     aten.mm.default: (0, 1),
     aten.matmul.default: (0, 1),
@@ -182,7 +188,7 @@ def weighted_call(module: GraphModule, node: object, *targets: Any) -> WeightedC
     """
     if not is_call(node, *targets):
         return None
-    first, second = (node.args[place] for place in _SOURCE_AND_WEIGHT[node.target])
+    first, second = (node.args[place] for place in SOURCE_AND_WEIGHT[node.target])
     weight = constant_of(module, second)
     if weight is None or weight.dim() != 2 or not isinstance(first, Node) or constant_of(module, first) is not None:
         return None

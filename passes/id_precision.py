@@ -23,8 +23,6 @@ class CoarseIds:
     """A table whose ids were floating numbers.
 
     Attributes:
-        table: the table's name.
-        rows: its number of rows.
         dtype: the coarsest floating dtype that the ids had on their way.
         exact_integers: up to where this dtype holds every integer.
     """

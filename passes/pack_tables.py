@@ -11,7 +11,7 @@ outside its table is no longer outside the packed one; :mod:`passes.id_bounds` c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
-from passes.fill_table import fill_table
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     aten,
@@ -31,8 +30,8 @@ from passes.graph_tools import (
     clone_graph_module,
     fake_mode,
     finish,
-    get_attribute,
     parameter,
+    replace_node,
     reserve_names,
     shape_of,
     value_of,
@@ -40,7 +39,7 @@ from passes.graph_tools import (
 from passes.id_bounds import IdBound, OutOfRange, guarded, input_bounds
 from passes.provenance import Columns, FeatureColumns, IdColumn
 from passes.serving_cost import ServingCost, serving_cost
-from passes.table_layout import RowGroup, offsets_of, packed_tables, row_groups, rows_of, widest
+from passes.table_layout import RowGroup, TableLayout, packed_tables, row_groups
 from passes.widen_linears import WidenLinears
 
 RULE = "pack tables"
@@ -51,9 +50,6 @@ class PackedTable:
     """What was packed into one table.
 
     Attributes:
-        name: the packed table's name.
-        rows: its rows.
-        width: its width.
         tables: names of the tables in it.
         lookups: number of lookups that one gather replaces.
         padding: scalars that no id reads.
@@ -87,30 +83,23 @@ class PackTables(GraphPass):
         self.packed: tuple[PackedTable, ...] = ()
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        module, kept, refused = graph_module, [], set[frozenset[str]]()
-        cost = _cost(module)
+        module, cost, refused = graph_module, _cost(graph_module), set[frozenset[str]]()
         names = {node.name for node in module.graph.nodes}
-        while True:
-            plans = [plan for plan in _plans(module) if frozenset(_names(plan)) not in refused]
-            plan = next((each for each in plans if not any(name.startswith("packed_") for name in _names(each))), None)
-            if plan is None:
-                break
+        known = len(self.packed)
+        while (tables := _next_tables(module, refused)) is not None:
             candidate = clone_graph_module(module)
             reserve_names(candidate, names)
-            made = _Packing(candidate, _names(plan), self.out_of_range).run()
-            if made is None:
-                refused.add(frozenset(_names(plan)))
-                continue
+            packing = _Packing(candidate, tables, self.out_of_range)
+            packing.run()
             after = _cost(candidate)
             if not after.beats(cost):
-                refused.add(frozenset(_names(plan)))
+                refused.add(tables)
                 continue
-            _fill(candidate, made, self.free_sources)
+            packing.fill(self.free_sources)
             finish(candidate)
             module, cost = candidate, after
-            kept.append(made.report)
-        self.packed += tuple(kept)  # the pass may run several times
-        return PassResult(module, bool(kept))
+            self.packed += (packing.report(),)  # beside those of earlier runs
+        return PassResult(module, len(self.packed) > known)
 
 
 def _cost(module: GraphModule) -> ServingCost:
@@ -121,45 +110,35 @@ def _cost(module: GraphModule) -> ServingCost:
     return serving_cost(clone)
 
 
-def _names(groups: Sequence[RowGroup]) -> list[str]:
-    return [name for group in groups for name in group.tables]
-
-
-def _plans(module: GraphModule) -> list[list[RowGroup]]:
-    return list(packed_tables(row_groups(FeatureColumns(module).lookups())))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """An emitted gather whose table has no rows yet."""
-
-    parameter: str
-    groups: tuple[RowGroup, ...]
-    report: PackedTable
-    starts: Mapping[int, int]
+def _next_tables(module: GraphModule, refused: Collection[frozenset[str]]) -> frozenset[str] | None:
+    """The next tables that may become one; none of those that are packed, or that it did not pay for."""
+    for groups in packed_tables(row_groups(FeatureColumns(module).lookups())):
+        names = frozenset(name for group in groups for name in group.tables)
+        if names not in refused and not any(name.startswith("packed_") for name in names):
+            return names
+    return None
 
 
 class _Packing:
     """One packing of some tables in one graph."""
 
-    def __init__(self, module: GraphModule, names: Sequence[str], out_of_range: OutOfRange) -> None:
+    def __init__(self, module: GraphModule, names: Collection[str], out_of_range: OutOfRange) -> None:
         self.module = module
-        self.out_of_range = out_of_range
         self.columns = FeatureColumns(module)
-        lookups = [each for each in self.columns.lookups() if each.name in set(names)]
-        self.groups = _in_consumer_order(row_groups(lookups), self.columns)
-        self.lookups = lookups
+        self.lookups = [each for each in self.columns.lookups() if each.name in names]
+        groups = _in_consumer_order(row_groups(self.lookups), self.columns)
+        self.groups, self.layout = groups, TableLayout(tuple(groups), out_of_range)
+        self._name = ""
 
-    def run(self) -> _Made | None:
+    def run(self) -> None:
         """Emits ids, gather and slices. The packed table is a stand-in without memory of its own."""
-        if not self.lookups:
-            return None
         graph, first = self.module.graph, self.lookups[0].node
-        width, rows = widest(self.groups), rows_of(self.groups, self.out_of_range)
         like = self.lookups[0].table
         trainable = any(lookup.table.requires_grad for lookup in self.lookups)
-        stand_in = torch.zeros((1, 1), dtype=like.dtype, device=like.device).expand(rows, width)
+        stand_in = torch.zeros((1, 1), dtype=like.dtype, device=like.device)
+        stand_in = stand_in.expand(self.layout.starts[-1], self.layout.width)
         table = parameter(self.module, "packed_table.weight", stand_in, rule=RULE, trainable=trainable)
+        self._name = str(table.target)
         fields = [(position, column) for position, group in enumerate(self.groups) for column in group.ids]
         order = self._by_dtype(fields)
         with graph.inserting_before(self._first_possible(first)):
@@ -167,15 +146,29 @@ class _Packing:
             gathered = call(graph, aten.embedding.default, table, ids, rule=RULE, like=first)
         places = {each: place for place, each in enumerate(order)}
         self._replace(gathered, places)
-        report = PackedTable(
-            str(table.target), rows, width, tuple(_names(self.groups)), len(self.lookups),
-            rows * width - sum(group.rows * group.width for group in self.groups), self._bounds(),
-        )  # fmt: skip
-        return _Made(str(table.target), tuple(self.groups), report, offsets_of(self.groups, self.out_of_range))
 
-    def _bounds(self) -> tuple[IdBound, ...]:
+    @torch.no_grad()
+    def fill(self, free_sources: bool) -> None:
+        """Puts the packed table in the place of its stand-in."""
+        owner_name, _, leaf = self._name.rpartition(".")
+        owner = self.module.get_submodule(owner_name)
+        stand_in = owner._parameters[leaf]
+        if stand_in is None:
+            raise AssertionError("a parameter that was registered")
+        packed = torch.empty(stand_in.shape, dtype=stand_in.dtype, device=stand_in.device)
+        self.layout.fill(packed, free_sources=free_sources)
+        made = owner._parameters[leaf] = nn.Parameter(packed, requires_grad=stand_in.requires_grad)
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" and node.target == self._name:
+                node.meta["val"] = fake_mode(self.module.graph).from_tensor(made, static_shapes=True)
+
+    def report(self) -> PackedTable:
+        """What was packed, the ids that may be read in it included."""
+        rows, width = self.layout.starts[-1], self.layout.width
+        padding = rows * width - sum(group.rows * group.width for group in self.groups)
         widest = [(list(group.tables)[-1], group.rows, group.ids) for group in self.groups]
-        return tuple(dict.fromkeys(bound for each in widest for bound in input_bounds(self.columns, *each)))
+        bounds = dict.fromkeys(bound for each in widest for bound in input_bounds(self.columns, *each))
+        return PackedTable(self._name, rows, width, self.layout.tables, len(self.lookups), padding, tuple(bounds))
 
     def _first_possible(self, first: Node) -> Node:
         """Where all ids are known and no lookup has been used yet: the last source of an id must come first."""
@@ -210,9 +203,9 @@ class _Packing:
                 node = call(graph, aten._to_copy.default, node, rule=RULE, like=like, dtype=torch.int64)
             nodes.append(node)
         ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
-        starts = offsets_of(self.groups, self.out_of_range)
+        starts = self.layout.starts
         valid = [(-column.offset, self.groups[position].rows - column.offset) for position, column in order]
-        ids = guarded(self.module, ids, valid, self.out_of_range, like)
+        ids = guarded(self.module, ids, valid, self.layout.out_of_range, like)
         offsets = torch.tensor([starts[position] + column.offset for position, column in order])
         if not bool(offsets.any()):
             return ids
@@ -235,8 +228,7 @@ class _Packing:
                 trailing = tuple(shape_of(lookup.node) or ())[1:]
                 with self.module.graph.inserting_before(lookup.node):
                     made = assembler.assemble(wanted.reshape(trailing), lookup.node)
-                lookup.node.replace_all_uses_with(made)
-                self.module.graph.erase_node(lookup.node)
+                replace_node(lookup.node, made)
 
 
 def _move_users_after(lookup: Node, last: Node) -> None:
@@ -277,18 +269,3 @@ def _in_consumer_order(groups: list[RowGroup], columns: FeatureColumns) -> list[
         if len(set(known)) > len(set(best)):
             best, weight = list(dict.fromkeys(known)), int(wanted.size)
     return [groups[position] for position in (*best, *(each for each in range(len(groups)) if each not in best))]
-
-
-@torch.no_grad()
-def _fill(module: GraphModule, made: _Made, free_sources: bool) -> None:
-    """Puts the packed table in the place of its stand-in."""
-    stand_in = get_attribute(module, made.parameter)
-    packed = torch.empty(stand_in.shape, dtype=stand_in.dtype, device=stand_in.device)
-    fill_table(packed, made.groups, made.starts, free_sources=free_sources)
-    owner_name, _, leaf = made.parameter.rpartition(".")
-    owner = module.get_submodule(owner_name)
-    parameter_made = nn.Parameter(packed, requires_grad=stand_in.requires_grad)
-    owner._parameters[leaf] = parameter_made
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and node.target == made.parameter:
-            node.meta["val"] = fake_mode(module.graph).from_tensor(parameter_made, static_shapes=True)

@@ -14,7 +14,6 @@ from passes.graph_tools import clone_graph_module
 from passes.id_bounds import OutOfRange
 from passes.logit_rows import LogitRows
 from passes.merge_linears import MergeLinears, StartProducts
-from passes.merge_reductions import MergeReductions
 from passes.pack_tables import PackedTable, PackTables
 from passes.pointwise_convolutions import PointwiseConvolutions
 from passes.row_terms import RowTerms
@@ -30,7 +29,7 @@ def pack_graph(
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     passes = (
         PointwiseConvolutions(), UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(),
-        BlockLinears(), RowTerms(), tables, CollapseMoves(), WidenLinears(), MergeReductions(), SumsAsProducts(),
-        StartProducts(), LogitRows(),
+        BlockLinears(), RowTerms(), tables, CollapseMoves(), WidenLinears(), SumsAsProducts(), StartProducts(),
+        LogitRows(),
     )  # fmt: skip
     return run_to_fixpoint(clone_graph_module(module), passes), tables.packed

@@ -9,20 +9,22 @@ what was factored in between too.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
+    WeightedCall,
     args_of,
     aten,
     call,
     derived_name,
     finish,
-    get_attribute,
     parameter,
     rank_of,
-    replace_node,
+    rewrite_each,
     weighted_call,
 )
 
@@ -33,19 +35,27 @@ class PointwiseConvolutions(GraphPass):
     """Applies Linears between two transposes as convolutions."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        changed = False
-        made: dict[Node, Node] = {}
-        for node in list(graph_module.graph.nodes):
-            if not _swaps(node):
-                continue
-            linears = _linears_before(graph_module, node)
-            if not linears:
-                continue
-            with graph_module.graph.inserting_before(node):
-                _rewrite(graph_module, node, linears, made)
-            changed = True
+        kernels: dict[str, Node] = {}
+        changed = rewrite_each(graph_module, lambda module, node: _convolutions(module, node, kernels))
         changed |= finish(graph_module)
         return PassResult(graph_module, changed)
+
+
+def _convolutions(module: GraphModule, node: Node, kernels: dict[str, Node]) -> Node | None:
+    """What stands for Linears between two swaps; kernels are those made so far, by the name of their weight."""
+    linears = _linears_before(module, node) if _swaps(node) else []
+    if not linears:
+        return None
+    value = args_of(linears[0].source)[0]
+    for linear in linears:
+        if linear.name not in kernels:
+            kernels[linear.name] = parameter(
+                module, derived_name(linear.name, "kernel"), linear.weight.detach().unsqueeze(-1), rule=RULE,
+                trainable=linear.weight.requires_grad,
+            )  # fmt: skip
+        bias = args_of(linear.node)[2:]
+        value = call(module.graph, aten.conv1d.default, value, kernels[linear.name], *bias, rule=RULE, like=linear.node)
+    return cast(Node, value)
 
 
 def _swaps(node: Node) -> bool:
@@ -58,24 +68,11 @@ def _swaps(node: Node) -> bool:
     return node.target is aten.permute.default and [axis % 3 for axis in axes[0]] == [0, 2, 1]
 
 
-def _linears_before(module: GraphModule, node: Node) -> list[Node]:
+def _linears_before(module: GraphModule, node: Node) -> list[WeightedCall]:
     """The Linears between this swap and one before them, in order; none where anything else reads what they give."""
-    linears: list[Node] = []
+    linears: list[WeightedCall] = []
     source = args_of(node)[0]
-    while weighted_call(module, source, aten.linear.default) is not None and len(source.users) == 1:
-        linears.insert(0, source)
-        source = source.args[0]
+    while (linear := weighted_call(module, source, aten.linear.default)) is not None and len(source.users) == 1:
+        linears.insert(0, linear)
+        source = linear.source
     return linears if _swaps(source) else []
-
-
-def _rewrite(module: GraphModule, node: Node, linears: list[Node], made: dict[Node, Node]) -> None:
-    value = args_of(args_of(linears[0])[0])[0]
-    for linear in linears:
-        _, weight, *bias = args_of(linear)
-        if weight not in made:
-            held = get_attribute(module, weight.target)
-            name = derived_name(weight.target, "kernel")
-            kernel = held.detach().unsqueeze(-1)
-            made[weight] = parameter(module, name, kernel, rule=RULE, trainable=held.requires_grad)
-        value = call(module.graph, aten.conv1d.default, value, made[weight], *bias, rule=RULE, like=linear)
-    replace_node(node, value)

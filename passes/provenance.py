@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -192,6 +192,16 @@ class FeatureColumns:
             return torch.tensor(operand)
         tensor = constant_of(self.module, operand)
         return tensor.detach().cpu() if _holds_integers(tensor) else None
+
+    def moves_behind(self, node: Node, known: Collection[Node] = ()) -> set[Node]:
+        """The moves that a tensor is made by, itself among them; nothing behind those that are known."""
+        found, pending = set[Node](), [node]
+        while pending:
+            one = pending.pop()
+            if one not in found and self.is_move(one):
+                found.add(one)
+                pending += [] if one in known else one.all_input_nodes
+        return found
 
     def _lookup(self, node: Any) -> Any:
         if not isinstance(node, Node):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph_tools import aten, call, constant_of, shape_of, value_of
+from passes.graph_tools import aten, call, constant_of, rewrite_each, shape_of, value_of
 
 RULE = "row lookup"
 _REPEATS = frozenset({aten.expand.default, aten.repeat.default})
@@ -28,17 +28,7 @@ _ROWS = (0, -2)
 
 def unify_row_lookups(module: GraphModule) -> bool:
     """Rewrites every row lookup of a table; tells whether there was any."""
-    changed = False
-    for node in list(module.graph.nodes):
-        if node.op != "call_function":
-            continue
-        with module.graph.inserting_before(node):
-            found = _as_lookup(module, node)
-        if found is not None:
-            node.replace_all_uses_with(found)
-            module.graph.erase_node(node)
-            changed = True
-    return changed
+    return rewrite_each(module, _as_lookup)
 
 
 def _as_lookup(module: GraphModule, node: Node) -> Node | None:

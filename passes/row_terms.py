@@ -68,14 +68,7 @@ class RowTerms(GraphPass):
 
 @dataclass
 class RowTerm:
-    """What one id adds.
-
-    Attributes:
-        index: the ids.
-        name: the name of the first summed table.
-        summed: (weight, table) whose rows are summed.
-        squared: (weight, table) whose rows' squares are summed.
-    """
+    """What one id adds: weighted sums of rows of tables, and of such rows squared; named after the first table."""
 
     index: Node
     name: str
@@ -91,12 +84,10 @@ class RowTerm:
         for start in range(0, rows, ROWS_PER_BLOCK):
             count = min(ROWS_PER_BLOCK, rows - start)
             block = torch.full((count, 1), constant, dtype=torch.float64, device=first.device)
-            for weight, table in self.summed:
-                part = table[start : start + ROWS_PER_BLOCK].double().sum(1, keepdim=True)
-                block[: part.shape[0]] += weight * part
-            for weight, table in self.squared:
-                part = table[start : start + ROWS_PER_BLOCK].double().square().sum(1, keepdim=True)
-                block[: part.shape[0]] += weight * part
+            for terms, power in ((self.summed, 1), (self.squared, 2)):
+                for weight, table in terms:
+                    part = table[start : start + ROWS_PER_BLOCK].double().pow(power).sum(1, keepdim=True)
+                    block[: part.shape[0]] += weight * part
             result[start : start + ROWS_PER_BLOCK] = block
         return result
 
@@ -153,12 +144,7 @@ def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns
 
 
 class _Chain:
-    """The sum, emitted term by term: every product starts from the terms before it.
-
-    Attributes:
-        made: the nodes emitted.
-        total: the sum so far.
-    """
+    """The sum, emitted term by term: every product starts from the terms before it."""
 
     def __init__(self, module: GraphModule, columns: FeatureColumns, root: Node) -> None:
         self.module, self.root = module, root

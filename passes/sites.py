@@ -26,9 +26,7 @@ class Site:
     """A table or a Linear whose output features y in R^n may be factored.
 
     Attributes:
-        name: the weight's qualified name without ``.weight``.
-        parameter: the weight's qualified name.
-        kind: embedding table or Linear.
+        name: the weight's qualified name, which is ``parameter``, without ``.weight``.
         width: number n of features.
         rows: rows V of the table, or the number of inputs of the Linear.
         centred: whether a code may carry an offset (not where a padding row or an empty bag has to stay zero, nor

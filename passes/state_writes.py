@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import aten, finish
+from passes.graph_tools import aten, finish, replace_node
 
 
 class EraseStateWrites(GraphPass):
@@ -42,7 +42,6 @@ def erase_state_writes(module: GraphModule) -> list[str]:
             continue
         target, value = node.args[0], node.args[1]
         if isinstance(target, Node) and isinstance(value, Node) and target.op in ("get_attr", "placeholder"):
-            node.replace_all_uses_with(value)
-            module.graph.erase_node(node)
+            replace_node(node, value)
             written.append(str(target.target))
     return written

@@ -109,7 +109,8 @@ class _Reader:
             if not whole or source.op != "call_function" or source.target is aten.embedding.default:
                 return None
             parts.append((source, weight))
-        lone = all(len(each.users) == 1 for each in (*_between(self.columns, node), *(part for part, _ in parts)))
+        behind = self.columns.moves_behind(node) - {node}
+        lone = all(len(each.users) == 1 for each in (*behind, *(part for part, _ in parts)))
         return parts if lone else None
 
     def _terms(self, node: Node, weight: float, signs: tuple[float, float]) -> list[tuple[Node, float]] | None:
@@ -173,17 +174,6 @@ class _Reader:
             self.result.columns.append((weight, columns.reshape(-1)))
         else:
             self.result.others.append((weight, node))
-
-
-def _between(columns: FeatureColumns, node: Node) -> list[Node]:
-    """The moves that a moved tensor is made by, itself left out."""
-    found: list[Node] = []
-    pending = [each for each in node.all_input_nodes if columns.is_move(each)]
-    while pending:
-        one = pending.pop()
-        found.append(one)
-        pending += [each for each in one.all_input_nodes if columns.is_move(each)]
-    return found
 
 
 def _squared(node: Node) -> Any:

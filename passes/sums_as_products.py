@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, buffer, call, finish, shape_of, value_of
+from passes.graph_tools import args_of, aten, buffer, call, finish, is_call, rewrite_each, shape_of, value_of
 from passes.provenance import FeatureColumns
 
 RULE = "sums as products"
@@ -25,24 +25,19 @@ RULE = "sums as products"
 class SumsAsProducts(GraphPass):
     """Replaces sums of a row's last axes by products with a constant column of ones."""
 
-    after = ("RowTerms", "MergeReductions", "CollapseMoves")
-    """Row terms and merged sums are told by their sums."""
+    after = ("RowTerms", "CollapseMoves")
+    """Row terms are told by their sums."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        columns, changed = FeatureColumns(graph_module), False
-        ones: dict[tuple[int, torch.dtype, torch.device], Node] = {}
-        for node in list(graph_module.graph.nodes):
-            counts = _kept_and_summed(columns, node)
-            if counts is not None:
-                _replace(graph_module, node, *counts, ones)
-                changed = True
+        columns, ones = FeatureColumns(graph_module), dict[tuple[int, torch.dtype, torch.device], Node]()
+        changed = rewrite_each(graph_module, lambda module, node: _product(module, columns, node, ones))
         changed |= finish(graph_module)
         return PassResult(graph_module, changed)
 
 
 def _kept_and_summed(columns: FeatureColumns, node: Node) -> tuple[int, int] | None:
     """How many sums a row has and of how many numbers each, where these lie side by side; None elsewhere."""
-    if node.op != "call_function" or node.target is not aten.sum.dim_IntList or node.kwargs:
+    if not is_call(node, aten.sum.dim_IntList):
         return None
     source, axes = args_of(node)[:2]
     trailing = columns.trailing(source) if isinstance(source, Node) else None
@@ -59,21 +54,22 @@ def _kept_and_summed(columns: FeatureColumns, node: Node) -> tuple[int, int] | N
     return math.prod(trailing) // count, count
 
 
-def _replace(
-    module: GraphModule, node: Node, kept: int, count: int, ones: dict[tuple[int, torch.dtype, torch.device], Node]
-) -> None:
-    graph, source, value = module.graph, args_of(node)[0], value_of(node)
+def _product(
+    module: GraphModule, columns: FeatureColumns, node: Node, ones: dict[tuple[int, torch.dtype, torch.device], Node]
+) -> Node | None:
+    """The product that a sum is; ones are the columns made so far."""
+    counts = _kept_and_summed(columns, node)
+    if counts is None:
+        return None
+    (kept, count), value = counts, value_of(node)
     key = (count, value.dtype, value.device)
     if key not in ones:
         column = torch.ones((count, 1), dtype=value.dtype, device=value.device)
         ones[key] = buffer(module, "ones", column, rule=RULE)
-    with graph.inserting_before(node):
-        rows = _shaped(source, [count] if kept == 1 else [kept, count], node)
-        target = aten.mm.default if kept == 1 else aten.matmul.default
-        made = call(graph, target, rows, ones[key], rule=RULE, like=node)
-        made = _shaped(made, list((shape_of(node) or ())[1:]), node)
-    node.replace_all_uses_with(made)
-    graph.erase_node(node)
+    rows = _shaped(args_of(node)[0], [count] if kept == 1 else [kept, count], node)
+    target = aten.mm.default if kept == 1 else aten.matmul.default
+    made = call(module.graph, target, rows, ones[key], rule=RULE, like=node)
+    return _shaped(made, list((shape_of(node) or ())[1:]), node)
 
 
 def _shaped(node: Node, trailing: list[int], like: Node) -> Node:

@@ -9,15 +9,17 @@ bytes per row, another gather costs a call; groups of neighbouring widths are jo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from passes.id_bounds import OutOfRange
 from passes.provenance import IdColumn, TracedLookup
 from passes.serving_cost import BYTES_PER_US, LAUNCH_US
 
+ROWS_PER_BLOCK = 65_536
 MOST_PADDING = 0.125
 """Padding may add this share of the tables' bytes,"""
 FREE_PADDING_BYTES = 65_536
@@ -28,13 +30,7 @@ TYPICAL_ROWS = 64
 
 @dataclass
 class RowGroup:
-    """Tables that the same ids read.
-
-    Attributes:
-        tables: (name, table), their features side by side.
-        ids: the ids that read them.
-        lookups: the lookups that do.
-    """
+    """Tables by name that the same ids read, their features side by side."""
 
     tables: dict[str, Tensor] = field(default_factory=dict)
     ids: tuple[IdColumn, ...] = ()
@@ -135,17 +131,53 @@ def _pays(classes: Sequence[Sequence[RowGroup]], position: int, size: int) -> bo
     return TYPICAL_ROWS * read / BYTES_PER_US <= 4 * LAUNCH_US
 
 
-def offsets_of(groups: Sequence[RowGroup], out_of_range: OutOfRange) -> Mapping[int, int]:
-    """First row of every group, by its position; padding rows lie before, between and behind the groups."""
-    between = int(out_of_range is OutOfRange.PADDING_ROW)
-    starts, start = {}, between
-    for position, group in enumerate(groups):
-        starts[position] = start
-        start += group.rows + between
-    return starts
+@dataclass(frozen=True)
+class TableLayout:
+    """Row groups below one another in one table, each padded to the width of the widest.
 
+    A tensor is freed as a whole. When the last row of a table is copied, both the table and its copy are there, so with
+    groups of ``g_1, ..., g_k`` bytes no order of copies needs less than ``sum g_i + max g_i``. :meth:`fill` reaches
+    this: the packed table's memory is only touched where it is written, and every table is let go once it is copied.
+    The largest go first: what an allocator keeps of small tables that were let go then comes after the peak.
+    """
 
-def rows_of(groups: Sequence[RowGroup], out_of_range: OutOfRange) -> int:
-    """Rows of the packed table."""
-    between = int(out_of_range is OutOfRange.PADDING_ROW)
-    return between + sum(group.rows + between for group in groups)
+    groups: tuple[RowGroup, ...]
+    out_of_range: OutOfRange = OutOfRange.UNCHECKED
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(name for group in self.groups for name in group.tables)
+
+    @property
+    def width(self) -> int:
+        """The width that all are padded to."""
+        return widest(self.groups)
+
+    @property
+    def starts(self) -> list[int]:
+        """First row of every group, and the number of rows; padding rows lie before, between and behind the groups."""
+        between = int(self.out_of_range is OutOfRange.PADDING_ROW)
+        return list(itertools.accumulate((group.rows + between for group in self.groups), initial=between))
+
+    @torch.no_grad()
+    def fill(self, packed: Tensor, *, free_sources: bool = False) -> None:
+        """Writes every entry of the packed table; what no table fills becomes zero.
+
+        Args:
+            packed: ``[rows, width]``, overwritten; fresh from ``torch.empty`` it has no memory before it is written.
+            free_sources: let every table become a view of the packed one as soon as it is copied.
+        """
+        placed = sorted(zip(self.starts, self.groups, strict=False), key=lambda each: each[1].rows * each[1].width)
+        if self.out_of_range is OutOfRange.PADDING_ROW:
+            packed[[start - 1 for start in self.starts]] = 0
+        for start, group in reversed(placed):
+            rows, column = packed[start : start + group.rows], 0
+            for table in group.tables.values():
+                region = rows[:, column : column + table.shape[1]]
+                for row in range(0, table.shape[0], ROWS_PER_BLOCK):
+                    region[row : row + ROWS_PER_BLOCK] = table[row : row + ROWS_PER_BLOCK]
+                if free_sources:
+                    table.data = region
+                column += table.shape[1]
+            rows[:, column:] = 0

@@ -20,7 +20,17 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import PROVENANCE, aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.graph_tools import (
+    PROVENANCE,
+    aten,
+    call,
+    constant_of,
+    derived_name,
+    finish,
+    parameter,
+    replace_node,
+    shape_of,
+)
 from passes.moves import argument
 
 RULE = "linear form"
@@ -176,8 +186,7 @@ def _rewrite(module: GraphModule, product: _Product, made: dict[Part, Node]) -> 
         bias = () if product.bias is None else (product.bias,)
         features = call(graph, aten.linear.default, rows, weight, *bias, rule=RULE, like=node)
         result = call(graph, back[0], features, *back[1:], rule=RULE, like=node)
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
+    replace_node(node, result)
 
 
 _SWAP = (aten.transpose.int, 1, 2)

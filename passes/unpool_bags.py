@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import aten, call, finish, shape_of, value_of
+from passes.graph_tools import args_of, aten, call, finish, rewrite_each, shape_of, value_of
 from passes.lookups import BAGS, Pooling, bag_arguments, bag_length, bag_padding, pooling_of
 
 RULE = "unpool bag"
@@ -27,19 +27,18 @@ class UnpoolBags(GraphPass):
     """Replaces every bag of a known length that is summed or averaged with a lookup and a sum."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        changed = False
-        for node in list(graph_module.graph.nodes):
-            pooled = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
-            length = bag_length(node) if node.target in BAGS else None
-            if length is None or pooling_of(node) is Pooling.MAX or pooled != list(node.users):
-                continue
-            with graph_module.graph.inserting_before(node):
-                result = _unpooled(node, length)
-            for each in pooled:
-                each.replace_all_uses_with(result)
-            changed = True
+        changed = rewrite_each(graph_module, _pooled)
         changed |= finish(graph_module)
         return PassResult(graph_module, changed)
+
+
+def _pooled(_: GraphModule, node: Node) -> Node | None:
+    """The first result of a bag, where nothing reads the others."""
+    bag = args_of(node)[0] if node.target is operator.getitem and args_of(node)[1] == 0 else None
+    if not isinstance(bag, Node) or bag.target not in BAGS or list(bag.users) != [node]:
+        return None
+    length = bag_length(bag)
+    return None if length is None or pooling_of(bag) is Pooling.MAX else _unpooled(bag, length)
 
 
 def _unpooled(node: Node, length: int) -> Node:

@@ -22,14 +22,24 @@ from torch.fx.passes.infra.pass_base import PassResult
 from passes.assemble import Assembler
 from passes.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, derived_name, finish, parameter, shape_of, weighted_call
+from passes.graph_tools import (
+    SOURCE_AND_WEIGHT,
+    args_of,
+    aten,
+    call,
+    derived_name,
+    finish,
+    parameter,
+    replace_node,
+    shape_of,
+    weighted_call,
+)
 from passes.provenance import Columns, FeatureColumns
 from passes.serving_cost import PRODUCTS_PER_US, products
 
 RULE = "widen linears"
 
-_PLACES = {aten.linear.default: (0, 1), aten.mm.default: (0, 1), aten.addmm.default: (1, 2)}
-"""Positions of the features and of the weight among an operator's arguments."""
+_PRODUCTS = (aten.linear.default, aten.mm.default, aten.addmm.default)
 
 
 class WidenLinears(GraphPass):
@@ -48,19 +58,12 @@ class WidenLinears(GraphPass):
 
 def _widen_one(module: GraphModule) -> bool:
     columns = FeatureColumns(module)
-    order = {node: position for position, node in enumerate(module.graph.nodes)}
-    return any(_widen(module, columns, family, order) for family in families_of(module, columns))
+    return any(_widen(module, columns, family) for family in families_of(module, columns))
 
 
 @dataclass(frozen=True)
 class _Wide:
-    """A product that can read more features than it did.
-
-    Attributes:
-        demand: what it reads.
-        weight: its weight [outputs, features].
-        cover: the columns that it is to read.
-    """
+    """A product with a weight [outputs, features] that can read more features than it did: those of a cover."""
 
     demand: Demand
     weight: Tensor
@@ -79,7 +82,7 @@ class _Wide:
         return self.weight.new_zeros(len(self.weight), len(self.cover)).index_add(1, where, self.weight.detach())
 
 
-def _widen(module: GraphModule, columns: FeatureColumns, family: Family, order: dict[Node, int]) -> bool:
+def _widen(module: GraphModule, columns: FeatureColumns, family: Family) -> bool:
     """Widens all products of a family that can be, and keeps that where it is cheaper."""
     assembler = Assembler(module, columns, RULE)
     wide = [found for demand in family.demands if (found := _wide(module, columns, demand)) is not None]
@@ -89,7 +92,7 @@ def _widen(module: GraphModule, columns: FeatureColumns, family: Family, order: 
         return False
     covers = {each.demand.operand: each.cover for each in wide}
     wanted = {each.operand: covers.get(each.operand, each.columns) for each in family.demands}
-    made = assemble_if_cheaper(assembler, family, order, wanted, sum(each.more_us() for each in wide))
+    made = assemble_if_cheaper(assembler, family, wanted, sum(each.more_us() for each in wide))
     if made is None:
         return False
     for demand in family.demands:
@@ -103,7 +106,7 @@ def _widen(module: GraphModule, columns: FeatureColumns, family: Family, order: 
 def _wide(module: GraphModule, columns: FeatureColumns, demand: Demand) -> _Wide | None:
     """The product that takes these features, if its weight is a constant and nothing else of it depends on them."""
     node = demand.consumer
-    product = weighted_call(module, node, *_PLACES) if demand.columns.ndim == 1 else None
+    product = weighted_call(module, node, *_PRODUCTS) if demand.columns.ndim == 1 else None
     if product is None or product.source is not demand.operand or args_of(node).count(demand.operand) != 1:
         return None
     return _Wide(demand, product.weight, _cover(columns, demand.columns))
@@ -138,7 +141,7 @@ def _cover(columns: FeatureColumns, wanted: Columns) -> Columns:
 def _replace(module: GraphModule, wide: _Wide, source: Node) -> None:
     """Puts the wider product in the place of the narrow one."""
     node = wide.demand.consumer
-    where, which = _PLACES[node.target]  # type: ignore[index]
+    where, which = SOURCE_AND_WEIGHT[node.target]
     operands = list(args_of(node))
     weight = wide.wider()
     if node.target is not aten.linear.default:
@@ -149,5 +152,4 @@ def _replace(module: GraphModule, wide: _Wide, source: Node) -> None:
         operands[where] = source
         operands[which] = parameter(module, name, weight, rule=RULE, trainable=trainable)
         made = call(module.graph, node.target, *operands, rule=RULE, like=node)  # type: ignore[arg-type]
-    node.replace_all_uses_with(made)
-    module.graph.erase_node(node)
+    replace_node(node, made)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from passes.canonicalize import Canonicalize
 from passes.collapse_moves import CollapseMoves
 from passes.fold_constants import FoldConstants
-from passes.merge_reductions import MergeReductions
 from tests.passes.serving import graph_of, operators, rewritten
 
 
@@ -65,25 +64,6 @@ def test_moves_collapse(function, inputs, left):
         graph_of(Function(function), *inputs(3)), CollapseMoves(), FoldConstants(), Canonicalize(), inputs=inputs
     )
     assert {name: count for name, count in operators(graph).items() if name != "sym_size"} == left
-
-
-def test_sums_over_fields_of_slices_become_one_sum():
-    def function(weight: Tensor, x: Tensor) -> Tensor:
-        return (x[:, :, :3].sum(1) ** 2).sum(1, keepdim=True) + x[:, :, 3].sum(1, keepdim=True)
-
-    graph = rewritten(graph_of(Function(function), *cube(3)), MergeReductions(), inputs=cube)
-    assert [tuple(node.meta["val"].shape)[1:] for node in graph.graph.nodes if "sum" in str(node.target)] == [
-        (4,),
-        (1,),
-    ]
-
-
-def test_a_sum_of_only_some_fields_is_left_alone():
-    def function(weight: Tensor, x: Tensor) -> Tensor:
-        return x[:, :5, :3].sum(1) + x[:, :, 1:].sum(1)
-
-    graph = graph_of(Function(function), *cube(3))
-    assert operators(rewritten(graph, MergeReductions(), inputs=cube)) == operators(graph)
 
 
 def test_constants_are_computed_once_and_zeros_go():

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passes.fill_table import fill_table
-from passes.table_layout import RowGroup
+from passes.id_bounds import OutOfRange
+from passes.table_layout import RowGroup, TableLayout
 
 SIZES = {"small": (3, 2), "large": (40, 2), "middle": (9, 1)}
-STARTS = {0: 1, 1: 5, 2: 46}
+STARTS = [1, 5, 46]
 WIDTH = 3
 
 
@@ -25,8 +25,9 @@ class Held:
         self.memory = {name: weakref.ref(array) for name, array in arrays.items()}
         self.tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def groups(self) -> list[RowGroup]:
-        return [RowGroup({name: table}) for name, table in self.tables.items()]
+    def layout(self) -> TableLayout:
+        groups = (RowGroup({name: table}) for name, table in self.tables.items())
+        return TableLayout(tuple(groups), OutOfRange.PADDING_ROW)
 
     def alive(self) -> tuple[str, ...]:
         return tuple(name for name, memory in self.memory.items() if memory() is not None)
@@ -49,7 +50,7 @@ def test_tables_are_let_go_one_by_one_the_largest_first() -> None:
     held = Held()
     packed = torch.empty(56, WIDTH, dtype=torch.float64)
     with WhileWritten(held) as written:
-        fill_table(packed, held.groups(), STARTS, free_sources=True)
+        held.layout().fill(packed, free_sources=True)
     assert written.seen == [("small", "large", "middle"), ("small", "middle"), ("small",)]
     assert held.alive() == ()
     assert all(table._base is None and table.data_ptr() >= packed.data_ptr() for table in held.tables.values())
@@ -58,9 +59,10 @@ def test_tables_are_let_go_one_by_one_the_largest_first() -> None:
 def test_rows_and_columns_that_no_table_fills_are_zero_and_the_sources_stay() -> None:
     held = Held()
     packed = torch.full((56, WIDTH), torch.nan, dtype=torch.float64)
-    fill_table(packed, held.groups(), STARTS)
+    held.layout().fill(packed)
+    assert held.layout().starts == [*STARTS, len(packed)]
     assert held.alive() == tuple(SIZES)
     wanted = torch.zeros_like(packed)
-    for (name, (rows, width)), start in zip(SIZES.items(), STARTS.values(), strict=True):
+    for (name, (rows, width)), start in zip(SIZES.items(), STARTS, strict=True):
         wanted[start : start + rows, :width] = held.tables[name]
     assert torch.equal(packed, wanted)
