@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
@@ -19,6 +21,17 @@ from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.moves import equal_sizes, on_features, static
 from passes.outcomes import Restored
+
+
+def along_features(builder: CodeBuilder, value: LowRankValue, constant: Any) -> Tensor | None:
+    """A number, or a constant of the graph that only varies along the features, as [features] in float64; or None."""
+    is_number = isinstance(constant, (int, float))
+    tensor = torch.tensor(float(constant), dtype=torch.float64) if is_number else builder.constant(constant)
+    beyond = 0 if tensor is None else max(tensor.dim() - len(value.trailing), 0)
+    if tensor is None or any(size != 1 for size in tensor.shape[:beyond]):
+        return None
+    tensor = tensor.reshape(tensor.shape[beyond:]).to("cpu", torch.float64)
+    return torch.broadcast_to(tensor, value.trailing).reshape(-1)
 
 
 def units_as_columns(

@@ -6,7 +6,8 @@ With ``y = A z + o`` along the feature axis e, two cases stay linear:
     an absorbed Linear, or a decoder per field where the decoders or the constants differ from field to field;
 *   the other operand, constant or not, does not have the axis e: replaces ``sum_k w_qk y_k`` with
     ``A (sum_k w_qk z_k) + o (sum_k w_qk)``. The code is contracted, with a column of ones for the offset beside it.
-    This is what attention does to its values.
+    This is what attention does to its values: ``softmax(q k^T) (A z + o)`` becomes ``A (softmax(q k^T) z)`` and ``o``
+    times the sum of the weights (0 for a query that may look at nothing).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 EVERY_FIELD = "every result mixes the codes of all fields, so none of them would have a shorter code"
 REPEATS = "it sums features along axes, or takes diagonals, while it multiplies them"
 MANY = "it multiplies more than two tensors at once"
+EVERY_POSITION = "its values have a different decoder at every position"
+DROPOUT = "it drops attention weights at random"
 ORDER = "it puts the features in front of other axes"
 
 
@@ -98,10 +101,10 @@ def product_plus(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     value = outcome.value if isinstance(outcome, Carried) else None
     if not isinstance(value, LowRankValue):
         return Restored(OTHER_DTYPE)
-    value = value if alpha == 1 else scaled(builder, value, alpha)
+    value = scaled(builder, value, alpha)
     addend = values.get(summand) if isinstance(summand, Node) else None
     if isinstance(addend, LowRankValue):
-        return sums.added(builder, node, value, addend if beta == 1 else scaled(builder, addend, beta))
+        return sums.added(builder, node, value, scaled(builder, addend, beta))
     return sums.shifted(builder, node, value, summand, beta)
 
 
@@ -295,6 +298,24 @@ def _one_row(builder: CodeBuilder, value: LowRankValue, other: Node, labels: Lab
     return Carried(replace(total, trailing=(1, *total.trailing)) if extra else total)
 
 
+def attend(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``scaled_dot_product_attention(q, k, v, mask, dropout, causal)`` whose value alone is low-rank."""
+    query, key, source = node.args[:3]
+    value = values.get(source) if isinstance(source, Node) else None
+    if query in values or key in values or not isinstance(value, LowRankValue):
+        return Restored(MULTIPLIES, Law.INTERACTION)
+    if len(node.args) > 4 and node.args[4] != 0:
+        return Restored(DROPOUT, Law.NONLINEAR)
+    pushed = builder.push(value)
+    if pushed is None:
+        return Restored(EVERY_POSITION)
+
+    def averaged(code: Node) -> Node:
+        return builder.emit(node.target, query, key, code, *node.args[3:], **node.kwargs)
+
+    return Carried(through_lead(builder, pushed, averaged))
+
+
 LAWS = {
     aten.einsum.default: einsum,
     aten.matmul.default: matrix_product,
@@ -303,4 +324,5 @@ LAWS = {
     aten.addmm.default: product_plus,
     aten.baddbmm.default: product_plus,
     aten.tensordot.default: tensordot,
+    aten.scaled_dot_product_attention.default: attend,
 }

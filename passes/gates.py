@@ -19,17 +19,32 @@ from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
 from passes.common_form import separated, spread_features, units_as_columns
-from passes.graph_tools import aten, value_of
+from passes.graph_tools import aten, shape_of, value_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, Positions, equal_sizes, static
 from passes.need_features import MULTIPLIES
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
-from passes.uniform import narrowed
 
 REPEATS = (
     "it repeats the features and scales every copy by constants of its own, which would lengthen the weights after it"
 )
 VARIES = "it scales the features of one code by different numbers"
+
+
+_REPEATS = frozenset(
+    {
+        aten.expand.default, aten.repeat.default, aten.tile.default, aten.repeat_interleave.self_int,
+        aten._to_copy.default, aten.clone.default, aten.where.ScalarOther, aten.where.ScalarSelf,
+    }
+)  # fmt: skip
+"""Operators, besides the pointwise ones, whose result is uniform along an axis where all operands are."""
+
+_CONSTANTS = frozenset(
+    {
+        aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.zeros.default,
+        aten.ones.default, aten.full.default,
+    }
+)  # fmt: skip
 
 
 def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -97,7 +112,7 @@ def _by_tensor(builder: CodeBuilder, ready: LowRankValue, gate: Node, *, masking
     if all(size == 1 for size in tail):
         return _by_one(builder, ready, gate, masking=masking)
     if constant is not None and constant.numel() == int(np.prod(tail)) and not masking:
-        return by_vector(builder, ready, gate, constant.reshape(tail))
+        return _by_vector(builder, ready, gate, constant.reshape(tail))
     return _by_field(builder, ready, gate, tail, masking=masking)
 
 
@@ -127,9 +142,10 @@ def in_dtype(builder: CodeBuilder, gate: Node, value: LowRankValue) -> Node:
 
 def scaled(builder: CodeBuilder, value: LowRankValue, number: float) -> LowRankValue:
     """``c (A z + o + g u)`` with the code times c and the offsets times c; the units stay."""
+    if number == 1:
+        return value
     code = builder.emit(aten.mul.Tensor, value.code, number)
-    blocks = [replace(block, decoder=block.decoder.offsets_scaled(number)) for block in value.blocks]
-    return replace(value, code=code, blocks=tuple(blocks))
+    return replace(value.with_decoders(lambda decoder, _: decoder.offsets_scaled(number)), code=code)
 
 
 def _by_one(builder: CodeBuilder, value: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
@@ -163,20 +179,11 @@ def per_lead(builder: CodeBuilder, value: LowRankValue, gate: Node) -> Node:
     return builder.view(gate, kept, 1)
 
 
-def by_vector(builder: CodeBuilder, value: LowRankValue, origin: Node, vector: Tensor) -> Outcome:
-    """A constant along the features, decoder rows times the vector.
-
-    Args:
-        origin: the node of the constant.
-        vector: its value, broadcastable to the value's feature axes.
-    """
+def _by_vector(builder: CodeBuilder, value: LowRankValue, origin: Node, vector: Tensor) -> Outcome:
+    """A constant of the graph along the features, broadcastable to their axes: decoder rows times the vector."""
     spread = torch.broadcast_to(vector, value.trailing).reshape(-1).to("cpu", torch.float64)
-    blocks, first = [], 0
-    for block in value.blocks:
-        piece = spread[first : first + block.width]
-        blocks.append(replace(block, decoder=block.decoder.scaled_by(piece, (origin, first, block.width))))
-        first += block.width
-    return Carried(value.with_blocks(blocks, value.trailing))
+    key = origin, value.trailing
+    return Carried(value.with_decoders(lambda decoder, own: decoder.scaled_by(spread[own], (*key, own.start))))
 
 
 def _by_field(
@@ -283,3 +290,39 @@ def columns_of(builder: CodeBuilder, flat: Node, index: list[int]) -> Node:
             column = builder.emit(aten.expand.default, column, sizes)
         parts.append(column)
     return builder.beside(parts)
+
+
+def narrowed(builder: CodeBuilder, tensor: Node, axes: int) -> Node:
+    """The tensor with size 1 along those of its last ``axes`` axes along which it is known to be uniform."""
+    shape = shape_of(tensor) or ()
+    for axis in range(1, min(axes, len(shape)) + 1):
+        if str(shape[-axis]) != "1" and is_uniform(tensor, axis):
+            tensor = builder.emit(aten.slice.Tensor, tensor, len(shape) - axis, 0, 1)
+    return tensor
+
+
+def is_uniform(node: Node, axis: int) -> bool:
+    """Whether a tensor is known to be the same all along an axis, counted from the end (1 is the last)."""
+    pending, seen = [node], set[Node]()
+    while pending:
+        each = pending.pop()
+        shape = shape_of(each)
+        if each in seen or (shape is not None and (axis > len(shape) or str(shape[-axis]) == "1")):
+            continue
+        seen.add(each)
+        if each.target in _CONSTANTS:
+            continue
+        if shape is None or not _keeps_axes(each):
+            return False
+        pending += [operand for operand in each.all_input_nodes if shape_of(operand) is not None]
+    return True
+
+
+def _keeps_axes(node: Node) -> bool:
+    """Whether every entry of a node's result depends on the entries of its operands at the same place."""
+    if node.target in _REPEATS:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    tags = node.target.tags
+    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags

@@ -27,13 +27,10 @@ from torch.utils import _pytree as pytree
 
 from passes import (
     absorb,
-    affine_steps,
-    attention,
     contractions,
     gates,
     masks,
     moves,
-    normalization,
     quadratic,
     sums,
 )
@@ -129,20 +126,7 @@ def _by_name(entries: dict[Any, Entry]) -> dict[str, Entry]:
 
 _REASONS = {Law.NONLINEAR: BENDS, Law.INTERACTION: MULTIPLIES}
 
-_LINEAR: dict[Any, Rule] = {
-    aten.linear.default: absorb.linear,
-    aten.add.Tensor: sums.add,
-    aten.sub.Tensor: sums.subtract,
-    aten.rsub.Scalar: sums.subtract_from,
-    aten.sum.dim_IntList: sums.reduce_sum,
-    aten.sum.default: sums.reduce_sum,
-    aten.mean.dim: sums.reduce_mean,
-    aten.mean.default: sums.reduce_mean,
-    **normalization.LAWS,
-    **contractions.LAWS,
-    **attention.LAWS,
-    **affine_steps.LAWS,
-}
+_LINEAR: dict[Any, Rule] = {aten.linear.default: absorb.linear, **sums.LAWS, **contractions.LAWS}
 
 _GATES: dict[Any, Rule] = {
     aten.mul.Tensor: gates.multiply,

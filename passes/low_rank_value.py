@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +95,14 @@ class LowRankValue:
     def shape(self) -> tuple[Any, ...]:
         """The logical shape."""
         return (*self.lead, *self.trailing)
+
+    def with_decoders(self, change: Callable[[Decoder, slice], Decoder]) -> LowRankValue:
+        """The same code decoded otherwise; ``change`` is told which features a decoder gives."""
+        blocks, first = list[Block](), 0
+        for block in self.blocks:
+            blocks.append(replace(block, decoder=change(block.decoder, slice(first, first + block.width))))
+            first += block.width
+        return self.with_blocks(blocks, self.trailing)
 
     def with_blocks(self, blocks: Sequence[Block], trailing: tuple[int, ...]) -> LowRankValue:
         """The same code read through other blocks."""

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
-from passes.common_form import spread, units_as_columns
+from passes.common_form import along_features, spread, units_as_columns
 from passes.gates import (
     VARIES,
     columns_of,
@@ -25,6 +24,7 @@ from passes.gates import (
     flat_gate,
     gated,
     in_dtype,
+    narrowed,
     per_feature,
     per_lead,
     with_lead,
@@ -35,7 +35,6 @@ from passes.moves import UNKNOWN_SIZES, known_numbers, static
 from passes.outcomes import Carried, Law, Outcome, Restored, Values
 from passes.provenance import MOVES
 from passes.sums import added
-from passes.uniform import narrowed
 
 DENSE = "it chooses between features that are written in a code and dense ones"
 INFINITE = "it writes an infinite number over features, which a sum of a code and constants cannot hold"
@@ -136,12 +135,13 @@ def _of_one_decoder(builder: CodeBuilder, mask: Node, one: LowRankValue, other: 
 
 def _filled(builder: CodeBuilder, value: LowRankValue, mask: Node, filling: Any) -> Outcome:
     """Adds a constant along the features where the mask is set: ``y + c u`` with the mask as units."""
-    vector = _constant_filling(builder, value, filling)
+    number = _number(filling)
+    vector = along_features(builder, value, filling if number is None else number)
     if vector is None:
         return Restored(DENSE)
     if not _is_finite(builder, filling):
         return Restored(INFINITE)
-    if _number(filling) == 0.0:
+    if number == 0.0:
         return Carried(value)
     mask = narrowed(builder, mask, len(value.trailing))
     shape = tuple(value_of(mask).shape)
@@ -164,17 +164,6 @@ def _filled(builder: CodeBuilder, value: LowRankValue, mask: Node, filling: Any)
         filled.append(replace(block, decoder=decoder, unit=numbers.index(int(which[first]))))
         first += block.width
     return Carried(replace(value, blocks=tuple(filled), units=with_lead(builder, value, flat)))
-
-
-def _constant_filling(builder: CodeBuilder, value: LowRankValue, filling: Any) -> Tensor | None:
-    """A number or a constant along the features as [features] in float64; None for anything else."""
-    number = _number(filling)
-    tensor = builder.constant(filling) if number is None else torch.tensor(number, dtype=torch.float64)
-    axes = len(value.trailing)
-    if tensor is None or any(size != 1 for size in tensor.shape[: max(tensor.dim() - axes, 0)]):
-        return None
-    tensor = tensor.reshape(tensor.shape[max(tensor.dim() - axes, 0) :]).to("cpu", torch.float64)
-    return torch.broadcast_to(tensor, value.trailing).reshape(-1)
 
 
 def _number(filling: Any) -> float | None:

@@ -1,8 +1,9 @@
-"""LINEAR: sums of features.
+"""LINEAR: sums of features, with each other and with constants.
 
 Replaces ``(A z + o) + (A z' + o')`` with ``A (z + z') + (o + o')``; where the decoders differ, the codes are kept side
 by side, ``A z + A' z' = [A, A'] [z; z']``. A sum over fields is the same with the fields of one value. A constant goes
-into the offset.
+into the offset; so does the shift ``b - s * mean`` of a batch norm in eval mode, whose scale ``s = w / sqrt(var + eps)``
+goes into the decoder's rows. A cumulative sum along a leading axis is that of the code and of the offset's 1.
 """
 
 from __future__ import annotations
@@ -14,53 +15,74 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from passes import absorb
 from passes.absorb import Affine
 from passes.code_builder import CodeBuilder, width_of
-from passes.common_form import spread, through_lead, units_as_columns
-from passes.gates import scaled
-from passes.graph_tools import aten, value_of
+from passes.common_form import along_features, spread, through_lead, units_as_columns
+from passes.decoder import Decoder
+from passes.gates import gated, in_dtype, scaled
+from passes.graph_tools import args_of, aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
-from passes.moves import argument, keeps_axes, keeps_shape, reduced_axes, single, static
-from passes.outcomes import Absorbed, Carried, Outcome, Restored, Values
+from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, argument, keeps_axes, keeps_shape, reduced_axes, single, static
+from passes.need_features import MULTIPLIES
+from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Rule, Values
 
 MIXED = "it adds dense features to features that are written in a code"
 SHAPES = "it repeats the features along other axes while it adds them"
 STRADDLE = "it adds features whose codes do not line up"
+DIVIDES = "it divides by features, which a code does not follow"
+ALONG_FEATURES = "it adds features of a code up one after the other"
+BATCH_AXIS = "its channels lie along an axis whose size is not known before the model runs"
+STATISTICS = "its scale or its running statistics are not constants"
+TRAINING = "it normalizes by statistics of the batch, which change with every batch"
 SUMMED = "a sum of the features of a code is a Linear of ones, taken into its weight"
 
 
 def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``add``: of two low-rank values, or of one and a constant."""
-    return _add(builder, node, values, float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
-
-
-def subtract(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``sub``: of two low-rank values, or of one and a constant."""
-    return _add(builder, node, values, -float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+    """``add``, ``sub``: of two low-rank values, or of one and a constant."""
+    factor = _factor(node, "alpha")
+    return _weighted(builder, node, values, 1.0, -factor if node.target is aten.sub.Tensor else factor)
 
 
 def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``rsub``: a number minus a low-rank value."""
-    value = single(node, values)
-    if value is None or float(argument(node, 2, 1)) != 1:
-        return Restored(MIXED)
-    return shifted(builder, node, scaled(builder, value, -1.0), node.args[1], 1.0)
+    return _weighted(builder, node, values, -float(argument(node, 2, 1)), 1.0)
 
 
-def _add(builder: CodeBuilder, node: Node, values: Values, factor: float) -> Outcome:
-    one, other = node.args[0], node.args[1]
-    left = values.get(one) if isinstance(one, Node) else None
-    right = values.get(other) if isinstance(other, Node) else None
-    if isinstance(left, LowRankValue) and isinstance(right, LowRankValue):
-        return total(builder, node, left, right if factor == 1 else scaled(builder, right, factor))
+def lerp(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``lerp`` with a number as weight."""
+    weight = node.args[2]
+    if not isinstance(weight, (int, float)):
+        return Restored(MULTIPLIES, Law.INTERACTION)
+    return _weighted(builder, node, values, 1.0 - weight, float(weight))
+
+
+def _factor(node: Node, name: str) -> float:
+    """A number that multiplies an operand, 1 where it is left out."""
+    return float(node.kwargs.get(name, 1))  # type: ignore[arg-type]
+
+
+def _weighted(builder: CodeBuilder, node: Node, values: Values, left_factor: float, right_factor: float) -> Outcome:
+    """The sum of a node's first two operands, each times a number."""
+    one, other = node.args[:2]
+    left, right = (values.get(each) if isinstance(each, Node) else None for each in (one, other))
     if isinstance(left, LowRankValue):
-        return shifted(builder, node, left, other, factor)
+        left = scaled(builder, left, left_factor)
+        if not isinstance(right, LowRankValue):
+            return shifted(builder, node, left, other, right_factor)
+        return total(builder, node, left, scaled(builder, right, right_factor))
     if isinstance(right, LowRankValue):
-        return shifted(builder, node, right if factor == 1 else scaled(builder, right, factor), one, 1.0)
+        return shifted(builder, node, scaled(builder, right, right_factor), one, left_factor)
     return Restored(MIXED)
+
+
+def negate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``neg``."""
+    value = single(node, values)
+    return Restored(OTHER_DTYPE) if value is None else Carried(scaled(builder, value, -1.0))
 
 
 def total(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
@@ -73,25 +95,14 @@ def total(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankVa
 
 
 def shifted(builder: CodeBuilder, node: Node, value: LowRankValue, constant: Any, factor: float) -> Outcome:
-    """Adds a constant along the features to the offsets."""
+    """Adds a constant along the features, times a number, to the offsets."""
     if not keeps_shape(node, value):
         return Restored(SHAPES)
-    if isinstance(constant, Node):
-        tensor = builder.constant(constant)
-        axes = len(value.trailing)
-        if tensor is None or any(size != 1 for size in tensor.shape[: max(tensor.dim() - axes, 0)]):
-            return Restored(MIXED)
-        tensor = tensor.reshape(tensor.shape[max(tensor.dim() - axes, 0) :])
-    else:
-        tensor = torch.tensor(float(constant), dtype=torch.float64)
-    spread = torch.broadcast_to(tensor.to("cpu", torch.float64), value.trailing).reshape(-1) * factor
-    blocks, first = [], 0
-    for block in value.blocks:
-        piece = spread[first : first + block.width]
-        key = (constant, factor, first, block.width)
-        blocks.append(replace(block, decoder=block.decoder.shifted(piece, key)))
-        first += block.width
-    return Carried(value.with_blocks(blocks, value.trailing))
+    vector = along_features(builder, value, constant)
+    if vector is None:
+        return Restored(MIXED)
+    key = constant, factor, value.trailing
+    return Carried(value.with_decoders(lambda decoder, own: decoder.shifted(vector[own] * factor, (*key, own.start))))
 
 
 def added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankValue) -> Outcome:
@@ -100,7 +111,7 @@ def added(builder: CodeBuilder, node: Node, left: LowRankValue, right: LowRankVa
         lead = min(len(left.lead), len(right.lead))
         pulled = [builder.pull(each, len(each.lead) - lead) for each in (left, right)]
         if pulled[0] is None or pulled[1] is None:
-            return Restored("a size on its way is not known before the model runs")
+            return Restored(UNKNOWN_SIZES)
         left, right = pulled[0], pulled[1]
     pairs = align(left.blocks, right.blocks)
     if pairs is None:
@@ -160,20 +171,81 @@ def _summed_units(
     return builder.beside(columns)
 
 
-def reduce_sum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``sum`` over leading axes, fields, or all features."""
-    return _reduced(builder, node, values, mean=False)
+def add_gated(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``addcmul``, ``addcdiv``: ``y + v a b`` where one factor is a gate, ``y + v a / b`` where the divisor is one."""
+    summand, one, other = node.args[:3]
+    quotient = node.target is aten.addcdiv.default
+    if not isinstance(one, Node) or not isinstance(other, Node) or (one in values) == (other in values):
+        return Restored(MULTIPLIES, Law.INTERACTION)
+    source, gate = (one, other) if one in values else (other, one)
+    value = values[source]
+    if not isinstance(value, LowRankValue) or (quotient and source is other):
+        return Restored(DIVIDES, Law.INTERACTION)
+    if quotient:
+        gate = in_dtype(builder, gate, value)
+        gate = builder.emit(aten.reciprocal.default, gate)
+    outcome = gated(builder, node, value, gate)
+    if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
+        return outcome
+    product = scaled(builder, outcome.value, _factor(node, "value"))
+    addend = values.get(summand) if isinstance(summand, Node) else None
+    if isinstance(addend, LowRankValue):
+        return total(builder, node, addend, product)
+    return shifted(builder, node, product, summand, 1.0)
 
 
-def reduce_mean(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``mean`` over leading axes, fields, or all features."""
-    return _reduced(builder, node, values, mean=True)
+def cumulate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``cumsum`` along a leading axis."""
+    value, axis = single(node, values), node.args[1]
+    if value is None or not isinstance(axis, int) or value_of(node).dtype != value_of(value.code).dtype:
+        return Restored(OTHER_DTYPE)
+    if axis % len(value.shape) >= len(value.lead):
+        pushed = builder.push(value)
+        if pushed is None or axis % len(value.shape) >= len(pushed.lead):
+            return Restored(ALONG_FEATURES)
+        value = pushed
+    place = axis % len(value.shape)
+    return Carried(through_lead(builder, value, lambda code: builder.emit(aten.cumsum.default, code, place)))
 
 
-def _reduced(builder: CodeBuilder, node: Node, values: Values, *, mean: bool) -> Outcome:
-    value = single(node, values)
+def batch_norm(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """Batch norm in eval mode, a constant scale and shift per channel: ``(diag(s) A) z + (s * o + t)``."""
+    several = node.target is aten._native_batch_norm_legit_no_training.default  # a tuple, its first element used
+    if not several and node.args[5]:
+        return Restored(TRAINING, Law.NONLINEAR)
+    value, origins = single(node, values), args_of(node)[1:5]
+    weight, bias, mean, variance = (_in_double(builder.constant(origin)) for origin in origins)
+    if value is None or mean is None or variance is None:
+        return Restored(STATISTICS)
+    if (weight is None and origins[0] is not None) or (bias is None and origins[1] is not None):
+        return Restored(STATISTICS)
+    value = builder.pull(value, max(len(value.lead) - 1, 0))
+    if value is None or not value.lead:
+        return Restored(BATCH_AXIS)
+    scale = (variance + float(args_of(node)[6 if several else 7])).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    trailing = value.trailing
+    channels = torch.arange(value.features) // math.prod(trailing[1:])
+
+    def normalized(decoder: Decoder, own: slice) -> Decoder:
+        key = ("normalized", origins, trailing, own.start)
+        return decoder.scaled_by(scale[channels[own]], key).shifted(shift[channels[own]], key)
+
+    for origin in origins:
+    result = value.with_decoders(normalized)
+    return Carried((result,) if several else result)
+
+
+def _in_double(constant: Tensor | None) -> Tensor | None:
+    return None if constant is None else constant.to("cpu", torch.float64)
+
+
+def reduce(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``sum``, ``mean`` over leading axes, fields, or all features."""
+    value, mean = single(node, values), node.target in (aten.mean.dim, aten.mean.default)
     if value is None or node.kwargs.get("dtype") is not None:
-        return Restored("it changes the number format")
+        return Restored(OTHER_DTYPE)
     axes, keep = reduced_axes(node, len(value.shape)), keeps_axes(node)
     leading = [axis for axis in axes if axis < len(value.lead)]
     fields = [axis - len(value.lead) for axis in axes if axis >= len(value.lead)]
@@ -260,7 +332,7 @@ def _over_features(
             return Restored(STRADDLE)
         total = [Block((*one.columns, *other.columns), one.decoder.beside(other.decoder)) for one, other in pairs]
     result = value.with_blocks(total, reduction.shape)
-    return scaled(builder, result, reduction.share) if reduction.mean else result
+    return scaled(builder, result, reduction.share)
 
 
 def _totals(builder: CodeBuilder, value: LowRankValue, reduction: _Reduction) -> Absorbed:
@@ -273,3 +345,18 @@ def _totals(builder: CodeBuilder, value: LowRankValue, reduction: _Reduction) ->
     affine = Affine(ones, None, None, None, ("totals", reduction), is_new=True)
     result = absorb.linear_on(builder, builder.node, flat, affine)
     return Absorbed(builder.view(result, value.lead, *reduction.shape), SUMMED)
+
+
+LAWS: dict[Any, Rule] = {
+    aten.add.Tensor: add,
+    aten.sub.Tensor: add,
+    aten.rsub.Scalar: subtract_from,
+    aten.neg.default: negate,
+    aten.lerp.Scalar: lerp,
+    aten.addcmul.default: add_gated,
+    aten.addcdiv.default: add_gated,
+    aten.cumsum.default: cumulate,
+    aten._native_batch_norm_legit_no_training.default: batch_norm,
+    aten.batch_norm.default: batch_norm,
+    **dict.fromkeys((aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default), reduce),
+}
