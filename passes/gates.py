@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from passes import quadratic
 from passes.code_builder import CodeBuilder, width_of
 from passes.common_form import separated, spread_features, units_as_columns
 from passes.graph_tools import aten, shape_of, value_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, Positions, equal_sizes, static
 from passes.need_features import MULTIPLIES
-from passes.outcomes import Carried, Law, Outcome, Restored, Values
+from passes.outcomes import Carried, Law, Outcome, Restored, Rule, Values
 
 REPEATS = (
     "it repeats the features and scales every copy by constants of its own, which would lengthen the weights after it"
@@ -48,10 +49,10 @@ _CONSTANTS = frozenset(
 
 
 def multiply(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``mul`` of a low-rank value by a gate, a constant or a number."""
+    """``mul`` of a low-rank value by a gate, a constant or a number; by another one, see the products below."""
     one, other = node.args[0], node.args[1]
     if isinstance(one, Node) and isinstance(other, Node) and one in values and other in values:
-        return Restored(MULTIPLIES, Law.INTERACTION)
+        return quadratic.multiply(builder, node, values)
     source, gate = (one, other) if isinstance(one, Node) and one in values else (other, one)
     value = values.get(source) if isinstance(source, Node) else None
     return gated(builder, node, value, gate)
@@ -326,3 +327,6 @@ def _keeps_axes(node: Node) -> bool:
         return False
     tags = node.target.tags
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+
+
+LAWS: dict[Any, Rule] = {aten.mul.Tensor: multiply, aten.div.Tensor: divide}

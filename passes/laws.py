@@ -17,23 +17,14 @@ and is reported as unknown: unknown is never assumed harmless.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
-from passes import (
-    absorb,
-    contractions,
-    gates,
-    masks,
-    moves,
-    quadratic,
-    sums,
-)
+from passes import absorb, contractions, gates, masks, moves, quadratic, sums
 from passes.graph_tools import aten
 from passes.need_features import BENDS, MULTIPLIES, NEED_FEATURES
 from passes.outcomes import Law, Rule, Values
@@ -60,8 +51,20 @@ UNKNOWN = Entry(Law.UNKNOWN, None, "no law is known for this operator, so nothin
 SUBGRAPH = Entry(Law.UNKNOWN, None, "it is a branch or a loop, and what runs inside takes the features themselves")
 OUTPUT = Entry(Law.OUTPUT, None, "the model returns these features")
 
-_NO_VALUES: Values = MappingProxyType({})
-_TABLE: dict[Any, Entry] = {}
+
+def _entries(law: Law, rules: Mapping[Any, Rule]) -> dict[Any, Entry]:
+    return {target: Entry(law, rule) for target, rule in rules.items()}
+
+
+_TABLE: dict[Any, Entry] = {
+    **_entries(Law.MOVE, moves.LAWS),
+    **_entries(Law.LINEAR, {aten.linear.default: absorb.linear, **sums.LAWS, **contractions.LAWS}),
+    **_entries(Law.GATE, {**gates.LAWS, **masks.LAWS}),
+    **_entries(Law.QUADRATIC, quadratic.LAWS),
+    **{target: Entry(law, None, reason) for (law, reason), targets in NEED_FEATURES.items() for target in targets},
+}
+_OF_PRODUCTS: dict[Any, Entry] = _entries(Law.QUADRATIC, quadratic.LAWS_OF_PRODUCTS)
+_REASONS = {Law.NONLINEAR: BENDS, Law.INTERACTION: MULTIPLIES}
 
 
 def register(target: Callable[..., Any], law: Law | str, rule: Rule | None = None, reason: str = "") -> None:
@@ -80,30 +83,19 @@ def register(target: Callable[..., Any], law: Law | str, rule: Rule | None = Non
     if rule is None and law in (Law.MOVE, Law.LINEAR):
         raise ValueError(f"law '{law}' of {target} needs a rule that builds its counterpart on codes")
     _TABLE[target] = Entry(law, rule, reason or _REASONS.get(law, UNKNOWN.reason))
-    for special in (_OF_TWO, _OF_PRODUCTS):
-        special.pop(target, None)
+    _OF_PRODUCTS.pop(target, None)
 
 
-def law_of(node: Node, values: Values = _NO_VALUES) -> Entry:
-    """The law of a node's operator for operands with the given values.
-
-    Most operators have one law. Some have another for two low-rank operands (a product is then no gate), and for
-    products of features that are not summed up yet.
-    """
+def law_of(node: Node, values: Values = MappingProxyType({})) -> Entry:
+    """The law of a node's operator for operands with the given values; some have another for products of features."""
     if node.op == "output":
         return OUTPUT
     if runs_subgraphs(node):
         return SUBGRAPH
     entry = _TABLE.get(node.target, UNKNOWN)
-    operands = [values[each] for each in _operands(node) if each in values]
-    if any(isinstance(value, Product) for value in operands):
+    if any(isinstance(values.get(operand), Product) for operand in node.all_input_nodes):
         return _OF_PRODUCTS.get(node.target, replace(entry, rule=None))
-    return _OF_TWO.get(node.target, entry) if len(operands) > 1 else entry
-
-
-def _operands(node: Node) -> list[Node]:
-    """The tensors that a node takes, one that it takes twice twice."""
-    return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
+    return entry
 
 
 def table() -> dict[str, Entry]:
@@ -115,64 +107,9 @@ def tables() -> dict[str, dict[str, Entry]]:
     """All laws by what the operands are, and by operator name, for documentation; first those of :func:`table`."""
     return {
         "one low-rank operand": table(),
-        "two low-rank operands": _by_name(_OF_TWO),
         "products of features that are not summed up yet": _by_name(_OF_PRODUCTS),
     }
 
 
 def _by_name(entries: dict[Any, Entry]) -> dict[str, Entry]:
     return {str(target): entry for target, entry in entries.items()}
-
-
-_REASONS = {Law.NONLINEAR: BENDS, Law.INTERACTION: MULTIPLIES}
-
-_LINEAR: dict[Any, Rule] = {aten.linear.default: absorb.linear, **sums.LAWS, **contractions.LAWS}
-
-_GATES: dict[Any, Rule] = {
-    aten.mul.Tensor: gates.multiply,
-    aten.div.Tensor: gates.divide,
-    aten.where.self: masks.where,
-    aten.where.ScalarOther: masks.where,
-    aten.where.ScalarSelf: masks.where,
-    aten.masked_fill.Scalar: masks.masked_fill,
-    aten.masked_fill.Tensor: masks.masked_fill,
-}
-
-_OF_TWO: dict[Any, Entry] = {aten.mul.Tensor: Entry(Law.QUADRATIC, quadratic.multiply)}
-"""Laws of operators whose operands are both low-rank."""
-
-_SQUARES: dict[Any, Rule] = {aten.pow.Tensor_Scalar: quadratic.power, aten.square.default: quadratic.power}
-
-_OF_PRODUCTS: dict[Any, Entry] = {
-    target: Entry(Law.QUADRATIC, rule)
-    for target, rule in {
-        aten.sum.dim_IntList: quadratic.reduce,
-        aten.sum.default: quadratic.reduce,
-        aten.mean.dim: quadratic.reduce,
-        aten.mean.default: quadratic.reduce,
-        aten.mul.Tensor: quadratic.scale,
-        aten.div.Tensor: quadratic.scale,
-        aten.neg.default: quadratic.scale,
-        aten.add.Tensor: quadratic.add,
-        aten.sub.Tensor: quadratic.add,
-        aten.view.default: quadratic.reshape,
-        aten.reshape.default: quadratic.reshape,
-        aten.squeeze.default: quadratic.reshape,
-        aten.squeeze.dim: quadratic.reshape,
-        aten.squeeze.dims: quadratic.reshape,
-        aten.unsqueeze.default: quadratic.reshape,
-    }.items()
-}
-"""Laws of operators for products of features that are not summed up yet."""
-
-for _target, _rule in moves.LAWS.items():
-    _TABLE[_target] = Entry(Law.MOVE, _rule)
-for _target, _rule in _LINEAR.items():
-    _TABLE[_target] = Entry(Law.LINEAR, _rule)
-for _target, _rule in _GATES.items():
-    _TABLE[_target] = Entry(Law.GATE, _rule)
-for _target, _rule in _SQUARES.items():
-    _TABLE[_target] = Entry(Law.QUADRATIC, _rule)
-for (_law, _reason), _targets in NEED_FEATURES.items():
-    for _target in _targets:
-        _TABLE[_target] = Entry(_law, None, _reason)

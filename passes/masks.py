@@ -32,7 +32,7 @@ from passes.gates import (
 from passes.graph_tools import aten, value_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.moves import UNKNOWN_SIZES, known_numbers, static
-from passes.outcomes import Carried, Law, Outcome, Restored, Values
+from passes.outcomes import Carried, Law, Outcome, Restored, Rule, Values
 from passes.provenance import MOVES
 from passes.sums import added
 
@@ -191,3 +191,9 @@ def _is_finite(builder: CodeBuilder, filling: Any) -> bool:
         return False
     with unset_fake_temporarily():
         return bool(torch.isfinite(tensor).all())
+
+
+LAWS: dict[Any, Rule] = {
+    **dict.fromkeys((aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf), where),
+    **dict.fromkeys((aten.masked_fill.Scalar, aten.masked_fill.Tensor), masked_fill),
+}

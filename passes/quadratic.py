@@ -20,7 +20,7 @@ from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue
 from passes.moves import argument, equal_sizes, keeps_axes, on_features, reduced_axes, static
 from passes.need_features import BENDS, MULTIPLIES
-from passes.outcomes import Deferred, Law, Outcome, Restored, Summed, Values
+from passes.outcomes import Deferred, Law, Outcome, Restored, Rule, Summed, Values
 from passes.products import Product, ProductTerm, inner_products, sums_of_codes, sums_of_features
 
 NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
@@ -168,3 +168,20 @@ def reshape(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     if not tail or math.prod(tail) != product.count:
         return NEEDS_PRODUCTS
     return settled(builder, node, replace(product, trailing=tail))
+
+
+LAWS: dict[Any, Rule] = {aten.pow.Tensor_Scalar: power, aten.square.default: power}
+
+LAWS_OF_PRODUCTS: dict[Any, Rule] = {
+    **dict.fromkeys((aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default), reduce),
+    **dict.fromkeys((aten.mul.Tensor, aten.div.Tensor, aten.neg.default), scale),
+    **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor), add),
+    **dict.fromkeys(
+        (
+            aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+            aten.unsqueeze.default,
+        ),
+        reshape,
+    ),
+}  # fmt: skip
+"""Rules for products of features that are not summed up yet."""

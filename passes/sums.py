@@ -2,7 +2,7 @@
 
 Replaces ``(A z + o) + (A z' + o')`` with ``A (z + z') + (o + o')``; where the decoders differ, the codes are kept side
 by side, ``A z + A' z' = [A, A'] [z; z']``. A sum over fields is the same with the fields of one value. A constant goes
-into the offset; so does the shift ``b - s * mean`` of a batch norm in eval mode, whose scale ``s = w / sqrt(var + eps)``
+into the offset; so does the shift ``b - s * mean`` of a batch norm in eval mode, whose scale ``w / sqrt(var + eps)``
 goes into the decoder's rows. A cumulative sum along a leading axis is that of the code and of the offset's 1.
 """
 
@@ -232,7 +232,6 @@ def batch_norm(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         key = ("normalized", origins, trailing, own.start)
         return decoder.scaled_by(scale[channels[own]], key).shifted(shift[channels[own]], key)
 
-    for origin in origins:
     result = value.with_decoders(normalized)
     return Carried((result,) if several else result)
 
