@@ -12,8 +12,9 @@ from afm_fx.program import Program
 from afm_fx.tables import render_sections
 from passes.graph_tools import aten
 from passes.outcomes import Law
-from passes.sink_codes import Analysis, Fate, Verdict, analyze
+from passes.sink_codes import Analysis, analyze
 from passes.sites import Site, SiteKind
+from passes.verdicts import Fate, Verdict
 
 LINEAR_CHAIN = "linear -> activation -> linear"
 _UP_TO_LINEAR = frozenset(

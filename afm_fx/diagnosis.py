@@ -20,8 +20,8 @@ from afm_fx.program import Program
 from afm_fx.watched_run import WatchedRun
 from passes.graph_tools import aten, shape_of
 from passes.lookups import BAGS, ids_of
-from passes.sink_codes import source_line
 from passes.sites import site_name
+from passes.verdicts import source_line
 
 
 def _check_ids(batch: Batch, node: Node, values: Mapping[Node, Any]) -> None:

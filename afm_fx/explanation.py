@@ -25,8 +25,9 @@ from afm_fx.pages import render_page
 from afm_fx.plan import Plan
 from afm_fx.planned_graph import planned_graph
 from afm_fx.program import Program
-from passes.sink_codes import Analysis, Fate, analyze
+from passes.sink_codes import Analysis, analyze
 from passes.sites import Site
+from passes.verdicts import Fate
 
 VERSION = 2
 

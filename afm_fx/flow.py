@@ -10,7 +10,8 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from passes.graph_tools import shape_of
-from passes.sink_codes import Analysis, Fate, operator_name, source_line
+from passes.sink_codes import Analysis
+from passes.verdicts import Fate, operator_name, source_line
 
 _SYMBOL = re.compile(r"\b[a-z]+\d+\b")
 """A symbolic size of torch, ``s29`` in ``5*s29``."""

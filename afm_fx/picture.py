@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from afm_fx.chains import groups_of
 from afm_fx.flow import FlowEdge, FlowNode
-from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
+from passes.verdicts import Fate
 
 if TYPE_CHECKING:
     from afm_fx.explanation import Explanation

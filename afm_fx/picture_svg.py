@@ -16,8 +16,8 @@ from pathlib import Path
 from afm_fx.chains import listed
 from afm_fx.extras import import_for_report
 from afm_fx.picture import FORMS, Box, Picture
-from passes.sink_codes import Fate
 from passes.sites import Site, SiteKind
+from passes.verdicts import Fate
 
 _LONGEST_NAME, _MOST_NAMES = 38, 12
 _VERDICTS: dict[Fate | None, str] = {**{fate: str(fate) for fate in Fate}, Fate.ABSORBED: "absorbs the decoder"}

@@ -11,10 +11,11 @@ from passes.factor import Factor, factor_of
 from passes.graph_pass import GraphPass
 from passes.pass_pipeline import HasFactors, pipeline
 from passes.pointwise_convolutions import PointwiseConvolutions
-from passes.sink_codes import Analysis, SinkCodes, Verdict, analyze
+from passes.sink_codes import Analysis, SinkCodes, analyze
 from passes.sites import Site, find_sites
 from passes.state_writes import EraseStateWrites
 from passes.unify_linears import UnifyLinears
+from passes.verdicts import Verdict
 
 __all__ = [
     "Analysis",

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import types
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
@@ -32,69 +29,14 @@ from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, finish, 
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Deferred, Law, Outcome, Restored, Summed
+from passes.outcomes import Absorbed, Carried, Deferred, Law, Restored, Summed
 from passes.products import Product
 from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
 from passes.unify_linears import CHANNELS, makes_channels
+from passes.verdicts import ON_CODES, Fate, Verdict, operator_name, source_line
 
 LOOKUP = "look up"
-_GENERATED = "<eval_with_key>"
-"""File name in stack traces of code that torch.fx wrote."""
-_TORCH = torch.__file__.removesuffix("__init__.py")
-
-ON_CODES = {
-    Law.GATE: "all features of a code are scaled by one number, so the code is scaled instead",
-    Law.LINEAR: "sums and constant maps of features are done on the codes and the decoders' constants",
-    Law.QUADRATIC: "features of one orthonormal decoder have the inner products of their codes, which are shorter",
-}
-"""Reason of a verdict whose features stay in a code."""
-
-
-class Fate(StrEnum):
-    """What becomes of a factored site's features at one use."""
-
-    ABSORBED = "absorbed"
-    ON_CODES = "on codes"
-    RESTORED = "restored"
-    REFUSED = "refused"
-
-
-_FATES: dict[type, Fate] = {Absorbed: Fate.ABSORBED, Carried: Fate.ON_CODES, Restored: Fate.RESTORED}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The fate of one use of one site.
-
-    Attributes:
-        site: the site's name.
-        fate: absorbed, on codes, restored or refused.
-        operator: the consuming operator, for example ``aten.relu``.
-        node: the consuming node's name in the captured graph.
-        law: the law that decided.
-        reason: one sentence.
-        source: the user's source line, empty where the graph does not know it.
-        path: node names from the site's own node to the consumer, both included.
-    """
-
-    site: str
-    fate: Fate
-    operator: str
-    node: str
-    law: Law
-    reason: str
-    source: str
-    path: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """What a verdict says beyond the place."""
-
-    fate: Fate
-    law: Law
-    reason: str
 
 
 class SinkCodes(GraphPass):
@@ -124,7 +66,9 @@ class SinkCodes(GraphPass):
         self.verdicts = tuple(walk.verdicts)
         self.made, self.spared = tuple(walk.builder.made), walk.builder.spared
         self.carried = {
-            node.name: _sites_of(value) for node, value in walk.values.items() if node not in walk.on_features
+            node.name: _sites_of(value)
+            for node, value in walk.values.items()
+            if not walk.steps[node].is_computed_from_features
         }
         self._features = frozenset(node.name for node in walk.features)
         self._replaced = tuple(walk.sites)
@@ -192,10 +136,23 @@ def analyze(
     return Analysis(sites, sink.verdicts, sink.carried, clone, sink.made, sink.spared)
 
 
-def _of_channels(outcome: Outcome) -> Outcome:
-    """The outcome of putting features in front of positions, with a reason in terms of the convolution that it was."""
-    reason = Restored(CHANNELS, Law.MOVE)
-    return reason if isinstance(outcome, Restored) else outcome
+@dataclass
+class _Step:
+    """What the walk knows about one node beside its value.
+
+    Attributes:
+        sources: for each site inside, the operand that it came from.
+        is_replaced: whether the node is done on codes, so that it goes where nothing reads it.
+        otherwise: of products of features, why they are restored where they are needed one by one.
+        is_computed_from_features: whether products of features are.
+        restored: the node's features, decoded; None until something needs them.
+    """
+
+    sources: dict[str, Node] = field(default_factory=dict)
+    is_replaced: bool = False
+    otherwise: Restored | None = None
+    is_computed_from_features: bool = False
+    restored: Node | None = None
 
 
 class _Walk:
@@ -205,44 +162,12 @@ class _Walk:
         self.module = module
         self.factors = factors
         self.builder = builder
-        builder.features = self._restore
+        builder.features = self._features_of
+        self.sites = _sites_to_replace(module, factors)
         self.values: dict[Node, Any] = {}
+        self.steps: dict[Node, _Step] = {}
         self.verdicts: list[Verdict] = []
-        self.on_features: set[Node] = set()
-        self._sources: dict[Node, dict[str, Node]] = {}
         self.features: set[Node] = set()
-        self._restored: dict[Node, Node] = {}
-        self._deferred: dict[Node, Restored | None] = {}
-        self._tables: dict[str, Node] = {}
-        self._superseded: set[Node] = set()
-        self.sites = self._factored_sites()
-
-    def _factored_sites(self) -> dict[str, Site]:
-        sites = {site.name: site for site in find_sites(self.module)}
-        by_node: dict[str, Site] = {}
-        done = dict(node.meta[FACTORED_SITE] for node in self.module.graph.nodes if FACTORED_SITE in node.meta)
-        for name, factor in self.factors.items():
-            site = sites.get(name)
-            if site is None and name in done:
-                if done[name] != factor.rank:
-                    raise TableIndexError(f"site '{name}' is in codes {done[name]} wide, its factor is {factor.rank}")
-                continue
-            if site is None and factor.rank == 0:
-                continue  # a constant row leaves no trace of its table
-            if site is None:
-                raise TableIndexError(f"the graph has no site '{name}'")
-            if site.refusal is not None:
-                raise TableIndexError(f"site '{name}' may not be factored: {site.refusal}")
-            if site.width != factor.width:
-                raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
-            if factor.rank < site.lowest_rank:
-                raise TableIndexError(f"site '{name}' needs a code: no constant row can stand for its features")
-            if factor.offset is not None and not site.centred:
-                raise TableIndexError(
-                    f"site '{name}' has features that must stay zero or are summed, its factor has an offset"
-                )
-            by_node.update(dict.fromkeys(site.nodes, site))
-        return by_node
 
     def run(self) -> None:
         originals = list(self.module.graph.nodes)
@@ -250,15 +175,11 @@ class _Walk:
             for node in originals:
                 with self.module.graph.inserting_before(node), _at(node):
                     self._visit(node)
-        self._erase_superseded(originals)
+        for node in reversed(originals):  # dead code elimination keeps operators that may be random (attention)
+            if node in self.steps and self.steps[node].is_replaced and not node.users:
+                self.module.graph.erase_node(node)
         order = {node.name: place for place, node in enumerate(originals)}
         self.verdicts.sort(key=lambda verdict: order[verdict.node])
-
-    def _erase_superseded(self, originals: list[Node]) -> None:
-        """Erases what is done on codes now; dead code elimination keeps operators that may be random (attention)."""
-        for node in reversed(originals):
-            if node in self._superseded and not node.users:
-                self.module.graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
         if node.name in self.sites:
@@ -269,61 +190,40 @@ class _Walk:
         entry = law_of(node, self.values)
         with self.builder.standing_for(node, entry.law):
             outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
-        if makes_channels(node):
-            outcome = _of_channels(outcome)
-        if isinstance(outcome, (Carried, Absorbed)):
-            self._superseded.add(node)
-        if isinstance(outcome, (Carried, Deferred)):
-            self._sources[node] = {
-                site: operand
-                for operand in reversed(node.all_input_nodes)
-                for site in _sites_of(self.values.get(operand))
-            }
+        if isinstance(outcome, Restored):
+            reason = Restored(CHANNELS, Law.MOVE) if makes_channels(node) else outcome
+            self._need_features(node, reason, reason.law or entry.law)
+            return
+        step = self.steps[node] = _Step(is_replaced=isinstance(outcome, (Carried, Absorbed)))
+        for operand in node.all_input_nodes:
+            for site in _sites_of(self.values.get(operand)):
+                step.sources.setdefault(site, operand)
         match outcome:
             case Carried():
                 self.values[node] = outcome.value
                 if entry.law is not Law.MOVE:
-                    self._judge(node, outcome)
+                    self._judge(node, Fate.ON_CODES, entry.law, ON_CODES[entry.law])
             case Deferred():
-                self.values[node], self._deferred[node] = outcome.product, outcome.otherwise
+                self.values[node], step.otherwise = outcome.product, outcome.otherwise
             case Summed():
-                self._judge_products(outcome.on_codes)
-                node.replace_all_uses_with(outcome.node)
-                self.features.add(outcome.node)
+                for product in outcome.on_codes:
+                    self._judge(product, Fate.ON_CODES, Law.QUADRATIC, ON_CODES[Law.QUADRATIC])
+                self._replace_with_features(node, outcome.node)
             case Absorbed():
-                self._judge(node, outcome)
-                node.replace_all_uses_with(outcome.node)
-                self.features.add(outcome.node)
-            case Restored():
-                self._need_features(node, outcome)
+                self._judge(node, Fate.ABSORBED, entry.law, outcome.reason)
+                self._replace_with_features(node, outcome.node)
+
+    def _replace_with_features(self, node: Node, features: Node) -> None:
+        node.replace_all_uses_with(features)
+        self.features.add(features)
 
     def _replace_site(self, node: Node, site: Site) -> None:
         factor = self.factors[site.name]
-        produce = self._look_up if site.kind is SiteKind.EMBEDDING else self._factor_linear
-        with self.builder.standing_for(node, LOOKUP if site.kind is SiteKind.EMBEDDING else Law.LINEAR):
-            value = self.values[node] = produce(node, site, factor)
+        is_table = site.kind is SiteKind.EMBEDDING
+        with self.builder.standing_for(node, LOOKUP if is_table else Law.LINEAR):
+            value = self._look_up(node, site, factor) if is_table else self._factor_linear(node, site, factor)
         value.code.meta[FACTORED_SITE] = (site.name, factor.rank)
-        self._superseded.add(node)
-
-    def _need_features(self, node: Node, outcome: Restored) -> None:
-        """Restores what a node takes. What it takes of deferred values is computed first, and is dense from then on."""
-        deferred = [each for each in node.all_input_nodes if isinstance(self.values.get(each), Product)]
-        if not deferred:
-            self._judge(node, outcome)
-            self._restore_operands(node)
-            return
-        for operand in deferred:
-            self._compute_from_features(operand)
-            del self.values[operand]
-        self._visit(node)
-
-    def _compute_from_features(self, node: Node) -> None:
-        """Lets a node of a deferred value do what it did in the original."""
-        self.on_features.add(node)
-        otherwise = self._deferred.pop(node, None)
-        if otherwise is not None:
-            self._judge(node, otherwise)
-        self._restore_operands(node)
+        self.values[node], self.steps[node] = value, _Step(is_replaced=True)
 
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         lookup = _lookup_of(node)
@@ -331,14 +231,15 @@ class _Walk:
         block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
         if factor.rank == 0:
             return LowRankValue(self._no_code(node, lookup), lead, (site.width,), (block,))
-        if site.name not in self._tables:
+        name = f"{site.name}.codes.weight"
+        if name not in self.builder.shared:
             table = self.builder.constant(lookup.node.args[0])
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
-            self._tables[site.name] = self.builder.new_parameter(
-                f"{site.name}.codes.weight", factor.encode_table(table), table, columns=[(site.name, site.width)]
+            self.builder.shared[name] = self.builder.new_parameter(
+                name, factor.encode_table(table), table, columns=[(site.name, site.width)]
             )
-        code = looked_up(self.builder, lookup, self._tables[site.name])
+        code = looked_up(self.builder, lookup, self.builder.shared[name])
         return LowRankValue(code, lead, (site.width,), (block,))
 
     def _no_code(self, node: Node, lookup: Lookup) -> Node:
@@ -357,66 +258,101 @@ class _Walk:
         factored, value = (factor, site.name), self.values.get(source)
         if isinstance(value, LowRankValue):
             ready = self.builder.push(value)
-            outcome = Restored(absorb.PER_FIELD) if ready is None else Absorbed(node, absorb.ABSORBED)
-            self._judge(node, outcome, [source])
             if ready is not None:
+                self._judge(node, Fate.ABSORBED, Law.LINEAR, absorb.ABSORBED)
                 return absorb.linear_site(self.builder, node, ready, affine, factored)
+            self._judge(node, Fate.RESTORED, Law.LINEAR, absorb.PER_FIELD)
         if value is not None:
-            source = self._restore(source)
+            source = self._features_of(source)
         return absorb.linear_site(self.builder, node, absorb.dense_source(source), affine, factored)
 
-    def _restore_operands(self, node: Node) -> None:
+    def _need_features(self, node: Node, outcome: Restored, law: Law) -> None:
+        """Restores what a node takes. Products that it takes are computed first, and are dense from then on."""
+        products = [operand for operand in node.all_input_nodes if isinstance(self.values.get(operand), Product)]
+        for operand in products:
+            self._compute_from_features(operand)
+            del self.values[operand]
+        if products:
+            self._visit(node)
+            return
+        self._judge(node, Fate.RESTORED, law, outcome.reason)
+        self._read_features(node)
+
+    def _compute_from_features(self, product: Node) -> None:
+        """Lets a node of products of features do what it did in the original."""
+        step = self.steps[product]
+        if not step.is_computed_from_features:
+            step.is_computed_from_features = True
+            if step.otherwise is not None:
+                law = step.otherwise.law or law_of(product, self.values).law
+                self._judge(product, Fate.RESTORED, law, step.otherwise.reason)
+            self._read_features(product)
+
+    def _read_features(self, node: Node) -> None:
+        """Makes a node read the features of its operands."""
         for operand in node.all_input_nodes:
             if operand in self.values:
-                node.replace_input_with(operand, self._restore(operand))
+                node.replace_input_with(operand, self._features_of(operand))
 
-    def _restore(self, operand: Node) -> Node:
-        """The operand's features: decoded once for all consumers, right after the operand's place."""
-        value = self.values[operand]
+    def _features_of(self, node: Node) -> Node:
+        """A node's features: decoded once for all that read them, right after the node's place."""
+        value, step = self.values[node], self.steps[node]
         if isinstance(value, Product):
-            if operand in self._deferred:
-                self._compute_from_features(operand)
-            return operand
+            self._compute_from_features(node)
+            return node
         if isinstance(value, tuple):
-            return operand  # a whole tuple is needed: its producer stays, decoded from its own operand
-        if operand not in self._restored:
-            with self.module.graph.inserting_before(operand.next):
-                self._restored[operand] = restore(self.builder, value, operand)
-            self.features.add(self._restored[operand])
-        return self._restored[operand]
+            return node  # a whole tuple is needed: its producer stays, decoded from its own operand
+        if step.restored is None:
+            with self.module.graph.inserting_before(node.next):
+                step.restored = restore(self.builder, value, node)
+            self.features.add(step.restored)
+        return step.restored
 
-    def _judge(
-        self, node: Node, outcome: Carried | Absorbed | Restored, operands: Sequence[Node] | None = None
-    ) -> None:
-        entry = law_of(node, self.values)
-        law = (outcome.law if isinstance(outcome, Restored) else None) or entry.law
-        reason = ON_CODES[entry.law] if isinstance(outcome, Carried) else outcome.reason
-        self._note(
-            node, node.all_input_nodes if operands is None else operands, _Finding(_FATES[type(outcome)], law, reason)
-        )
-
-    def _judge_products(self, products: Sequence[Node]) -> None:
-        finding = _Finding(Fate.ON_CODES, Law.QUADRATIC, ON_CODES[Law.QUADRATIC])
-        for product in products:
-            self._note(product, product.all_input_nodes, finding)
-
-    def _note(self, node: Node, operands: Sequence[Node], finding: _Finding) -> None:
-        for operand in operands:
+    def _judge(self, node: Node, fate: Fate, law: Law, reason: str) -> None:
+        """One verdict for each site in each of a node's operands."""
+        for operand in node.all_input_nodes:
             for site in _sites_of(self.values.get(operand)):
                 path = (*self._path(operand, site), node.name)
                 self.verdicts.append(
-                    Verdict(
-                        site=site, fate=finding.fate, operator=operator_name(node), node=node.name, law=finding.law,
-                        reason=finding.reason, source=source_line(node), path=path,
-                    )
-                )  # fmt: skip
+                    Verdict(site, fate, operator_name(node), node.name, law, reason, source_line(node), path)
+                )
 
     def _path(self, node: Node, site: str) -> tuple[str, ...]:
         """Names of the nodes from the site's own node to this one."""
         path = [node]
-        while (source := self._sources.get(path[-1], {}).get(site)) is not None:
+        while path[-1] in self.steps and (source := self.steps[path[-1]].sources.get(site)) is not None:
             path.append(source)
         return tuple(each.name for each in reversed(path))
+
+
+def _sites_to_replace(module: GraphModule, factors: Mapping[str, Factor]) -> dict[str, Site]:
+    """The sites that have a factor, by each of their nodes' names."""
+    sites = {site.name: site for site in find_sites(module)}
+    done = dict(node.meta[FACTORED_SITE] for node in module.graph.nodes if FACTORED_SITE in node.meta)
+    by_node: dict[str, Site] = {}
+    for name, factor in factors.items():
+        site = sites.get(name)
+        if site is not None:
+            _check(site, factor)
+            by_node.update(dict.fromkeys(site.nodes, site))
+        elif name in done and done[name] != factor.rank:
+            raise TableIndexError(f"site '{name}' is in codes {done[name]} wide, its factor is {factor.rank}")
+        elif name not in done and factor.rank != 0:  # a constant row leaves no trace of its table
+            raise TableIndexError(f"the graph has no site '{name}'")
+    return by_node
+
+
+def _check(site: Site, factor: Factor) -> None:
+    """Refuses a factor that does not fit its site."""
+    name = site.name
+    if site.refusal is not None:
+        raise TableIndexError(f"site '{name}' may not be factored: {site.refusal}")
+    if site.width != factor.width:
+        raise TableIndexError(f"site '{name}' is {site.width} wide, its factor {factor.width}")
+    if factor.rank < site.lowest_rank:
+        raise TableIndexError(f"site '{name}' needs a code: no constant row can stand for its features")
+    if factor.offset is not None and not site.centred:
+        raise TableIndexError(f"site '{name}' has features that must stay zero or are summed, its factor has an offset")
 
 
 @contextlib.contextmanager
@@ -444,32 +380,3 @@ def _sites_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(dict.fromkeys(site for part in value for site in part.sites))
     return value.sites if isinstance(value, (LowRankValue, Product)) else ()
-
-
-def operator_name(node: Node) -> str:
-    """The operator of a node as reasons and pictures name it: ``aten.relu``, ``getitem``, ``output``."""
-    if node.op == "output":
-        return "output"
-    builtin = isinstance(node.target, types.BuiltinFunctionType)
-    return str(getattr(node.target, "__name__", node.target) if builtin else node.target).removesuffix(".default")
-
-
-def source_line(node: Node) -> str:
-    """The innermost line of the user's own code in the node's stack trace: ``file:line: code``.
-
-    Lines of torch itself stand in only where the trace holds no other.
-    """
-    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    places = [at for at, line in enumerate(lines) if line.startswith("File ") and _GENERATED not in line]
-    if not places:
-        return ""
-    place = next((each for each in reversed(places) if not _in_torch(lines[each])), places[-1])
-    code = lines[place + 1] if place + 1 < len(lines) and place + 1 not in places else ""
-    file, _, rest = lines[place].removeprefix("File ").partition(",")
-    number = rest.partition("line ")[2].partition(",")[0]
-    return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{number}: {code}"
-
-
-def _in_torch(place: str) -> bool:
-    """Whether a line ``File "...", line ...`` of a stack trace lies in the torch package."""
-    return place.removeprefix('File "').startswith(_TORCH)

@@ -15,7 +15,7 @@ import afm_fx
 from afm_fx.errors import CaptureError, OutputExistsError
 from afm_fx.explanation import Explanation
 from benchmarks.criteo_shape import CriteoShape
-from passes.sink_codes import Fate
+from passes.verdicts import Fate
 from tests.graphs import ROWS, Tower, tower_batch
 from tests.wide_and_deep import WideAndDeep, rows_of_ids
 

@@ -13,8 +13,8 @@ from afm_fx.chains import Chain
 from afm_fx.errors import FileFormatError
 from afm_fx.explanation import Explanation
 from afm_fx.flow import FlowNode
-from passes.sink_codes import Verdict
 from passes.sites import Site
+from passes.verdicts import Verdict
 from tests.graphs import Tower, tower_batch
 
 

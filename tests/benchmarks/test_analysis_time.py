@@ -18,7 +18,8 @@ from benchmarks.many_towers import NODES_PER_TOWER, ManyTowers, TowerShape
 from passes.canonicalize import Canonicalize
 from passes.graph_tools import clone_graph_module
 from passes.outcomes import Law
-from passes.sink_codes import Fate, SinkCodes, analyze
+from passes.sink_codes import SinkCodes, analyze
+from passes.verdicts import Fate
 from tests.passes.test_sink_codes import orthonormal_factors
 
 SMALL = TowerShape(fields=6, dense=3, width=4, hidden=(8, 8))

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import afm_fx
 from passes.pass_pipeline import pipeline
-from passes.sink_codes import Fate, analyze
+from passes.sink_codes import analyze
 from passes.sites import find_sites
+from passes.verdicts import Fate
 from tests.passes.test_sink_codes import orthonormal_factors
 
 ROWS, WIDTH = 11, 6

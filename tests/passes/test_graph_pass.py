@@ -211,7 +211,7 @@ def test_a_code_in_place_of_features_is_found_even_where_the_shapes_agree(monkey
                 node.replace_input_with(operand, walk.values[operand].code)  # type: ignore[attr-defined]
 
     monkeypatch.setattr("passes.laws._TABLE", {})
-    monkeypatch.setattr("passes.sink_codes._Walk._restore_operands", leave_the_code)
+    monkeypatch.setattr("passes.sink_codes._Walk._read_features", leave_the_code)
     module = tower()
     with pytest.raises(PassPostconditionError, match=r"node 'cat' reads the code .* in place of the features 'embed"):
         SinkCodes(orthonormal_factors(module))(module)
@@ -219,7 +219,7 @@ def test_a_code_in_place_of_features_is_found_even_where_the_shapes_agree(monkey
 
 def test_a_factored_site_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("passes.laws._TABLE", {})
-    monkeypatch.setattr("passes.sink_codes._Walk._restore_operands", lambda walk, node: None)
+    monkeypatch.setattr("passes.sink_codes._Walk._read_features", lambda walk, node: None)
     module = tower()
     with pytest.raises(PassPostconditionError, match="node 'embedding' of a factored site is still there"):
         SinkCodes(orthonormal_factors(module))(module)

@@ -13,8 +13,9 @@ from passes.cost import CostKind, cost
 from passes.factor import Factor, factor_of
 from passes.graph_tools import PROVENANCE, aten, clone_graph_module, get_attribute
 from passes.outcomes import Law
-from passes.sink_codes import Fate, SinkCodes, analyze
+from passes.sink_codes import SinkCodes, analyze
 from passes.sites import find_sites
+from passes.verdicts import Fate
 from tests.passes.test_sink_codes import FIELDS, WIDTH, Looked, build, inputs
 
 pytestmark = pytest.mark.xdist_group("quadratic")  # one worker captures every case once

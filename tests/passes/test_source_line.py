@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from passes.sink_codes import source_line
+from passes.verdicts import source_line
 
 TORCH_FRAME = (
     f'  File "{Path(torch.__file__).parent}/nn/modules/linear.py", line 134, in forward\n    return F.linear()'

@@ -11,8 +11,8 @@ from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 
 import afm_fx
-from passes.sink_codes import Fate
 from passes.sites import SiteKind, find_sites
+from passes.verdicts import Fate
 
 ROWS, WIDTH = 11, 6
 

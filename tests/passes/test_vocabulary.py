@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import afm_fx
 from passes.cost import CostKind, cost
 from passes.graph_tools import PROVENANCE, clone_graph_module
-from passes.sink_codes import Fate, SinkCodes, analyze
+from passes.sink_codes import SinkCodes, analyze
+from passes.verdicts import Fate
 from tests.passes.test_sink_codes import WIDTH, Looked, assert_equal, build, orthonormal_factors, rewritten
 from tests.passes.vocabulary_cases import ABSORBED, CASES, ON_CODES, RESTORED, normalized
 
@@ -53,7 +54,7 @@ def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
     program = build(function, width)
     module = program.graph_module
     factors = orthonormal_factors(module, ("embedding", "linear"))
-    analysis = analyze(module)
+    analysis = analyze(module, ranks={name: factor.rank for name, factor in factors.items()})
     clone = clone_graph_module(module)
     sink = SinkCodes(factors)
     sink(clone)

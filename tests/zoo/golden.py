@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from afm_fx.program import Program
-from passes.sink_codes import Fate, analyze
+from passes.sink_codes import analyze
+from passes.verdicts import Fate
 from tests.zoo.models import ZOO, captured
 
 GOLDEN = Path(__file__).with_name("golden_verdicts.json")

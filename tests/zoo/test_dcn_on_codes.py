@@ -11,8 +11,9 @@ from torch.fx import GraphModule, Node
 import afm_fx
 from passes.factor import Factor, factor_of
 from passes.graph_tools import PROVENANCE, aten
-from passes.sink_codes import Fate, SinkCodes
+from passes.sink_codes import SinkCodes
 from passes.sites import SiteKind, find_sites
+from passes.verdicts import Fate
 from tests.zoo.deepctr_models import _deepctr
 from tests.zoo.entry import randomize
 
