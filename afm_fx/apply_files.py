@@ -49,9 +49,10 @@ BLOCK_BYTES = 1 << 25
 
 DIGEST_VERSION = 1
 DIGITS = 32
-LONGEST_NAME = 100
+MADE_HERE = f"-{'[0-9a-f]' * DIGITS}.safetensors"
+"""How the names of files end that are known by a digest, as a pattern for ``Path.glob``."""
 
-_MADE_HERE = re.compile(rf".+-[0-9a-f]{{{DIGITS}}}\.safetensors")
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def write_state(streamed: StreamedPlan, plan: Plan, folder: Path) -> tuple[Table
         size = sum(report.bytes for report in reports) + sum(tensor.nbytes for tensor in streamed.rest.values())
         index = {"metadata": {"total_size": size, "plan": plan.digest}, "weight_map": dict(sorted(places.items()))}
         _write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode(), staging)
-        for file in folder.glob("*.safetensors"):
-            if _MADE_HERE.fullmatch(file.name) and file.name not in before | set(places.values()):
+        for file in folder.glob(f"*{MADE_HERE}"):
+            if file.name not in before | set(places.values()):
                 with contextlib.suppress(OSError):  # a system that lets no one delete what is mapped
                     file.unlink()
     return tuple(reports)
@@ -229,7 +230,7 @@ def _table_file(source: TableSource, folder: Path, staging: Path) -> tuple[str, 
     """The name of a table's file, and whether it had to be made."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", source.name).strip(".-")[:LONGEST_NAME]
     read = [hashlib.sha256() for _ in source.tables]
-    if any(folder.glob(f"{plain}-*.safetensors")):  # perhaps it is there already, which only its digest tells
+    if any(folder.glob(f"{plain}{MADE_HERE}")):  # perhaps it is there already, which only its digest tells
         for _ in prefetched(_blocks(source, read)):
             pass
         name = f"{plain}-{_digest(source, read)}.safetensors"
