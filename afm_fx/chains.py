@@ -86,11 +86,8 @@ def _next_linear(node: Node) -> tuple[str, ...]:
 def chains_table(chains: Sequence[Chain], *, width: int | None = None) -> str:
     """Chains as text: sites with the same uses share a heading, with one line per use below.
 
-    A line holds the verdict, the operator that takes the features, its source line and the reason.
-
-    Args:
-        chains: what :func:`find_chains` found.
-        width: columns to draw for; those of the terminal, or 120, where left out.
+    A line holds the verdict, the operator that takes the features, its source line and the reason. It is drawn for
+    ``width`` columns; for those of the terminal, or 120, where left out.
     """
     groups = groups_of(chains)
     return render_sections(

@@ -57,11 +57,7 @@ class Explanation:
         return sum(chain.verdict.fate is Fate(fate) for chain in self.chains)
 
     def table(self, *, width: int | None = None) -> str:
-        """The explanation as text: sites with the same uses share a heading, with one line per use below.
-
-        Args:
-            width: columns to draw for; those of the terminal, or 120, where left out.
-        """
+        """The explanation as text, see :func:`~afm_fx.chains_table`."""
         if not self.sites:
             return "The model has no embedding table and no Linear whose features could be factored."
         return chains_table(self.chains, width=width)

@@ -111,12 +111,7 @@ class CompressionReport:
     ) -> None:
         """Writes one HTML file that needs nothing else: sizes, ranks, spectra, and where fusion stopped and why.
 
-        Args:
-            path: file to write.
-            title: heading of the page.
-            facts: what was measured beyond the report: speed, quality, exported files, the command. What is left out
-                is said not to have been measured.
-            force: replace a file that exists.
+        What ``facts`` leaves out (speed, quality, exported files, the command) is said not to have been measured.
 
         Raises:
             OutputExistsError: the path exists and ``force`` is not set.

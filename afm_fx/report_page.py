@@ -15,7 +15,7 @@ from afm_fx.pages import render_page
 from afm_fx.plan import SitePlan
 from afm_fx.quality_comparison import QualityComparison
 from afm_fx.report import CompressionReport, ReportFacts, size_row
-from afm_fx.report_plots import WIDEST, spectra_of, spectrum_plot, speed_plot
+from afm_fx.report_plots import spectra_of, spectrum_plot, speed_plot
 from passes.sites import SiteKind
 
 MOST_SPECTRA = 48
@@ -130,8 +130,7 @@ def _notes(site: SitePlan) -> Iterator[str]:
 
 def _spectra(report: CompressionReport) -> list[tuple[SitePlan, str]]:
     """Plots of the sites with the most parameters, in the plan's order."""
-    narrow = [site for site in report.plan.sites if site.width <= WIDEST]
-    largest = sorted(narrow, key=lambda site: -site.shape[0] * site.shape[1])[:MOST_SPECTRA]
+    largest = sorted(report.plan.sites, key=lambda site: -site.shape[0] * site.shape[1])[:MOST_SPECTRA]
     drawn = replace(report.plan, sites=tuple(site for site in report.plan.sites if site in largest))
     spectra = spectra_of(report.original, report.statistics, drawn)
     return [(site, spectrum_plot(site, left)) for site, left in spectra]

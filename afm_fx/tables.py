@@ -54,9 +54,7 @@ def render_table(
 def render_sections(sections: Sequence[tuple[str, Sequence[Sequence[str]]]], *, width: int | None = None) -> str:
     """Draws indented rows under headings, the columns of all sections aligned; the last column wraps.
 
-    Args:
-        sections: heading and rows; all rows have as many cells.
-        width: columns of the drawing; :func:`text_width` where left out.
+    A section is a heading and its rows; all rows have as many cells.
     """
     cells = [row for _, rows in sections for row in rows]
     widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
