@@ -41,14 +41,15 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("form", ["plain", "wrapped", "safetensors"])
+@pytest.mark.parametrize("form", ["plain", "wrapped", "prefixed", "safetensors"])
 def test_a_checkpoint_is_loaded_into_the_model_of_the_working_directory(module, tmp_path, form):
     state = {name: torch.rand(value.shape) for name, value in nn.Linear(3, 2).state_dict().items()}
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pt")
     if form == "safetensors":
         save_file(state, path)
     else:
-        torch.save(state if form == "plain" else {"epoch": 3, "state_dict": state}, path)
+        prefixed = {f"model.{name}": value for name, value in state.items()} | {"step": torch.ones(())}
+        torch.save({"plain": state, "wrapped": {"epoch": 3, "state_dict": state}, "prefixed": prefixed}[form], path)
     model, example = build_model(f"{module}:factory", path)
     assert not model.training
     assert example.shape == (2, 3)
