@@ -15,7 +15,6 @@ from afm_fx.contenders import Compiled, ModelFactory, OnnxFile
 from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
-from afm_fx.load_result import LoadResult
 from afm_fx.measurement import Measurement
 from afm_fx.measurement_changes import compare_measurements
 from afm_fx.moments import Moments
@@ -36,7 +35,7 @@ from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.refit import Refit, SiteDrift, refit_plan
 from afm_fx.report import CompressionReport, ReportFacts
 from afm_fx.runtime import Session
-from afm_fx.serving_load import load_test
+from afm_fx.serving_load import LoadResult, load_test
 from afm_fx.sharded_tables import encode_sharded
 from afm_fx.sweep import Sweep, SweepPoint, sweep
 from afm_fx.tolerance import Tolerance

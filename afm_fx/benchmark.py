@@ -120,10 +120,8 @@ def _check(
         raise BenchmarkError("there are no contenders to measure")
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise BenchmarkError(f"batch sizes must be at least 1 and given once, got {list(sizes)}")
-    if threads < 1 or rounds < 1:
-        raise BenchmarkError(f"threads and rounds must be at least 1, got {threads} and {rounds}")
-    if not seconds > 0:
-        raise BenchmarkError(f"seconds must be positive, got {seconds}")
+    if not (threads > 0 and seconds > 0 and rounds > 0):
+        raise BenchmarkError(f"threads, seconds and rounds must be above 0, got {threads}, {seconds} and {rounds}")
 
 
 def cut_batches(

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from afm_fx.cli import app
 from afm_fx.errors import BenchmarkError, FileFormatError
 from afm_fx.latencies import Latencies
-from afm_fx.load_result import LoadResult
 from afm_fx.loadgen import SUMMARY, WARMUP_CALLS, LoadRun, LoadTest
 from afm_fx.machine import this_machine
 from afm_fx.serving_load import (
     MOST_PROBES,
     PRECISION,
     STEP_BACK,
+    LoadResult,
     confirmed_qps,
     highest_qps,
     load_test,

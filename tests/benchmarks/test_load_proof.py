@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from afm_fx.cli import app
 from afm_fx.errors import BenchmarkError
 from afm_fx.latencies import Latencies
-from afm_fx.load_result import LoadResult
+from afm_fx.serving_load import LoadResult
 from benchmarks.load_proof import LoadProof, ProofSettings, Run, memory_growth, prove, run_apart
 from benchmarks.serving_load_command import PROOF_COLUMNS, SPEED_COLUMNS, as_json, markdown, proof_rows, speed_rows
 
