@@ -219,8 +219,8 @@ def test_a_plan_for_another_checkpoint_shape(plan):
     model, example = entry("DictInputModel").load()
     tables = model.get_submodule("tables")
     assert isinstance(tables, nn.ModuleDict)
-    tables["item"] = nn.Embedding(200, 8)
-    with pytest.raises(PlanError, match=r"another checkpoint: 'tables\.item' is \[200, 8\].*\[97, 8\]"):
+    tables["item"] = nn.Embedding(60, 8)  # tables may grow, not shrink
+    with pytest.raises(PlanError, match=r"another checkpoint: 'tables\.item' is \[60, 8\].*\[97, 8\]"):
         afm_fx.apply_plan(afm_fx.capture(model, example), plan)
 
 
