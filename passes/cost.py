@@ -145,6 +145,7 @@ class RewriteCosts:
     def __init__(self, module: GraphModule, uncentred: Collection[str] = ()) -> None:
         self._module, self._uncentred = module, frozenset(uncentred)
         self._estimates: dict[CostKind, RankCost] = {}
+        self._counted: dict[tuple[CostKind, frozenset[tuple[str, int | None]]], float] = {}
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -180,4 +181,7 @@ class RewriteCosts:
 
     def exact(self, kind: CostKind, ranks: Ranks) -> float:
         """The cost of the program that these ranks make: it is made, without data, and counted."""
-        return cost(analyze(self._module, uncentred=self._uncentred, ranks=ranks).rewritten, kind)
+        key = (kind, frozenset(ranks.items()))
+        if key not in self._counted:
+            self._counted[key] = cost(analyze(self._module, uncentred=self._uncentred, ranks=ranks).rewritten, kind)
+        return self._counted[key]
