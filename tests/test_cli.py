@@ -157,7 +157,7 @@ def test_compress_reduces_tables_and_reports_their_error(shop, tmp_path):
     result = run("compress", f"{shop}:big_clicks", "--data", "rows.npz", "--out", "out", *wide, "--tables", "int8")
     assert result.exit_code == 0, result.output
     precision = json.loads((tmp_path / "out" / "report.json").read_text())["precision"]
-    assert [each["stored"] for each in precision["tables"]] == ["int8"]
+    assert [stored for _, stored in precision["reduced"]] == ["int8"]
     assert (precision["error"]["rows"], precision["error"]["logits"]) == (500, True)
     assert 0 < precision["error"]["rmse"] < 0.1
     assert "logit error over 500 rows" in result.stdout
