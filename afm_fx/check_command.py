@@ -11,19 +11,11 @@ import typer
 from afm_fx.command_errors import EXIT_FAILURE, reported_errors
 from afm_fx.command_options import DebugOption, ForceOption
 from afm_fx.onnx_check import check_onnx
-from afm_fx.onnx_runtime import Provider
 from afm_fx.output_directory import refuse_existing_file, write_text
 
 
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ONNX files.", show_default=False)],
-    provider: Annotated[
-        Provider | None,
-        typer.Option(
-            help="Look up copies between host and device there, and fail where it is not.",
-            show_default="cuda where it is there",
-        ),
-    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the reports here as well.", show_default=False)
     ] = None,
@@ -39,7 +31,7 @@ def check(
     with reported_errors(debug):
         if json_out is not None:
             refuse_existing_file(json_out, force=force)
-        reports = [check_onnx(file, provider=provider) for file in files]
+        reports = [check_onnx(file) for file in files]
         for report in reports:
             typer.echo(report.table())
         if json_out is not None:

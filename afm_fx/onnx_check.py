@@ -8,11 +8,9 @@ The rules, and what breaking one is:
 - *domain* (error): operators are ONNX's own. Runtimes for other hardware know no others.
 - *control flow* (error): no ``If``, ``Loop``, ``Scan``, and no sequences or optional values: those cannot be recorded
   in a CUDA graph, and compilers refuse them.
-- *checker* (error): ``onnx.checker`` with strict shape inference accepts it.
+- *checker* (error): ``onnx.checker`` with strict shape inference accepts it; not asked where the storage is wrong.
 - *metadata* (error where a note is damaged, warning where it is missing): the file says what wrote it, from which plan
   and how (:mod:`afm_fx.recipe`).
-- *copies* (error): on CUDA, ONNX Runtime copies nothing between host and device inside the model. It is looked up in
-  what ONNX Runtime makes of the file, and therefore only where CUDA is there.
 """
 
 from __future__ import annotations
@@ -31,10 +29,8 @@ import onnx
 from afm_fx.artifact import FileValue, described, mapping_of, metadata_of
 from afm_fx.errors import ExportError, FileFormatError
 from afm_fx.input_mapping import InputMapping
-from afm_fx.memory_copies import count_copies
 from afm_fx.onnx_file import all_nodes, all_tensors, external_file, external_piece, read_onnx, storage_problems
 from afm_fx.onnx_parity import check_file
-from afm_fx.onnx_runtime import Provider, provider_of
 from afm_fx.recipe import PLAN_KEY, PRODUCER, FileRecipe, file_recipe
 from afm_fx.tables import render_table
 
@@ -90,7 +86,6 @@ class CheckReport:
         operators: (operator, count), the most frequent first.
         parameters: numbers in its tensors of floating numbers.
         findings: what is wrong.
-        not_checked: (rule, reason) of what could not be looked at here.
     """
 
     path: Path
@@ -105,7 +100,6 @@ class CheckReport:
     operators: tuple[tuple[str, int], ...]
     parameters: int
     findings: tuple[Finding, ...]
-    not_checked: tuple[tuple[str, str], ...]
 
     @property
     def passed(self) -> bool:
@@ -132,7 +126,6 @@ class CheckReport:
         ]
         lines = [render_table(f"Checked {self.path}", ("property", "value"), rows, left=2)]
         lines += [finding.line() for finding in self.findings]
-        lines += [f"not checked ({rule}): {reason}" for rule, reason in self.not_checked]
         lines.append("every rule is kept" if self.passed else "rules are broken")
         return "\n".join(lines)
 
@@ -148,36 +141,21 @@ class CheckReport:
         return json.dumps(content, indent=2)
 
 
-def check_onnx(path: str | os.PathLike[str], *, provider: str | Provider | None = None) -> CheckReport:
-    """Checks a file; nothing of it is executed, and weights are not read, but for the rule on copies.
-
-    Args:
-        path: the file, of this package or any other.
-        provider: "cuda" or "tensorrt": look up copies there, and fail where it is not; None: on CUDA where it is.
+def check_onnx(path: str | os.PathLike[str]) -> CheckReport:
+    """Checks a file, of this package or any other; nothing of it is executed, and weights are not read.
 
     Raises:
         FileFormatError: there is no such file, or it is no ONNX file.
-        ProviderError: the provider asked for is not there.
     """
     file = Path(path)
-    chosen = None if provider is None else provider_of(provider)
     model = read_onnx(file)
-    findings, not_checked = list(static_findings(file, model)), []
-    if any(finding.rule == "storage" for finding in findings):
-        not_checked += [(rule, "the file's tensors are not where or what it says") for rule in ("checker", "copies")]
-    else:
+    findings = static_findings(file, model)
+    if not any(finding.rule == "storage" for finding in findings):
         try:
             check_file(file)
         except ExportError as error:
-            findings.append(_error("checker", "file", str(error), "Export it again"))
-        copies, reason = count_copies(file, chosen)
-        if reason is not None:
-            not_checked.append(("copies", reason))
-        elif copies:
-            message = f"ONNX Runtime copies between host and device {copies} times a run"
-            remedy = "Look which operator stays on the CPU (afm_fx.Session names it) and express it otherwise"
-            findings.append(_error("copies", "graph", message, remedy))
-    return described_file(file, model, tuple(findings), tuple(not_checked))
+            findings = (*findings, _error("checker", "file", str(error), "Export it again"))
+    return described_file(file, model, findings)
 
 
 def static_findings(path: Path, model: onnx.ModelProto) -> tuple[Finding, ...]:
@@ -204,9 +182,7 @@ def refuse_findings(path: Path, *, control_flow: bool) -> None:
         raise ExportError(f"the exported file keeps not all rules: {finding.line()}")
 
 
-def described_file(
-    path: Path, model: onnx.ModelProto, findings: tuple[Finding, ...], not_checked: tuple[tuple[str, str], ...]
-) -> CheckReport:
+def described_file(path: Path, model: onnx.ModelProto, findings: tuple[Finding, ...]) -> CheckReport:
     """The report with these findings; everything that can be told of the file is in it."""
     files: dict[str, int] = {}
     parameters = 0
@@ -238,7 +214,6 @@ def described_file(
         operators=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         parameters=parameters,
         findings=findings,
-        not_checked=not_checked,
     )
 
 

@@ -145,7 +145,6 @@ def open_session(
     threads: int = 1,
     *,
     provider_options: Mapping[str, str] | None = None,
-    optimized: Path | None = None,
     model: onnx.ModelProto | None = None,
 ) -> Any:
     """An ``InferenceSession`` that runs on one provider, and on nothing else but for shapes.
@@ -155,8 +154,6 @@ def open_session(
         provider: where to run.
         threads: within an operator.
         provider_options: of the provider, as ONNX Runtime spells them.
-        optimized: where to write what ONNX Runtime makes of the file, to look at it: operators that the provider leaves
-            to the CPU are not refused then.
         model: the file's graph where it was read already, after :func:`afm_fx.onnx_file.read_safe_onnx` only.
 
     Raises:
@@ -169,14 +166,10 @@ def open_session(
     graph = (read_safe_onnx(path) if model is None else model).graph
     runtime, provider = import_runtime(), provider_of(provider)
     kind, options = require_provider(runtime, provider), session_options(runtime, threads)
-    alone = provider is not Provider.CPU and optimized is None
+    alone = provider is not Provider.CPU
     recorded = hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info")
     if alone:
         options.add_session_config_entry(RECORD_ASSIGNMENT if recorded else REFUSE_CPU, "1")
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-        # Without this the weights would be written into the one message, which holds less than 2 GB.
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
     chosen = [(kind.name, dict(provider_options or {}))]
     try:
         session = runtime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)

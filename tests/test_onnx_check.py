@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import afm_fx
 from afm_fx.cli import app
-from afm_fx.errors import ExportError, FileFormatError, ProviderError
+from afm_fx.errors import ExportError, FileFormatError
 from afm_fx.onnx_check import CheckReport, Severity, refuse_findings
 from afm_fx.recipe import RECIPE_KEY, file_recipe
 from tests.graphs import Tower, tower_batch
@@ -183,39 +183,6 @@ def test_a_file_decides_at_run_time_only_where_its_program_does(file, tmp_path):
     refuse_findings(looped, control_flow=True)
     with pytest.raises(ExportError, match="Loop decides at run time"):
         refuse_findings(looped, control_flow=False)
-
-
-def test_copies_are_counted_only_where_cuda_is(file):
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        assert afm_fx.check_onnx(file, provider="cuda").not_checked == ()
-        return
-    assert afm_fx.check_onnx(file).not_checked == (("copies", "no CUDA here"),)
-    with pytest.raises(ProviderError, match="'cuda' is not in the installed ONNX Runtime"):
-        afm_fx.check_onnx(file, provider="cuda")
-
-
-def test_copies_in_the_graph_that_onnx_runtime_makes_are_found(file, monkeypatch):
-    """The CPU stands in for CUDA; the graph that it would write is given a copy."""
-    from afm_fx import memory_copies
-    from afm_fx.onnx_file import read_onnx
-    from afm_fx.onnx_runtime import KINDS, Provider
-
-    monkeypatch.setitem(KINDS, Provider.CUDA, KINDS[Provider.CPU])
-    assert afm_fx.check_onnx(file).not_checked == ()
-    assert afm_fx.check_onnx(file).passed
-    written = read_onnx
-
-    def with_copy(path: Path) -> onnx.ModelProto:
-        model = written(path)
-        model.graph.node[0].op_type = "MemcpyToHost"
-        return model
-
-    monkeypatch.setattr(memory_copies, "read_onnx", with_copy)
-    report = afm_fx.check_onnx(file)
-    assert found(report) == [("copies", "error")]
-    assert "copies between host and device 1 times a run" in report.table()
 
 
 def test_a_file_that_is_no_onnx_file_is_refused(tmp_path):
