@@ -104,6 +104,7 @@ class RecoveryData:
             RecoveryError: they are not those of the first time.
             BatchError: a batch does not fit the program.
         """
+        numbered: Iterable[tuple[int, Inputs]]
         if isinstance(self._batches, list | tuple):
             numbered = ((at, self._batches[at]) for at in self._shuffled(epoch))
         else:
