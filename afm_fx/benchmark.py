@@ -221,15 +221,15 @@ def _timings(lanes: Sequence[_Lane], batch_size: int) -> list[Timing]:
     timings = []
     for lane in lanes:
         spent = np.concatenate(lane.rounds)
-        found, medians = latencies(spent), np.median(lane.rounds, axis=1)
+        times, medians = latencies(spent), np.median(lane.rounds, axis=1)
         ratio = ratio_range = None
         if lane.on_device in first:
             reference = np.asarray(first[lane.on_device].rounds)
-            ratio = found.p50_us / latencies(reference.ravel()).p50_us
+            ratio = times.p50_us / latencies(reference.ravel()).p50_us
             ratio_range = _range(medians / np.median(reference, axis=1))
         timings.append(
             Timing(
-                lane.contender.name, lane.contender.runtime, batch_size, lane.on_device, found,
+                lane.contender.name, lane.contender.runtime, batch_size, lane.on_device, times,
                 rows_per_second=batch_size * len(spent) / (float(spent.sum()) / 1e9),
                 p50_range_us=_range(medians / 1e3),
                 ratio=ratio,

@@ -8,11 +8,6 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def accounted() -> bool:
-    """Whether this system tells, which is to say whether it is Linux."""
-    return _STATUS.is_file() and _CLEAR.exists()
-
-
 def resident_bytes() -> int:
     """Bytes resident now."""
     return _status("VmRSS")
