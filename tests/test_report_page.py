@@ -13,6 +13,8 @@ import torch
 
 import afm_fx
 from afm_fx.errors import MissingPackageError, OutputExistsError
+from afm_fx.recovery_report import RecoveryEpoch, RecoveryReport, RecoverySettings
+from afm_fx.reduced_precision import PrecisionReport
 from tests.graphs import Tower, tower_batch
 from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
 
@@ -36,6 +38,18 @@ def facts(compressed: afm_fx.Compressed) -> afm_fx.ReportFacts:
         timing=afm_fx.benchmark(programs, inputs, batch_sizes=(1, 8), seconds=0.001, rounds=2),
         quality=afm_fx.compare_quality(compressed.original, compressed.program, [(inputs, labels)]),
         packing=compressed.packing,
+        recovery=RecoveryReport(
+            epochs=(RecoveryEpoch(0, None, 0.2345, None, 0.0), RecoveryEpoch(1, 0.5, 0.1234, 0.6789, 1.0)),
+            best=1,
+            trained=("first",),
+            parameters_trained=11,
+            parameters=711,
+            training_batches=3,
+            held_out_rows=64,
+            activated=(),
+            settings=RecoverySettings(1, 1e-3, None, "factors", 0.2, None, 0),
+        ),
+        precision=PrecisionReport(1_000, 400, (("tables.0", "int8"),), (), None),
         command="afm-fx compress shop:ctr",
     )
 
@@ -63,6 +77,9 @@ def test_the_page_tells_sizes_ranks_reasons_and_measurements(
     assert facts.timing is not None
     assert f"{facts.quality.tasks[0].auc_after:.4f}" in words
     assert f"{facts.timing.timing('low-rank', 8).p50_us:,.0f}" in words
+    assert "0.123 root mean square, held-out rows, recovered" in words
+    assert "1 0.50000 0.12340 0.67890 kept" in words
+    assert "bytes, tables in fewer bits 1,000 400 2.50x" in words
     assert "afm-fx compress shop:ctr" in words
     assert compressed.plan.digest in words
     assert f"torch {torch.__version__}" in words
