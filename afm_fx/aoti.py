@@ -45,7 +45,7 @@ class PackageNote:
     """What a package says of itself.
 
     Attributes:
-        inputs: its input tensors in order: by dict key where the model takes a dict, else by the argument's name.
+        inputs: its input tensors in order, named as :meth:`Program.leaf_names` does.
         threads: of its own loops; matrix products follow ``torch.set_num_threads``.
         typed: how typed inputs are made of the original's (:mod:`afm_fx.input_mapping`), None for plain inputs.
     """
@@ -211,19 +211,13 @@ def load_aoti(path: str | os.PathLike[str]) -> AotiModel:
 
 
 def _package_inputs(program: Program) -> tuple[FileValue, ...]:
-    """Every input tensor; dict keys as names where they are unambiguous."""
-    leaves, _ = pytree.tree_flatten_with_path(example_call(program))
-    tensors = [
-        (path, leaf, name, batched and program.dynamic_batch)
-        for (path, leaf), name, batched in zip(leaves, program.input_names, program.batched, strict=True)
-        if isinstance(leaf, Tensor)
-    ]
-    keys = [str(path[-1].key) if isinstance(path[-1], pytree.MappingKey) else name for path, _, name, _ in tensors]
-    names = keys if len(set(keys)) == len(keys) else [name for _, _, name, _ in tensors]
     values = []
-    for name, (_, leaf, _, free) in zip(names, tensors, strict=True):
-        shape = ("batch", *leaf.shape[1:]) if free else tuple(leaf.shape)
-        values.append(FileValue(name, str(leaf.dtype).removeprefix("torch."), shape, free))
+    leaves = pytree.tree_leaves(example_call(program))
+    for name, leaf, batched in zip(program.leaf_names(), leaves, program.batched, strict=True):
+        if isinstance(leaf, Tensor):
+            free = batched and program.dynamic_batch
+            shape = ("batch", *leaf.shape[1:]) if free else tuple(leaf.shape)
+            values.append(FileValue(name, str(leaf.dtype).removeprefix("torch."), shape, free))
     return tuple(values)
 
 

@@ -14,7 +14,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -178,14 +177,9 @@ class FileBatches:
 
 def input_tensors(program: Program) -> dict[int, tuple[str, Tensor]]:
     """Name and example of every batched input tensor, by its position among the flattened inputs."""
-    leaves, _ = pytree.tree_flatten_with_path((program.example_args, program.example_kwargs))
-    named = {}
-    entries = zip(leaves, program.input_names, program.batched, strict=True)
-    for position, ((key_path, leaf), graph_name, batched) in enumerate(entries):
-        if batched and isinstance(leaf, Tensor):
-            last: Any = key_path[-1]
-            named[position] = (str(last.key) if isinstance(last, pytree.MappingKey) else graph_name, leaf)
-    return named
+    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    named = enumerate(zip(program.leaf_names(), leaves, program.batched, strict=True))
+    return {at: (name, leaf) for at, (name, leaf, batched) in named if batched and isinstance(leaf, Tensor)}
 
 
 def _available(file: DataFile, columns: Sequence[str] | None) -> tuple[str, ...]:
