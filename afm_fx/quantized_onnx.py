@@ -19,28 +19,30 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from afm_fx.artifact import read_artifact
-from afm_fx.errors import BatchError, ExportError, MissingPackageError, UserError, short_reason
-from afm_fx.file_inputs import feed_of, file_examples, random_file_inputs
+from afm_fx.errors import ExportError, UserError, short_reason
+from afm_fx.file_inputs import file_examples, random_file_inputs
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_export import EXTERNAL_DATA_BYTES
 from afm_fx.onnx_parity import check_file
-from afm_fx.onnx_runtime import open_session
+from afm_fx.onnx_runtime import import_runtime
 from afm_fx.onnx_signature import MADE_BY, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.quiet import quiet
 from afm_fx.recipe import FileRecipe, Recipe, file_recipe
 from afm_fx.reduced_precision import PrecisionReport, difference
+from afm_fx.runtime import Session
 
 SMALLEST_WEIGHT = 4096
 """Linears of fewer weights stay as they are: quantising what flows in costs more than the product."""
 
 RANDOM_ROWS = 256
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
+_PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+"""Attributes of a Gemm that the quantiser takes for a Linear; it leaves others as they are."""
 
 
 def quantize_onnx(
@@ -115,6 +117,8 @@ def _products(model: onnx.ModelProto, smallest_weight: int) -> tuple[tuple[tuple
             kept.append((node.name, "its weights are no float32 constant, and the quantiser takes only these"))
         elif (count := math.prod(weight.dims)) < smallest_weight:
             kept.append((node.name, f"it has {count:,} weights, int8 pays from {smallest_weight:,} on"))
+        elif any(_PLAIN.get(each.name) not in (None, onnx.helper.get_attribute_value(each)) for each in node.attribute):
+            kept.append((node.name, "it scales or transposes what it reads"))
         else:
             reduced.append((node.name, "int8"))
     if not reduced:
@@ -136,12 +140,9 @@ def _sign(quantized: ir.Model, model: onnx.ModelProto) -> None:
 
 
 def _run_quantizer(model: onnx.ModelProto, out: Path, kept: Sequence[str]) -> None:
-    try:
-        from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415 - an extra (cpu or gpu)
-    except ImportError as error:
-        raise MissingPackageError(
-            "quantising needs ONNX Runtime, which is not installed: install afm-fx[cpu] or afm-fx[gpu]"
-        ) from error
+    import_runtime()  # says what to install
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415 - an extra (cpu or gpu)
+
     try:
         with quiet():  # it advises steps that the exporter has taken
             quantize_dynamic(
@@ -160,15 +161,8 @@ def _run_quantizer(model: onnx.ModelProto, out: Path, kept: Sequence[str]) -> No
 
 
 def _outputs(path: Path, batch: Inputs) -> list[Tensor]:
-    session = open_session(path)
-    try:
-        feed = feed_of(session, batch)
-    except BatchError as error:
-        raise BatchError(f"'{path.name}' {error}") from error
-    try:
-        outputs = [torch.as_tensor(output) for output in session.run(None, feed)]
-    except Exception as error:  # ONNX Runtime's errors derive from nothing common
-        raise ExportError(f"ONNX Runtime fails on '{path.name}': {short_reason(error)}") from error
-    if not all(bool(output.isfinite().all()) for output in outputs):
+    outputs = Session(path, warm_up=1).run(batch)
+    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs.values())
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise ExportError(f"'{path.name}' does not give finite outputs on the inputs given, so no error can be told")
-    return outputs
+    return tensors

@@ -74,6 +74,7 @@ def recover(
         RecoveryError: an unusable setting, batches that cannot be gone through again, labels of a wrong shape or value,
             nothing to train, a checkpoint of another run, or a loss that became NaN.
         BatchError: a batch does not fit the model.
+        FileFormatError: the checkpoint is damaged.
         OtherProcessError: another process of the group failed (which, and why) or died.
     """
     check_group(group)

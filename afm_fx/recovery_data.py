@@ -49,12 +49,7 @@ class RecoveryBatch:
 
 
 class RecoveryData:
-    """Training batches, of which a process sees its part of the rows, and held-out ones.
-
-    Raises:
-        RecoveryError: the batches cannot be gone through twice, or are too few to hold any out.
-        BatchError: a held-out batch does not fit the program.
-    """
+    """Training batches, of which a process sees its part of the rows, and held-out ones."""
 
     def __init__(
         self,
@@ -98,13 +93,8 @@ class RecoveryData:
         return isinstance(self._batches, list | tuple)
 
     def training(self, epoch: int) -> Iterator[RecoveryBatch]:
-        """The training batches of an epoch (from 1).
-
-        Raises:
-            RecoveryError: they are not those of the first time.
-            BatchError: a batch does not fit the program.
-        """
-        numbered: Iterable[tuple[int, Inputs]]
+        """The training batches of an epoch (from 1)."""
+        numbered: Iterable[tuple[int, Any]]
         if isinstance(self._batches, list | tuple):
             numbered = ((at, self._batches[at]) for at in self._shuffled(epoch))
         else:

@@ -36,9 +36,6 @@ class TeacherLogits:
     Args:
         first: a batch to tell the outputs' kinds from.
         keep: whether logits may be kept by the batch's name, because a name always means the same batch.
-
-    Raises:
-        BatchError: the batch does not fit the teacher.
     """
 
     def __init__(self, teacher: Program, first: RecoveryBatch, *, keep: bool) -> None:
@@ -49,12 +46,7 @@ class TeacherLogits:
         self._probabilities = bounded & (outputs == exposed).all(dim=0)
 
     def __call__(self, batch: RecoveryBatch) -> Tensor:
-        """Logits [rows, columns] of a batch.
-
-        Raises:
-            BatchError: the batch holds an id outside its table.
-            RecoveryError: a logit is NaN or infinite.
-        """
+        """Logits [rows, columns] of a batch."""
         if self._kept is not None and batch.name in self._kept:
             return self._kept[batch.name]
         try:
@@ -85,11 +77,7 @@ class TeacherLogits:
 
 
 def errors_of(logits: Tensor, target: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-    """The two means of a batch: squared distance to the teacher's logits, and cross-entropy, 0 without labels.
-
-    Raises:
-        RecoveryError: program, teacher and labels differ in their number of columns.
-    """
+    """The two means of a batch: squared distance to the teacher's logits, and cross-entropy, 0 without labels."""
     if logits.shape != target.shape:
         raise RecoveryError(
             f"{name}: the program outputs {logits.shape[1]} numbers for each of {logits.shape[0]} rows, the "
@@ -106,11 +94,7 @@ def errors_of(logits: Tensor, target: Tensor, labels: Tensor | None, name: str) 
 
 
 def error_sums(logits: LogitsOfBatch, batches: Iterable[tuple[RecoveryBatch, Tensor]]) -> tuple[float, float, float]:
-    """Over held-out batches with the teacher's logits: squared logit errors, cross-entropies, and their number.
-
-    Raises:
-        RecoveryError: a logit is NaN or infinite, or columns differ in number.
-    """
+    """Over held-out batches with the teacher's logits: squared logit errors, cross-entropies, and their number."""
     squares = entropy = 0.0
     count = 0
     with torch.no_grad():

@@ -23,9 +23,6 @@ def choose_parameters(program: Program, teacher: Program, trainable: Trainable) 
 
     The factors are those that the teacher does not have: neither the same tensor nor one of equal numbers under the
     same name. That is what a rewrite made or changed, packed or not.
-
-    Raises:
-        RecoveryError: nothing to train, or a number format that is too coarse.
     """
     theirs = dict(teacher.graph_module.named_parameters(remove_duplicate=False))
     shared = {id(parameter) for parameter in theirs.values()}
@@ -62,11 +59,7 @@ def with_own_copies(program: Program, names: Sequence[str]) -> tuple[Program, di
 
 
 def with_activations(program: Program) -> tuple[Program, tuple[str, ...]]:
-    """The program with a ReLU between the factors of its Linears, and their sites.
-
-    Raises:
-        RecoveryError: there are no such Linears.
-    """
+    """The program with a ReLU between the factors of its Linears, and their sites."""
     module = clone_graph_module(program.graph_module)
     activate = ActivateCodes()
     activate(module)

@@ -17,9 +17,6 @@ class RecoverySettings:
     """The settings of a recovery, as :func:`afm_fx.recover` explains them.
 
     ``label_weight`` is None without labels, ``held_out_share`` where held-out batches were given.
-
-    Raises:
-        RecoveryError: an impossible value.
     """
 
     epochs: int

@@ -102,9 +102,6 @@ class RecoveryRun:
 
         Args:
             checkpoint: file of the state, written by the first process after every epoch.
-
-        Raises:
-            RecoveryError: a loss or an output is NaN or infinite, or the checkpoint is of another run.
         """
         identity = self.identity()
         state: RecoveryState | None = self._by_first(lambda: _load(checkpoint, identity))
@@ -169,12 +166,7 @@ class RecoveryRun:
         return RecoveryEpoch(number, loss, math.sqrt(squares / count), log_loss, time.perf_counter() - start)
 
     def _sum(self, compute: Callable[[], Sequence[Any]], count: int) -> list[float]:
-        """The sums over all processes of some numbers. Where computing them fails in one, all raise.
-
-        Raises:
-            Exception: what the function raised.
-            OtherProcessError: another process failed or died.
-        """
+        """The sums over all processes of some numbers. Where computing them fails in one, all raise."""
         numbers, failure = attempt(compute)
         part = torch.tensor([0.0, *numbers] if numbers is not None else [1.0, *[0.0] * count], dtype=torch.float64)
         total = part if self._group is None else add_up(part, self._group)
@@ -207,12 +199,7 @@ def _save(path: str | os.PathLike[str] | None, state: RecoveryState, identity: d
 
 
 def _load(path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> RecoveryState | None:
-    """Reads a state, None where there is no such file yet.
-
-    Raises:
-        FileFormatError: the file is damaged, or something else than a recovery.
-        RecoveryError: it belongs to a run with other settings, parameters or data.
-    """
+    """Reads a state, None where there is no such file yet."""
     if path is None or not Path(path).exists():
         return None
     try:

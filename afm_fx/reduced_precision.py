@@ -94,7 +94,7 @@ def reduce_precision(
         smallest_bytes: tables of fewer bytes stay as they are.
 
     Raises:
-        UserError: an unknown format.
+        UserError: an unknown format, no batches, or no output of floating numbers.
         BatchError: a batch does not fit the program.
         CalibrationError: ``batches`` is one batch, not an iterable of batches.
     """
@@ -113,12 +113,7 @@ def reduce_precision(
 
 
 def output_error(program: Program, reference: Program, batches: Iterable[Inputs]) -> OutputError:
-    """Compares the outputs of two programs of the same inputs, before a final sigmoid where there is one.
-
-    Raises:
-        BatchError: a batch does not fit the programs.
-        UserError: there are no batches, or the outputs hold no floating numbers.
-    """
+    """Compares the outputs of two programs of the same inputs, before a final sigmoid where there is one."""
     (before, before_logits), (after, after_logits) = map(expose_logits, (reference, program))
     logits = before_logits and after_logits
     if not logits:
@@ -134,11 +129,7 @@ def output_error(program: Program, reference: Program, batches: Iterable[Inputs]
 
 
 def difference(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]], *, logits: bool = False) -> OutputError:
-    """The error over batches of outputs, each with what is right. Integer outputs do not count.
-
-    Raises:
-        UserError: there is nothing to compare.
-    """
+    """The error over batches of outputs, each with what is right. Integer outputs do not count."""
     rows, squares, count, largest = 0, 0.0, 0, 0.0
     for outputs, right in pairs:
         floating = [pair for pair in zip(outputs, right, strict=True) if pair[1].is_floating_point()]

@@ -148,6 +148,17 @@ def test_external_weights_are_read_and_written(
     ]  # fmt: skip
 
 
+def test_a_product_that_scales_what_it_reads_is_reported_as_left(tmp_path: Path):
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), dtype=np.float32), "weight")
+    node = onnx.helper.make_node("Gemm", ["x", "weight"], ["y"], alpha=0.5, transB=1)
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 64]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "scaled", values[:1], values[1:], [weight])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "scaled.onnx")
+    with pytest.raises(UserError, match="no Linear to quantise: 'product_0': it scales or transposes what it reads"):
+        quantize_onnx(tmp_path / "scaled.onnx", tmp_path / "int8.onnx")
+
+
 def test_mistakes_are_named_and_leave_nothing_behind(file: Path, tmp_path: Path):
     with pytest.raises(FileFormatError, match="no ONNX file"):
         quantize_onnx(tmp_path / "missing.onnx", tmp_path / "out.onnx")
