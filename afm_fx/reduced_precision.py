@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ class PrecisionReport:
 
 def reduce_precision(
     program: Program,
-    tables: Literal["float16", "int8"] | TableFormat,
+    tables: str | TableFormat,
     batches: Iterable[Inputs] | None = None,
     *,
     smallest_bytes: int = SMALLEST_BYTES,

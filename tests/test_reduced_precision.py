@@ -126,7 +126,7 @@ def test_the_report_prints_and_is_json(dense: afm_fx.Program):
 
 def test_mistakes_are_named(dense: afm_fx.Program):
     with pytest.raises(UserError, match="float16, int8, got 'int4'"):
-        reduce_precision(dense, "int4")  # type: ignore[arg-type]
+        reduce_precision(dense, "int4")
     with pytest.raises(CalibrationError, match="got one Tensor"):
         reduce_precision(dense, "int8", clicks(8))
     with pytest.raises(BatchError, match="batch 0"):
