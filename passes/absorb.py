@@ -63,7 +63,7 @@ def linear(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     affine = affine_of_linear(builder, node)
     if not isinstance(value, LowRankValue) or affine is None:
         return Restored(COMPUTED, Law.INTERACTION)
-    return apply(builder, node, value, affine)
+    return apply(builder, value, affine)
 
 
 def affine_of_linear(builder: CodeBuilder, node: Node) -> Affine | None:
@@ -76,15 +76,15 @@ def affine_of_linear(builder: CodeBuilder, node: Node) -> Affine | None:
     return Affine(weight, bias, weight_node, bias_origin, (weight_node, bias_node))
 
 
-def apply(builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine) -> Outcome:
+def apply(builder: CodeBuilder, value: LowRankValue, affine: Affine) -> Outcome:
     """Applies a map to the last feature axis: absorbed, or per field."""
     ready = builder.push(value)
     if ready is not None:
-        return Absorbed(linear_on(builder, node, ready, affine), ABSORBED)
-    return per_field(builder, node, value, [affine])
+        return Absorbed(linear_on(builder, ready, affine), ABSORBED)
+    return per_field(builder, value, [affine])
 
 
-def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Sequence[Affine]) -> Outcome:
+def per_field(builder: CodeBuilder, value: LowRankValue, maps: Sequence[Affine]) -> Outcome:
     """The value whose rows along the last axis were each mapped: decoders ``W A_f``, no node but for units.
 
     Args:
@@ -120,7 +120,7 @@ def per_field(builder: CodeBuilder, node: Node, value: LowRankValue, maps: Seque
 
 
 def linear_site(
-    builder: CodeBuilder, node: Node, source: LowRankValue, affine: Affine, factored: tuple[Factor, str]
+    builder: CodeBuilder, source: LowRankValue, affine: Affine, factored: tuple[Factor, str]
 ) -> LowRankValue:
     """The output of a factored Linear: its code, made from the input's code.
 
@@ -129,7 +129,7 @@ def linear_site(
         factored: the factor of the Linear's output, and the site's name.
     """
     factor, site = factored
-    code = linear_on(builder, node, source, affine, factored)
+    code = linear_on(builder, source, affine, factored)
     lead = tuple(value_of(code).shape)[:-1]
     return LowRankValue(code, lead, (factor.width,), (Block(tuple(range(factor.rank)), decoder_of(factor, site)),))
 
@@ -156,23 +156,19 @@ def dense_source(node: Node) -> LowRankValue:
 
 
 def linear_on(
-    builder: CodeBuilder,
-    node: Node,
-    value: LowRankValue,
-    affine: Affine,
-    factored: tuple[Factor, str] | None = None,
+    builder: CodeBuilder, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None = None
 ) -> Node:
     """The Linear node on codes; with a factor, the Linear that yields the code of its own output."""
     ready = builder.compact(value)
-    weight, bias = _new_weight(builder, node, ready, affine, factored)
+    weight, bias = _new_weight(builder, ready, affine, factored)
     if weight is None:
-        return _constant_result(builder, node, ready, bias, factored[0].rank if factored else affine.weight.shape[0])
+        return _constant_result(builder, ready, bias, factored[0].rank if factored else affine.weight.shape[0])
     parts = [*([ready.code] if ready.has_code else []), *([] if ready.units is None else [ready.units])]
     code = builder.beside(parts)
     return builder.emit(aten.linear.default, code, weight, bias)
 
 
-def _constant_result(builder: CodeBuilder, node: Node, value: LowRankValue, bias: Node | None, width: int) -> Node:
+def _constant_result(builder: CodeBuilder, value: LowRankValue, bias: Node | None, width: int) -> Node:
     """The result [*lead, width] of a map that reads constants alone."""
     zeros = builder.pick(value.code, [])
     if bias is not None:
@@ -181,7 +177,7 @@ def _constant_result(builder: CodeBuilder, node: Node, value: LowRankValue, bias
 
 
 def _new_weight(
-    builder: CodeBuilder, node: Node, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
+    builder: CodeBuilder, value: LowRankValue, affine: Affine, factored: tuple[Factor, str] | None
 ) -> tuple[Node | None, Node | None]:
     """Weight (None where there is no code to read) and bias, each made once for all uses of the same constants."""
     if factored is None and affine.origin is not None and affine.as_it_is and _unchanged(value):
@@ -202,7 +198,7 @@ def _new_weight(
         rows = ((site, factor.width),)
         new_weight, new_bias = factor.encode_weight(new_weight, new_bias)
         needs |= {site} if factor.offset is not None else set()
-    name, like = _stem(builder, node, affine), value_of(value.code)
+    name, like = _stem(builder, affine), value_of(value.code)
     if reads and matrix_key not in builder.shared:
         builder.shared[matrix_key] = builder.new_parameter(
             f"{name}.weight", new_weight, like,
@@ -265,8 +261,8 @@ def code_parts(value: LowRankValue) -> tuple[Part, ...]:
     return tuple((site, width) for (site, *_), width in widths.items())
 
 
-def _stem(builder: CodeBuilder, node: Node, affine: Affine) -> str:
+def _stem(builder: CodeBuilder, affine: Affine) -> str:
     """A readable name for new parameters: the old weight's, or the node's."""
     if affine.origin is not None and constant_of(builder.module, affine.origin) is not None:
         return f"{site_name(str(affine.origin.target))}.on_codes"
-    return f"{node.name}.on_codes"
+    return f"{builder.node.name}.on_codes"

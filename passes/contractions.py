@@ -209,12 +209,10 @@ def _by_constant(builder: CodeBuilder, value: LowRankValue, origin: Node, labels
     key = ("contraction", origin, labels)
     leaf = _parameter_behind(builder, origin)
     if counts[0] == 1:
-        outcome = absorb.apply(
-            builder, builder.node, ready, Affine(weights[0], None, leaf, None, key, leaf is None, as_it_is=False)
-        )
+        outcome = absorb.apply(builder, ready, Affine(weights[0], None, leaf, None, key, leaf is None, as_it_is=False))
     else:
         maps = [Affine(weights[row // counts[1]], None, leaf, None, (key, row // counts[1])) for row in range(rows)]
-        outcome = absorb.per_field(builder, builder.node, ready, maps)
+        outcome = absorb.per_field(builder, ready, maps)
     made = {label: int(sizes[label]) for label in (*batch, *free, *results)}
     return _in_order(builder, outcome, [[*lead, *made].index(label) for label in labels.out], tuple(made.values()))
 

@@ -123,13 +123,7 @@ class Decoder:
     def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
         """``y + c`` for a constant [width]."""
         offset = constant if self.offset is None else self.offset + constant
-        return replace(
-            self,
-            offset=offset,
-            offset_key=("shift", self.offset_key, key),
-            parts=(),
-            orthogonal=False,
-        )
+        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), parts=(), orthogonal=False)
 
     def offsets_scaled(self, factor: float) -> Decoder:
         """The same matrix with offsets times a number: what scaling does once the code itself was scaled."""

@@ -28,9 +28,12 @@ class Law(StrEnum):
 
 @dataclass(frozen=True)
 class Carried:
-    """The node's result is low-rank too: one value, or one per element of a tuple result."""
+    """The node's result is low-rank too: one value, or one per element of a tuple result.
 
-    value: LowRankValue | tuple[LowRankValue, ...]
+    A product of features is computed as ever where its features are needed, and dead in the end where they are not.
+    """
+
+    value: LowRankValue | tuple[LowRankValue, ...] | Product
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,6 @@ class Restored:
 
 
 @dataclass(frozen=True)
-class Deferred:
-    """The node stays as it is: its products may never be needed one by one.
-
-    Attributes:
-        product: what it computes.
-        otherwise: what it is where its products are needed after all; None where another node's outcome says that.
-    """
-
-    product: Product
-    otherwise: Restored | None = None
-
-
-@dataclass(frozen=True)
 class Summed:
     """The node is replaced by sums of inner products.
 
@@ -80,7 +70,7 @@ class Summed:
     on_codes: tuple[Node, ...]
 
 
-Outcome = Carried | Absorbed | Restored | Deferred | Summed
+Outcome = Carried | Absorbed | Restored | Summed
 Values = Mapping[Node, LowRankValue | tuple[LowRankValue, ...] | Product]
 Rule = Callable[[CodeBuilder, Node, Values], Outcome]
 """Looks at a node whose operands' low-rank values are given and emits the node's counterpart on codes."""

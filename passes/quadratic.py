@@ -20,7 +20,7 @@ from passes.graph_tools import aten, value_of
 from passes.low_rank_value import LowRankValue
 from passes.moves import argument, equal_sizes, keeps_axes, on_features, reduced_axes, static
 from passes.need_features import BENDS, MULTIPLIES
-from passes.outcomes import Deferred, Law, Outcome, Restored, Rule, Summed, Values
+from passes.outcomes import Carried, Law, Outcome, Restored, Rule, Summed, Values
 from passes.products import Product, ProductTerm, inner_products, sums_of_codes, sums_of_features
 
 NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
@@ -51,7 +51,7 @@ def _product(builder: CodeBuilder, node: Node, values: Values, operands: tuple[A
     left, right = sides
     shape = tuple(value_of(node).shape)
     term = ProductTerm(node, left, right, np.arange(left.features))
-    return Deferred(Product((term,), shape[: len(shape) - len(left.trailing)], left.trailing), NEEDS_PRODUCTS)
+    return Carried(Product((term,), shape[: len(shape) - len(left.trailing)], left.trailing))
 
 
 def _with_equal_features(
@@ -78,7 +78,7 @@ def settled(builder: CodeBuilder, node: Node, product: Product) -> Outcome:
     whole = [inner_products(term, product.count) for term in product.terms]
     of_codes = [pairs is not None and all(pair.is_of_codes for pair in pairs) for pairs in whole]
     if any(pairs is None for pairs in whole) or not any(of_codes):
-        return Deferred(product)
+        return Carried(product)
     total: Node | None = None
     for term, pairs, flag in zip(product.terms, whole, of_codes, strict=True):
         part = sums_of_codes(builder, term, pairs or []) if flag else sums_of_features(builder, term, product.count)

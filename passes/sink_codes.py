@@ -29,7 +29,8 @@ from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, finish, 
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
-from passes.outcomes import Absorbed, Carried, Deferred, Law, Restored, Summed
+from passes.need_features import MULTIPLIES
+from passes.outcomes import Absorbed, Carried, Law, Restored, Summed
 from passes.products import Product
 from passes.restore import restore
 from passes.sites import Site, SiteKind, find_sites
@@ -143,14 +144,12 @@ class _Step:
     Attributes:
         sources: for each site inside, the operand that it came from.
         is_replaced: whether the node is done on codes, so that it goes where nothing reads it.
-        otherwise: of products of features, why they are restored where they are needed one by one.
         is_computed_from_features: whether products of features are.
         restored: the node's features, decoded; None until something needs them.
     """
 
     sources: dict[str, Node] = field(default_factory=dict)
     is_replaced: bool = False
-    otherwise: Restored | None = None
     is_computed_from_features: bool = False
     restored: Node | None = None
 
@@ -194,17 +193,18 @@ class _Walk:
             reason = Restored(CHANNELS, Law.MOVE) if makes_channels(node) else outcome
             self._need_features(node, reason, reason.law or entry.law)
             return
-        step = self.steps[node] = _Step(is_replaced=isinstance(outcome, (Carried, Absorbed)))
+        is_product = isinstance(outcome, Summed) or (
+            isinstance(outcome, Carried) and isinstance(outcome.value, Product)
+        )
+        step = self.steps[node] = _Step(is_replaced=not is_product)
         for operand in node.all_input_nodes:
             for site in _sites_of(self.values.get(operand)):
                 step.sources.setdefault(site, operand)
         match outcome:
             case Carried():
                 self.values[node] = outcome.value
-                if entry.law is not Law.MOVE:
+                if entry.law is not Law.MOVE and not is_product:
                     self._judge(node, Fate.ON_CODES, entry.law, ON_CODES[entry.law])
-            case Deferred():
-                self.values[node], step.otherwise = outcome.product, outcome.otherwise
             case Summed():
                 for product in outcome.on_codes:
                     self._judge(product, Fate.ON_CODES, Law.QUADRATIC, ON_CODES[Law.QUADRATIC])
@@ -260,11 +260,11 @@ class _Walk:
             ready = self.builder.push(value)
             if ready is not None:
                 self._judge(node, Fate.ABSORBED, Law.LINEAR, absorb.ABSORBED)
-                return absorb.linear_site(self.builder, node, ready, affine, factored)
+                return absorb.linear_site(self.builder, ready, affine, factored)
             self._judge(node, Fate.RESTORED, Law.LINEAR, absorb.PER_FIELD)
         if value is not None:
             source = self._features_of(source)
-        return absorb.linear_site(self.builder, node, absorb.dense_source(source), affine, factored)
+        return absorb.linear_site(self.builder, absorb.dense_source(source), affine, factored)
 
     def _need_features(self, node: Node, outcome: Restored, law: Law) -> None:
         """Restores what a node takes. Products that it takes are computed first, and are dense from then on."""
@@ -283,9 +283,8 @@ class _Walk:
         step = self.steps[product]
         if not step.is_computed_from_features:
             step.is_computed_from_features = True
-            if step.otherwise is not None:
-                law = step.otherwise.law or law_of(product, self.values).law
-                self._judge(product, Fate.RESTORED, law, step.otherwise.reason)
+            if any(term.node is product for term in self.values[product].terms):
+                self._judge(product, Fate.RESTORED, Law.INTERACTION, MULTIPLIES)
             self._read_features(product)
 
     def _read_features(self, node: Node) -> None:

@@ -342,7 +342,7 @@ def _totals(builder: CodeBuilder, value: LowRankValue, reduction: _Reduction) ->
     ones.scatter_(1, members, reduction.share)
     flat = replace(value, trailing=(value.features,))
     affine = Affine(ones, None, None, None, ("totals", reduction), is_new=True)
-    result = absorb.linear_on(builder, builder.node, flat, affine)
+    result = absorb.linear_on(builder, flat, affine)
     return Absorbed(builder.view(result, value.lead, *reduction.shape), SUMMED)
 
 
