@@ -6,24 +6,29 @@ Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from afm_fx import __version__
-from afm_fx.apply_command import apply
+from afm_fx.absent_tables import LARGE_BYTES
+from afm_fx.apply_files import apply_to_files
 from afm_fx.bench_command import bench
 from afm_fx.calibrate_command import calibrate
+from afm_fx.calibration import Statistics
 from afm_fx.capture import capture
-from afm_fx.check_command import check
-from afm_fx.command_errors import reported_errors
+from afm_fx.command_errors import EXIT_FAILURE, reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, command_of
-from afm_fx.compress_command import compress
 from afm_fx.compress_config import CompressConfig
+from afm_fx.compress_files import compress_files, outputs_of
 from afm_fx.explanation import explain as explain_program
 from afm_fx.load_command import load
-from afm_fx.output_directory import refuse_existing_file
+from afm_fx.onnx_check import check_onnx
+from afm_fx.onnx_over_files import NAME, export_onnx_over_files
+from afm_fx.output_directory import refuse_existing_file, write_text
+from afm_fx.plan import Plan
 from afm_fx.sweep_command import sweep
 from afm_fx.user_model import build_model
 
@@ -52,7 +57,6 @@ def _root(
         raise typer.Exit
 
 
-@app.command()
 def explain(
     model: ModelArgument,
     checkpoint: CheckpointOption = None,
@@ -89,10 +93,115 @@ def explain(
             typer.echo(f"\nWritten: {', '.join(written)}")
 
 
-app.command()(calibrate)
-app.command()(command_of(CompressConfig, compress))
-app.command()(sweep)
-app.command()(apply)
-app.command()(check)
-app.command()(bench)
-app.command()(load)
+def compress(config: CompressConfig) -> None:
+    """Compress a model and export it.
+
+    Writes dense.onnx, low_rank.onnx, plan.safetensors, report.json and config.json (and low_rank.pt2 with --aoti, a
+    page with --report), or nothing where anything goes wrong. All exports are checked against torch. Choose one policy:
+    --budget, --logit-rmse, --auc-drop, --logloss-rise, --p50-us, --energy, --full-rank, or ranks.
+
+    Example: afm-fx compress shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --budget 0.2 --out compressed
+    """
+    done = compress_files(config)
+    compressed = done.compressed
+    reports = (compressed.plan, compressed.report, done.recovery, compressed.packing, done.precision)
+    for report in reports:
+        if report is not None:
+            typer.echo(report.table())
+    dense, low_rank = (export.max_abs_difference for export in done.exports)
+    typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
+    if done.package is not None:
+        typer.echo(
+            f"Compiled low_rank.pt2 in {done.package.seconds:.0f} s; largest difference between it and "
+            f"torch: {done.package.max_abs_difference:.1e}"
+        )
+    if done.buckets is not None:
+        typer.echo(done.buckets.table())
+    written = [name for name in outputs_of(config) if (config.out / name).exists()]
+    typer.echo(f"Written to {config.out}/: {', '.join(written)}")
+    if config.report is not None:
+        typer.echo(f"Report: {config.report}")
+
+
+def apply(
+    model: ModelArgument,
+    plan: Annotated[Path, typer.Option(help="The plan, as compress writes it.", show_default=False)],
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            help="State dict: .safetensors, an index of several (.safetensors.index.json), or a folder that "
+            "torch.distributed.checkpoint wrote.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the encoded tables.", show_default=False)],
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Statistics that the plan was made from, to make factors again for this checkpoint and tell drift.",
+            show_default="the plan's factors are applied",
+        ),
+    ] = None,
+    plan_out: Annotated[
+        Path | None,
+        typer.Option(help="With --statistics: write the plan with the new factors here.", show_default=False),
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help=f"Also export {NAME} beside the tables, which refers to their files.")
+    ] = False,
+    large_bytes: Annotated[
+        int, typer.Option(min=1, help="Tables of so many bytes or more are read in blocks, smaller ones loaded.")
+    ] = LARGE_BYTES,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Apply a saved plan to a checkpoint, of the same model or of a later one.
+
+    Tables are read and written in blocks and never held, so they may be larger than memory. The folder changes in one
+    step when everything is written; tables that are there already are not made again.
+
+    Example: afm-fx apply shop.models:ctr --plan plan.safetensors --checkpoint new.safetensors --out tables --force
+    """
+    with reported_errors(debug):
+        if plan_out is not None:
+            refuse_existing_file(plan_out, force=force)
+        known = None if statistics is None else Statistics.load(statistics)
+        done = apply_to_files(
+            model, checkpoint, Plan.load(plan), out, statistics=known, force=force, large_bytes=large_bytes
+        )
+        typer.echo(done.table())
+        if plan_out is not None:
+            done.plan.save(plan_out, force=force)
+        if onnx:
+            typer.echo(export_onnx_over_files(done, force=True).table())
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ONNX files.", show_default=False)],
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the reports here as well.", show_default=False)
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check exported ONNX files: standard operators, no control flow, weights that lie where they should, metadata.
+
+    Nothing of a file is executed. Exit codes: 0 every rule is kept, 1 one is broken, 2 one is no ONNX file.
+
+    Example: afm-fx check compressed/low_rank.onnx
+    """
+    with reported_errors(debug):
+        if json_out is not None:
+            refuse_existing_file(json_out, force=force)
+        reports = [check_onnx(file) for file in files]
+        for report in reports:
+            typer.echo(report.table())
+        if json_out is not None:
+            document = [json.loads(report.to_json()) for report in reports]
+            write_text(json_out, json.dumps(document, indent=2) + "\n", force=force)
+        if not all(report.passed for report in reports):
+            raise typer.Exit(EXIT_FAILURE)
+
+
+for command in (explain, calibrate, command_of(CompressConfig, compress), apply, sweep, bench, load, check):
+    app.command()(command)

@@ -63,7 +63,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[CompressConfig]:
         given.append(config)
         raise UserError("asked")
 
-    monkeypatch.setattr("afm_fx.compress_command.compress_files", ask)
+    monkeypatch.setattr("afm_fx.cli.compress_files", ask)
     return given
 
 
