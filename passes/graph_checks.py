@@ -7,7 +7,6 @@ chain of passes pays for a node once, not once per pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from passes.errors import GraphInvariantError
-from passes.graph_tools import aten, compute_value, get_attribute, is_computed, note_computed, value_of
+from passes.graph_tools import aten, compute_value, get_attribute, is_computed, note_computed, prefixes, value_of
 
 _DEPENDS_ON_DATA = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -64,17 +63,10 @@ def check_no_orphans(module: GraphModule) -> None:
         GraphInvariantError: naming the first that is not.
     """
     used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
-    for name in _state_names(module):
-        parts = name.split(".")
-        if not any(".".join(parts[:count]) in used for count in range(1, len(parts) + 1)):
-            raise GraphInvariantError(f"parameter or buffer '{name}' is used by no node of the graph")
-
-
-def _state_names(module: GraphModule) -> Iterator[str]:
-    for name, _ in module.named_parameters(remove_duplicate=False):
-        yield name
-    for name, _ in module.named_buffers(remove_duplicate=False):
-        yield name
+    for named in (module.named_parameters, module.named_buffers):
+        for name, _ in named(remove_duplicate=False):
+            if used.isdisjoint(prefixes(name)):
+                raise GraphInvariantError(f"parameter or buffer '{name}' is used by no node of the graph")
 
 
 def _has_result(node: Node) -> bool:

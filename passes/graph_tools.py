@@ -415,7 +415,7 @@ def finish(module: GraphModule) -> bool:
 def drop_unused_state(module: GraphModule) -> bool:
     """Deletes parameters, buffers and empty submodules that no node names; says whether there were any."""
     targets = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
-    needed = {prefix for target in targets for prefix in _prefixes(target)}
+    needed = {prefix for target in targets for prefix in prefixes(target)}
     return _drop_unused(module, "", targets, needed)
 
 
@@ -443,7 +443,7 @@ def _drop_unused(owner: nn.Module, prefix: str, targets: set[str], needed: set[s
     return changed
 
 
-def _prefixes(target: str) -> Iterator[str]:
+def prefixes(target: str) -> Iterator[str]:
     """``a``, ``a.b`` and ``a.b.c`` of ``a.b.c``."""
     parts = target.split(".")
     return (".".join(parts[: count + 1]) for count in range(len(parts)))

@@ -12,11 +12,12 @@ the left it is not, and every output is one dot product along a row of ``x`` as 
 from __future__ import annotations
 
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
+    WeightedCall,
     args_of,
     aten,
     buffer,
@@ -46,11 +47,12 @@ class LogitRows(GraphPass):
         for node in _in_long_chains(graph_module, columns):
             with graph_module.graph.inserting_before(node):
                 rows[node] = _row(graph_module, node, rows)
+        size = [columns.batch if isinstance(columns.batch, int) else -1, 1]
         for node, row in reversed(rows.items()):
             if all(user in rows for user in node.users):
                 continue  # goes with its readers, which are rows
             with graph_module.graph.inserting_before(node):
-                made = call(graph_module.graph, aten.reshape.default, row, _size(columns), rule=RULE, like=node)
+                made = call(graph_module.graph, aten.reshape.default, row, size, rule=RULE, like=node)
             node.replace_all_uses_with(made, delete_user_cb=lambda user: user not in rows)
         changed = finish(graph_module)
         return PassResult(graph_module, changed or bool(rows))
@@ -64,44 +66,37 @@ def _in_long_chains(module: GraphModule, columns: FeatureColumns) -> list[Node]:
             continue
         if node.target is aten.sigmoid.default and args_of(node)[0] in first:
             first[node] = first[args_of(node)[0]]
-        elif _is_product(module, node):
-            start = first[node] = first.get(args_of(node)[0], node)
-            features[start] = max(features.get(start, 0), int((shape_of(args_of(node)[-1]) or (0,))[0]))
+        elif (product := _product(module, node)) is not None:
+            start = first[node] = node if product.start is None else first.get(product.start, node)
+            features[start] = max(features.get(start, 0), product.weight.shape[1])
     return [node for node, start in first.items() if features[start] >= LEAST_FEATURES]
 
 
-def _is_product(module: GraphModule, node: Node) -> bool:
-    """Whether it is a product by a constant that starts from nothing or from ``[batch, 1]``."""
+def _product(module: GraphModule, node: Node) -> WeightedCall | None:
+    """A product by a constant that starts from nothing or from ``[batch, 1]``."""
     product = weighted_call(module, node, aten.mm.default, aten.addmm.default)
-    return product is not None and (product.start is None or shape_of(product.start) == shape_of(node))
+    if product is None or product.start is None:
+        return product
+    return product if shape_of(product.start) == shape_of(node) else None
 
 
 def _row(module: GraphModule, node: Node, rows: dict[Node, Node]) -> Node:
     """The node as ``[1, batch]``."""
-    graph = module.graph
-    if node.target is aten.sigmoid.default:
+    graph, product = module.graph, _product(module, node)
+    if product is None:
         return call(graph, aten.sigmoid.default, rows[args_of(node)[0]], rule=RULE, like=node)
-    *start, source, weight_node = args_of(node)
-    operands = [_lying(graph, each, rows, node) for each in start]
-    factor = _factor(module, weight_node)
-    across = call(graph, aten.transpose.int, source, 0, 1, rule=RULE, like=node)
-    target = aten.addmm.default if start else aten.mm.default
-    return call(graph, target, *operands, factor, across, rule=RULE, like=node)
+    factor = _factor(module, product.name)
+    across = call(graph, aten.transpose.int, product.source, 0, 1, rule=RULE, like=node)
+    if product.start is None:
+        return call(graph, aten.mm.default, factor, across, rule=RULE, like=node)
+    start = rows.get(product.start) or call(graph, aten.reshape.default, product.start, [1, -1], rule=RULE, like=node)
+    return call(graph, aten.addmm.default, start, factor, across, rule=RULE, like=node)
 
 
-def _lying(graph: Graph, start: Node, rows: dict[Node, Node], like: Node) -> Node:
-    """What a product starts from, as a row."""
-    return rows.get(start) or call(graph, aten.reshape.default, start, [1, -1], rule=RULE, like=like)
-
-
-def _factor(module: GraphModule, weight_node: Node) -> Node:
-    """The weight as ``[1, features]``, trained where it was."""
-    name, weight = str(weight_node.target), get_attribute(module, str(weight_node.target))
+def _factor(module: GraphModule, name: str) -> Node:
+    """The weight of that name as ``[1, features]``, trained where it was."""
+    weight = get_attribute(module, name)
     across = weight.detach().mT.contiguous()
     if not isinstance(weight, nn.Parameter):
         return buffer(module, f"{name}_row", across, rule=RULE)
     return parameter(module, derived_name(name, "row"), across, rule=RULE, trainable=weight.requires_grad)
-
-
-def _size(columns: FeatureColumns) -> list[int]:
-    return [columns.batch if isinstance(columns.batch, int) else -1, 1]

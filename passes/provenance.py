@@ -227,7 +227,7 @@ class FeatureColumns:
 
     def _moved(self, node: Node) -> Any:
         """The columns of a move's result, or None where it is no move within rows."""
-        operands = [each for each in node.all_input_nodes if not _is_size(each)]
+        operands = [each for each in node.all_input_nodes if not is_size(each)]
         if not operands or any(self._lookup(each) is None for each in operands):
             return None
         if not _one_dtype(node, operands):
@@ -235,7 +235,7 @@ class FeatureColumns:
         rows = self.batch if isinstance(self.batch, int) else _TRIAL_ROWS
 
         def trial(leaf: Node) -> Any:
-            if _is_size(leaf):
+            if is_size(leaf):
                 return self._size(value_of(leaf), rows)
             columns: Any = self._columns[leaf]
             several = isinstance(columns, tuple)
@@ -289,7 +289,8 @@ def _holds_integers(value: object) -> TypeGuard[Tensor]:
     return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
-def _is_size(node: Node) -> bool:
+def is_size(node: Node) -> bool:
+    """Whether the node's value is a number, such as a length, and no tensor or list of tensors."""
     return not isinstance(value_of(node), (Tensor, list, tuple))
 
 

@@ -32,7 +32,7 @@ from passes.assemble import Assembler
 from passes.graph_pass import GraphPass
 from passes.graph_tools import aten, call, fake_mode, finish, stamp, value_of
 from passes.id_bounds import IdBound, input_bounds
-from passes.provenance import Columns, FeatureColumns
+from passes.provenance import Columns, FeatureColumns, is_size
 
 RULE = "split inputs"
 IDS, FEATURES = "sparse", "dense"
@@ -125,7 +125,7 @@ def _readings(module: GraphModule, columns: FeatureColumns) -> tuple[list[_Readi
         operands = [each for each in node.all_input_nodes if each in pure]
         if not operands:
             continue
-        if columns.is_move(node) and all(each in pure or _is_number(each) for each in node.all_input_nodes):
+        if columns.is_move(node) and all(each in pure or is_size(each) for each in node.all_input_nodes):
             pure.add(node)
         elif node.target is aten.sym_size.int or node.target in _TEMPLATES:
             forms.append(node)
@@ -135,10 +135,6 @@ def _readings(module: GraphModule, columns: FeatureColumns) -> tuple[list[_Readi
                 if wanted is not None:
                     readings.append(_Reading(node, operand, wanted, _casts_to_integers(node)))
     return readings, forms
-
-
-def _is_number(node: Node) -> bool:
-    return not isinstance(value_of(node), (Tensor, list, tuple))
 
 
 def _casts_to_integers(node: Node) -> bool:
