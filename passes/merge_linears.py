@@ -1,11 +1,10 @@
-"""Merges Linears: with each other, with constants and scales around them, and with the sum they are a term of.
+"""Merges Linears: with one another, with constants and scales around them, and with the sum they are a term of.
 
 Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
                                       with ``linear(x, W^T)``,
          ``W2 (W1 x + b1) + b2``      with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
          ``(W x + b) + c``            with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
          ``s (W x + b)``              with ``(s W) x + s b``,
-         ``W1 x + b1``, ``W2 x + b2`` with slices of ``[W1; W2] x + [b1; b2]`` where there are many and they are narrow,
          ``u + W x``                  with ``addmm(u, x, W^T)``, one product that starts from ``u``.
 """
 
@@ -37,22 +36,20 @@ from passes.graph_tools import (
     value_of,
     weighted_call,
 )
-from passes.serving_cost import BYTES_PER_US, PIECE_US, PRODUCTS_PER_US, products
+from passes.serving_cost import products
 
 RULE = "merge linears"
-LEAST_BESIDE = 3
-"""One product and one split are two operators."""
 
 
 class MergeLinears(GraphPass):
-    """Replaces Linears and the constants, scales, sums and Linears beside them with fewer operators."""
+    """Replaces Linears and the constants, scales and sums beside them with fewer operators."""
 
     after = ("FoldBatchNorm",)
     """A batch-norm between two Linears keeps them apart."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         changed = False
-        for rule in (_as_linear, _scaled, _product, _shifted, _side_by_side):
+        for rule in (_as_linear, _scaled, _product, _shifted):
             changed |= rewrite_each(graph_module, rule)
         if changed:
             finish(graph_module)
@@ -169,43 +166,6 @@ def _linear_term(module: GraphModule, node: Node, width: int) -> WeightedCall | 
         return None
     terms = [operand for operand in node.args if isinstance(operand, Node) and same_form(operand, node)]
     return next((found for term in terms if (found := _linear_term(module, term, width)) is not None), None)
-
-
-def _side_by_side(module: GraphModule, node: Node) -> Node | None:
-    """Narrow Linears of one input: the first of them makes the product, each takes its slice."""
-    first = _linear_call(module, node)
-    if first is None or rank_of(node) != 2:
-        return None
-    readers = [_linear_call(module, user) for user in sorted(first.source.users)]
-    alike = [linear for linear in readers if linear is not None and linear.source is first.source]
-    dtypes = {linear.weight.dtype for linear in alike}
-    if alike[0].node is not node or len(dtypes) != 1 or not _saves([linear.weight.shape for linear in alike]):
-        return None
-    bias = None
-    if any(linear.bias is not None for linear in alike):
-        zeros = [linear.weight.new_zeros(len(linear.weight)) for linear in alike]
-        bias = torch.cat(
-            [zero if linear.bias is None else linear.bias for zero, linear in zip(zeros, alike, strict=True)]
-        )
-    whole = _merged(module, node, first.source, torch.cat([linear.weight for linear in alike]), bias, first.name)
-    slices, end = [], 0
-    for linear in alike:
-        start, end = end, end + len(linear.weight)
-        with module.graph.inserting_before(linear.node):
-            slices.append(call(module.graph, aten.slice.Tensor, whole, 1, start, end, rule=RULE, like=linear.node))
-    for linear, piece in zip(alike[1:], slices[1:], strict=True):
-        replace_node(linear.node, piece)
-    return slices[0]
-
-
-def _saves(shapes: list[torch.Size]) -> bool:
-    """Whether one product and its split cost less than the products, for one row and for many."""
-    if len(shapes) < LEAST_BESIDE:
-        return False
-    inputs, outputs = shapes[0][1], [shape[0] for shape in shapes]
-    before = sum(products(inputs, width) for width in outputs) / PRODUCTS_PER_US
-    sliced = sum(4 * width / BYTES_PER_US + PIECE_US for width in outputs)
-    return products(inputs, sum(outputs)) / PRODUCTS_PER_US + sliced <= before
 
 
 def _accumulated(module: GraphModule, node: Node) -> Node | None:

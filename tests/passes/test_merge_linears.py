@@ -95,25 +95,6 @@ def test_batch_norm_is_folded_into_linears(function, left):
     assert operators(graph) == left
 
 
-class Gates(nn.Module):
-    """Gates of one input, as mixtures of experts have them."""
-
-    def __init__(self, inputs: int, gates: int) -> None:
-        super().__init__()
-        self.gates = nn.ModuleList(nn.Linear(inputs, 2, bias=gate > 0) for gate in range(gates))
-        randomize(self, torch.Generator().manual_seed(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([gate(x).softmax(1) for gate in self.gates], 1)
-
-
-@pytest.mark.parametrize(("width", "gates", "products"), [(64, 4, 1), (64, 2, 2), (4, 4, 4)])
-def test_narrow_linears_of_one_wide_input_are_one_product(width, gates, products):
-    draw = lambda rows: (torch.randn(rows, width).double(),)  # noqa: E731
-    graph = rewritten(graph_of(Gates(width, gates), *draw(3)), MergeLinears(), inputs=draw)
-    assert operators(graph)["linear"] == products
-
-
 class Factorization(nn.Module):
     """Bias, linear term, pairwise term, deep part."""
 
