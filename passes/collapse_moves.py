@@ -122,7 +122,7 @@ def assemble_if_cheaper(
     Returns:
         By operand the node made, before its first reader; None, and the graph as it was, where it is not cheaper.
     """
-    graph, columns = assembler.module.graph, assembler.columns
+    graph = assembler.module.graph
     made: dict[Node, Node] = {}
     for demand in family.demands:
         with graph.inserting_before(demand.consumer):
@@ -131,9 +131,9 @@ def assemble_if_cheaper(
     returned = any(  # an output stays a tensor of its own, never an input
         demand.consumer.op == "output" and made[demand.operand].op == "placeholder" for demand in family.demands
     )
-    cost = cost_of(columns, assembler.nodes)
+    cost = cost_of(assembler.nodes)
     cost = ServingCost(cost.per_call, cost.per_row + more_us)
-    if returned or not cost.beats(cost_of(columns, family.moves)):
+    if returned or not cost.beats(cost_of(family.moves)):
         for node in reversed(assembler.nodes):
             graph.erase_node(node)
         return None

@@ -100,7 +100,7 @@ def _rewrite(module: GraphModule, columns: FeatureColumns, root: Node, terms: Su
     chain = _Chain(module, columns, root)
     with module.graph.inserting_before(root):
         result = chain.run(terms, rows)
-    if result is None or (not rows and not cost_of(columns, chain.made).beats(cost_of(columns, before))):
+    if result is None or (not rows and not cost_of(chain.made).beats(cost_of(before))):
         for node in reversed(chain.made):
             module.graph.erase_node(node)
         return False

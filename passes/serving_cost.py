@@ -10,13 +10,11 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.graph_tools import args_of, aten, shape_of, value_of
-from passes.provenance import FeatureColumns
 
 LAUNCH_US = 1.2
 """One operator."""
@@ -72,10 +70,10 @@ def serving_cost(module: GraphModule) -> ServingCost:
         if node.op == "placeholder" or any(operand in seen for operand in node.all_input_nodes):
             seen.add(node)
             varying.append(node)
-    return cost_of(FeatureColumns(module), varying)
+    return cost_of(varying)
 
 
-def cost_of(columns: FeatureColumns, nodes: Iterable[Node]) -> ServingCost:
+def cost_of(nodes: Iterable[Node]) -> ServingCost:
     """The estimate for some nodes."""
     per_call, per_row = 0.0, 0.0
     for node in nodes:
@@ -84,11 +82,11 @@ def cost_of(columns: FeatureColumns, nodes: Iterable[Node]) -> ServingCost:
             continue
         per_call += LAUNCH_US
         if node.target not in _VIEWS:
-            per_row += _row_us(columns, node)
+            per_row += _row_us(node)
     return ServingCost(per_call, per_row)
 
 
-def _row_us(columns: FeatureColumns, node: Node) -> float:
+def _row_us(node: Node) -> float:
     value = value_of(node)
     if not isinstance(value, Tensor):
         return 0.0
@@ -104,7 +102,7 @@ def _row_us(columns: FeatureColumns, node: Node) -> float:
         axis = int(args_of(node)[1])
         return copied + features / math.prod(shape[axis + 1 :]) * PIECE_US
     if node.target in (aten.slice.Tensor, aten.cat.default, aten.stack.default, aten.select.int):
-        return copied + _pieces(columns, node) * PIECE_US
+        return copied + _pieces(node) * PIECE_US
     return copied
 
 
@@ -112,15 +110,13 @@ def _first(node: Node) -> Node:
     return next(operand for operand in node.all_input_nodes if value_of(operand) is not None)
 
 
-def _pieces(columns: FeatureColumns, node: Node) -> int:
+def _pieces(node: Node) -> int:
     """Contiguous pieces per row that a cut or a concat copies."""
-    operands: Any = args_of(node)[0] if isinstance(args_of(node)[0], (list, tuple)) else [node]
-    if len(operands) > 1:
+    operands, *rest = args_of(node)
+    if isinstance(operands, (list, tuple)) and len(operands) > 1:
         return len(operands)
-    shape = shape_of(node) or ()
     source = shape_of(_first(node)) or ()
-    axis = int(args_of(node)[1]) if len(args_of(node)) > 1 and isinstance(args_of(node)[1], int) else 0
+    axis = int(rest[0]) if rest and isinstance(rest[0], int) else 0
     axis += len(source) if axis < 0 else 0
-    if node.target is aten.select.int:
-        return math.prod(size for size in source[1:axis] if isinstance(size, int))
-    return math.prod(size for size in shape[1:axis] if isinstance(size, int))
+    before = source if node.target is aten.select.int else shape_of(node) or ()
+    return math.prod(size for size in before[1:axis] if isinstance(size, int))
