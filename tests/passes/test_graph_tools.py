@@ -216,3 +216,34 @@ def test_reserved_names_of_nodes_that_are_gone_are_not_given_again() -> None:
     reserve_names(clone, {gone, kept.name})
     with clone.graph.inserting_after(next(iter(clone.graph.nodes))):
         assert clone.graph.call_function(aten.relu.default, (next(iter(clone.graph.nodes)),)).name != gone
+
+
+class Products(nn.Module):
+    """Every kind of call with a constant weight, and some that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.dense = nn.Embedding(7, 3), nn.Linear(3, 2)
+        self.matrix = nn.Parameter(torch.arange(6.0).reshape(3, 2))
+
+    def forward(self, ids: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = self.table(ids)
+        return self.dense(rows), rows @ self.matrix, torch.addmm(x, rows, self.matrix), rows @ rows.T
+
+
+def test_a_weighted_call_gives_the_weight_as_outputs_by_inputs_whichever_way_the_operator_takes_it() -> None:
+    model = Products()
+    graph = capture(model, (torch.tensor([1, 2, 3]), torch.randn(3, 2))).graph_module
+    kinds = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.addmm.default, aten.embedding.default)
+    found = [weighted for node in graph.graph.nodes if (weighted := graph_tools.weighted_call(graph, node, *kinds))]
+    lookup, linear, product, started = found  # the product of rows with rows has no constant weight
+    assert (lookup.name, lookup.weight is model.table.weight, lookup.source.op) == ("table.weight", True, "placeholder")
+    assert torch.equal(linear.weight, model.dense.weight)
+    assert torch.equal(linear.bias, model.dense.bias)
+    assert torch.equal(product.weight, model.matrix.T)
+    assert torch.equal(started.weight, model.matrix.T)
+    assert (product.start, started.start.name) == (None, "x")
+    assert {each.source for each in (linear, product, started)} == {lookup.node}
+    assert graph_tools.weighted_call(graph, linear.node, aten.embedding.default) is None
+    linear.node.kwargs = {"bias": linear.node.args[2]}
+    assert graph_tools.weighted_call(graph, linear.node, *kinds) is None
