@@ -1,4 +1,4 @@
-"""The command ``afm-fx bench``: closed-loop latency, throughput and memory of files and models side by side."""
+"""The command ``afm-fx bench``: closed-loop latency and throughput of files and models side by side."""
 
 from __future__ import annotations
 
@@ -30,12 +30,6 @@ def bench(
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option(help="Time for each contender at each batch size, about.")] = 1.0,
     checkpoint: CheckpointOption = None,
-    memory: Annotated[
-        bool,
-        typer.Option(
-            "--memory", help="Measure load time and memory of each too, in a process of its own (extra memory)."
-        ),
-    ] = False,
     old: Annotated[
         Path | None,
         typer.Option("--compare", help="A result written with --json: tell what changed.", show_default=False),
@@ -59,7 +53,7 @@ def bench(
             refuse_existing_file(json_out, force=force)
         before = None if old is None else read_measurement(old)
         batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES)
-        result = benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds, memory=memory)
+        result = benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds)
         typer.echo(result.table())
         if before is not None:
             typer.echo(compare_measurements(before, result))

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import itertools
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,22 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.contenders import (
-    Call,
-    Competitor,
-    Contender,
-    ModelFactory,
-    OnnxFile,
-    make_contender,
-    which_carry_the_batch,
-)
+from afm_fx.contenders import Call, Competitor, Contender, make_contender, which_carry_the_batch
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.inputs import Inputs
 from afm_fx.latencies import latencies
 from afm_fx.machine import available_cores, this_machine
 from afm_fx.measurement import Measurement, Range, Timing
-from afm_fx.memory import Memory, measure_memory
-from afm_fx.progress import progress_bar, track
+from afm_fx.progress import progress_bar
 
 MAX_DIFFERENT_BATCHES = 16
 """Contenders walk through at most this many different batches, so that a table's rows are not always the same few."""
@@ -60,7 +50,6 @@ def benchmark(
     seconds: float = 1.0,
     rounds: int = 10,
     seed: int = 0,
-    memory: bool = False,
 ) -> Measurement:
     """Times every contender at every batch size.
 
@@ -74,13 +63,10 @@ def benchmark(
         seconds: time spent on each contender at each batch size, about (30 to 10,000 calls).
         rounds: turns that each contender takes at each batch size.
         seed: of the order of contenders within rounds.
-        memory: also measure load time and memory of every file and model factory, each in a process of its own
-            (a few seconds each; needs the extra ``memory``).
 
     Raises:
         BenchmarkError: no contenders, a missing or damaged file, impossible settings, or a contender that fails.
         BatchError: a contender does not take the inputs; it is named.
-        MissingPackageError: memory is asked for and psutil is not installed.
     """
     sizes, threads = tuple(batch_sizes), available_cores() if threads is None else threads
     _check(contenders, sizes, threads, seconds, rounds)
@@ -88,14 +74,6 @@ def benchmark(
     flags = which_carry_the_batch(entrants, inputs)
     # Everything is checked before anything is timed.
     lanes = {size: _lanes(entrants, cut_batches(inputs, flags, size)) for size in sizes}
-    needs: tuple[Memory, ...] = ()
-    if memory:
-        batches = [cut_batches(inputs, flags, size, most=1)[0] for size in sorted(sizes)]
-        needs = tuple(
-            measure_memory(name, competitor, batches, threads)
-            for name, competitor in track(contenders.items(), "load times and memory")
-            if isinstance(competitor, (str, os.PathLike, OnnxFile, ModelFactory))
-        )
     order = random.Random(seed)  # noqa: S311 - an order of play, not a secret
     timings: list[Timing] = []
     bar = progress_bar()
@@ -110,7 +88,7 @@ def benchmark(
                     lane.take_turn()
                 bar.update(task, advance=1, refresh=True)
             timings += _timings(lanes[size], size)
-    return Measurement(this_machine(), sizes, threads, seconds, rounds, seed, tuple(timings), needs)
+    return Measurement(this_machine(), sizes, threads, seconds, rounds, seed, tuple(timings))
 
 
 def _check(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from afm_fx.documents import from_json, to_json
 from afm_fx.latencies import TOO_FEW, Latencies, calls_needed
 from afm_fx.machine import Machine
-from afm_fx.memory import Memory
 from afm_fx.tables import render_table
 
 VERSION = 3
@@ -61,8 +60,6 @@ class Measurement:
         rounds: turns of each contender at each batch size.
         seed: of the order of contenders within rounds.
         timings: batch sizes outermost.
-        memory: load time and memory of the contenders that could be loaded in a process of their own, where that was
-            asked for.
     """
 
     machine: Machine
@@ -72,7 +69,6 @@ class Measurement:
     rounds: int
     seed: int
     timings: tuple[Timing, ...]
-    memory: tuple[Memory, ...] = ()
 
     @property
     def contenders(self) -> tuple[str, ...]:
@@ -133,8 +129,6 @@ class Measurement:
                 "End-to-end includes the copies from and to host memory; device-only has inputs and outputs on the "
                 "device and ends when the device is done."
             )
-        if self.memory:
-            lines.append("Memory is what loading and running added, each contender alone in a process of its own.")
         if any(TOO_FEW in row for row in self.rows()):
             needed = ", ".join(f"p{percentile:g} {calls_needed(percentile):,}" for percentile in (90, 99, 99.9))
             lines.append(f"{TOO_FEW} is not measured or a percentile that too few calls were made for ({needed}).")
@@ -142,18 +136,8 @@ class Measurement:
 
     def table(self) -> str:
         """The result as text."""
-        parts = [render_table("", self.columns, self.rows(), left=4 if self.has_device else 3)]
-        if self.memory:
-            rows = [
-                (
-                    each.contender,
-                    *(f"{seconds:.3f}" for seconds in (each.load_seconds, each.first_call_seconds)),
-                    *(f"{size / 1e6:,.0f}" for size in (each.loaded_bytes, each.serving_bytes)),
-                )
-                for each in self.memory
-            ]
-            parts.append(render_table("", ("contender", "load s", "first call s", "MB loaded", "MB serving"), rows))
-        return "\n".join([*parts, self.conditions()])
+        table = render_table("", self.columns, self.rows(), left=4 if self.has_device else 3)
+        return f"{table}\n{self.conditions()}"
 
     def to_json(self) -> str:
         """The result as JSON, read back by :meth:`from_json`."""
