@@ -16,7 +16,6 @@ from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
 from afm_fx.measurement import Measurement
-from afm_fx.measurement_changes import compare_measurements
 from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_check import CheckReport, Finding, check_onnx
@@ -93,7 +92,6 @@ __all__ = [
     "capture",
     "chains_table",
     "check_onnx",
-    "compare_measurements",
     "compare_quality",
     "compress",
     "encode_sharded",

@@ -17,9 +17,6 @@ from afm_fx.contender_names import (
     contender_inputs,
     parse_contenders,
 )
-from afm_fx.errors import FileFormatError
-from afm_fx.measurement import Measurement
-from afm_fx.measurement_changes import compare_measurements
 from afm_fx.output_directory import refuse_existing_file, write_text
 
 
@@ -30,10 +27,6 @@ def bench(
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option(help="Time for each contender at each batch size, about.")] = 1.0,
     checkpoint: CheckpointOption = None,
-    old: Annotated[
-        Path | None,
-        typer.Option("--compare", help="A result written with --json: tell what changed.", show_default=False),
-    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)
     ] = None,
@@ -51,25 +44,8 @@ def bench(
         sizes = whole_numbers(batch_sizes)
         if json_out is not None:
             refuse_existing_file(json_out, force=force)
-        before = None if old is None else read_measurement(old)
         batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES)
         result = benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds)
         typer.echo(result.table())
-        if before is not None:
-            typer.echo(compare_measurements(before, result))
         if json_out is not None:
             write_text(json_out, result.to_json() + "\n", force=force)
-
-
-def read_measurement(path: Path) -> Measurement:
-    """A result that ``--json`` wrote.
-
-    Raises:
-        FileFormatError: there is no such file, or it is damaged, of another kind or version.
-    """
-    try:
-        return Measurement.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"'{path}' cannot be read: {error}") from error
-    except FileFormatError as error:
-        raise FileFormatError(f"'{path}': {error}") from error

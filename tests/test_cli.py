@@ -330,7 +330,7 @@ def test_bench_times_every_file_at_every_batch_size(shop, tmp_path, inputs):
     pytest.importorskip("onnxruntime")
     assert run("compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS).exit_code == 0
     result = run(
-        "bench", "dense=out/dense.onnx", "low=out/low_rank.onnx", "--batch-sizes", "1,8", "--seconds", "0.01",
+        "bench", "dense=out/dense.onnx", "low=out/low_rank.onnx@cpu", "--batch-sizes", "1,8", "--seconds", "0.01",
         "--json", "bench.json", *inputs,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -339,21 +339,6 @@ def test_bench_times_every_file_at_every_batch_size(shop, tmp_path, inputs):
         ("dense", 1), ("dense", 8), ("low", 1), ("low", 8)
     }  # fmt: skip
     assert "low" in result.stdout
-    again = run(
-        "bench", "dense=out/dense.onnx", "low=out/low_rank.onnx@cpu", "--batch-sizes", "8", "--seconds", "0.01",
-        "--compare", "bench.json", *inputs,
-    )  # fmt: skip
-    assert again.exit_code == 0, again.output
-    assert "what changed" in again.stdout
-    assert "only before: dense at batch 1, low at batch 1" in again.stdout
-
-
-def test_bench_refuses_results_of_another_version_before_it_runs_anything(shop, tmp_path):
-    (tmp_path / "old.json").write_text(json.dumps({"format": "afm_fx.benchmark", "version": 1}))
-    result = run("bench", f"eager={shop}:clicks", "--compare", "old.json", "--json", "new.json")
-    assert result.exit_code == 2, result.output
-    assert "'old.json': the measurement is of version 1" in result.stderr
-    assert not (tmp_path / "new.json").exists()
 
 
 @pytest.mark.parametrize(
