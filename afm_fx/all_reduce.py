@@ -13,7 +13,7 @@ order a process holds it. Of symmetric matrices one half is sent.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -21,10 +21,9 @@ from torch import Tensor
 
 from afm_fx.moments import Moments
 from afm_fx.process_groups import Group, add_up, agreed, check_alike
-from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
 from afm_fx.shares import joined_shares
-from afm_fx.statistics import Statistics, whole_number
+from afm_fx.statistics import Statistics
 from afm_fx.traffic import Traffic
 
 _Named = dict[tuple[str, str], Tensor]
@@ -50,15 +49,13 @@ def all_reduced(own: Statistics, group: Group) -> Statistics:
     rows, batches = first["all", "rows"].tolist()
     common = {key: _count_and_mean(total) for key, total in first.items() if key[0] in ("moments", "activations")}
     second = _summed(_second(own, common), group)
-    samples = _samples(own.sample, group)
     return Statistics(
         {name: Moments(*common["moments", name], _whole(second["moments", name])) for name in own.moments},
-        whole_number(rows),
+        int(rows),
         int(batches),
         {name: _sensitivity(first["sensitivities", name]) for name in own.sensitivities},
         {name: Moments(*common["activations", name], second["activations", name]) for name in own.activations},
         _traffic(own.traffic, group),
-        functools.reduce(RowSample.__add__, samples) if samples else None,
         own.origin,
         shares,
     )
@@ -73,7 +70,7 @@ def _first(own: Statistics) -> _Named:
     return sums
 
 
-def _second(own: Statistics, common: Mapping[tuple[str, str], tuple[float, Tensor]]) -> _Named:
+def _second(own: Statistics, common: Mapping[tuple[str, str], tuple[int, Tensor]]) -> _Named:
     sums: _Named = {}
     for kind, name, part in _means(own):
         scatter = part.scatter + part.outer(part.mean - common[kind, name][1]) * part.count
@@ -105,29 +102,19 @@ def _traffic(own: Mapping[str, Traffic], group: Group) -> dict[str, Traffic]:
     return {name: made[id(traffic)] for name, traffic in own.items()}
 
 
-def _samples(own: RowSample | None, group: Group) -> Sequence[RowSample]:
-    """The samples of all processes, of which only rows are sent that may be in the whole sample."""
-    keys = [each for each in agreed(group, None, None if own is None else own.keys) if each is not None]
-    if not keys:
-        return []
-    together = torch.cat(keys).sort().values
-    largest = float(together[: own.limit][-1]) if own is not None and len(together) else float("inf")
-    return [each for each in agreed(group, None, own and own.up_to(largest)) if each is not None]
-
-
 def _no_gradients(own: Statistics, name: str) -> Sensitivity:
     nothing = Moments.empty(own.moments[name].width).scatter
     return Sensitivity(0, nothing, nothing)
 
 
-def _count_and_mean(total: Tensor) -> tuple[float, Tensor]:
-    count, sums = whole_number(float(total[0])), total[1:]
+def _count_and_mean(total: Tensor) -> tuple[int, Tensor]:
+    count, sums = int(total[0]), total[1:]
     return count, sums / count if count > 0 else torch.zeros_like(sums)
 
 
 def _sensitivity(total: Tensor) -> Sensitivity:
     gradient, consumer = total[1:].chunk(2)
-    return Sensitivity(whole_number(float(total[0])), _whole(gradient), _whole(consumer))
+    return Sensitivity(int(total[0]), _whole(gradient), _whole(consumer))
 
 
 def _half(matrix: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +123,7 @@ def apply_to_files(
     *,
     example_inputs: Inputs | None = None,
     statistics: Statistics | None = None,
+    rows: Iterable[Inputs] | None = None,
     force: bool = False,
     large_bytes: int = LARGE_BYTES,
 ) -> AppliedFiles:
@@ -140,6 +141,7 @@ def apply_to_files(
         statistics: those that the plan was made from, to tell how far this checkpoint has drifted from it and to make
             its factors again (:func:`afm_fx.refit_plan`); tables are mapped for that. Without them, the plan's own
             factors are applied.
+        rows: with the statistics, batches of recent rows for them.
         force: replace what the folder holds. Its files stay until the next change, for who has just read its index.
         large_bytes: tables of so many bytes or more are streamed, smaller ones loaded.
 
@@ -148,14 +150,16 @@ def apply_to_files(
         ModelError: the model cannot be built, or the checkpoint is of another one.
         PlanError: the plan is for another model, or the statistics lack what it needs.
         FileFormatError: the checkpoint is damaged.
-        UserError: nothing can be written there, or another process writes there.
+        UserError: nothing can be written there, another process writes there, or rows are given without statistics.
     """
     folder = Path(out)
     if (folder / INDEX).exists() and not force:
         raise OutputExistsError(f"'{folder}' holds tables already; choose another folder or overwrite it (--force)")
+    if rows is not None and statistics is None:
+        raise UserError("rows are for making factors again, which needs the statistics that the plan was made from")
     started = time.perf_counter()
     absent = without_tables(model, Path(checkpoint), example_inputs, large_bytes=large_bytes)
-    refit = None if statistics is None else refit_plan(plan, absent.mapped(), statistics)
+    refit = None if statistics is None else refit_plan(absent.mapped(), plan, statistics, rows)
     applied = plan if refit is None else refit.plan
     streamed = streamed_plan(absent, applied)
     reports = write_state(streamed, applied, folder)

@@ -53,9 +53,6 @@ def calibrate(
     sensitivity_rows: Annotated[
         int, typer.Option(min=0, help="Take gradients on so many rows, which measured plans need.")
     ] = SENSITIVITY_ROWS,
-    sampled_rows: Annotated[
-        int, typer.Option(min=0, help="Keep so many of the rows in the file, for a later checkpoint's plan.")
-    ] = 0,
     share: Annotated[
         str | None,
         typer.Option(help="Only this share of the data: 0/16 to 15/16, say; --merge adds them up.", show_default="all"),
@@ -94,7 +91,6 @@ def calibrate(
                 FileBatches(open_data(data), program, batch_size, names_of(columns)),
                 max_rows=max_rows,
                 sensitivity_rows=sensitivity_rows,
-                sampled_rows=sampled_rows,
                 share=None if share is None else _share(share),
                 group=group,
             )

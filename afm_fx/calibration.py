@@ -31,7 +31,6 @@ def calibrate(
     max_rows: int | None = None,
     product_dtype: torch.dtype | None = None,
     sensitivity_rows: int = 0,
-    sampled_rows: int = 0,
     share: tuple[int, int] | None = None,
     group: Group | None = None,
 ) -> Statistics:
@@ -55,9 +54,6 @@ def calibrate(
         sensitivity_rows: take gradients on about so many rows in all, whole batches of them
             (:mod:`afm_fx.sensitivity`); they cost about three times as much as inference and need no labels. 0 for
             none. Of data files the batches are spread evenly over all rows, else they are the first ones.
-        sampled_rows: keep so many of the rows (in all), drawn at random, in the statistics and their file, for
-            :func:`afm_fx.refit_plan`; some thousands are enough. These are real rows: keep the file as you keep your
-            logs. 0 for none.
         share: ``(i, n)``: only share ``i`` of ``n``, ``i`` from 0 to ``n - 1``, of data files. In a group, the
             processes share that.
         group: the processes, for example ``torch.distributed.group.WORLD``; None for this one alone.
@@ -73,9 +69,7 @@ def calibrate(
     failure, own = None, None
     try:
         _check(batches, max_rows, share)
-        collector = StatisticsCollector(
-            program, product_dtype=product_dtype, gradients=sensitivity_rows > 0, sampled_rows=sampled_rows
-        )
+        collector = StatisticsCollector(program, product_dtype=product_dtype, gradients=sensitivity_rows > 0)
         shares: list[Share] = []
         if isinstance(batches, FileBatches):
             (number, of), whole = share or (0, 1), batches.head(max_rows)
@@ -88,7 +82,6 @@ def calibrate(
             "the model": program_digest(program),
             "product_dtype": str(product_dtype),
             "sensitivity_rows": str(sensitivity_rows),
-            "sampled_rows": str(sampled_rows),
         }
         kept = frozenset(each for each in shares if each.of > 1)
         own = replace(collector.result(), origin=origin, shares=kept)

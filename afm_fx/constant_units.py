@@ -77,7 +77,6 @@ def restricted(statistics: Statistics, program: Program, units: Mapping[str, Uni
         statistics.batches,
         {renamed.get(name, name): _part(each, kept.get(name)) for name, each in statistics.sensitivities.items()},
         traffic=statistics.traffic,
-        sample=statistics.sample,
     )
 
 

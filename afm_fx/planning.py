@@ -23,7 +23,6 @@ from afm_fx.program import Program
 from afm_fx.simulation import Simulation
 from afm_fx.site_bases import SiteBases, SiteErrors
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
-from afm_fx.traffic import Coverage, coverage_of, traffic_of
 from passes.cost import CostKind, RewriteCosts, cost
 from passes.drop_units import Units, kept_name
 from passes.sites import Site, SiteKind, find_sites, site_name
@@ -90,7 +89,6 @@ def make_plan(
     *,
     basis: str | BasisKind | None = None,
     held_out: Iterable[Inputs] | None = None,
-    unseen_share: float | None = None,
 ) -> Plan:
     """Picks a rank and a basis per site.
 
@@ -106,11 +104,9 @@ def make_plan(
             (:mod:`afm_fx.sensitivity`), or "weight_svd" (of the weights alone; the calibration rows then only measure
             the error). Left out: "measured" with held-out rows, or else "afm".
         held_out: batches of rows that the statistics have not seen, without labels; the first 4,096 rows are used.
-        unseen_share: the share of later lookups to expect on table rows that calibration did not see, 0 to 1; bases
-            are made for that mixture. Left out: estimated for each table (:mod:`afm_fx.traffic`).
 
     Raises:
-        PolicyError: the policy asks for something impossible, or the share is none.
+        PolicyError: the policy asks for something impossible.
         CalibrationError: the statistics belong to another model.
     """
     kind = BasisKind(basis or (BasisKind.AFM if held_out is None else BasisKind.MEASURED))
@@ -119,9 +115,7 @@ def make_plan(
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
-    if unseen_share is not None and not 0 <= unseen_share <= 1:
-        raise PolicyError(f"unseen_share is a share from 0 to 1, got {unseen_share!r}")
-    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables, unseen_share=unseen_share)
+    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables)
     plan = task.plan(policy)
     for message in plan.warnings:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
@@ -141,7 +135,6 @@ class PlanningTask:
         kind: of the bases; each site's own where errors are measured.
         bases: the candidates, by site name.
         errors: measured logit errors, None where nothing is measured.
-        coverage: of the tables that were counted, by site name.
     """
 
     program: Program
@@ -152,7 +145,6 @@ class PlanningTask:
     kind: BasisKind
     bases: Mapping[str, SiteBases]
     errors: SiteErrors | None
-    coverage: Mapping[str, Coverage]
 
     @staticmethod
     def of(
@@ -162,7 +154,6 @@ class PlanningTask:
         rows: list[Inputs],
         *,
         joins_tables: bool,
-        unseen_share: float | None = None,
     ) -> PlanningTask:
         """Everything that is known before a policy decides.
 
@@ -172,7 +163,6 @@ class PlanningTask:
             kind: of the bases.
             rows: held-out batches to measure on, empty where nothing is measured.
             joins_tables: make tables looked up by the same ids one site, where errors are measured.
-            unseen_share: see :func:`make_plan`.
 
         Raises:
             CalibrationError: the statistics belong to another model.
@@ -185,21 +175,14 @@ class PlanningTask:
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
         taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
-        bases = {
-            tap.site.name: SiteBases(trimmed, tap, known, one_centre=measured, unseen_share=unseen_share)
-            for tap in taps
-        }
+        bases = {tap.site.name: SiteBases(trimmed, tap, known, one_centre=measured) for tap in taps}
         errors = None
         if measured:
             reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None
             simulation = Simulation(trimmed, rows, taps, max_rows=MEASURED_ROWS, reference=reference)
             errors = SiteErrors(simulation, bases)
-        later = traffic_of(program, rows, MEASURED_ROWS) if rows else {}
-        coverage = {
-            name: coverage_of(traffic, later.get(name), unseen_share) for name, traffic in statistics.traffic.items()
-        }
         module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
-        return PlanningTask(program, module, taps, units, known, kind, bases, errors, coverage)
+        return PlanningTask(program, module, taps, units, known, kind, bases, errors)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -311,7 +294,7 @@ class PlanningTask:
         )
 
     def _site_plan(self, tap: Tap, rank: Rank, reason: str) -> SitePlan:
-        site = tap.site
+        site, traffic = tap.site, self.statistics.traffic.get(tap.site.name)
         found = SitePlan(
             name=site.name,
             kind=site.kind,
@@ -322,7 +305,7 @@ class PlanningTask:
             predicted_error=0.0,
             rows_seen=round(self.statistics.moments[site.name].count),
             tables=() if tap.joint is None else tap.joint.tables,
-            coverage=self.coverage.get(site.name),
+            coverage=None if traffic is None else traffic.coverage,
         )
         if rank is None:
             return found

@@ -1,29 +1,29 @@
-"""A saved plan for a fresh checkpoint of the same model, without new batches.
+"""A saved plan for a fresh checkpoint of the same model, without calibration.
 
 Models are retrained hourly, and what their traffic looks like changes slower than their weights. Ranks, joint tables
 and dropped units stay as the plan has them; bases are made again.
 
 * **Tables.** The moments of looked up features depend only on how often every row is looked up. The counts that
   calibration took, times the new table, give them exactly.
-* **Linears, and gradients.** Where the statistics hold a sample of rows (``calibrate(sampled_rows=...)``), the fresh
-  checkpoint runs on it. Otherwise the moments and gradients of the earlier checkpoint stand in, and only the weights
-  that are encoded are new.
+* **Linears, and gradients.** Where rows are given, the fresh checkpoint runs on them; some thousands are enough.
+  Otherwise the moments and gradients of the earlier checkpoint stand in, and only the weights that are encoded are new.
 
-A share of unseen rows that the plan was given by hand is not in it: what the traffic says takes its place. Constants of
-dropped units stay.
+Constants of dropped units stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 
 from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics, calibrate
-from afm_fx.compression import check_site
+from afm_fx.compression import SENSITIVITY_ROWS, check_site
 from afm_fx.constant_units import restricted, without_units
 from afm_fx.errors import PlanError
+from afm_fx.inputs import Inputs
 from afm_fx.moments import Moments, table_moments
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.program import Program
@@ -33,8 +33,6 @@ from afm_fx.taps import Tap, joint_taps, plain_taps
 from passes.errors import PassError
 from passes.factor import Factor
 from passes.sites import SiteKind
-
-SAMPLE_BATCH = 4096
 
 LOST = 0.02
 """Calibration is due where a site's code keeps so much less of its energy than it did when the plan was made."""
@@ -84,23 +82,28 @@ class Refit:
         return render_table("drift", columns, rows)
 
 
-def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
+def refit_plan(program: Program, plan: Plan, statistics: Statistics, rows: Iterable[Inputs] | None = None) -> Refit:
     """Makes a plan's factors again for a fresh checkpoint of its model, from saved statistics.
 
     Args:
-        plan: of the earlier checkpoint.
         program: the fresh checkpoint, captured. Tables may have rows added at their end.
-        statistics: that the plan was made from, or an update of them.
+        plan: of the earlier checkpoint.
+        statistics: that the plan was made from.
+        rows: batches of recent rows, without labels, for Linears and gradients; None for what the statistics say.
 
     Raises:
         PlanError: the plan belongs to another model, or the statistics lack what a basis of the plan needs.
-        CalibrationError: the statistics belong to another model.
+        CalibrationError: the statistics belong to another model, or there are no batches.
+        BatchError: a batch does not fit.
     """
     try:
         trimmed = without_units(program, plan.units)
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
-    known = restricted(_on_sample(program, statistics), program, plan.units)
+    if rows is not None:
+        found = calibrate(program, rows, sensitivity_rows=SENSITIVITY_ROWS if statistics.sensitivities else 0)
+        statistics = replace(statistics, moments=found.moments, sensitivities=found.sensitivities)
+    known = restricted(statistics, program, plan.units)
     taps = {tap.site.name: tap for tap in (*plain_taps(trimmed.graph_module), *joint_taps(trimmed.graph_module))}
     sites: list[SitePlan] = []
     factors: dict[str, Factor] = {}
@@ -141,16 +144,6 @@ def refit_plan(plan: Plan, program: Program, statistics: Statistics) -> Refit:
         logit_error=None, predicted_logit_error=None, evidence=(),
     )  # fmt: skip
     return Refit(made, tuple(drift))
-
-
-def _on_sample(program: Program, statistics: Statistics) -> Statistics:
-    """The statistics with what the fresh checkpoint does on the rows that they hold, if they hold any."""
-    if statistics.sample is None:
-        return statistics
-    rows = statistics.sample.batches(program, SAMPLE_BATCH)
-    gradients = statistics.sample.rows if statistics.sensitivities else 0
-    found = calibrate(program, rows, sensitivity_rows=gradients)
-    return replace(statistics, moments=found.moments, sensitivities=found.sensitivities)
 
 
 def _moments(tap: Tap, program: Program, statistics: Statistics) -> Moments:

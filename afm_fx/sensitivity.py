@@ -32,12 +32,12 @@ class Sensitivity:
     """Second moments of a site's gradients, in float64; mergeable with ``+``.
 
     Attributes:
-        rows: how many rows of features they were summed over, not whole where rows have weights.
+        rows: how many rows of features they were summed over.
         gradient: [n, n], the sum of ``g g^T`` over those rows.
         consumer: [n, n], the sum of ``J^T v v^T J``.
     """
 
-    rows: float
+    rows: int
     gradient: Tensor
     consumer: Tensor
 
@@ -45,10 +45,6 @@ class Sensitivity:
         """The sensitivity to some of the features, those at the positions ``columns`` (int64)."""
         gradient, consumer = (each[columns][:, columns].contiguous() for each in (self.gradient, self.consumer))
         return Sensitivity(self.rows, gradient, consumer)
-
-    def scaled(self, factor: float) -> Sensitivity:
-        """The sensitivity with every row counted ``factor`` times."""
-        return Sensitivity(self.rows * factor, self.gradient * factor, self.consumer * factor)
 
     def __add__(self, other: Sensitivity) -> Sensitivity:
         return Sensitivity(self.rows + other.rows, self.gradient + other.gradient, self.consumer + other.consumer)

@@ -45,24 +45,14 @@ class SiteBases:
         tap: of the site.
         statistics: of this program.
         one_centre: give the basis of the weights the mean on real rows as its centre too, as the others have it.
-        unseen_share: of later lookups, on rows of a table that calibration did not see; None for what the statistics
-            say about each table.
 
     Raises:
         CalibrationError: the statistics belong to another model, or saw no rows of the site.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        tap: Tap,
-        statistics: Statistics,
-        *,
-        one_centre: bool = False,
-        unseen_share: float | None = None,
-    ) -> None:
+    def __init__(self, program: Program, tap: Tap, statistics: Statistics, *, one_centre: bool = False) -> None:
         self._program, self._tap, self._site = program, tap, tap.site
-        self._one_centre, self._unseen_share = one_centre, unseen_share
+        self._one_centre = one_centre
         self._moments = _moments(statistics, tap.site)
         self._traffic = statistics.traffic.get(tap.site.name)
         self._sensitivity = statistics.sensitivities.get(tap.site.name)
@@ -110,7 +100,7 @@ class SiteBases:
         traffic = self._traffic
         if traffic is None or traffic.pooled or traffic.rows_seen == traffic.rows:
             return self._moments
-        share = traffic.unseen_share if self._unseen_share is None else self._unseen_share
+        share = traffic.unseen_share
         unseen = table_moments(self._weights(), ~traffic.seen)
         return self._moments.scaled((1 - share) / self._moments.count) + unseen.scaled(share / unseen.count)
 

@@ -15,16 +15,15 @@ from torch import Tensor
 
 from afm_fx.errors import CalibrationError
 from afm_fx.moments import Moments
-from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
 from afm_fx.shares import Share, joined_shares
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
-from afm_fx.traffic import Traffic, merged_traffic, scaled_traffic
+from afm_fx.traffic import Traffic, merged_traffic
 
 Mergeable = TypeVar("Mergeable", Moments, Sensitivity)
 
 KIND = "statistics"
-VERSION = 4
+VERSION = 5
 
 _SUMS: Mapping[str, type[Moments | Sensitivity]] = {
     "moments": Moments,
@@ -40,25 +39,22 @@ class Statistics:
 
     Attributes:
         moments: by site name; joint tables have an entry of their own beside those of their parts.
-        rows: number of rows of the batches (a site may see more, for example one per position of a sequence), or their
-            weight once they have decayed.
+        rows: number of rows of the batches (a site may see more, for example one per position of a sequence).
         batches: number of batches.
         sensitivities: by site name, what errors in the features cost; empty where gradients were not asked for.
         activations: by name of a hidden layer's Linear, what its units are behind the activation, each for itself.
         traffic: by site name, how often each row of a table was looked up; tables above
             :data:`afm_fx.traffic.MAX_ROWS` rows have none.
-        sample: some of the rows themselves, None where there are none.
         origin: what they were collected with, by name: a digest of the model, and options of calibration.
         shares: of data sets, where the rows are only some of theirs or were put together from them.
     """
 
     moments: Mapping[str, Moments]
-    rows: float
+    rows: int
     batches: int
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     activations: Mapping[str, Moments] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
-    sample: RowSample | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
     shares: frozenset[Share] = frozenset()
 
@@ -68,14 +64,25 @@ class Statistics:
         Raises:
             CalibrationError: the two are of different models or were collected with other options, or rows are in both.
         """
-        self._check_sites(other)
+        sites = sorted(self.moments.keys() ^ other.moments.keys())
+        if sites:
+            raise CalibrationError(f"statistics of different models cannot be added: sites {sites[:5]} are not in both")
         one, two = self.layout(), other.layout()
         differing = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
         if differing:
             raise CalibrationError(
                 f"statistics of different models or options cannot be added: they differ in {', '.join(differing)}"
             )
-        return replace(self._with(other), shares=joined_shares(self.shares, other.shares))
+        return replace(
+            self,
+            moments=_merged(self.moments, other.moments),
+            rows=self.rows + other.rows,
+            batches=self.batches + other.batches,
+            sensitivities=_merged(self.sensitivities, other.sensitivities),
+            activations=_merged(self.activations, other.activations),
+            traffic=merged_traffic(self.traffic, other.traffic),
+            shares=joined_shares(self.shares, other.shares),
+        )
 
     def layout(self) -> dict[str, object]:
         """What is alike in statistics that may be added, by what messages call it."""
@@ -86,55 +93,6 @@ class Statistics:
             "activations": {name: len(spread.mean) for name, spread in self.activations.items()},
             "tables": {name: (traffic.rows, keepers[id(traffic)]) for name, traffic in self.traffic.items()},
         }
-
-    def _with(self, new: Statistics) -> Statistics:
-        """The sums, name by name; origin and shares are those of the new ones."""
-        return replace(
-            new,
-            moments=_merged(self.moments, new.moments),
-            rows=self.rows + new.rows,
-            batches=self.batches + new.batches,
-            sensitivities=_merged(self.sensitivities, new.sensitivities),
-            activations=_merged(self.activations, new.activations),
-            traffic=merged_traffic(self.traffic, new.traffic),
-            sample=self.sample + new.sample if self.sample and new.sample else self.sample or new.sample,
-        )
-
-    def decayed(self, factor: float) -> Statistics:
-        """The statistics of the same rows, each counted ``factor`` times.
-
-        Means, covariances and metrics stay what they are: the rows weigh less against those that are merged later.
-
-        Raises:
-            CalibrationError: the factor is not above 0 and up to 1.
-        """
-        if not 0 < factor <= 1:
-            raise CalibrationError(f"a decay is a factor above 0 and up to 1, got {factor!r}")
-        return replace(
-            self,
-            moments=_scaled(self.moments, factor),
-            rows=self.rows * factor,
-            sensitivities=_scaled(self.sensitivities, factor),
-            activations=_scaled(self.activations, factor),
-            traffic=scaled_traffic(self.traffic, factor),
-            sample=None if self.sample is None else self.sample.decayed(factor),
-        )
-
-    def updated(self, new: Statistics, *, decay: float) -> Statistics:
-        """These statistics decayed, and new ones: with one update a period, rows of k periods ago weigh ``decay**k``.
-
-        The new ones may be of a later checkpoint, with other options; tables may have grown.
-
-        Raises:
-            CalibrationError: the two belong to models with other sites, or the decay is not above 0 and up to 1.
-        """
-        self._check_sites(new)
-        return self.decayed(decay)._with(new)
-
-    def _check_sites(self, other: Statistics) -> None:
-        sites = sorted(self.moments.keys() ^ other.moments.keys())
-        if sites:
-            raise CalibrationError(f"statistics of different models cannot be added: sites {sites[:5]} are not in both")
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the statistics as safetensors.
@@ -152,15 +110,11 @@ class Statistics:
         keepers = _keepers(self.traffic)
         for traffic in self.traffic.values():
             tensors[f"traffic/{keepers[id(traffic)]}"] = traffic.counts
-        if self.sample is not None:
-            tensors |= {f"sample/{name}": column for name, column in self.sample.columns.items()}
-            tensors["sample_keys"] = self.sample.keys
         header: dict[str, Any] = {
             "rows": self.rows,
             "batches": self.batches,
             "counts": counts,
             "traffic": {name: [keepers[id(traffic)], traffic.pooled] for name, traffic in self.traffic.items()},
-            "sample": None if self.sample is None else [self.sample.limit, list(self.sample.columns)],
             "origin": dict(self.origin),
             "shares": sorted(self.shares),
         }
@@ -184,21 +138,16 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistic
     for kind, made in _SUMS.items():
         names = [each.name for each in fields(made)][1:]
         sums[kind] = {
-            site: made(_number(count), *(tensors[f"{kind}/{site}/{name}"] for name in names))
+            site: made(int(count), *(tensors[f"{kind}/{site}/{name}"] for name in names))
             for site, count in header["counts"][kind].items()
         }
-    sample = None
-    if header["sample"] is not None:
-        limit, names = header["sample"]
-        sample = RowSample(int(limit), tensors["sample_keys"], {name: tensors[f"sample/{name}"] for name in names})
     kept = {
         keeper: Traffic(tensors[f"traffic/{keeper}"], bool(pooled)) for keeper, pooled in header["traffic"].values()
     }
     return Statistics(
-        rows=_number(header["rows"]),
+        rows=int(header["rows"]),
         batches=int(header["batches"]),
         traffic={name: kept[keeper] for name, (keeper, _) in header["traffic"].items()},
-        sample=sample,
         origin=dict(header["origin"]),
         shares=frozenset(Share(int(number), int(of), str(data)) for number, of, data in header["shares"]),
         **sums,
@@ -210,24 +159,9 @@ def _merged(one: Mapping[str, Mergeable], other: Mapping[str, Mergeable]) -> dic
     return {**other, **{name: own + other[name] if name in other else own for name, own in one.items()}}
 
 
-def _scaled(found: Mapping[str, Mergeable], factor: float) -> dict[str, Mergeable]:
-    return {name: each.scaled(factor) for name, each in found.items()}
-
-
 def _keepers(traffic: Mapping[str, Traffic]) -> dict[int, str]:
     """Under which name counts are kept: tables of one joint table share theirs."""
     keepers: dict[int, str] = {}
     for name in sorted(traffic):
         keepers.setdefault(id(traffic[name]), name)
     return keepers
-
-
-def whole_number(number: float) -> float:
-    """A number of rows as calibration counts them: an integer where it is whole."""
-    return int(number) if number.is_integer() else number
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number of rows")
-    return value

@@ -12,7 +12,6 @@ from afm_fx.batches import Batch, flat_inputs
 from afm_fx.diagnosis import explain_non_finite, explained_failure
 from afm_fx.moments import NARROW_WIDTH, Moments
 from afm_fx.program import Program
-from afm_fx.row_sample import RowSample, sampled
 from afm_fx.sensitivity import SensitivityCollector
 from afm_fx.statistics import Statistics
 from afm_fx.taps import Tap, joint_taps, parts_of, plain_taps
@@ -33,12 +32,9 @@ class StatisticsCollector:
         program: the captured model.
         product_dtype: see :func:`afm_fx.calibrate`.
         gradients: whether gradients may be asked for.
-        sampled_rows: rows to keep at most.
     """
 
-    def __init__(
-        self, program: Program, *, product_dtype: torch.dtype | None, gradients: bool, sampled_rows: int
-    ) -> None:
+    def __init__(self, program: Program, *, product_dtype: torch.dtype | None, gradients: bool) -> None:
         plain, joint = plain_taps(program.graph_module), joint_taps(program.graph_module)
         tables = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
         taps = (*(tap for tap in plain if tap.site.name not in tables), *joint)
@@ -47,8 +43,6 @@ class StatisticsCollector:
         self._totals = [_Total(program, tap, product_dtype) for tap in taps]
         self._layers = list(hidden_layers(program.graph_module))
         self._counter = TrafficCounter(program.graph_module, taps)
-        self._sampled_rows = sampled_rows
-        self._sample: RowSample | None = None
         features = {name for tap in taps for name in tap.nodes}
         units = {layer.activations[-1].name for layer in self._layers}
         self._values = node_values(program.graph_module, features | units | self._counter.nodes)
@@ -77,7 +71,6 @@ class StatisticsCollector:
                 units = values[layer.activations[-1].name]
                 self._activations[layer.name] += Moments.diagonal_of(units.reshape(-1, layer.units))
             self._counter.add(values)
-            self._sample = sampled(self._program, batch, self._sample, self._sampled_rows, seed)
         if self._sensitivity is not None and gradients:
             self._sensitivity.add(batch, seed)
         self._rows, self._batches = self._rows + batch.rows, self._batches + 1
@@ -105,7 +98,6 @@ class StatisticsCollector:
             _in_order(sensitivities, self._order),
             dict(self._activations),
             _in_order(traffic, self._order),
-            self._sample,
         )
 
 

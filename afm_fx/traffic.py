@@ -15,20 +15,15 @@ Nothing in the counts tells the two apart, so the second gets a prior probabilit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from afm_fx.batches import checked_batches, flat_inputs
-from afm_fx.diagnosis import explained_failure
 from afm_fx.errors import CalibrationError
-from afm_fx.inputs import Inputs
-from afm_fx.program import Program
-from afm_fx.taps import Tap, joint_taps, plain_taps
-from afm_fx.watched_run import node_values
+from afm_fx.taps import Tap
 from passes.lookups import BAGS, ids_of
 
 MAX_ROWS = 1 << 26
@@ -43,7 +38,7 @@ class Traffic:
     """How often each row of a table was looked up; mergeable with ``+``.
 
     Attributes:
-        counts: [V] float64; not whole once they have decayed.
+        counts: [V] float64.
         pooled: whether the looked up rows are pooled, so that features are not rows of the table.
     """
 
@@ -72,24 +67,14 @@ class Traffic:
 
     @property
     def unseen_share(self) -> float:
-        """The share of later lookups to expect on rows not seen; see the head of this file.
-
-        Of decayed counts, those of at most 1 stand for rows seen once, which errs on the side of more.
-        """
+        """The share of later lookups to expect on rows not seen; see the head of this file."""
         unseen, lookups = self.rows - self.rows_seen, self.lookups
         if unseen == 0:
             return 0.0
         if lookups == 0:
             return 1.0
-        once = int((self.seen & (self.counts <= 1)).sum())
-        return (1 - PARTIAL) * min(once / lookups, 1.0) + PARTIAL * unseen / self.rows
-
-    def missed(self, later: Traffic) -> float:
-        """The share of other lookups that is of rows not seen here."""
-        counts = _lengthened(later.counts, self.rows)
-        known = _lengthened(self.counts, later.rows) > 0
-        total = float(counts.sum())
-        return float(counts[~known].sum()) / total if total > 0 else 0.0
+        once = int((self.counts == 1).sum())
+        return (1 - PARTIAL) * once / lookups + PARTIAL * unseen / self.rows
 
     def grown_to(self, rows: int) -> Traffic:
         """The traffic of the table with rows added at its end.
@@ -99,16 +84,15 @@ class Traffic:
         """
         if rows < self.rows:
             raise CalibrationError(f"{self.rows:,} rows of a table were counted that has {rows:,}")
-        return Traffic(_lengthened(self.counts, rows), self.pooled)
+        return Traffic(torch.cat([self.counts, self.counts.new_zeros(rows - self.rows)]), self.pooled)
 
-    def scaled(self, factor: float) -> Traffic:
-        """The same lookups, each counted ``factor`` times."""
-        return Traffic(self.counts * factor, self.pooled)
+    @property
+    def coverage(self) -> Coverage:
+        """What a plan tells of it."""
+        return Coverage(self.rows_seen, self.unseen_share)
 
     def __add__(self, other: Traffic) -> Traffic:
-        rows = max(self.rows, other.rows)
-        counts = _lengthened(self.counts, rows) + _lengthened(other.counts, rows)
-        return Traffic(counts, self.pooled or other.pooled)
+        return Traffic(self.counts + other.counts, self.pooled)
 
 
 class TrafficCounter:
@@ -156,71 +140,25 @@ class Coverage:
     Attributes:
         rows_seen: rows of the table that were looked up.
         expected_unseen: the share of later lookups that bases were made for on rows not looked up.
-        held_out_unseen: the share of held-out lookups that was of such rows; None where there were none to count.
     """
 
     rows_seen: int
     expected_unseen: float
-    held_out_unseen: float | None = None
 
     def describe(self, rows: int) -> str:
         """In words, for a table of so many rows."""
-        text = (
+        return (
             f"{self.rows_seen:,} of {rows:,} rows seen; {self.expected_unseen:.1%} of later lookups expected on others"
         )
-        return text if self.held_out_unseen is None else f"{text}, {self.held_out_unseen:.1%} of those held out were"
-
-
-def traffic_of(program: Program, batches: Iterable[Inputs], max_rows: int | None = None) -> dict[str, Traffic]:
-    """How often batches look up each row of every table, by site name; nothing but the ids is computed.
-
-    Raises:
-        BatchError: a batch does not fit.
-    """
-    taps = (*plain_taps(program.graph_module), *joint_taps(program.graph_module))
-    counter = TrafficCounter(program.graph_module, taps)
-    ids_of_batch = node_values(program.graph_module, counter.nodes)
-    for batch in checked_batches(program, batches, max_rows):
-        with torch.no_grad(), explained_failure(program, batch):
-            counter.add(ids_of_batch(flat_inputs(program, batch)))
-    return counter.result()
-
-
-def coverage_of(traffic: Traffic, held_out: Traffic | None, expected_unseen: float | None) -> Coverage:
-    """The coverage of a table.
-
-    Args:
-        traffic: of calibration.
-        held_out: of other rows, None where there are none.
-        expected_unseen: the share that bases were made for, None for what the traffic says.
-    """
-    unseen = traffic.rows_seen < traffic.rows
-    expected = traffic.unseen_share if expected_unseen is None else expected_unseen
-    missed = None if held_out is None else traffic.missed(held_out)
-    return Coverage(traffic.rows_seen, expected if unseen else 0.0, missed)
-
-
-def scaled_traffic(found: Mapping[str, Traffic], factor: float) -> dict[str, Traffic]:
-    """Every table's lookups counted ``factor`` times."""
-    made = {id(each): each.scaled(factor) for each in found.values()}  # tables of one joint table share theirs
-    return {name: made[id(each)] for name, each in found.items()}
 
 
 def merged_traffic(one: Mapping[str, Traffic], other: Mapping[str, Traffic]) -> dict[str, Traffic]:
-    """The lookups of both, for the tables whose lookups both know: counts of one alone would not be those of all."""
-    made: dict[tuple[int, int], Traffic] = {}
-    for name in one.keys() & other.keys():
-        pair = id(one[name]), id(other[name])
-        made.setdefault(pair, one[name] + other[name])
-    return {name: made[id(own), id(other[name])] for name, own in one.items() if name in other}
+    """The lookups of both, table by table; tables of one joint table share their counts."""
+    made = {id(own): own + other[name] for name, own in one.items()}
+    return {name: made[id(own)] for name, own in one.items()}
 
 
 def _lookup(node: torch.fx.Node) -> torch.fx.Node:
     """The operator behind a node of features: a bag's are the first of its results."""
     before = node.args[0] if node.args else None
     return before if isinstance(before, torch.fx.Node) and before.target in BAGS else node
-
-
-def _lengthened(counts: Tensor, rows: int) -> Tensor:
-    missing = rows - counts.shape[0]
-    return counts if missing <= 0 else torch.cat([counts, counts.new_zeros(missing)])

@@ -110,7 +110,7 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         program = afm_fx.capture(SHAPE.deepfm(seed=0), SHAPE.batch(4, seed=0))
         batches = _Watched(open_data(folder), program, BATCH_SIZE, column_names())
         warm_up = world * WARM_UP_BATCHES * BATCH_SIZE
-        options: dict[str, Any] = {"sensitivity_rows": SENSITIVITY_ROWS, "sampled_rows": 1_000}
+        options: dict[str, Any] = {"sensitivity_rows": SENSITIVITY_ROWS}
         afm_fx.calibrate(program, batches, max_rows=min(warm_up, rows), group=group, **options)
         sent = _Counted()
         dist.barrier(group)
@@ -195,7 +195,7 @@ class _Counted:
 
 
 def sent_bytes(own: afm_fx.Statistics) -> dict[str, int]:
-    """Bytes that a process gives to all-reduce, by site; the row sample is not among them."""
+    """Bytes that a process gives to all-reduce, by site."""
     numbers = {"rows and batches": 2}
     for name, moments in own.moments.items():
         half = moments.width * (moments.width + 1) // 2

@@ -28,7 +28,7 @@ from afm_fx.process_groups import joined_group
 from tests.some_statistics import MANY, WIDTHS, assert_whole, parts_of, reloaded
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
-OPTIONS: dict[str, Any] = {"sensitivity_rows": 300, "sampled_rows": 40}
+OPTIONS: dict[str, Any] = {"sensitivity_rows": 300}
 
 
 class Clicks(nn.Module):
@@ -121,7 +121,7 @@ def merging(folder: Path) -> None:
             program(), [{"ids": torch.full((4, 2), 8 if rank != 1 else 99), "dense": torch.zeros(4, 2)}], group=group
         ),
         "other options": lambda: afm_fx.calibrate(
-            program(), batches_of(folder / "data"), group=group, sampled_rows=rank
+            program(), batches_of(folder / "data"), group=group, sensitivity_rows=rank
         ),
         "no rows at all": lambda: afm_fx.calibrate(program(), [], group=group),
     }

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from afm_fx.moments import Moments
-from afm_fx.row_sample import RowSample
 from afm_fx.sensitivity import Sensitivity
 from afm_fx.statistics import Statistics
 from afm_fx.traffic import Traffic
@@ -19,12 +18,12 @@ from tests.graphs import correlated
 WIDTHS = {"table": 3, "tables": 4, "layer": 5, "a layer": 4, "Z": 4}
 """In an order that is not that of the alphabet; sites of one width would be mistaken for one another unnoticed."""
 
-MANY, SAMPLED, IDS = 60, 7, 11
+MANY, IDS = 60, 11
 
 
 @functools.cache
 def all_rows() -> dict[str, Tensor]:
-    """Features of every site, ids and keys of so many rows."""
+    """Features of every site, and ids, of so many rows."""
     generator = torch.Generator().manual_seed(1)
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -34,14 +33,12 @@ def all_rows() -> dict[str, Tensor]:
     return {
         **features,
         "ids": torch.randint(0, IDS, (MANY,), generator=generator),
-        "keys": torch.rand(MANY, generator=generator, dtype=torch.float64),
     }
 
 
 def statistics_of(rows: dict[str, Tensor], names: Sequence[str] = tuple(WIDTHS)) -> Statistics:
     """Every part of statistics, of some rows; tables share their counts. Without rows there are no gradients."""
-    count = len(rows["keys"])
-    smallest = rows["keys"].argsort()[:SAMPLED]
+    count = len(rows["ids"])
     traffic = Traffic(torch.bincount(rows["ids"], minlength=IDS).double())
     return Statistics(
         {name: Moments.of(rows[name]) if count else Moments.empty(WIDTHS[name]) for name in names},
@@ -53,7 +50,6 @@ def statistics_of(rows: dict[str, Tensor], names: Sequence[str] = tuple(WIDTHS))
             for name in names
         },
         dict.fromkeys([name for name in names if name.startswith("table")], traffic),
-        RowSample(SAMPLED, rows["keys"][smallest], {"ids": rows["ids"][smallest]}) if count else None,
         {"the model": "m"},
     )
 
@@ -91,10 +87,6 @@ def assert_whole(found: Statistics) -> None:
         close(found.sensitivities[name].consumer, whole.sensitivities[name].consumer)
     assert found.traffic["table"] is found.traffic["tables"]
     assert torch.equal(found.traffic["table"].counts, whole.traffic["table"].counts)
-    assert found.sample is not None
-    assert whole.sample is not None
-    assert torch.equal(found.sample.keys, whole.sample.keys)
-    assert torch.equal(found.sample.columns["ids"], whole.sample.columns["ids"])
 
 
 def close(found: Tensor, expected: Tensor) -> None:

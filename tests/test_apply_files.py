@@ -355,7 +355,7 @@ def test_statistics_tell_drift_and_make_the_factors_again(case: Case, tmp_path: 
     model = every_table()[0]
     model.load_state_dict(state)
     program = afm_fx.capture(model, (ids_of(4),))
-    expected = afm_fx.refit_plan(case.plan, program, statistics)
+    expected = afm_fx.refit_plan(program, case.plan, statistics)
     assert applied.refit is not None
     drift = {site.name: site for site in applied.refit.drift}
     assert drift["encoded"].kept_by_old < drift["encoded"].kept_then - 0.1
@@ -364,6 +364,13 @@ def test_statistics_tell_drift_and_make_the_factors_again(case: Case, tmp_path: 
     wanted = afm_fx.apply_plan(program, expected.plan).graph_module.state_dict()
     found = tensors_of(tmp_path / "out")
     assert all(torch.equal(found[name], wanted[name]) for name in ("encoded.codes.weight", "kept.weight"))
+    rows = [ids_of(100)]
+    given = apply_to_files(
+        every_table, path, case.plan, tmp_path / "given", statistics=statistics, rows=rows, large_bytes=LARGE
+    )
+    assert given.plan.digest == afm_fx.refit_plan(program, case.plan, statistics, rows).plan.digest
+    with pytest.raises(UserError, match="needs the statistics"):
+        apply_to_files(every_table, path, case.plan, tmp_path / "none", rows=rows)
 
 
 def test_a_file_that_is_gone_or_damaged_is_made_again(

@@ -172,20 +172,3 @@ def test_statistics_of_different_models_do_not_merge(program: afm_fx.Program) ->
     other = afm_fx.capture(plain_mlp(), torch.randn(3, 4))
     with pytest.raises(CalibrationError, match="different models"):
         _ = afm_fx.calibrate(program, [tower_batch(5)]) + afm_fx.calibrate(other, [torch.randn(5, 4)])
-
-
-def test_updated_statistics_weigh_old_rows_by_the_decay(program: afm_fx.Program) -> None:
-    old, new = tower_batch(40), tower_batch(40)
-    first, second = (afm_fx.calibrate(program, [batch], sensitivity_rows=40) for batch in (old, new))
-    updated = first.updated(second, decay=0.25)
-    repeated = afm_fx.calibrate(program, [old, *([new] * 4)], sensitivity_rows=200)
-    for name, moments in repeated.moments.items():
-        torch.testing.assert_close(updated.moments[name].mean, moments.mean)
-        torch.testing.assert_close(updated.moments[name].covariance, moments.covariance, rtol=1e-5, atol=1e-7)
-        assert updated.moments[name].count == pytest.approx(50)
-    for name, found in repeated.sensitivities.items():
-        torch.testing.assert_close(updated.sensitivities[name].gradient * 4, found.gradient, rtol=1e-4, atol=1e-6)
-    for name, traffic in repeated.traffic.items():
-        torch.testing.assert_close(updated.traffic[name].counts * 4, traffic.counts)
-    with pytest.raises(CalibrationError, match="decay"):
-        first.updated(second, decay=0.0)

@@ -53,9 +53,6 @@ def assert_equal(found: afm_fx.Statistics, expected: afm_fx.Statistics, *, same_
     for name, traffic in expected.traffic.items():
         assert torch.equal(found.traffic[name].counts, traffic.counts)
     assert found.traffic.keys() == expected.traffic.keys()
-    assert found.sample is not None
-    assert expected.sample is not None
-    assert found.sample.rows == expected.sample.rows
     if same_draws:
         assert found.batches == expected.batches
         assert found.sensitivities.keys() == expected.sensitivities.keys() != set()
@@ -63,8 +60,6 @@ def assert_equal(found: afm_fx.Statistics, expected: afm_fx.Statistics, *, same_
             assert found.sensitivities[name].rows == sensitivity.rows
             close(found.sensitivities[name].gradient, sensitivity.gradient)
             close(found.sensitivities[name].consumer, sensitivity.consumer)
-        for name, column in expected.sample.columns.items():
-            assert torch.equal(found.sample.columns[name], column)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -130,9 +125,7 @@ def test_processes_without_any_batch_take_part(three: Path, folder: Path) -> Non
 
 
 def test_own_parts_of_uneven_size_and_an_empty_one_add_up_to_the_whole(three: Path) -> None:
-    whole = afm_fx.calibrate(
-        worker.program().to(torch.float64), worker.tensors(0, worker.ROWS), sampled_rows=worker.OPTIONS["sampled_rows"]
-    )
+    whole = afm_fx.calibrate(worker.program().to(torch.float64), worker.tensors(0, worker.ROWS))
     for rank in range(3):
         assert_equal(load(three / f"parts-{rank}.safetensors"), whole, same_draws=False)
 
@@ -152,7 +145,7 @@ def test_a_failing_process_makes_all_fail_with_its_number_and_reason(three: Path
     for each in told:
         assert each[1:] == [
             "other options: CalibrationError: process 1 of 3 calibrates something else than process 0: they differ in "
-            "sampled_rows",
+            "sensitivity_rows",
             "no rows at all: CalibrationError: there are no calibration batches",
         ]
 
@@ -184,7 +177,7 @@ def test_the_command_shares_the_data_and_starts_again_where_a_process_is_killed(
     out = folder / "killed.safetensors"
     command = [
         "afm_fx", "calibrate", "tests.distributed_worker:clicks_that_die", "--data", str(folder / "data"),
-        "--out", str(out), "--batch-size", str(worker.BATCH_SIZE), "--sensitivity-rows", "300", "--sampled-rows", "40",
+        "--out", str(out), "--batch-size", str(worker.BATCH_SIZE), "--sensitivity-rows", "300",
     ]  # fmt: skip
     done = torchrun(command, folder, "--nproc-per-node", "2", "--max-restarts", "1")
     assert done.returncode == 0, done.stderr[-4000:]

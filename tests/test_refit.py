@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -19,7 +17,7 @@ BUDGET = afm_fx.Budget(parameters=0.4)
 
 @pytest.fixture(scope="module")
 def statistics() -> afm_fx.Statistics:
-    return afm_fx.calibrate(wide_and_deep(), BATCHES, sensitivity_rows=2000, sampled_rows=2000)
+    return afm_fx.calibrate(wide_and_deep(), BATCHES, sensitivity_rows=2000)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,9 @@ def fresh(change: float) -> afm_fx.Program:
     return program
 
 
-def test_an_unchanged_checkpoint_keeps_its_factors(plan, statistics) -> None:
-    refit = afm_fx.refit_plan(plan, wide_and_deep(), statistics)
+@pytest.mark.parametrize("rows", [None, BATCHES])
+def test_an_unchanged_checkpoint_keeps_its_factors(plan, statistics, rows) -> None:
+    refit = afm_fx.refit_plan(wide_and_deep(), plan, statistics, rows)
     assert not refit.calibration_is_due
     for name, factor in plan.factors.items():
         found = refit.plan.factors[name]
@@ -56,17 +55,29 @@ def test_tables_are_refitted_as_if_they_had_been_calibrated_again(statistics) ->
     again = afm_fx.make_plan(
         program, afm_fx.calibrate(program, BATCHES), afm_fx.Fixed(embedding=2, linear=None), basis="afm"
     )
-    counts_only = dataclasses.replace(statistics, sample=None)
-    refit = afm_fx.refit_plan(plan, program, counts_only)
+    refit = afm_fx.refit_plan(program, plan, statistics)
     assert len(refit.plan.factors) == 3
     for name, factor in again.factors.items():
         torch.testing.assert_close(refit.plan.factors[name].decoder, factor.decoder, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(refit.plan.factors[name].offset, factor.offset, rtol=1e-8, atol=1e-8)
 
 
+def test_linears_are_refitted_on_rows_as_if_they_had_been_calibrated_again(statistics) -> None:
+    program, policy = fresh(0.5), afm_fx.Fixed(embedding=None, linear=2)
+    plan = afm_fx.make_plan(wide_and_deep(), statistics, policy, basis="gradient")
+    expected = afm_fx.calibrate(program, BATCHES, sensitivity_rows=2000)
+    again = afm_fx.make_plan(program, expected, policy, basis="gradient")
+    without, given = (afm_fx.refit_plan(program, plan, statistics, rows) for rows in (None, iter(BATCHES)))
+    assert given.plan.factors.keys() == again.factors.keys() != set()
+    for name, factor in again.factors.items():
+        torch.testing.assert_close(given.plan.factors[name].decoder, factor.decoder, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(given.plan.factors[name].offset, factor.offset, rtol=1e-8, atol=1e-8)
+        assert not torch.allclose(without.plan.factors[name].offset, factor.offset, rtol=1e-3, atol=1e-3)
+
+
 def test_a_refitted_plan_errs_less_on_the_fresh_checkpoint_than_the_old_one(plan, statistics) -> None:
     program = fresh(0.7)
-    refit = afm_fx.refit_plan(plan, program, statistics)
+    refit = afm_fx.refit_plan(program, plan, statistics, BATCHES)
     wanted = program.run(HELD_OUT[0])
     old, new = (
         float((afm_fx.apply_plan(program, each).run(HELD_OUT[0]) - wanted).square().mean())
@@ -82,7 +93,7 @@ def test_features_that_became_wider_than_their_rank_ask_for_calibration(statisti
     program = wide_and_deep()
     low = afm_fx.capture(_one_direction(), (rows_of_ids(4),)).to(torch.float64)
     plan = afm_fx.make_plan(low, afm_fx.calibrate(low, BATCHES), afm_fx.Fixed(embedding=1, linear=None), basis="afm")
-    refit = afm_fx.refit_plan(plan, program, dataclasses.replace(statistics, sample=None))
+    refit = afm_fx.refit_plan(program, plan, statistics)
     assert refit.calibration_is_due
     assert "calibrate again" in refit.table()
 
@@ -98,7 +109,7 @@ def _one_direction() -> torch.nn.Module:
 def test_a_plan_of_another_model_is_refused(plan, statistics) -> None:
     other = afm_fx.capture(Tower(), tower_batch(4))
     with pytest.raises(PlanError):
-        afm_fx.refit_plan(plan, other, dataclasses.replace(statistics, sample=None))
+        afm_fx.refit_plan(other, plan, statistics)
 
 
 def test_tables_may_have_grown_and_nothing_else_may_have_changed_shape(statistics) -> None:
@@ -109,9 +120,9 @@ def test_tables_may_have_grown_and_nothing_else_may_have_changed_shape(statistic
         added = torch.randn(5, table.weight.shape[1])
         table.weight = torch.nn.Parameter(torch.cat([table.weight, added]))
     larger = afm_fx.capture(grown.eval(), (rows_of_ids(4),)).to(torch.float64)
-    refit = afm_fx.refit_plan(plan, larger, dataclasses.replace(statistics, sample=None))
+    refit = afm_fx.refit_plan(larger, plan, statistics)
     low_rank = afm_fx.apply_plan(larger, refit.plan)
     assert refit.plan.parameters_before == larger.parameter_count()
     assert low_rank.graph_module.get_parameter("tables.0.codes.weight").shape == (45, 2)
     with pytest.raises(PlanError, match=r"is \[40, 6\], in the plan \[45, 6\]"):
-        afm_fx.refit_plan(refit.plan, program, statistics)
+        afm_fx.refit_plan(program, refit.plan, statistics)

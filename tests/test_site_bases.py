@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import afm_fx
 from afm_fx.basis import BasisKind
-from afm_fx.errors import PolicyError
 from afm_fx.site_bases import SiteBases
 from afm_fx.taps import plain_taps
+from afm_fx.traffic import Traffic
 from tests.fast_capture import fast_capture
 from tests.graphs import ROWS, Tower, tower_batch
 
@@ -36,8 +38,16 @@ def statistics(program: afm_fx.Program) -> afm_fx.Statistics:
     return afm_fx.calibrate(program, [(ids % SEEN, dense)])
 
 
-def bases(program: afm_fx.Program, statistics: afm_fx.Statistics, share: float | None) -> SiteBases:
-    return SiteBases(program, plain_taps(program.graph_module)[0], statistics, unseen_share=share)
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SiteBases]:
+    def made(program: afm_fx.Program, statistics: afm_fx.Statistics, share: float) -> SiteBases:
+        """The bases made for a share of later lookups on rows not seen."""
+        monkeypatch.setattr(Traffic, "unseen_share", share)
+        found = SiteBases(program, plain_taps(program.graph_module)[0], statistics)
+        assert found[BasisKind.AFM]  # bases are made when they are asked for
+        return found
+
+    return made
 
 
 def error_on(program: afm_fx.Program, rows: slice, found: SiteBases) -> float:
@@ -47,7 +57,7 @@ def error_on(program: afm_fx.Program, rows: slice, found: SiteBases) -> float:
     return float((factor.decode(codes) - table).square().sum(dim=1).mean())
 
 
-def test_the_basis_is_that_of_calibration_on_the_mixture_it_is_made_for(program, statistics) -> None:
+def test_the_basis_is_that_of_calibration_on_the_mixture_it_is_made_for(program, statistics, bases) -> None:
     share = 0.25
     traffic = statistics.traffic["tables.0"]
     weights = traffic.counts / traffic.lookups * (1 - share)
@@ -62,7 +72,9 @@ def test_the_basis_is_that_of_calibration_on_the_mixture_it_is_made_for(program,
     assert float((found.vectors[:, 0] @ expected).abs()) == pytest.approx(1.0, abs=1e-9)
 
 
-def test_rows_not_seen_are_described_better_and_the_stated_error_stays_that_of_the_traffic(program, statistics) -> None:
+def test_rows_not_seen_are_described_better_and_the_stated_error_stays_that_of_the_traffic(
+    program, statistics, bases
+) -> None:
     ignorant, mixed = bases(program, statistics, 0.0), bases(program, statistics, 0.5)
     unseen = slice(SEEN, ROWS)
     assert error_on(program, unseen, mixed) < 0.5 * error_on(program, unseen, ignorant)
@@ -72,29 +84,22 @@ def test_rows_not_seen_are_described_better_and_the_stated_error_stays_that_of_t
     assert mixed[BasisKind.AFM].error(1) == pytest.approx(measured, rel=1e-9)
 
 
-def test_a_table_seen_whole_has_the_plain_basis_whatever_the_share(program) -> None:
+def test_a_table_seen_whole_has_the_plain_basis_whatever_the_share(program, bases) -> None:
     torch.manual_seed(2)
     whole = afm_fx.calibrate(program, [tower_batch(200)])
     assert whole.traffic["tables.0"].rows_seen == ROWS
     assert torch.equal(
-        bases(program, whole, None)[BasisKind.AFM].vectors, bases(program, whole, 0.9)[BasisKind.AFM].vectors
+        bases(program, whole, 0.0)[BasisKind.AFM].vectors, bases(program, whole, 0.9)[BasisKind.AFM].vectors
     )
 
 
-def test_the_plan_tells_coverage_and_what_held_out_rows_missed(program, statistics, tmp_path) -> None:
+def test_the_plan_tells_coverage(program, statistics, tmp_path) -> None:
     policy = afm_fx.Fixed(embedding=1, linear=None)
-    held_out = [(torch.arange(ROWS)[:, None].repeat(1, 3), torch.randn(ROWS, 2))]
-    plan = afm_fx.make_plan(program, statistics, policy, held_out=held_out)
+    plan = afm_fx.make_plan(program, statistics, policy)
     coverage = plan.sites[0].coverage
     assert coverage is not None
     assert coverage.rows_seen == SEEN
     assert coverage.expected_unseen == statistics.traffic["tables.0"].unseen_share > 0
-    assert coverage.held_out_unseen == pytest.approx(1 - SEEN / ROWS)
     assert f"tables.0: {SEEN} of {ROWS} rows seen" in plan.table()
     plan.save(tmp_path / "plan.safetensors")
     assert afm_fx.Plan.load(tmp_path / "plan.safetensors").sites == plan.sites
-
-
-def test_a_share_that_is_none_is_refused(program, statistics) -> None:
-    with pytest.raises(PolicyError, match=r"share from 0 to 1, got 1\.5"):
-        afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=1, linear=None), unseen_share=1.5)

@@ -9,13 +9,14 @@ import torch
 import afm_fx
 from afm_fx.plan import SitePlan
 from afm_fx.report_plots import spectra_of
-from tests.graphs import Tower, tower_batch
+from tests.graphs import DENSE, FIELDS, ROWS, Tower, tower_batch
 
 
 def spectra(policy: afm_fx.Policy) -> tuple[afm_fx.Statistics, list[tuple[SitePlan, list[float]]]]:
     program = afm_fx.capture(Tower().eval(), tower_batch(4))
-    statistics = afm_fx.calibrate(program, [tower_batch(300)])
-    plan = afm_fx.make_plan(program, statistics, policy, unseen_share=0.0)
+    every_row = torch.stack([torch.arange(300) % (ROWS + field) for field in range(FIELDS)], dim=1)
+    statistics = afm_fx.calibrate(program, [(every_row, torch.randn(300, DENSE))])
+    plan = afm_fx.make_plan(program, statistics, policy)
     return statistics, list(spectra_of(program, statistics, plan))
 
 
