@@ -15,21 +15,20 @@ import typer
 from afm_fx import __version__
 from afm_fx.absent_tables import LARGE_BYTES
 from afm_fx.apply_files import apply_to_files
-from afm_fx.bench_command import bench
 from afm_fx.calibrate_command import calibrate
 from afm_fx.calibration import Statistics
 from afm_fx.capture import capture
 from afm_fx.command_errors import EXIT_FAILURE, reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, ModelArgument, command_of
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, JsonOption, ModelArgument, command_of
 from afm_fx.compress_config import CompressConfig
 from afm_fx.compress_files import compress_files, outputs_of
 from afm_fx.explanation import explain as explain_program
-from afm_fx.load_command import load
 from afm_fx.onnx_check import check_onnx
 from afm_fx.onnx_over_files import NAME, export_onnx_over_files
 from afm_fx.output_directory import refuse_existing_file, write_text
 from afm_fx.plan import Plan
-from afm_fx.sweep_command import sweep
+from afm_fx.serving_command import bench, load
+from afm_fx.sweep_command import SweepConfig, sweep
 from afm_fx.user_model import build_model
 
 app = typer.Typer(
@@ -60,9 +59,7 @@ def _root(
 def explain(
     model: ModelArgument,
     checkpoint: CheckpointOption = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the explanation here as well.", show_default=False)
-    ] = None,
+    json_out: JsonOption = None,
     html_out: Annotated[
         Path | None,
         typer.Option("--html", help="Draw it into this page (needs the extra report).", show_default=False),
@@ -178,9 +175,7 @@ def apply(
 
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ONNX files.", show_default=False)],
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the reports here as well.", show_default=False)
-    ] = None,
+    json_out: JsonOption = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -203,5 +198,14 @@ def check(
             raise typer.Exit(EXIT_FAILURE)
 
 
-for command in (explain, calibrate, command_of(CompressConfig, compress), apply, sweep, bench, load, check):
+for command in (
+    explain,
+    calibrate,
+    command_of(CompressConfig, compress),
+    apply,
+    command_of(SweepConfig, sweep),
+    bench,
+    load,
+    check,
+):
     app.command()(command)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+Number = TypeVar("Number", int, float)
 
 MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
 
@@ -30,6 +31,13 @@ CheckpointOption = Annotated[
         show_default=False,
     ),
 ]
+ColumnsOption = Annotated[
+    tuple[str, ...],
+    typer.Option(help="Columns of the data to use, in the model's order, comma-separated.", show_default=False),
+]
+BatchRowsOption = Annotated[int, typer.Option(min=1, help="Calibration rows a batch.")]
+MaxRowsOption = Annotated[int | None, typer.Option(min=1, help="Calibration rows at most.", show_default="all of them")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -42,20 +50,22 @@ def names_of(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def whole_numbers(text: str, what: str = "batch sizes") -> list[int]:
-    """Whole numbers, given with commas between.
+def numbers_of(text: str, what: str, number: type[Number]) -> list[Number]:
+    """Numbers, given with commas between.
 
     Args:
         text: as it was given.
         what: they are, in the plural, for the error.
+        number: their type.
 
     Raises:
-        UserError: they are no whole numbers.
+        UserError: they are no such numbers.
     """
     try:
-        return [int(part) for part in text.split(",")]
+        return [number(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{what} are whole numbers with commas between, say 1,256,4096; got '{text}'") from None
+        kind = "whole numbers" if number is int else "numbers"
+        raise UserError(f"{what} are {kind} with commas between; got '{text}'") from None
 
 
 def option_name(field: str) -> str:
@@ -67,7 +77,7 @@ def command_of(config: type[Config], run: Callable[[Config], None]) -> Callable[
     """A command whose arguments and options are the fields of a frozen dataclass.
 
     A field's type is ``Annotated`` with the ``typer.Option`` or ``typer.Argument`` that it is; a tuple of strings or
-    whole numbers is given with commas between. The command also takes ``--config FILE``, JSON of options by field
+    numbers is given with commas between. The command also takes ``--config FILE``, JSON of options by field
     name as :func:`spelled` gives them, which stand where the command line says nothing, and ``--debug``.
 
     Args:
@@ -157,7 +167,7 @@ def _tuple_item(hint: Any) -> type | None:
 def _tuple(name: str, text: str | None, item: type) -> tuple[Any, ...]:
     if text is None or text == NONE:
         return ()
-    return tuple(whole_numbers(text, name.replace("_", " ")) if item is int else names_of(text) or ())
+    return tuple(names_of(text) or ()) if item is str else tuple(numbers_of(text, name.replace("_", " "), item))
 
 
 def _spelled(value: Any) -> str | bool | float:

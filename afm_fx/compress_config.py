@@ -17,7 +17,15 @@ from typer import Option
 from afm_fx.artifact import check_batch_sizes
 from afm_fx.basis import BasisKind
 from afm_fx.budget import Budget
-from afm_fx.command_options import CheckpointOption, ForceOption, ModelArgument, option_name
+from afm_fx.command_options import (
+    BatchRowsOption,
+    CheckpointOption,
+    ColumnsOption,
+    ForceOption,
+    MaxRowsOption,
+    ModelArgument,
+    option_name,
+)
 from afm_fx.errors import UserError
 from afm_fx.evaluation import LabelledBatch
 from afm_fx.latency_policy import Latency
@@ -114,12 +122,9 @@ class CompressConfig:
     basis: Annotated[BasisKind, Option(help="Where codes come from; measured: for each site the best of them.")] = (
         BasisKind.MEASURED
     )
-    columns: Annotated[
-        tuple[str, ...],
-        Option(help="Columns of the data to use, in the model's order, comma-separated.", show_default=False),
-    ] = ()
-    batch_size: Annotated[int, Option(min=1, help="Calibration rows a batch.")] = 4096
-    max_rows: Annotated[int | None, Option(min=1, help="Calibration rows at most.", show_default="all of them")] = None
+    columns: ColumnsOption = ()
+    batch_size: BatchRowsOption = 4096
+    max_rows: MaxRowsOption = None
     statistics: Annotated[
         Path | None,
         Option(

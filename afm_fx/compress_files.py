@@ -25,7 +25,6 @@ from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
 from afm_fx.packing import pack
 from afm_fx.planning import Policy
-from afm_fx.program import Program
 from afm_fx.quality_comparison import compare_quality
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
@@ -91,7 +90,11 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
     model, example_inputs = build_model(config.model, config.checkpoint)
     program = capture(model, example_inputs)
     batches = FileBatches(file, program, config.batch_size, _features(config, file.names))
-    evaluation = None if config.evaluation is None else _labelled(config, config.evaluation, program)
+    evaluation = None
+    if config.evaluation is not None:  # columns that are missing are told before any work
+        evaluation = FileBatches(
+            open_data(config.evaluation), program, config.batch_size, config.columns or None, config.labels
+        )
     policy = config.policy(evaluation)
     recovery = None
     if config.recover_epochs:
@@ -159,12 +162,6 @@ def _features(config: CompressConfig, names: Iterable[str]) -> Sequence[str] | N
     if config.columns or not config.labels:
         return config.columns or None
     return [name for name in names if name not in config.labels]
-
-
-def _labelled(config: CompressConfig, path: Path, program: Program) -> FileBatches:
-    """The rows to measure quality on; columns that are missing are told before any work."""
-    file = open_data(path)
-    return FileBatches(file, program, config.batch_size, _features(config, file.names), config.labels)
 
 
 def _recovered(

@@ -110,7 +110,7 @@ class FileBatches:
         file: the data.
         program: what takes them.
         batch_size: rows a batch; the last batch may hold fewer.
-        columns: names of the file's columns to use, in this order; None for all.
+        columns: names of the file's columns to use, in this order; None for all but the labels.
         labels: names of columns of labels, one per task.
         first: the first batch that is read; :meth:`share` sets it.
         rows: rows up to which the file is read, None for all of them.
@@ -168,7 +168,11 @@ class FileBatches:
             yield (inputs, tensors[-1]) if self.labels else inputs
 
     def _match(self) -> ColumnMatch:
-        match = match_columns(self.file, list(input_tensors(self.program).values()), self.columns)
+        # A model of one tensor takes all columns there are: a label must not become a feature.
+        columns = (
+            [name for name in self.file.names if name not in self.labels] if self.columns is None else self.columns
+        )
+        match = match_columns(self.file, list(input_tensors(self.program).values()), columns)
         if not self.labels:
             return match
         example = torch.zeros((2, len(self.labels)))

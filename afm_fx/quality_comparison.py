@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from afm_fx.evaluation import LabelledBatch, labelled_rows, predicted_logits
 from afm_fx.program import Program
 from afm_fx.worsening import Worsening, auc, auc_drop, log_loss_rise, log_losses
@@ -46,18 +49,22 @@ def compare_quality(original: Program, compressed: Program, evaluation: Iterable
     converted = rows
     if compressed.original_inputs is not None:
         converted = replace(rows, inputs=tuple(compressed.convert_inputs(batch) for batch in rows.inputs))
-    logits = predicted_logits(original, rows), predicted_logits(compressed, converted)
-    return QualityComparison(
-        rows.rows,
-        tuple(
-            TaskQuality(
-                auc(labels, before),
-                auc(labels, after),
-                auc_drop(labels, before, after),
-                float(log_losses(labels, before).mean()),
-                float(log_losses(labels, after).mean()),
-                log_loss_rise(labels, before, after),
-            )
-            for labels, before, after in zip(rows.labels.T, logits[0].T, logits[1].T, strict=True)
-        ),
+    before, after = predicted_logits(original, rows), predicted_logits(compressed, converted)
+    return QualityComparison(rows.rows, task_qualities(rows.labels, before, after))
+
+
+def task_qualities(
+    labels: NDArray[np.float64], before: NDArray[np.float64], after: NDArray[np.float64]
+) -> tuple[TaskQuality, ...]:
+    """Compares the logits of two models, all [rows, columns]."""
+    return tuple(
+        TaskQuality(
+            auc(truth, one),
+            auc(truth, other),
+            auc_drop(truth, one, other),
+            float(log_losses(truth, one).mean()),
+            float(log_losses(truth, other).mean()),
+            log_loss_rise(truth, one, other),
+        )
+        for truth, one, other in zip(labels.T, before.T, after.T, strict=True)
     )

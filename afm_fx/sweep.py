@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import numpy as np
+from statistics import fmean
 
 from afm_fx.basis import BasisKind
 from afm_fx.budget import Budget
@@ -24,9 +23,9 @@ from afm_fx.planning import PlanningTask
 from afm_fx.program import Program
 from afm_fx.program_times import program_p50s_us
 from afm_fx.progress import track
+from afm_fx.quality_comparison import task_qualities
 from afm_fx.sweep_plot import plot_sweep
 from afm_fx.tables import render_table
-from afm_fx.worsening import auc, auc_drop, log_losses
 
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02)
 """Shares of the parameters that are swept where none are named."""
@@ -180,13 +179,13 @@ def _with_quality(points: Sequence[SweepPoint], programs: Sequence[Program], row
     logits = [predicted_logits(made, rows) for made in track(programs, "Evaluate")]
     result = []
     for point, after in zip(points, logits, strict=True):
-        columns = list(zip(rows.labels.T, logits[0].T, after.T, strict=True))
+        tasks = task_qualities(rows.labels, logits[0], after)
         result.append(
             replace(
                 point,
-                auc=float(np.mean([auc(truth, scores) for truth, _, scores in columns])),
-                auc_drop_bound=max(auc_drop(*column).bound(CONFIDENCE) for column in columns),
-                log_loss=float(np.mean([log_losses(truth, scores).mean() for truth, _, scores in columns])),
+                auc=fmean(task.auc_after for task in tasks),
+                auc_drop_bound=max(task.auc_drop.bound(CONFIDENCE) for task in tasks),
+                log_loss=fmean(task.log_loss_after for task in tasks),
             )
         )
     return result

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afm_fx.errors import MissingPackageError, UserError
-from afm_fx.output_directory import refuse_existing_file, staged_file
+from afm_fx.output_directory import staged_file
 
 if TYPE_CHECKING:
-    from afm_fx.sweep import Sweep, SweepPoint
+    from afm_fx.sweep import Sweep
 
 FORMATS = (".png", ".svg", ".pdf")
-PANEL_WIDTH, HEIGHT, DPI = 4.6, 3.8, 150
-INK, SOFT, FAINT = "#222222", "#9a9a9a", "#e6e6e6"
-
-_MEASURED: dict[str, Any] = {"color": "#1f5fa8", "marker": "o", "markersize": 4, "linewidth": 1.6}
-_PREDICTED: dict[str, Any] = {**_MEASURED, "color": "#d9822b", "markerfacecolor": "white", "linestyle": "--"}
+STYLE: Any = {
+    "font.size": 8, "text.color": "#222222", "axes.labelsize": 9, "axes.titlesize": 10, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+    "grid.color": "#e6e6e6", "lines.linewidth": 1.6, "lines.markersize": 4, "legend.frameon": False, "savefig.dpi": 150,
+}  # fmt: skip
 
 
 def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
-    """Draws logit error, and whatever else was measured, over the share of the parameters.
+    """Draws logit error, and whatever else was measured, over the share of the parameters: smaller models to the right.
 
     Args:
         sweep: its original is a dashed line.
@@ -34,9 +34,10 @@ def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"'{path}' should end in {', '.join(FORMATS)}")
-    refuse_existing_file(path, force=force)
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
+        from matplotlib import rc_context  # noqa: PLC0415 - an extra, and slow to import
+        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.ticker import NullLocator  # noqa: PLC0415
     except ImportError as error:
         raise MissingPackageError("a picture needs matplotlib: install afm-fx[plot]") from error
     titles = {
@@ -44,36 +45,23 @@ def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
         "auc": "AUC on labelled rows",
         "p50_us": f"p50 at batch size {sweep.batch_size or 0:,} (µs)",
     }
-    shown = [name for name in titles if getattr(sweep.points[0], name) is not None]
-    figure = Figure(figsize=(PANEL_WIDTH * len(shown), HEIGHT), layout="constrained")
-    for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _draw_panel(panel, titles[name], name, *sweep.points)
-    with staged_file(path, force=force) as staged:
-        figure.savefig(staged, dpi=DPI)
-
-
-def _draw_panel(panel: Any, title: str, name: str, original: SweepPoint, *points: SweepPoint) -> None:
-    """One quantity: smaller models to the right, ticks at the models that there are."""
-    from matplotlib.ticker import NullLocator  # noqa: PLC0415 - an extra, and slow to import
-
+    original, *points = sweep.points
+    shown = [name for name in titles if getattr(original, name) is not None]
     shares = [point.share for point in points]
-    if name == "logit_rmse":
-        predicted = [point.predicted_logit_rmse for point in points]
-        panel.plot(shares, predicted, **_PREDICTED, label="predicted from single sites")
-    else:
-        panel.axhline(getattr(original, name), color=SOFT, linewidth=1.2, linestyle="--", label="original")
-    label = "measured" if name == "logit_rmse" else "low-rank"
-    panel.plot(shares, [getattr(point, name) for point in points], **_MEASURED, label=label)
-    if name != "auc":
-        panel.set_ylim(bottom=0)
-    panel.legend(frameon=False, fontsize=8)
-    panel.set_title(title, fontsize=10, color=INK, loc="left")
-    panel.set_xscale("log")
-    panel.invert_xaxis()
-    panel.set_xticks(shares, [f"{share * 100:.2g}%" for share in shares], fontsize=8)
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xlabel("parameters left, share of the original", fontsize=9, color=INK)
-    panel.tick_params(labelsize=8, colors=INK)
-    panel.grid(visible=True, axis="y", color=FAINT, linewidth=0.8)
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
+    with staged_file(path, force=force) as staged, rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * len(shown), 3.8), layout="constrained")
+        for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            panel.plot(shares, [getattr(point, name) for point in points], "o-", color="#1f5fa8", label="measured")
+            if name == "logit_rmse":
+                predicted = [point.predicted_logit_rmse for point in points]
+                panel.plot(shares, predicted, "o--", color="#d9822b", mfc="white", label="predicted from single sites")
+            else:
+                panel.axhline(getattr(original, name), color="#9a9a9a", linestyle="--", label="original")
+            if name != "auc":
+                panel.set_ylim(bottom=0)
+            panel.set(title=titles[name], xscale="log", xlabel="parameters left, share of the original")
+            panel.invert_xaxis()
+            panel.set_xticks(shares, [f"{share * 100:.2g}%" for share in shares])  # ticks at the models that there are
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.legend()
+        figure.savefig(staged)

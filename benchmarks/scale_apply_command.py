@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.command_options import whole_numbers
+from afm_fx.command_options import numbers_of
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
 from benchmarks.exit_codes import exit_codes
@@ -50,7 +50,7 @@ def scale_apply(
     with exit_codes():
         files = result_files(output_dir, "scale_apply", force=force)
         found = []
-        for count in whole_numbers(rows, "numbers of rows"):
+        for count in numbers_of(rows, "numbers of rows", int):
             with tempfile.TemporaryDirectory(dir=work_dir) as folder:
                 found.append(measure_apart(count, width, rank, repeats, Path(folder)))
             typer.echo(render_table("Applying a plan to a table on disk", COLUMNS, [row_of(found[-1])]))

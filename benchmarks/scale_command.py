@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from afm_fx.command_options import whole_numbers
+from afm_fx.command_options import numbers_of
 from afm_fx.machine import Machine, this_machine
 from afm_fx.tables import render_table
 from benchmarks.exit_codes import exit_codes
@@ -48,7 +48,7 @@ def scale(
     """
     with exit_codes():
         files = result_files(output_dir, "scale", force=force)
-        counts = whole_numbers(processes, "numbers of processes")
+        counts = numbers_of(processes, "numbers of processes", int)
         with tempfile.TemporaryDirectory(dir=work_dir) as folder:
             data = Path(folder) / "data"
             size = write_data(data, rows)

@@ -1,4 +1,5 @@
-"""The command ``afm-fx load``: MLPerf LoadGen against files and models."""
+"""The commands ``afm-fx bench`` and ``afm-fx load``: files and models side by side, called one call after the other or
+under the load of MLPerf LoadGen."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.command_errors import EXIT_FAILURE, reported_errors
-from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption
+from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, JsonOption, numbers_of
 from afm_fx.contender_names import (
     ContendersArgument,
     InputsOption,
@@ -17,8 +19,36 @@ from afm_fx.contender_names import (
     parse_contenders,
 )
 from afm_fx.errors import OutputExistsError
+from afm_fx.measurement import Measurement
 from afm_fx.output_directory import refuse_existing_file, write_text
-from afm_fx.serving_load import load_test, requests_of
+from afm_fx.serving_load import LoadResult, load_test, requests_of
+
+
+def bench(
+    contenders: ContendersArgument,
+    inputs: InputsOption = None,
+    batch_sizes: Annotated[str, typer.Option(help="Rows per call, comma-separated.")] = "1,16,256,4096",
+    threads: ThreadsOption = 1,
+    seconds: Annotated[float, typer.Option(help="Time for each contender at each batch size, about.")] = 1.0,
+    checkpoint: CheckpointOption = None,
+    json_out: JsonOption = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Time ONNX files, AOTInductor packages and models side by side, in interleaved runs.
+
+    Percentiles that too few calls were made for are not given: p99 needs 299 calls, p99.9 2,995.
+
+    Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
+    """
+    with reported_errors(debug):
+        entered = parse_contenders(contenders, checkpoint)
+        sizes = numbers_of(batch_sizes, "batch sizes", int)
+        if json_out is not None:
+            refuse_existing_file(json_out, force=force)
+        batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES)
+        result = benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds)
+        _report(result, json_out, force=force)
 
 
 def load(
@@ -39,9 +69,7 @@ def load(
     out: Annotated[Path, typer.Option(help="Directory of LoadGen's own logs, one folder for every run.")] = Path(
         "load-logs"
     ),
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)
-    ] = None,
+    json_out: JsonOption = None,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -70,8 +98,12 @@ def load(
             min_queries=min_queries,
             threads=threads,
         )
-        typer.echo(result.table())
-        if json_out is not None:
-            write_text(json_out, result.to_json() + "\n", force=force)
+        _report(result, json_out, force=force)
         if not result.valid:
             raise typer.Exit(EXIT_FAILURE)
+
+
+def _report(result: Measurement | LoadResult, json_out: Path | None, *, force: bool) -> None:
+    typer.echo(result.table())
+    if json_out is not None:
+        write_text(json_out, result.to_json() + "\n", force=force)
