@@ -68,6 +68,13 @@ def test_columns_of_labels_come_beside_the_inputs_one_task_each(dict_program):
         FileBatches(file, dict_program, 3, labels=("bought",))
 
 
+def test_columns_of_labels_are_no_features_of_a_model_of_one_tensor(matrix_program):
+    file = data(click=np.array([0, 1]), a=np.full(2, 2.0), b=np.full(2, 3.0), c=np.full(2, 4.0))
+    ((inputs, labels),) = FileBatches(file, matrix_program, labels=("click",))
+    assert inputs[0].tolist() == [[2, 3, 4]] * 2
+    assert labels.tolist() == [[0], [1]]
+
+
 def test_columns_fill_a_dict_by_key_whatever_their_order_and_others_are_left_out(dict_program):
     file = data(label=np.ones(5), price=np.linspace(0, 1, 5), item=np.arange(5, dtype=np.int32))
     batches = list(FileBatches(file, dict_program, batch_size=2))
