@@ -114,11 +114,4 @@ def inputs_of(program: Program, leaves: Sequence[Any]) -> Inputs:
 
 def flat_inputs(program: Program, batch: Batch) -> list[Any]:
     """The batch's leaves in the order of the program's placeholders, floating ones in the program's dtype."""
-    leaves = pytree.tree_leaves((batch.args, batch.kwargs))
-    if program.dtype is None:
-        return leaves
-    return [_cast(leaf, program.dtype) for leaf in leaves]
-
-
-def _cast(leaf: Any, dtype: torch.dtype) -> Any:
-    return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+    return pytree.tree_leaves(program.cast_inputs((batch.args, batch.kwargs)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -85,7 +85,7 @@ def calibrate(
         with joined_group(place) as group:
             rank, world = rank_and_size(group)
             module, inputs = build_model(sources[0], checkpoint)
-            program = capture(module.to(place), pytree.tree_map(lambda leaf: _moved(leaf, place), inputs))
+            program = capture(module.to(place), pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(place), inputs))
             statistics = calibrate_program(
                 program,
                 FileBatches(open_data(data), program, batch_size, names_of(columns)),
@@ -133,7 +133,3 @@ def _own_device(kind: str) -> torch.device:
             f"{torch.__version__}; start one process per GPU, or use --device cpu"
         )
     return torch.device("cuda", number)
-
-
-def _moved(leaf: Any, device: torch.device) -> Any:
-    return leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf

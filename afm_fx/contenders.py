@@ -282,4 +282,4 @@ def _model(name: str, factory: ModelFactory) -> Contender:
 
 
 def _moved(tree: Any, device: str) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tree)

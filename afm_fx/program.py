@@ -64,8 +64,7 @@ class Program:
         if kwargs:
             kwargs = {**{name: kwargs[name] for name in self.example_kwargs if name in kwargs}, **kwargs}
         self._check_constants(args, kwargs)
-        if self.dtype is not None:
-            args, kwargs = self._cast((args, kwargs))
+        args, kwargs = self.cast_inputs((args, kwargs))
         return self.graph_module(*args, **kwargs)
 
     def run(self, inputs: Inputs) -> Any:
@@ -175,11 +174,13 @@ class Program:
             return None
         return dynamic_shapes_for(self.graph_module, self.example_args, self.example_kwargs, self.batched)
 
-    def _cast(self, tree: Any) -> Any:
-        def cast(leaf: Any) -> Any:
-            return leaf.to(self.dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+    def cast_inputs(self, tree: Any) -> Any:
+        """A tree of inputs, the floating tensors in it in the program's dtype where it has one of its own."""
 
-        return pytree.tree_map(cast, tree)
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+        return tree if self.dtype is None else pytree.tree_map_only(torch.Tensor, cast, tree)
 
     def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         examples = pytree.tree_leaves((self.example_args, self.example_kwargs))
