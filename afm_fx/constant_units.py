@@ -7,21 +7,16 @@ makes them and in the one that reads them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from afm_fx.calibration import Statistics
 from afm_fx.inputs import Inputs
-from afm_fx.moments import Moments
 from afm_fx.program import Program
-from afm_fx.sensitivity import Sensitivity
 from afm_fx.simulation import Simulation
-from passes.drop_units import DropUnits, Units, hidden_layers, kept_name
+from passes.drop_units import DropUnits, Units, hidden_layers
 from passes.graph_tools import clone_graph_module
-
-Found = TypeVar("Found", Moments, Sensitivity)
 
 VARIANCE_SHARES = (1e-5, 1e-7, 0.0)
 """Units whose activation varies up to this share of their layer's most varying unit are tried, from the boldest on."""
@@ -67,30 +62,20 @@ def without_units(program: Program, units: Mapping[str, Units]) -> Program:
     return program.with_graph(module)
 
 
-def restricted(statistics: Statistics, program: Program, units: Mapping[str, Units]) -> Statistics:
-    """The statistics of the program without some hidden units, from those of the program with them."""
-    kept = {name: each.kept for name, each in units.items()}
-    renamed = {name: kept_name(name) for name in touched(program, units)}
-    return Statistics(
-        {renamed.get(name, name): _part(each, kept.get(name)) for name, each in statistics.moments.items()},
-        statistics.rows,
-        statistics.batches,
-        {renamed.get(name, name): _part(each, kept.get(name)) for name, each in statistics.sensitivities.items()},
-        traffic=statistics.traffic,
+def restricted(statistics: Statistics, units: Mapping[str, Units]) -> Statistics:
+    """The statistics of a program without some hidden units, from those of the program with them."""
+    return replace(
+        statistics,
+        moments={
+            name: moments.part(units[name].kept) if name in units else moments
+            for name, moments in statistics.moments.items()
+        },
+        sensitivities={
+            name: sensitivity.part(units[name].kept) if name in units else sensitivity
+            for name, sensitivity in statistics.sensitivities.items()
+        },
+        activations={},  # of the units as they were: nothing reads them once the constant ones are gone
     )
-
-
-def _part(found: Found, columns: Tensor | None) -> Found:
-    return found if columns is None else found.part(columns)
-
-
-def touched(program: Program, units: Mapping[str, Units]) -> set[str]:
-    """Names of the Linears that become smaller when units are left out: those before them and those behind."""
-    names = set(units)
-    for layer in hidden_layers(program.graph_module):
-        if layer.name in units:
-            names.update(layer.consumer_names)
-    return names
 
 
 def _varying_less(program: Program, statistics: Statistics, share: float) -> dict[str, Units]:

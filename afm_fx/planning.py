@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from afm_fx.allocation import Frontier, Rank, Ranks
 from afm_fx.basis import Basis, BasisKind
 from afm_fx.calibration import Statistics
-from afm_fx.constant_units import constant_units, restricted, touched, without_units
+from afm_fx.constant_units import constant_units, restricted, without_units
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.inputs import Inputs
 from afm_fx.plan import Evidence, Plan, SitePlan
@@ -24,7 +24,7 @@ from afm_fx.simulation import Simulation
 from afm_fx.site_bases import SiteBases, SiteErrors
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
 from passes.cost import CostKind, RewriteCosts, cost
-from passes.drop_units import Units, kept_name
+from passes.drop_units import Units
 from passes.sites import Site, SiteKind, find_sites, site_name
 
 MEASURED_ROWS = 4096
@@ -169,7 +169,7 @@ class PlanningTask:
         """
         measured = kind is BasisKind.MEASURED
         units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
-        trimmed, known = without_units(program, units), restricted(statistics, program, units)
+        trimmed, known = without_units(program, units), restricted(statistics, units)
         joint = joint_taps(trimmed.graph_module) if measured and joins_tables else ()
         parts = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
@@ -190,10 +190,8 @@ class PlanningTask:
         return tuple(tap.site for tap in self.taps)
 
     def site(self, name: str) -> Site | None:
-        """The site of a name; the weight's full name is understood too, and the name before units were dropped."""
-        plain = site_name(name)
-        names = {name, plain, kept_name(plain) if plain in touched(self.program, self.units) else plain}
-        return next((site for site in self.sites if site.name in names), None)
+        """The site of a name; the weight's full name is understood too."""
+        return next((site for site in self.sites if site.name in (name, site_name(name))), None)
 
     def basis(self, name: str) -> Basis:
         """A site's basis that energies are counted in: AFM's where each site has its own."""

@@ -103,7 +103,7 @@ def refit_plan(program: Program, plan: Plan, statistics: Statistics, rows: Itera
     if rows is not None:
         found = calibrate(program, rows, sensitivity_rows=SENSITIVITY_ROWS if statistics.sensitivities else 0)
         statistics = replace(statistics, moments=found.moments, sensitivities=found.sensitivities)
-    known = restricted(statistics, program, plan.units)
+    known = restricted(statistics, plan.units)
     taps = {tap.site.name: tap for tap in (*plain_taps(trimmed.graph_module), *joint_taps(trimmed.graph_module))}
     sites: list[SitePlan] = []
     factors: dict[str, Factor] = {}

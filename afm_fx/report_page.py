@@ -132,7 +132,7 @@ def _spectra(report: CompressionReport) -> list[tuple[SitePlan, str]]:
     """Plots of the sites with the most parameters, in the plan's order."""
     largest = sorted(report.plan.sites, key=lambda site: -site.shape[0] * site.shape[1])[:MOST_SPECTRA]
     drawn = replace(report.plan, sites=tuple(site for site in report.plan.sites if site in largest))
-    spectra = spectra_of(report.original, report.statistics, drawn)
+    spectra = spectra_of(report.statistics, drawn)
     return [(site, spectrum_plot(site, left)) for site, left in spectra]
 
 

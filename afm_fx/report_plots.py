@@ -19,7 +19,6 @@ from afm_fx.constant_units import restricted
 from afm_fx.extras import import_for_report
 from afm_fx.measurement import Measurement
 from afm_fx.plan import Plan, SitePlan
-from afm_fx.program import Program
 
 WIDEST = 2_048
 """Features of the widest site whose eigenvalues are taken: their price grows with the third power."""
@@ -34,7 +33,7 @@ _VARIABLES = ("--ink", "--quiet", "--rule", "--restored", "--on-codes", "--absor
 _FONT_SIZE = 9.0
 
 
-def spectra_of(program: Program, statistics: Statistics, plan: Plan) -> Iterator[tuple[SitePlan, list[float]]]:
+def spectra_of(statistics: Statistics, plan: Plan) -> Iterator[tuple[SitePlan, list[float]]]:
     """The spectra of a plan's sites, in its order; sites wider than :data:`WIDEST` have none.
 
     Energy is counted about the mean, or about zero for a site whose code has no offset.
@@ -42,7 +41,7 @@ def spectra_of(program: Program, statistics: Statistics, plan: Plan) -> Iterator
     Yields:
         A site and, [n + 1], the share of its features' energy that the best r directions leave over, r = 0 .. n.
     """
-    known = restricted(statistics, program, plan.units).moments
+    known = restricted(statistics, plan.units).moments
     for site in plan.sites:
         moments = known.get(site.name)
         if moments is None or moments.count == 0 or site.width > WIDEST:

@@ -21,7 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.errors import TableIndexError
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, derived_name, emit_linear, finish, weighted_call
+from passes.graph_tools import args_of, aten, call, constant_of, drop_unused_state, finish, parameter, weighted_call
 from passes.sites import site_name
 
 RULE = "drop units"
@@ -54,11 +54,6 @@ class Hidden:
     consumers: tuple[Node, ...]
     units: int
 
-    @property
-    def consumer_names(self) -> tuple[str, ...]:
-        """The Linears that read it, as sites."""
-        return tuple(site_name(str(args_of(each)[1].target)) for each in self.consumers)
-
 
 @dataclass(frozen=True)
 class Units:
@@ -89,7 +84,7 @@ class _Cut:
 
 
 class DropUnits(GraphPass):
-    """Replaces hidden layers with narrower ones.
+    """Replaces hidden layers with narrower ones, whose weights keep their names.
 
     Args:
         units: by name of the hidden layer's first Linear.
@@ -142,11 +137,6 @@ def hidden_layers(module: GraphModule) -> Iterator[Hidden]:
             yield Hidden(site_name(str(weight.target)), node, tuple(activations), consumers, units)
 
 
-def kept_name(name: str) -> str:
-    """The site name of a Linear after units before or behind it were dropped."""
-    return site_name(derived_name(f"{name}.weight", "kept"))
-
-
 def _own_linears(module: GraphModule) -> Iterator[Node]:
     """The Linears whose weight is a parameter that nothing else reads."""
     readers: Counter[int] = Counter()
@@ -176,8 +166,17 @@ def _cut_linear(module: GraphModule, node: Node, cut: _Cut) -> Node:
         kept = cut.outputs.to(weight.device)
         wide = wide[kept]
         shifted = None if shifted is None else shifted[kept]
-    bias = None if shifted is None else shifted.to(weight.dtype)
-    return emit_linear(module, linear.source, wide, bias, linear.name, "kept", rule=RULE, like=node)
+    old = node.args[1:]
+    node.args = (linear.source,)  # the wide constants leave first, so that the narrow ones can take their names
+    for constant in old:
+        if isinstance(constant, Node) and not constant.users:
+            module.graph.erase_node(constant)
+    drop_unused_state(module)
+    constants = [parameter(module, linear.name, wide.contiguous(), rule=RULE)]
+    if shifted is not None:
+        name = str(old[1].target) if len(old) > 1 and isinstance(old[1], Node) else f"{site_name(linear.name)}.bias"
+        constants.append(parameter(module, name, shifted.to(weight.dtype), rule=RULE))
+    return call(module.graph, aten.linear.default, linear.source, *constants, rule=RULE, like=node)
 
 
 def _again(node: Node) -> Node:

@@ -129,7 +129,7 @@ def test_a_plan_with_joint_tables_and_left_out_units_is_explained_in_the_graph_i
     factors = {name: factor for name, factor in plan.factors.items() if name != alone.name}
     explained = afm_fx.explain_plan(program, replace(plan, sites=sites, factors=factors))
     names = {site.name for site in explained.sites}
-    assert {"first.kept", *factors} <= names
+    assert {"first", *factors} <= names
     assert alone.name not in names
     refused = {
         chain.site.name: chain.verdict.reason for chain in explained.chains if chain.verdict.fate is Fate.REFUSED

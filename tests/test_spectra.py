@@ -17,7 +17,7 @@ def spectra(policy: afm_fx.Policy) -> tuple[afm_fx.Statistics, list[tuple[SitePl
     every_row = torch.stack([torch.arange(300) % (ROWS + field) for field in range(FIELDS)], dim=1)
     statistics = afm_fx.calibrate(program, [(every_row, torch.randn(300, DENSE))])
     plan = afm_fx.make_plan(program, statistics, policy)
-    return statistics, list(spectra_of(program, statistics, plan))
+    return statistics, list(spectra_of(statistics, plan))
 
 
 def test_what_is_left_is_the_tail_of_the_eigenvalues_of_the_covariance() -> None:
