@@ -23,7 +23,7 @@ from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.onnx_over_files import export_onnx_over_files
 from afm_fx.packing import PackReport, pack
 from afm_fx.plan import Evidence, Plan, SitePlan
-from afm_fx.planning import Policy, make_plan
+from afm_fx.planning import Decision, PlanningTask, Policy, make_plan
 from afm_fx.policies import Energy, Fixed, FullRank
 from afm_fx.program import Program
 from afm_fx.quality_comparison import QualityComparison, compare_quality
@@ -55,6 +55,7 @@ __all__ = [
     "Compiled",
     "Compressed",
     "CompressionReport",
+    "Decision",
     "Energy",
     "Evidence",
     "Explanation",
@@ -70,6 +71,7 @@ __all__ = [
     "OnnxFile",
     "PackReport",
     "Plan",
+    "PlanningTask",
     "Policy",
     "PrecisionReport",
     "Program",

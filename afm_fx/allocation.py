@@ -13,6 +13,7 @@ the exact count is ever taken.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -140,8 +141,10 @@ class Frontier:
                 break
             correction = difference
         if not fitting:
-            last = _last_within(states, limit, exact) or _last_within([self.cheapest()], limit, exact)
-            if last is None:
+            # costs rise along a walk; its start may have constant rows, and then cost more than codes for all
+            place = bisect_right(states, limit, key=lambda state: exact(state.ranks))
+            last = states[place - 1] if place else self.cheapest()
+            if exact(last.ranks) > limit:
                 return None
             fitting.append((last, exact(last.ranks) - last.cost))
         best, difference = min(fitting, key=lambda each: each[0].loss)
@@ -276,14 +279,3 @@ class _Step:
     rank: Rank = field(compare=False)
     cost: float = field(compare=False)
     base: float = field(compare=False)
-
-
-def _last_within(states: Sequence[Allocation], limit: float, exact: Measured) -> Allocation | None:
-    """The last state that fits, by bisection: costs rise along a walk."""
-    if exact(states[0].ranks) > limit:
-        return None
-    low, high = 0, len(states) - 1  # states[low] fits, states[high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if exact(states[middle].ranks) <= limit else (low, middle)
-    return states[low]

@@ -33,7 +33,6 @@ from afm_fx.errors import FileFormatError, OutputExistsError, UserError
 from afm_fx.inputs import Inputs
 from afm_fx.output_directory import move_into_place
 from afm_fx.plan import Plan
-from afm_fx.plan_digest import factor_digest
 from afm_fx.prefetch import prefetched
 from afm_fx.program import Program
 from afm_fx.refit import Refit, refit_plan
@@ -262,7 +261,7 @@ def _blocks(source: TableSource, read: Sequence[hashlib._Hash]) -> Iterator[list
 
 def _digest(source: TableSource, read: Sequence[hashlib._Hash]) -> str:
     """What a table's file is known by, once all of its sources are read."""
-    factor = None if source.factor is None else factor_digest(source.factor)
+    factor = None if source.factor is None else hashlib.sha256(serialized(source.factor.tensors())).hexdigest()
     tables = [
         [list(table.shape), str(table.dtype), hashed.hexdigest()]
         for table, hashed in zip(source.tables, read, strict=True)

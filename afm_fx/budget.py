@@ -8,7 +8,7 @@ from typing import Any
 from afm_fx.errors import PolicyError
 from afm_fx.planning import Decision, PlanningTask, Policy
 from afm_fx.policies import check_share
-from passes.cost import CostKind
+from passes.cost import CostKind, cost
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,15 @@ class Budget(Policy):
         Raises:
             PolicyError: even the smallest ranks exceed it; the message says the smallest reachable.
         """
-        kind, dense = self.kind, task.original_cost(self.kind)
+        kind, dense = self.kind, cost(task.program.graph_module, self.kind)
         frontier = task.frontier(kind)
         found = frontier.within(self.share * dense, lambda ranks: task.costs.exact(kind, ranks))
         if found is None:
-            smallest = smallest_reachable(task, kind)
+            starts = frontier.smallest(), frontier.cheapest()
+            smallest = min(task.costs.exact(kind, start.ranks) for start in starts)
             named = "multiply-adds" if kind is CostKind.FLOPS else kind.value
             raise PolicyError(
                 f"a budget of {self.share:g} of {dense:,.0f} {named} cannot be reached: the smallest reachable is "
                 f"{smallest / dense:.4f} ({smallest:,.0f} {named})"
             )
         return Decision(found.ranks)
-
-
-def smallest_reachable(task: PlanningTask, kind: CostKind) -> float:
-    """The least that a plan's program can cost."""
-    frontier = task.frontier(kind)
-    return min(task.costs.exact(kind, start.ranks) for start in (frontier.smallest(), frontier.cheapest()))

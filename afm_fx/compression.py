@@ -163,7 +163,7 @@ def check_site(planned: SitePlan, site: Site | None) -> None:
         raise PlanError(
             f"the plan is for another model: it knows {planned.kind} site '{planned.name}', the program does not"
         )
-    shape = (site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows)
+    shape = site.shape
     grown = site.kind is SiteKind.EMBEDDING and shape[0] > planned.shape[0] and shape[1] == planned.shape[1]
     if shape != planned.shape and not grown:
         raise PlanError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,7 +12,6 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from afm_fx.plan_digest import plan_digest, plan_tensors
 from afm_fx.tables import render_table
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from afm_fx.traffic import Coverage
@@ -20,6 +21,7 @@ from passes.sites import SiteKind
 
 KIND = "plan"
 VERSION = 5
+DIGEST_VERSION = 1
 
 SHOWN_TABLES = 5
 """Tables whose coverage is spelled out below a plan, those that calibration knows least of."""
@@ -74,7 +76,6 @@ class SitePlan:
         reason: why.
         kept_energy: share of the features' energy about the centre that the code keeps, on the calibration rows.
         predicted_error: mean over calibration rows of the squared error of the features; 0 where left alone.
-        rows_seen: calibration rows that reached the site.
         basis: where the site's basis comes from; empty where left alone.
         tables: names of the tables under one joint code, empty for a plain site.
         logit_errors: root mean squared logit error on held-out rows with this site alone factored, by the basis that
@@ -89,7 +90,6 @@ class SitePlan:
     reason: str
     kept_energy: float
     predicted_error: float
-    rows_seen: int
     basis: str = ""
     tables: tuple[str, ...] = ()
     logit_errors: Mapping[str, float] = field(default_factory=dict)
@@ -181,11 +181,37 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """What the plan does, as "sha256:..." (:mod:`afm_fx.plan_digest`): the key of a compile cache, say."""
-        return plan_digest(self.sites, self._tensors())
+        """The same for plans that make the same program of the same model, "sha256:" and 64 hexadecimal digits: the key
+        of a compile cache, say.
+
+        What counts is what a rewrite reads: each site's name, kind, shape, rank and tables, its factor's numbers and
+        the hidden units that stay. What a plan says *about* that (reasons, measured errors, the policy) does not, so
+        that a later release whose plans tell more computes the same digest, and neither does the order of anything but
+        the sites. It is SHA-256 over one line of canonical JSON and the tensors' bytes, little-endian, in the order of
+        their names.
+        """
+        tensors = sorted(self._tensors().items())
+        header = {
+            "digest": DIGEST_VERSION,
+            "sites": [[site.name, site.kind, site.shape, site.rank, site.tables] for site in self.sites],
+            "tensors": [[name, str(each.dtype).removeprefix("torch."), list(each.shape)] for name, each in tensors],
+        }
+        digest = hashlib.sha256(json.dumps(header, separators=(",", ":"), sort_keys=True).encode())
+        for _, tensor in tensors:
+            content = tensor.detach().cpu().numpy()
+            digest.update(content.astype(content.dtype.newbyteorder("<"), copy=False).tobytes())
+        return f"sha256:{digest.hexdigest()}"
 
     def _tensors(self) -> dict[str, Tensor]:
-        return plan_tensors(self.factors, self.units)
+        """Every tensor by the name that it has in the plan's file."""
+        tensors = {
+            f"{name}/{part}": tensor
+            for name, factor in self.factors.items()
+            for part, tensor in factor.tensors().items()
+        }
+        for name, units in self.units.items():
+            tensors[f"{name}/kept_units"], tensors[f"{name}/unit_constants"] = units.kept, units.constants
+        return tensors
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes the plan as safetensors.
@@ -222,7 +248,8 @@ class Plan:
                 if site.rank is not None
             }
             for site in sites:
-                _check_shapes(site, factors.get(site.name))
+                if site.rank is not None:
+                    _check_shapes(site, factors[site.name])
             made: dict[str, Any] = {
                 "sites": sites,
                 "factors": factors,
@@ -233,15 +260,12 @@ class Plan:
             return Plan(**made, **{each.name: header[each.name] for each in fields(Plan) if each.name not in made})
 
 
-def _check_shapes(site: SitePlan, factor: Factor | None) -> None:
+def _check_shapes(site: SitePlan, factor: Factor) -> None:
     """Checks that a factor's tensors have the rank and width that the site says."""
-    if factor is None:
-        return
     rank, width = site.rank, site.width
     wanted = {"encoder": (rank, width), "decoder": (width, rank), "shift": (rank,), "offset": (width,)}
-    for name, shape in wanted.items():
-        tensor = getattr(factor, name)
-        if tensor is not None and tuple(tensor.shape) != shape:
+    for name, tensor in factor.tensors().items():
+        if tuple(tensor.shape) != wanted[name]:
             raise ValueError(
-                f"the {name} of site '{site.name}' is {list(tensor.shape)}, its rank asks for {list(shape)}"
+                f"the {name} of site '{site.name}' is {list(tensor.shape)}, its rank asks for {list(wanted[name])}"
             )

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from torch.fx import GraphModule
-
 from afm_fx.allocation import Frontier, Rank, Ranks
 from afm_fx.basis import Basis, BasisKind
 from afm_fx.calibration import Statistics
@@ -23,9 +21,8 @@ from afm_fx.program import Program
 from afm_fx.simulation import Simulation
 from afm_fx.site_bases import SiteBases, SiteErrors
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
-from passes.cost import CostKind, RewriteCosts, cost
-from passes.drop_units import Units
-from passes.sites import Site, SiteKind, find_sites, site_name
+from passes.cost import CostKind, RewriteCosts
+from passes.sites import Site, find_sites, site_name
 
 MEASURED_ROWS = 4096
 """Held-out rows on which logit errors are measured."""
@@ -115,14 +112,13 @@ def make_plan(
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
     rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
-    task = PlanningTask.of(program, statistics, kind, rows, joins_tables=policy.joins_tables)
+    task = PlanningTask(program, statistics, kind, rows, joins_tables=policy.joins_tables)
     plan = task.plan(policy)
     for message in plan.warnings:
         warnings.warn(message, CalibrationWarning, stacklevel=2)
     return plan
 
 
-@dataclass(frozen=True)
 class PlanningTask:
     """What a policy decides on; several policies may share one, and with it all that was measured.
 
@@ -135,54 +131,35 @@ class PlanningTask:
         kind: of the bases; each site's own where errors are measured.
         bases: the candidates, by site name.
         errors: measured logit errors, None where nothing is measured.
+
+    Args:
+        rows: held-out batches to measure on, empty where nothing is measured.
+        joins_tables: make tables looked up by the same ids one site, where errors are measured.
+
+    Raises:
+        CalibrationError: the statistics belong to another model.
     """
 
-    program: Program
-    module: GraphModule
-    taps: tuple[Tap, ...]
-    units: Mapping[str, Units]
-    statistics: Statistics
-    kind: BasisKind
-    bases: Mapping[str, SiteBases]
-    errors: SiteErrors | None
-
-    @staticmethod
-    def of(
-        program: Program,
-        statistics: Statistics,
-        kind: BasisKind,
-        rows: list[Inputs],
-        *,
-        joins_tables: bool,
-    ) -> PlanningTask:
-        """Everything that is known before a policy decides.
-
-        Args:
-            program: the captured model.
-            statistics: of this program.
-            kind: of the bases.
-            rows: held-out batches to measure on, empty where nothing is measured.
-            joins_tables: make tables looked up by the same ids one site, where errors are measured.
-
-        Raises:
-            CalibrationError: the statistics belong to another model.
-        """
+    def __init__(
+        self, program: Program, statistics: Statistics, kind: BasisKind, rows: list[Inputs], *, joins_tables: bool
+    ) -> None:
         measured = kind is BasisKind.MEASURED
-        units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
-        trimmed, known = without_units(program, units), restricted(statistics, units)
+        self.program, self.kind = program, kind
+        self.units = constant_units(program, statistics, rows, max_rows=MEASURED_ROWS) if measured else {}
+        self.statistics = restricted(statistics, self.units)
+        trimmed = without_units(program, self.units)
         joint = joint_taps(trimmed.graph_module) if measured and joins_tables else ()
         parts = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
         order = {node.name: place for place, node in enumerate(trimmed.graph_module.graph.nodes)}
         plain = [tap for tap in plain_taps(trimmed.graph_module) if tap.site.name not in parts]
-        taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
-        bases = {tap.site.name: SiteBases(trimmed, tap, known, one_centre=measured) for tap in taps}
-        errors = None
+        self.taps = tuple(sorted((*plain, *joint), key=lambda tap: min(order[name] for name in tap.nodes)))
+        self.module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
+        self.bases = {tap.site.name: SiteBases(trimmed, tap, self.statistics, one_centre=measured) for tap in self.taps}
+        self.errors: SiteErrors | None = None
         if measured:
-            reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if units else None
-            simulation = Simulation(trimmed, rows, taps, max_rows=MEASURED_ROWS, reference=reference)
-            errors = SiteErrors(simulation, bases)
-        module = joined(trimmed.graph_module, [tap.site.name for tap in joint])
-        return PlanningTask(program, module, taps, units, known, kind, bases, errors)
+            reference = Simulation(program, rows, (), max_rows=MEASURED_ROWS).original if self.units else None
+            simulation = Simulation(trimmed, rows, self.taps, max_rows=MEASURED_ROWS, reference=reference)
+            self.errors = SiteErrors(simulation, self.bases)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -201,10 +178,6 @@ class PlanningTask:
     def costs(self) -> RewriteCosts:
         """What the programs cost that ranks make, before packing."""
         return RewriteCosts(self.module, [site.name for site in self.sites if self.basis(site.name).centre is None])
-
-    def original_cost(self, kind: CostKind) -> float:
-        """What the original costs."""
-        return cost(self.program.graph_module, kind)
 
     def loss(self, name: str, rank: int) -> float:
         """What a site loses at a rank: mean squared logit error, or its share of lost energy where none is measured."""
@@ -296,12 +269,11 @@ class PlanningTask:
         found = SitePlan(
             name=site.name,
             kind=site.kind,
-            shape=(site.rows, site.width) if site.kind is SiteKind.EMBEDDING else (site.width, site.rows),
+            shape=site.shape,
             rank=rank,
             reason=reason,
             kept_energy=1.0,
             predicted_error=0.0,
-            rows_seen=round(self.statistics.moments[site.name].count),
             tables=() if tap.joint is None else tap.joint.tables,
             coverage=None if traffic is None else traffic.coverage,
         )

@@ -148,7 +148,7 @@ def sweep(
     policies = [Budget(parameters=budget) for budget in sorted(set(budgets), reverse=True)]
     batches = list(held_out)
     rows = None if evaluation is None else labelled_rows(program, evaluation)
-    task = PlanningTask.of(program, statistics, BasisKind.MEASURED, batches, joins_tables=True)
+    task = PlanningTask(program, statistics, BasisKind.MEASURED, batches, joins_tables=True)
     plans: dict[float, Plan] = {}
     unreachable: dict[float, str] = {}
     for policy in track(policies, "Plan"):

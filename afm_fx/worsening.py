@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from afm_fx.errors import UserError
+from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
 
@@ -75,19 +73,9 @@ def _share_below(scores: Rows, others: Rows) -> Rows:
     return share
 
 
-def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve, ties counted half; NaN where only one class occurs.
-
-    Raises:
-        UserError: lengths differ, or a score is NaN.
-    """
-    values, truth = np.asarray(scores), np.asarray(labels)
-    if values.shape != truth.shape or values.ndim != 1:
-        raise UserError(f"labels {truth.shape} and scores {values.shape} must be vectors of one length")
-    if np.isnan(values).any():
-        raise UserError(f"score {int(np.flatnonzero(np.isnan(values))[0])} is NaN")
-    one_class = truth.min(initial=1) > 0 or truth.max(initial=0) <= 0
-    return float("nan") if one_class else float(placements(truth, values)[0].mean())
+def auc(labels: Rows, scores: Rows) -> float:
+    """Area under the ROC curve, ties counted half; both classes are present."""
+    return float(placements(labels, scores)[0].mean())
 
 
 def log_loss_rise(labels: Rows, before: Rows, after: Rows) -> Worsening:

@@ -121,7 +121,7 @@ def plan_of(rows: int, width: int, rank: int) -> afm_fx.Plan:
         torch.randn(width, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     )
     factor = factor_of(basis.mT.contiguous(), basis, torch.ones(width, dtype=torch.float64))
-    site = afm_fx.SitePlan("table", SiteKind.EMBEDDING, (rows, width), rank, "", 1.0, 0.0, rows, "afm")
+    site = afm_fx.SitePlan("table", SiteKind.EMBEDDING, (rows, width), rank, "", 1.0, 0.0, "afm")
     return afm_fx.Plan((site,), {"table": factor})
 
 

@@ -75,14 +75,6 @@ class Units:
         return mask.nonzero().flatten()
 
 
-@dataclass
-class _Cut:
-    """What becomes of one Linear."""
-
-    outputs: Tensor | None = None
-    inputs: Units | None = None
-
-
 class DropUnits(GraphPass):
     """Replaces hidden layers with narrower ones, whose weights keep their names.
 
@@ -96,7 +88,8 @@ class DropUnits(GraphPass):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         hidden = {each.name: each for each in hidden_layers(graph_module)}
-        cuts: dict[Node, _Cut] = {}
+        made: dict[Node, Units] = {}  # by the Linear that makes units, and by those that read them
+        read: dict[Node, Units] = {}
         for name, units in self.units.items():
             layer = hidden.get(name)
             if layer is None:
@@ -105,18 +98,20 @@ class DropUnits(GraphPass):
                 raise TableIndexError(
                     f"'{name}' has {layer.units} units, those to keep are {len(units.kept)} of {len(units.constants)}"
                 )
-            cuts.setdefault(layer.linear, _Cut()).outputs = units.kept
-            for consumer in layer.consumers:
-                cuts.setdefault(consumer, _Cut()).inputs = units
+            made[layer.linear] = units
+            read.update(dict.fromkeys(layer.consumers, units))
         moved = {node for name in self.units for node in hidden[name].activations}
         for node in list(graph_module.graph.nodes):
-            if node in cuts or node in moved:
+            is_linear = node in made or node in read
+            if is_linear or node in moved:
                 with graph_module.graph.inserting_before(node), torch.no_grad():
-                    made = _cut_linear(graph_module, node, cuts[node]) if node in cuts else _again(node)
-                node.replace_all_uses_with(made)
+                    narrow = (
+                        _cut_linear(graph_module, node, made.get(node), read.get(node)) if is_linear else _again(node)
+                    )
+                node.replace_all_uses_with(narrow)
                 graph_module.graph.erase_node(node)
         changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(cuts))
+        return PassResult(graph_module, changed or bool(made))
 
 
 def hidden_layers(module: GraphModule) -> Iterator[Hidden]:
@@ -150,20 +145,21 @@ def _own_linears(module: GraphModule) -> Iterator[Node]:
             yield node
 
 
-def _cut_linear(module: GraphModule, node: Node, cut: _Cut) -> Node:
+def _cut_linear(module: GraphModule, node: Node, made: Units | None, read: Units | None) -> Node:
+    """The Linear without the units that leave among its outputs and its inputs."""
     linear = weighted_call(module, node, aten.linear.default)
     if linear is None:
         raise TableIndexError(f"'{node.name}' is no Linear with constant weight and bias")
     weight, bias = linear.weight, linear.bias
     wide = weight.detach()
     shift = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
-    if cut.inputs is not None:
-        dropped = cut.inputs.dropped.to(weight.device)
-        shift = wide[:, dropped].to(torch.float64) @ cut.inputs.constants.to(weight.device)[dropped]
-        wide = wide[:, cut.inputs.kept.to(weight.device)]
+    if read is not None:
+        dropped = read.dropped.to(weight.device)
+        shift = wide[:, dropped].to(torch.float64) @ read.constants.to(weight.device)[dropped]
+        wide = wide[:, read.kept.to(weight.device)]
     shifted = None if bias is None and not shift.any() else shift + (0 if bias is None else bias.detach())
-    if cut.outputs is not None:
-        kept = cut.outputs.to(weight.device)
+    if made is not None:
+        kept = made.kept.to(weight.device)
         wide = wide[kept]
         shifted = None if shifted is None else shifted[kept]
     old = node.args[1:]

@@ -45,6 +45,11 @@ class Factor:
         """Number r of code columns."""
         return int(self.decoder.shape[1])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by the names above."""
+        parts = {name: getattr(self, name) for name in ("encoder", "decoder", "shift", "offset")}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
     def encode(self, features: Tensor) -> Tensor:
         """The codes [..., r] of features [..., n], in the factor's own number format."""
         codes = features @ self.encoder.mT

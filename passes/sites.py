@@ -46,6 +46,11 @@ class Site:
     refusal: str | None = None
     lowest_rank: int = 1
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The weight's shape, [V, n] of a table or [n, inputs] of a Linear."""
+        return (self.rows, self.width) if self.kind is SiteKind.EMBEDDING else (self.width, self.rows)
+
 
 def find_sites(module: GraphModule) -> tuple[Site, ...]:
     """All sites of a graph, refused ones included, in the order in which their features appear."""

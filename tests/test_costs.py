@@ -30,7 +30,7 @@ def statistics(program: afm_fx.Program) -> afm_fx.Statistics:
 
 @pytest.fixture(scope="module")
 def costs(program: afm_fx.Program, statistics: afm_fx.Statistics) -> RewriteCosts:
-    return PlanningTask.of(program, statistics, BasisKind.AFM, [], joins_tables=False).costs
+    return PlanningTask(program, statistics, BasisKind.AFM, [], joins_tables=False).costs
 
 
 def low_rank(

@@ -20,7 +20,7 @@ from tests.wide_and_deep import rows_of_ids, wide_and_deep
 def task() -> PlanningTask:
     program = wide_and_deep()
     statistics = afm_fx.calibrate(program, [rows_of_ids(300)])
-    return PlanningTask.of(program, statistics, BasisKind.AFM, [], joins_tables=False)
+    return PlanningTask(program, statistics, BasisKind.AFM, [], joins_tables=False)
 
 
 def test_what_is_chosen_is_within_the_limit_by_measurement_and_near_it(task, monkeypatch) -> None:

@@ -30,7 +30,7 @@ def test_neither_the_order_of_tensors_nor_what_is_said_about_sites_counts(plan):
     other = replace(
         plan,
         factors=dict(reversed(plan.factors.items())),
-        sites=tuple(replace(site, reason="another", kept_energy=0.0, rows_seen=1) for site in plan.sites),
+        sites=tuple(replace(site, reason="another", kept_energy=0.0) for site in plan.sites),
         warnings=("one more",),
         policy={"kind": "another"},
     )

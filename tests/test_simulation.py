@@ -24,9 +24,8 @@ def plan_of(taps: list[Tap], factors: dict[str, Factor]) -> afm_fx.Plan:
     """A plan of exactly these factors."""
     sites = tuple(
         afm_fx.SitePlan(
-            tap.site.name, tap.site.kind,
-            (tap.site.rows, tap.site.width) if tap.site.kind == "embedding" else (tap.site.width, tap.site.rows),
-            factors[tap.site.name].rank, "", 0.0, 0.0, 1, tables=() if tap.joint is None else tap.joint.tables,
+            tap.site.name, tap.site.kind, tap.site.shape, factors[tap.site.name].rank,
+            "", 0.0, 0.0, tables=() if tap.joint is None else tap.joint.tables,
         )
         for tap in taps
         if tap.site.name in factors

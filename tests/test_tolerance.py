@@ -33,7 +33,7 @@ def program() -> afm_fx.Program:
 @pytest.fixture(scope="module")
 def task(program: afm_fx.Program) -> PlanningTask:
     statistics = afm_fx.calibrate(program, [rows_of_ids(500, seed=seed) for seed in range(3)])
-    return PlanningTask.of(program, statistics, BasisKind.MEASURED, HELD_OUT, joins_tables=True)
+    return PlanningTask(program, statistics, BasisKind.MEASURED, HELD_OUT, joins_tables=True)
 
 
 @pytest.fixture(scope="module")

@@ -124,5 +124,6 @@ def train(model: nn.Module, data: ClickData, training: Training) -> None:
 
 def score(clicks: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
     """AUC and LogLoss of predicted click probabilities."""
-    predicted, clicked = (torch.as_tensor(each, dtype=torch.float64) for each in (probabilities, clicks))
-    return Quality(auc(clicks, probabilities), float(functional.binary_cross_entropy(predicted, clicked)))
+    truth, scores = clicks.astype(np.float64), probabilities.astype(np.float64)
+    log_loss = functional.binary_cross_entropy(torch.from_numpy(scores), torch.from_numpy(truth))
+    return Quality(auc(truth, scores), float(log_loss))
