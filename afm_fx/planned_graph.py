@@ -7,8 +7,9 @@ from torch.fx import GraphModule
 from afm_fx.constant_units import without_units
 from afm_fx.plan import Plan
 from afm_fx.program import Program
+from afm_fx.taps import joined
 from passes.factor import Factor, JointFactor
-from passes.join_tables import JoinTables, joinable_tables
+from passes.join_tables import joinable_tables
 
 
 def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, Factor]]:
@@ -19,7 +20,7 @@ def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, 
     Raises:
         PassError: the plan belongs to another program.
     """
-    module = without_units(program, plan.units).clone().graph_module
+    module = without_units(program, plan.units).graph_module
     factors = dict(plan.factors)
     found = {joint.name: joint for joint in joinable_tables(module)}
     for planned in plan.sites:
@@ -29,5 +30,4 @@ def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, 
         factor = factors[planned.name]
         tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
         factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
-    JoinTables([name for name, factor in factors.items() if isinstance(factor, JointFactor)], blank=True)(module)
-    return module, factors
+    return joined(module, [name for name, factor in factors.items() if isinstance(factor, JointFactor)]), factors

@@ -266,24 +266,19 @@ class PlanningTask:
 
     def _site_plan(self, tap: Tap, rank: Rank, reason: str) -> SitePlan:
         site, traffic = tap.site, self.statistics.traffic.get(tap.site.name)
-        found = SitePlan(
-            name=site.name,
-            kind=site.kind,
-            shape=site.shape,
-            rank=rank,
-            reason=reason,
-            kept_energy=1.0,
-            predicted_error=0.0,
+        planned = SitePlan(
+            site.name, site.kind, site.shape, rank, reason,
+            kept_energy=1.0, predicted_error=0.0,
             tables=() if tap.joint is None else tap.joint.tables,
             coverage=None if traffic is None else traffic.coverage,
-        )
+        )  # fmt: skip
         if rank is None:
-            return found
+            return planned
         kind = self._kind_at(site.name, rank)
         basis = self.bases[site.name][kind]
         tried = {} if self.errors is None else self.errors.candidates(site.name, rank)
         return replace(
-            found,
+            planned,
             kept_energy=basis.kept_energy(rank),
             predicted_error=basis.error(rank),
             basis=kind.value,
