@@ -22,16 +22,17 @@ from afm_fx.artifact import FileValue
 from afm_fx.documents import from_json, to_json
 from afm_fx.errors import BatchError, ExportError, FileFormatError, MissingPackageError, UserError, short_reason
 from afm_fx.exported_program import exported
-from afm_fx.file_inputs import file_tensors
+from afm_fx.file_inputs import batch_rows, bind_batch
+from afm_fx.input_mapping import InputMapping
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_parity import compare_with_torch
+from afm_fx.onnx_signature import input_values
 from afm_fx.output_directory import staged_file
 from afm_fx.program import Program
 from afm_fx.quiet import quiet
-from afm_fx.random_inputs import example_call
 from afm_fx.tables import render_table
 
-NOTE_KEY, NOTE_VERSION = "afm_fx_package", 1
+NOTE_KEY, NOTE_VERSION = "afm_fx_package", 2
 """Under which a :class:`PackageNote` stands in the package's metadata, and its version."""
 
 NO_COMPILER = (
@@ -47,12 +48,12 @@ class PackageNote:
     Attributes:
         inputs: its input tensors in order, named as :meth:`Program.leaf_names` does.
         threads: of its own loops; matrix products follow ``torch.set_num_threads``.
-        typed: how typed inputs are made of the original's (:mod:`afm_fx.input_mapping`), None for plain inputs.
+        typed: how typed inputs are made of the original's , None for plain inputs.
     """
 
     inputs: tuple[FileValue, ...]
     threads: int
-    typed: str | None
+    typed: InputMapping | None
 
 
 @dataclass(frozen=True)
@@ -121,30 +122,13 @@ class AotiModel:
         Raises:
             BatchError: they do not fit; the message begins with a verb.
         """
-        values = self.note.inputs
-        tensors = file_tensors(inputs, [value.name for value in values], self.note.typed)
-        for value, tensor in zip(values, tensors, strict=True):
-            _check_tensor(value, tensor)
-        sizes = {value.name: tensor.shape[0] for value, tensor in zip(values, tensors, strict=True) if value.batched}
-        if len(set(sizes.values())) > 1:
-            raise BatchError(f"takes one batch size, but the inputs disagree on the batch size: {sizes}")
-        if 0 in sizes.values():
-            raise BatchError("takes at least one row, the batch is empty")
+        tensors = bind_batch(inputs, self.note.inputs, self.note.typed)
+        batch_rows(self.note.inputs, tensors)
         return [tensor.contiguous() for tensor in tensors]
 
     def call(self, tensors: list[Tensor]) -> list[Tensor]:
         """The compiled code itself, without checks."""
         return self.loader.boxed_run(list(tensors))  # type: ignore[no-any-return]  # it empties the list it is given
-
-
-def _check_tensor(value: FileValue, tensor: Tensor) -> None:
-    shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-    fits = len(shape) == len(value.shape) and all(
-        not isinstance(size, int) or size == given for size, given in zip(value.shape, shape, strict=True)
-    )
-    if not fits or dtype != value.dtype:
-        sizes = ", ".join(map(str, value.shape))
-        raise BatchError(f"takes input '{value.name}' as {value.dtype} [{sizes}], the batch holds {dtype} {shape}")
 
 
 def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int = 1, force: bool = False) -> AotiReport:
@@ -174,8 +158,7 @@ def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int 
         raise UserError(f"an AOTInductor package is called *.pt2, got '{target.name}'")
     if threads < 1:
         raise UserError(f"threads must be at least 1, got {threads}")
-    typed = program.original_inputs
-    note = PackageNote(_package_inputs(program), threads, None if typed is None else typed.mapping.to_json())
+    note = PackageNote(input_values(program), threads, program.file_mapping())
     with staged_file(target, force=force) as staged:
         _compile(program, staged, note)
         model = load_aoti(staged)
@@ -208,17 +191,6 @@ def load_aoti(path: str | os.PathLike[str]) -> AotiModel:
         raise FileFormatError(f"'{file}' does not say what its inputs are; afm_fx.export_aoti writes packages that do")
     note = from_json(metadata[NOTE_KEY], PackageNote, NOTE_VERSION, f"the note of '{file}'")
     return AotiModel(file, note, model.loader, out_spec)
-
-
-def _package_inputs(program: Program) -> tuple[FileValue, ...]:
-    values = []
-    leaves = pytree.tree_leaves(example_call(program))
-    for name, leaf, batched in zip(program.leaf_names(), leaves, program.batched, strict=True):
-        if isinstance(leaf, Tensor):
-            free = batched and program.dynamic_batch
-            shape = ("batch", *leaf.shape[1:]) if free else tuple(leaf.shape)
-            values.append(FileValue(name, str(leaf.dtype).removeprefix("torch."), shape, free))
-    return tuple(values)
 
 
 def _compile(program: Program, staged: Path, note: PackageNote) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
+from torch import Tensor
 
 from afm_fx.errors import FileFormatError, UserError
 from afm_fx.input_mapping import METADATA_KEY, InputMapping
@@ -36,7 +38,22 @@ class FileValue:
 
     def line(self) -> str:
         """The value on one line."""
-        return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
+        return f"{self.name}: {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """Number format and shape in words."""
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+    def fits(self, tensor: Any, *, any_rows: bool = False) -> bool:
+        """Whether a tensor has this number format and shape; with ``any_rows`` the batch may have another length."""
+        if not isinstance(tensor, Tensor) or tensor.dtype is not getattr(torch, self.dtype, None):
+            return False
+        start = 1 if any_rows and self.batched else 0
+        return len(self.shape) == tensor.ndim and all(
+            not isinstance(size, int) or size == given
+            for size, given in zip(self.shape[start:], tensor.shape[start:], strict=True)
+        )
 
 
 @dataclass(frozen=True)

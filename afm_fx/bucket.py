@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,24 +28,6 @@ WITHOUT_GRAPH = "-1"
 """As a graph's id: run without recording or replaying one."""
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where a bucket's memory lies.
-
-    Attributes:
-        kind: as ONNX Runtime calls it, "cpu" or "cuda".
-        number: which one.
-    """
-
-    kind: str = "cpu"
-    number: int = 0
-
-    @property
-    def is_host(self) -> bool:
-        """Whether it is the host's own memory."""
-        return self.kind == "cpu"
-
-
 class Slot:
     """The memory of one input or output at one batch size.
 
@@ -56,15 +37,15 @@ class Slot:
         memory: an ``OrtValue`` on the device.
     """
 
-    def __init__(self, runtime: Any, value: FileValue, host: np.ndarray, device: Device) -> None:
+    def __init__(self, runtime: Any, value: FileValue, host: np.ndarray, device: torch.device) -> None:
         self.value = value
         self.host = host
         self._runtime = runtime
-        self._device = device
+        self._on_host = device.type == "cpu"
         # Releases before 1.23 or so take tensors of other packages only by way of the host.
-        self.direct = not device.is_host and hasattr(runtime.OrtValue, "from_dlpack")
+        self.direct = not self._on_host and hasattr(runtime.OrtValue, "from_dlpack")
         # Built over an array of the host, an OrtValue is that array; on a device it is a copy.
-        self.memory = runtime.OrtValue.ortvalue_from_numpy(host, device.kind, device.number)
+        self.memory = runtime.OrtValue.ortvalue_from_numpy(host, device.type, device.index or 0)
 
     def write(self, tensor: Tensor, rows: int) -> None:
         """Copies rows into the memory and repeats the last one; what carries no batch is copied whole."""
@@ -77,7 +58,7 @@ class Slot:
             self.host[rows:] = array[-1]
         else:
             self.host[...] = array
-        if not self._device.is_host:
+        if not self._on_host:
             self.memory.update_inplace(self.host)
 
     def write_on_device(self, tensor: Tensor) -> None:
@@ -96,7 +77,7 @@ class Slot:
             result = torch.from_dlpack(self.memory)[slice(end)].clone()
             _wait_for_torch(result)
             return result
-        content = self.host if self._device.is_host else self.memory.numpy()
+        content = self.host if self._on_host else self.memory.numpy()
         return torch.from_numpy(np.array(content[:end] if end is not None else content))
 
 
@@ -115,7 +96,7 @@ class Bucket:
         example: Mapping[str, np.ndarray],
         *,
         rows: int,
-        device: Device,
+        device: torch.device,
         graph_id: int | None = None,
     ) -> None:
         """Runs the example once, which tells the outputs' shapes, and binds memory for them.

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.aoti import load_aoti
+from afm_fx.artifact import read_artifact
 from afm_fx.errors import BatchError, BenchmarkError, UserError
-from afm_fx.file_inputs import feed_of
+from afm_fx.file_inputs import bind_batch
 from afm_fx.inputs import Inputs, batch_flags, normalize_inputs, takes_single_dict
 from afm_fx.onnx_runtime import KINDS, Provider, open_session, provider_of
 from afm_fx.program import Program
@@ -204,15 +205,21 @@ def _package(name: str, path: Path) -> Contender:
 def _onnx_file(name: str, file: OnnxFile, threads: int) -> Contender:
     provider = provider_of(file.provider)
     kind = KINDS[provider]
-    session = open_session(file.path, provider, threads)
+    artifact = read_artifact(file.path)
+    session = open_session(artifact, provider, threads)
     runtime = "ONNX Runtime"
     if provider is not Provider.CPU:
         runtime += f" {kind.name.removesuffix('ExecutionProvider')}"
+
+    def feed(batch: Inputs) -> dict[str, Any]:
+        tensors = bind_batch(batch, artifact.inputs, artifact.mapping)
+        return {value.name: tensor.numpy(force=True) for value, tensor in zip(artifact.inputs, tensors, strict=True)}
+
     return Contender(
         name,
         runtime,
-        lambda batch: functools.partial(session.run, None, feed_of(session, batch)),
-        None if kind.device == "cpu" else lambda batch: bound_call(session, feed_of(session, batch), kind.device),
+        lambda batch: functools.partial(session.run, None, feed(batch)),
+        None if kind.device == "cpu" else lambda batch: bound_call(session, feed(batch), kind.device),
     )
 
 

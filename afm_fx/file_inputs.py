@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,103 +15,79 @@ from afm_fx.artifact import FileValue, read_artifact
 from afm_fx.data_files import DataFile
 from afm_fx.errors import BatchError
 from afm_fx.file_batches import match_columns
-from afm_fx.input_mapping import METADATA_KEY, InputMapping
+from afm_fx.input_mapping import InputMapping, dtype_name
 from afm_fx.inputs import Inputs
 
-ONNX_TYPES = {
-    torch.float32: "tensor(float)", torch.float64: "tensor(double)", torch.float16: "tensor(float16)",
-    torch.bfloat16: "tensor(bfloat16)", torch.bool: "tensor(bool)", torch.uint8: "tensor(uint8)",
-    torch.int8: "tensor(int8)", torch.int16: "tensor(int16)", torch.int32: "tensor(int32)",
-    torch.int64: "tensor(int64)",
-}  # fmt: skip
 
-
-def file_tensors(batch: Inputs, names: Sequence[str], note: str | InputMapping | None) -> list[Tensor]:
+def bind_batch(
+    batch: Inputs, values: Sequence[FileValue], mapping: InputMapping | None, *, any_rows: bool = False
+) -> list[Tensor]:
     """The tensors that a file takes, in its order.
 
     Args:
         batch: a dict of exactly the file's names, or tensors in its order; for a file with typed inputs, a batch of
             the original's too.
-        names: the file's inputs.
-        note: what the file's metadata say on typed inputs (:mod:`afm_fx.input_mapping`), read already or not; None for
-            plain inputs.
+        values: the file's inputs.
+        mapping: how typed inputs are made of the original's, None for plain inputs.
+        any_rows: accept any number of rows where the file takes one.
 
     Raises:
-        BatchError: another number of inputs, or no valid ids; the message begins with a verb.
+        BatchError: another number of inputs, other shapes or number formats, or no valid ids; the message begins with
+            a verb.
     """
-    tensors = _converted(batch, names, note)
-    if tensors is None:
-        tensors = _tensors(batch, names)
-    if len(tensors) != len(names):
-        raise BatchError(f"takes {len(names)} inputs ({', '.join(names)}), the batch holds {len(tensors)}")
+    tensors = _tensors(batch, [value.name for value in values])
+    if mapping is not None:
+        fit = len(tensors) == len(values) and all(
+            value.fits(tensor, any_rows=any_rows) for value, tensor in zip(values, tensors, strict=True)
+        )
+        tensors = tensors if fit else _converted(batch, values, mapping) or tensors
+    if len(tensors) != len(values):
+        names = ", ".join(value.name for value in values)
+        raise BatchError(f"takes {len(values)} inputs ({names}), the batch holds {len(tensors)}")
+    for value, tensor in zip(values, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise BatchError(f"takes input '{value.name}' as a tensor, the batch holds a {type(tensor).__name__}")
+        if not value.fits(tensor, any_rows=any_rows):
+            held = f"{dtype_name(tensor)} {list(tensor.shape)}"
+            raise BatchError(f"takes input '{value.name}' as {value.kind}, the batch holds {held}")
     return tensors
 
 
-def _converted(batch: Inputs, names: Sequence[str], note: str | InputMapping | None) -> list[Tensor] | None:
-    """The typed inputs of a batch of the original's; None where the file has none, or the batch is typed."""
-    if note is None:
-        return None
-    mapping = InputMapping.from_json(note) if isinstance(note, str) else note
+def batch_rows(values: Sequence[FileValue], tensors: Sequence[Tensor]) -> int:
+    """The rows of bound tensors; 1 where no input carries a batch.
+
+    Raises:
+        BatchError: there are none, or the inputs disagree; the message begins with a verb.
+    """
+    sizes = {value.name: tensor.shape[0] for value, tensor in zip(values, tensors, strict=True) if value.batched}
+    rows = next(iter(sizes.values()), 1)
+    if any(size != rows for size in sizes.values()):
+        raise BatchError(f"takes one batch size, but the inputs disagree on it: {sizes}")
+    if rows == 0:
+        raise BatchError("takes at least one row, the batch is empty (0 rows)")
+    return rows
+
+
+def _converted(batch: Inputs, values: Sequence[FileValue], mapping: InputMapping) -> list[Tensor] | None:
+    """The typed inputs of a batch of the original's, None where it is none."""
     originals = [each.name for each in mapping.originals]
     tensors = _tensors(batch, originals)
     if [tuple(each.shape[1:]) for each in tensors] != [each.shape for each in mapping.originals]:
-        return None
-    if mapping.takes(_tensors(batch, [each.name for each in mapping.inputs])):
         return None
     try:
         converted = mapping.convert(dict(zip(originals, tensors, strict=True)))
     except BatchError as error:
         raise BatchError(f"does not take this batch: {error}") from error
-    return [converted[name] for name in names]
+    return [converted[value.name] for value in values]
 
 
 def _tensors(batch: Inputs, names: Sequence[str]) -> list[Tensor]:
     """The tensors of a batch: by name where it is a dict of these names, else in their order."""
     mapping = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch
-    if isinstance(mapping, dict) and set(mapping) == set(names):
+    if isinstance(mapping, dict) and mapping.keys() == set(names):
         return [mapping[name] for name in names]
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
-def feed_of(session: Any, batch: Inputs) -> dict[str, Any]:
-    """What to give ``session.run``: by name where the batch is a dict of the file's input names, else by position.
-
-    A file with typed inputs takes a batch of the original's too: its metadata tells how to convert it.
-
-    Raises:
-        BatchError: the file takes other inputs; the message begins with a verb.
-    """
-    wanted = session.get_inputs()
-    names = [value.name for value in wanted]
-    tensors = file_tensors(batch, names, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY))
-    for value, tensor in zip(wanted, tensors, strict=True):
-        check_tensor(value, tensor)
-    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
-
-
-def check_tensor(value: Any, tensor: Any, *, free_rows: bool = False) -> None:
-    """Refuses a tensor that an input does not take.
-
-    Args:
-        value: the input as ONNX Runtime describes it.
-        tensor: what is given for it.
-        free_rows: accept any length of axis 0.
-
-    Raises:
-        BatchError: another shape or number format; the message begins with "takes".
-    """
-    if not isinstance(tensor, Tensor):
-        raise BatchError(f"takes input '{value.name}' as a tensor, the batch holds a {type(tensor).__name__}")
-    shape = list(tensor.shape)
-    fits = len(shape) == len(value.shape) and all(
-        not isinstance(size, int) or size == given or (free_rows and axis == 0)
-        for axis, (size, given) in enumerate(zip(value.shape, shape, strict=True))
-    )
-    kind = ONNX_TYPES.get(tensor.dtype)
-    if not fits or kind != value.type:
-        raise BatchError(
-            f"takes input '{value.name}' as {value.type} {value.shape}, the batch holds {kind or tensor.dtype} {shape}"
-        )
+    leaves = [batch] if isinstance(batch, Tensor) else pytree.tree_leaves(batch)  # a walk takes 10 us
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def file_examples(values: Sequence[FileValue]) -> list[tuple[str, Tensor]]:

@@ -5,7 +5,7 @@ The :class:`InputMapping` travels in the ONNX file's metadata under :data:`METAD
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,11 +133,6 @@ class InputMapping:
             converted[each.name] = made.reshape(made.shape[0], *each.shape).contiguous()
         return converted
 
-    def takes(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether tensors are typed inputs already, by their number and their rows' shapes and formats."""
-        given = [(tuple(each.shape[1:]), str(each.dtype).removeprefix("torch.")) for each in tensors]
-        return given == [(each.shape, each.dtype) for each in self.inputs]
-
     def id_columns(self, name: str) -> list[int]:
         """The columns of an original input that are ids."""
         typed = (each for each in self.inputs if each.holds_ids and each.source == name)
@@ -164,10 +159,14 @@ class InputMapping:
         originals = tuple(replace(each, dtype=changed(each.dtype)) for each in self.originals)
         return InputMapping(originals, tuple(replace(each, dtype=changed(each.dtype)) for each in self.inputs))
 
-    def to_json(self) -> str:
-        """The mapping as it stands in an ONNX file's metadata: what is no tensor is in no file."""
+    def tensors_only(self) -> InputMapping:
+        """The mapping without inputs that are no tensors, which are in no file."""
         originals = tuple(value for value in self.originals if value.dtype != NO_TENSOR)
-        return to_json(InputMapping(originals, tuple(i for i in self.inputs if i.dtype != NO_TENSOR)), VERSION)
+        return InputMapping(originals, tuple(value for value in self.inputs if value.dtype != NO_TENSOR))
+
+    def to_json(self) -> str:
+        """The mapping as it stands in an ONNX file's metadata."""
+        return to_json(self, VERSION)
 
     @staticmethod
     def from_json(text: str) -> InputMapping:
@@ -203,6 +202,11 @@ class OriginalInputs:
         bound = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
         leaves = dict(zip(self.names, pytree.tree_leaves(bound), strict=True))
         return self.mapping.convert(leaves, check=check, keep_floats=keep_floats)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """A tensor's number format, "float32" and the like."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _flat(given: Any, wanted: OriginalInput) -> Tensor:

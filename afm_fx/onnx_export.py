@@ -25,7 +25,7 @@ from afm_fx.exported_program import exported
 from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_check import refuse_findings
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows
-from afm_fx.onnx_signature import batched_inputs, program_recipe, sign
+from afm_fx.onnx_signature import input_values, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.program import Program, dict_key, unique_name
 from afm_fx.quiet import quiet
@@ -216,50 +216,41 @@ def _data_path(path: Path) -> Path:
 
 
 def _translate(program: Program) -> ir.Model:
-    inputs, outputs = _input_names(program), _output_names(program)
+    inputs = input_values(program)
+    names = [value.name for value in inputs]
+    outputs = _output_names(program, names)
     try:
         with quiet():
             # The exporter would loop over bags, and in float32 whatever the table's format.
             graph = exported(program, unpool_bags=True)
-            onnx_program = torch.onnx.export(
-                graph, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
-            )
+            onnx_program = torch.onnx.export(graph, dynamo=True, input_names=names, output_names=outputs, verbose=False)
     except Exception as error:  # the exporter raises many unrelated types
         raise ExportError(f"torch cannot express this program in ONNX: {short_reason(error)}") from error
     if onnx_program is None:
         raise ExportError("torch.onnx.export returned nothing")
     model: ir.Model = onnx_program.model
-    _name_batch_axis(model, program, inputs)
+    _name_batch_axis(model, {value.name for value in inputs if value.batched})
     _drop_bookkeeping(model)
-    sign(model, program_recipe(program, inputs, outputs))
-    if program.original_inputs is not None:
-        mapping = program.original_inputs.mapping
-        mapping = mapping if program.dtype is None else mapping.with_floats(program.dtype)
+    sign(model, program_recipe(program, outputs))
+    if (mapping := program.file_mapping()) is not None:
         model.metadata_props[METADATA_KEY] = mapping.to_json()
     return model
 
 
-def _input_names(program: Program) -> list[str]:
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    return [name for name, leaf in zip(program.leaf_names(), leaves, strict=True) if isinstance(leaf, Tensor)]
-
-
-def _output_names(program: Program) -> list[str]:
+def _output_names(program: Program, inputs: list[str]) -> list[str]:
     args, kwargs = example_call(program)
     with torch.no_grad():
         result = program.graph_module(*args, **kwargs)
-    names = _input_names(program)
-    inputs, leaves = len(names), pytree.tree_leaves_with_path(result)
+    names, leaves = list(inputs), pytree.tree_leaves_with_path(result)
     for position, (key_path, leaf) in enumerate(leaves):
         if isinstance(leaf, Tensor):
             plain = "output" if len(leaves) == 1 else f"output_{position}"
             names.append(unique_name(dict_key(key_path) or plain, names))
-    return names[inputs:]
+    return names[len(inputs) :]
 
 
-def _name_batch_axis(model: ir.Model, program: Program, inputs: list[str]) -> None:
+def _name_batch_axis(model: ir.Model, batched: set[str]) -> None:
     """Calls the batch axis "batch" wherever its exporter-given symbol stands."""
-    batched = batched_inputs(program, inputs)
     first_axes = [value.shape[0] for value in model.graph.inputs if value.name in batched and value.shape is not None]
     symbols = {str(axis.value) for axis in first_axes if isinstance(axis, ir.SymbolicDim)}
     if not symbols:

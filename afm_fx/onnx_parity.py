@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from afm_fx.artifact import read_artifact
 from afm_fx.errors import ExportError, FileFormatError, MissingPackageError, short_reason
 from afm_fx.onnx_runtime import open_session
 from afm_fx.program import Program
@@ -111,7 +112,7 @@ def compare_with_torch(
 
 def _session(path: Path) -> Any:
     try:
-        return open_session(path)
+        return open_session(read_artifact(path))
     except MissingPackageError as error:
         raise ExportError(f"the check needs ONNX Runtime, or export with check=False: {error}") from error
     except FileFormatError as error:

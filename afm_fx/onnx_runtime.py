@@ -22,8 +22,8 @@ from typing import Any
 
 import onnx
 
+from afm_fx.artifact import Artifact
 from afm_fx.errors import FileFormatError, MissingPackageError, ProviderError, UserError
-from afm_fx.onnx_file import read_safe_onnx
 
 
 class Provider(StrEnum):
@@ -140,31 +140,26 @@ def session_options(runtime: Any, threads: int) -> Any:
 
 
 def open_session(
-    path: Path,
+    file: Artifact,
     provider: str | Provider = Provider.CPU,
     threads: int = 1,
     *,
     provider_options: Mapping[str, str] | None = None,
-    model: onnx.ModelProto | None = None,
 ) -> Any:
     """An ``InferenceSession`` that runs on one provider, and on nothing else but for shapes.
 
     Args:
-        path: the ONNX file.
+        file: what :func:`afm_fx.artifact.read_artifact` found safe to open.
         provider: where to run.
         threads: within an operator.
         provider_options: of the provider, as ONNX Runtime spells them.
-        model: the file's graph where it was read already, after :func:`afm_fx.onnx_file.read_safe_onnx` only.
 
     Raises:
-        FileFormatError: there is no such file, ONNX Runtime cannot load it, or it refers to weights that are not all
-            there.
-        UnsafeFileError: it refers to weights outside its folder.
+        FileFormatError: ONNX Runtime cannot load it.
         MissingPackageError: ONNX Runtime is not installed.
         ProviderError: the provider is missing, cannot be started, or leaves operators to the CPU.
     """
-    graph = (read_safe_onnx(path) if model is None else model).graph
-    runtime, provider = import_runtime(), provider_of(provider)
+    path, runtime, provider = file.path, import_runtime(), provider_of(provider)
     kind, options = require_provider(runtime, provider), session_options(runtime, threads)
     alone = provider is not Provider.CPU
     recorded = hasattr(runtime.InferenceSession, "get_provider_graph_assignment_info")
@@ -185,7 +180,7 @@ def open_session(
             f"{', '.join(session.get_providers())}; {kind.install}"
         )
     if alone and recorded:
-        _refuse_cpu_operators(session, graph, provider, path)
+        _refuse_cpu_operators(session, file.model.graph, provider, path)
     return session
 
 

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from afm_fx.artifact import FileValue
+from afm_fx.input_mapping import dtype_name
 from afm_fx.program import Program
+from afm_fx.random_inputs import example_call
 from afm_fx.recipe import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe
 from afm_fx.version import __version__
 from passes.graph_tools import shape_of
@@ -27,34 +30,37 @@ def sign(model: ir.Model, note: FileRecipe) -> None:
         model.metadata_props[PLAN_KEY] = note.recipe.plan
 
 
-def program_recipe(program: Program, inputs: Sequence[str], outputs: Sequence[str]) -> FileRecipe:
+def input_values(program: Program) -> tuple[FileValue, ...]:
+    """The inputs of a program's file, one per input tensor, in order."""
+    values = []
+    leaves = pytree.tree_leaves(example_call(program))
+    for name, leaf, batched in zip(program.leaf_names(), leaves, program.batched, strict=True):
+        if isinstance(leaf, Tensor):
+            free = batched and program.dynamic_batch
+            shape = ("batch", *leaf.shape[1:]) if free else tuple(leaf.shape)
+            values.append(FileValue(name, dtype_name(leaf), shape, batched))
+    return tuple(values)
+
+
+def program_recipe(program: Program, outputs: Sequence[str]) -> FileRecipe:
     """The note for a program's file.
 
     Args:
         program: what is exported.
-        inputs: names of the file's inputs, one per input tensor of the program.
-        outputs: names of its outputs.
+        outputs: names of the file's outputs.
     """
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    sizes = [leaf.shape[0] for leaf, flag in zip(leaves, program.batched, strict=True) if flag]
+    batched = [value for value in input_values(program) if value.batched]
     known = batched_outputs(program)
     results = None if known is None else tuple(name for name, flag in zip(outputs, known, strict=True) if flag)
-    given = batched_inputs(program, inputs)
+    size = batched[0].shape[0] if batched else None
     return FileRecipe(
         program.recipe,
         made_by=MADE_BY,
         exporter=f"torch {torch.__version__.partition('+')[0]}",  # the same file from a CPU and a CUDA build
-        batch_size=None if program.dynamic_batch or not sizes else int(sizes[0]),
-        batched_inputs=tuple(name for name in inputs if name in given),
+        batch_size=size if isinstance(size, int) else None,
+        batched_inputs=tuple(value.name for value in batched),
         batched_outputs=results,
     )
-
-
-def batched_inputs(program: Program, inputs: Sequence[str]) -> set[str]:
-    """The inputs of a file, one per input tensor of the program, whose axis 0 is the batch."""
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    flags = [flag for leaf, flag in zip(leaves, program.batched, strict=True) if isinstance(leaf, Tensor)]
-    return {name for name, flag in zip(inputs, flags, strict=True) if flag}
 
 
 def batched_outputs(program: Program) -> tuple[bool, ...] | None:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
-from afm_fx.input_mapping import OriginalInputs
+from afm_fx.input_mapping import InputMapping, OriginalInputs
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from afm_fx.recipe import Recipe
 from passes.graph_tools import clone_graph_module, convert_dtype
@@ -122,6 +122,13 @@ class Program:
         if self.original_inputs is None:
             raise BatchError("this program takes the original's inputs as they are, there is nothing to convert")
         return self.original_inputs.convert(inputs, keep_floats=self.dtype is not None)
+
+    def file_mapping(self) -> InputMapping | None:
+        """How the typed inputs of an exported file are made of the original's; None for plain inputs."""
+        if self.original_inputs is None:
+            return None
+        mapping = self.original_inputs.mapping
+        return (mapping if self.dtype is None else mapping.with_floats(self.dtype)).tensors_only()
 
     @property
     def input_names(self) -> tuple[str, ...]:

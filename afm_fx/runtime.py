@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from afm_fx.artifact import Artifact, FileValue, artifacts_at, check_batch_sizes
-from afm_fx.bucket import Bucket, Device
+from afm_fx.bucket import Bucket
 from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError, short_reason
-from afm_fx.file_inputs import check_tensor, file_examples, file_tensors, random_file_inputs
+from afm_fx.file_inputs import batch_rows, bind_batch, file_examples, random_file_inputs
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_runtime import KINDS, Provider, import_runtime, open_session, provider_of
 
@@ -86,19 +85,15 @@ class Session:
         self.batch_sizes: tuple[int, ...] = _bucket_sizes(files, buckets)
         _check_graphs(self.provider, self.batch_sizes, cuda_graph=cuda_graph)
         kind, runtime = KINDS[self.provider], import_runtime()
-        device = Device(kind.device, 0 if kind.device == "cpu" else device_id)
+        device = torch.device(kind.device, 0 if kind.device == "cpu" else device_id)
         options = dict(provider_options or {})
-        if not device.is_host:
+        if device.type != "cpu":
             options.setdefault("device_id", str(device_id))
         if cuda_graph and kind.graph_option is not None:
             options[kind.graph_option] = "1"
-        sessions = [
-            open_session(file.path, self.provider, threads, provider_options=options, model=file.model)
-            for file in files
-        ]
+        sessions = [open_session(file, self.provider, threads, provider_options=options) for file in files]
         self._session = sessions[0]
         self._names = [value.name for value in self.inputs]
-        self._taken = [_Taken(getattr(torch, v.dtype, None), v.shape, v.batched) for v in self.inputs]
         self._buckets: tuple[Bucket, ...] = ()
         try:
             if not self.batch_sizes:
@@ -136,8 +131,7 @@ class Session:
             BatchError: a name, shape or number format does not fit, there are no rows, an id is outside its table
                 (where the file checks ids), or the batch must be cut and an output has no batch axis.
         """
-        tensors = self._bind(batch)
-        rows = self._rows(tensors)
+        tensors, rows = self._bind(batch)
         try:
             results = self._run_buckets(tensors, rows) if self._buckets else self._run_free(tensors)
         except AfmFxError:
@@ -153,49 +147,27 @@ class Session:
         sizes = f", batch sizes {', '.join(map(str, self.batch_sizes))}" if self.batch_sizes else ""
         return f"Session('{self.path}', '{self.provider}'{sizes})"
 
-    def _bind(self, batch: Inputs) -> list[Tensor]:
-        """The tensors in the file's order."""
-        tensors: list[Any]
-        if isinstance(batch, dict):
-            tensors = [batch.get(name) for name in self._names] if len(batch) == len(self._names) else []
-        else:
-            tensors = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, tuple) else []
-        # The usual batch fits as it is; whatever does not gets a second look, which tells why.
-        if len(tensors) == len(self._taken) and all(map(_Taken.fits, self._taken, tensors)):
-            return tensors
-        self._check_names(batch)
+    def _bind(self, batch: Inputs) -> tuple[list[Tensor], int]:
+        """The tensors in the file's order, and the batch's rows."""
         try:
-            tensors = file_tensors(batch, self._names, self._file.mapping)
-            for value, wanted, tensor in zip(self._session.get_inputs(), self.inputs, tensors, strict=True):
-                check_tensor(value, tensor, free_rows=wanted.batched)
+            self._check_names(batch)
+            tensors = bind_batch(batch, self.inputs, self._file.mapping, any_rows=True)
+            return tensors, batch_rows(self.inputs, tensors)
         except BatchError as error:
             raise BatchError(f"'{self.path.name}' {error}") from error
-        return tensors
 
     def _check_names(self, batch: Inputs) -> None:
         """A dict is bound by name: one with other names is a mistake, not a list of inputs."""
-        if not isinstance(batch, dict) or not all(isinstance(value, Tensor) for value in batch.values()):
+        if not isinstance(batch, dict) or batch.keys() == set(self._names):
             return
         mapping = self._file.mapping
-        known = [self._names] if mapping is None else [self._names, [each.name for each in mapping.originals]]
-        if any(set(names) == set(batch) for names in known):
+        originals = [] if mapping is None else [value.name for value in mapping.originals]
+        if batch.keys() == set(originals) or not all(isinstance(value, Tensor) for value in batch.values()):
             return
         missing = [name for name in self._names if name not in batch]
         extra = [name for name in batch if name not in self._names]
-        more = "" if mapping is None else f", or the original's {known[1]}"
-        raise BatchError(f"'{self.path.name}' takes inputs {self._names}{more}: missing {missing}, unexpected {extra}")
-
-    def _rows(self, tensors: Sequence[Tensor]) -> int:
-        """The batch's rows; 1 where no input carries a batch."""
-        sizes = [tensor.shape[0] for taken, tensor in zip(self._taken, tensors, strict=True) if taken.batched]
-        rows = sizes[0] if sizes else 1
-        if any(size != rows for size in sizes):
-            names = [value.name for value in self.inputs if value.batched]
-            shown = dict(zip(names, sizes, strict=True))
-            raise BatchError(f"'{self.path.name}' takes one batch size, but the inputs disagree on it: {shown}")
-        if rows == 0:
-            raise BatchError(f"'{self.path.name}' takes at least one row, the batch is empty (0 rows)")
-        return rows
+        more = f", or the original's {originals}" if originals else ""
+        raise BatchError(f"takes inputs {self._names}{more}: missing {missing}, unexpected {extra}")
 
     def _run_free(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         feed = {name: tensor.numpy(force=True) for name, tensor in zip(self._names, tensors, strict=True)}
@@ -231,20 +203,6 @@ class Session:
         if self.provider is Provider.CPU:
             return BatchError(f"ONNX Runtime fails on a batch of '{self.path.name}': {reason}")
         return ProviderError(f"provider '{self.provider}' fails on '{self.path.name}': {reason}")
-
-
-class _Taken(NamedTuple):
-    """What an input takes, as it is compared with every batch's."""
-
-    dtype: torch.dtype | None
-    shape: tuple[int | str, ...]
-    batched: bool
-
-    def fits(self, tensor: Any) -> bool:
-        """Whether a tensor is of this format and shape; False also where a closer look is needed."""
-        if not isinstance(tensor, Tensor) or tensor.dtype is not self.dtype or tensor.ndim != len(self.shape):
-            return False
-        return tensor.shape[self.batched :] == self.shape[self.batched :]
 
 
 def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:

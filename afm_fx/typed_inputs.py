@@ -13,7 +13,15 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.capture import COLLISION
 from afm_fx.errors import UserError
-from afm_fx.input_mapping import NO_TENSOR, InputMapping, OriginalInput, OriginalInputs, TypedColumn, TypedInput
+from afm_fx.input_mapping import (
+    NO_TENSOR,
+    InputMapping,
+    OriginalInput,
+    OriginalInputs,
+    TypedColumn,
+    TypedInput,
+    dtype_name,
+)
 from afm_fx.program import Program
 from passes.graph_tools import clone_graph_module, value_of
 from passes.id_bounds import IdBound
@@ -102,7 +110,7 @@ def split_inputs(program: Program) -> Program:
 
 
 def _dtype(value: Any) -> str:
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else NO_TENSOR
+    return dtype_name(value) if isinstance(value, Tensor) else NO_TENSOR
 
 
 def _row_shape(value: Any) -> tuple[int, ...]:

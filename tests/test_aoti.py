@@ -82,7 +82,7 @@ def test_inputs_are_bound_by_name_and_checked_before_the_code_runs(exported: afm
         model.run({**batch, "weight": batch["weight"].double()})
     with pytest.raises(BatchError, match="takes 3 inputs"):
         model.run({"user id": batch["user id"]})
-    with pytest.raises(BatchError, match="disagree on the batch size"):
+    with pytest.raises(BatchError, match="disagree on it"):
         model.run({**batch, "weight": batch["weight"][:2]})
 
 

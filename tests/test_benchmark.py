@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.aoti import export_aoti
+from afm_fx.artifact import read_artifact
 from afm_fx.benchmark import benchmark
 from afm_fx.capture import capture
 from afm_fx.contenders import Competitor, Compiled, Contender, OnnxFile, bound_call, make_contender
@@ -303,7 +304,7 @@ def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(path: Path) ->
 
 
 def test_a_call_on_bound_inputs_computes_what_a_plain_one_does(path: Path) -> None:
-    session = open_session(path)
+    session = open_session(read_artifact(path))
     feed = {"x": torch.randn(5, 3).numpy()}
     (output,) = bound_call(session, feed, "cpu")().copy_outputs_to_cpu()
     torch.testing.assert_close(torch.from_numpy(output), torch.from_numpy(session.run(None, feed)[0]))
