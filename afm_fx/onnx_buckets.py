@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from afm_fx.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
-from afm_fx.errors import ExportError, OutputExistsError
+from afm_fx.errors import OutputExistsError
 from afm_fx.onnx_export import ExportReport, staged_export
 from afm_fx.output_directory import staged_outputs
 from afm_fx.program import Program
@@ -97,25 +97,15 @@ def export_onnx_buckets(
     with staged_outputs(target.parent, [each.name for each in existing]) as directory:
         weights = _SharedWeights(weights_path(directory / target.name))
         for size in sizes:
-            report = staged_export(
-                program,
-                bucket_path(directory / target.name, size),
-                weights.save,
-                batch_size=size,
-                check=check,
-                tolerance=tolerance,
+            file = bucket_path(directory / target.name, size)
+            exports.append(
+                staged_export(program, file, weights.save, batch_size=size, check=check, tolerance=tolerance)
             )
-            exports.append(report)
         total = sum(file.stat().st_size for file in directory.iterdir())
         shared = weights.path.stat().st_size
     reports = tuple(
-        replace(
-            each,
-            path=bucket_path(target, size),
-            data_path=weights_path(target),
-            bytes=each.bytes + shared,
-        )
-        for each, size in zip(exports, sizes, strict=True)
+        replace(each, path=target.with_name(each.path.name), data_path=weights_path(target), bytes=each.bytes + shared)
+        for each in exports
     )
     return BucketsReport(reports, weights_path(target), total, time.perf_counter() - started)
 
@@ -129,20 +119,13 @@ class _SharedWeights:
         path.touch()
 
     def save(self, model: ir.Model, path: Path) -> None:
-        """Saves a model beside the file, its larger tensors in the file.
-
-        Raises:
-            ExportError: the disk is full, or not writable.
-        """
-        try:
-            for graph in model.graphs():
-                for value in graph.initializers.values():
-                    tensor = value.const_value
-                    if tensor is not None and tensor.nbytes > INLINE_BYTES:
-                        value.const_value = self._outside(str(value.name), tensor)
-            ir.save(model, path)
-        except OSError as error:
-            raise ExportError(f"cannot write the ONNX file: {error}") from error
+        """Saves a model beside the file, its larger tensors in the file."""
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is not None and tensor.nbytes > INLINE_BYTES:
+                    value.const_value = self._outside(str(value.name), tensor)
+        ir.save(model, path)
 
     def _outside(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         array = tensor.numpy()

@@ -15,23 +15,33 @@ The rules, and what breaking one is:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import onnx
 
 from afm_fx.artifact import FileValue, described, mapping_of, metadata_of
+from afm_fx.documents import builtins_of
 from afm_fx.errors import ExportError, FileFormatError
 from afm_fx.input_mapping import InputMapping
-from afm_fx.onnx_file import all_nodes, all_tensors, external_file, external_piece, read_onnx, storage_problems
+from afm_fx.onnx_file import (
+    all_nodes,
+    all_tensors,
+    external_file,
+    external_piece,
+    operator_counts,
+    read_onnx,
+    storage_problems,
+)
 from afm_fx.onnx_parity import check_file
-from afm_fx.recipe import PLAN_KEY, PRODUCER, FileRecipe, file_recipe
+from afm_fx.recipe import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe, file_recipe
 from afm_fx.tables import render_table
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
@@ -74,7 +84,6 @@ class CheckReport:
     """What a file holds, and what is wrong with it.
 
     Attributes:
-        path: the file.
         bytes: its size, files of weights included.
         weights: (name, bytes) of the files of weights.
         opset: version of the standard operators, None where the file does not say.
@@ -137,7 +146,7 @@ class CheckReport:
 
     def to_json(self) -> str:
         """Everything as a JSON document."""
-        content = {**asdict(self), "path": str(self.path), "passed": self.passed}
+        content = {**builtins_of(self), "passed": self.passed}
         return json.dumps(content, indent=2)
 
 
@@ -155,7 +164,24 @@ def check_onnx(path: str | os.PathLike[str]) -> CheckReport:
             check_file(file)
         except ExportError as error:
             findings = (*findings, _error("checker", "file", str(error), "Export it again"))
-    return described_file(file, model, findings)
+    recipe, mapping, _ = _notes(model)
+    _, inputs, outputs = described(model, recipe)
+    weights = _weight_files(file, model)
+    floats = (tensor.dims for tensor in all_tensors(model) if _is_float(tensor))
+    return CheckReport(
+        path=file,
+        bytes=file.stat().st_size + sum(weights.values()),
+        weights=tuple(weights.items()),
+        opset=_opset_version(model),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        recipe=recipe,
+        inputs=inputs,
+        outputs=outputs,
+        ids=() if mapping is None else tuple(_ids(mapping)),
+        operators=operator_counts(model),
+        parameters=sum(math.prod(dims) for dims in floats if all(size >= 0 for size in dims)),
+        findings=findings,
+    )
 
 
 def static_findings(path: Path, model: onnx.ModelProto) -> tuple[Finding, ...]:
@@ -166,55 +192,25 @@ def static_findings(path: Path, model: onnx.ModelProto) -> tuple[Finding, ...]:
     return tuple(finding for rule in rules for finding in rule(path, model))
 
 
-def refuse_findings(path: Path, *, control_flow: bool) -> None:
+def refuse_findings(path: Path, *, control_flow: bool) -> onnx.ModelProto:
     """Refuses an exported file that breaks a rule or lacks a note, as far as reading it tells.
 
     Args:
         path: the file.
         control_flow: whether the program itself decides at run time what is computed, so that the file may.
 
+    Returns:
+        The file's graph.
+
     Raises:
         ExportError: with the first finding.
     """
-    for finding in static_findings(path, read_onnx(path)):
+    model = read_onnx(path)
+    for finding in static_findings(path, model):
         if control_flow and finding.rule == "control flow":
             continue
         raise ExportError(f"the exported file keeps not all rules: {finding.line()}")
-
-
-def described_file(path: Path, model: onnx.ModelProto, findings: tuple[Finding, ...]) -> CheckReport:
-    """The report with these findings; everything that can be told of the file is in it."""
-    files: dict[str, int] = {}
-    parameters = 0
-    for tensor in all_tensors(model):
-        if _is_float(tensor) and all(size >= 0 for size in tensor.dims):
-            parameters += math.prod(tensor.dims)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _note_file(path, tensor, files)
-    try:
-        mapping = mapping_of(model)
-    except FileFormatError:
-        mapping = None
-    try:
-        recipe = file_recipe(metadata_of(model))
-    except FileFormatError:
-        recipe = None
-    _, inputs, outputs = described(model, recipe)
-    counts = Counter(node.op_type for node in all_nodes(model))
-    return CheckReport(
-        path=path,
-        bytes=path.stat().st_size + sum(files.values()),
-        weights=tuple(files.items()),
-        opset=_opsets(model).get(""),
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
-        recipe=recipe,
-        inputs=inputs,
-        outputs=outputs,
-        ids=() if mapping is None else tuple(_ids(mapping)),
-        operators=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-        parameters=parameters,
-        findings=findings,
-    )
+    return model
 
 
 def _error(rule: str, where: str, message: str, remedy: str = _AGAIN) -> Finding:
@@ -228,7 +224,7 @@ def _storage(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def _opset(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
-    version, newest = _opsets(model).get(""), onnx.defs.onnx_opset_version()
+    version, newest = _opset_version(model), onnx.defs.onnx_opset_version()
     if version is None:
         yield _error("opset", "opset_import", "the version of the operators is not stated")
     elif not 1 <= version <= newest:
@@ -260,24 +256,32 @@ def _control_flow(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
 def _metadata(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
     if not model.producer_name or not model.producer_version:
         yield Finding("metadata", Severity.WARNING, "producer", "it does not say what wrote it", _AGAIN)
+    recipe, _, damaged = _notes(model)
     notes = metadata_of(model)
-    try:
-        recipe = file_recipe(notes)
-    except FileFormatError as error:
-        yield _error("metadata", "recipe", str(error))
-        return
-    if recipe is None:
+    yield from damaged
+    if RECIPE_KEY not in notes:
         yield Finding("metadata", Severity.WARNING, "recipe", "it does not say how it came about", _AGAIN)
-    elif recipe.recipe.plan != notes.get(PLAN_KEY) or model.producer_name != PRODUCER:
+    elif recipe is not None and (recipe.recipe.plan != notes.get(PLAN_KEY) or model.producer_name != PRODUCER):
         yield _error("metadata", "recipe", "its notes on plan and producer contradict it")
+
+
+def _notes(model: onnx.ModelProto) -> tuple[FileRecipe | None, InputMapping | None, list[Finding]]:
+    """What a file says of how it came about and of typed inputs, None where it says nothing or the note is damaged."""
+    recipe, mapping, damaged = None, None, []
     try:
-        mapping_of(model)
+        recipe = file_recipe(metadata_of(model))
     except FileFormatError as error:
-        yield _error("metadata", "typed inputs", str(error))
+        damaged.append(_error("metadata", "recipe", str(error)))
+    try:
+        mapping = mapping_of(model)
+    except FileFormatError as error:
+        damaged.append(_error("metadata", "typed inputs", str(error)))
+    return recipe, mapping, damaged
 
 
-def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    return {"" if opset.domain == "ai.onnx" else opset.domain: opset.version for opset in model.opset_import}
+def _opset_version(model: onnx.ModelProto) -> int | None:
+    """Of the standard operators."""
+    return next((opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS), None)
 
 
 def _is_float(tensor: onnx.TensorProto) -> bool:
@@ -285,14 +289,16 @@ def _is_float(tensor: onnx.TensorProto) -> bool:
     return tensor.data_type in {kinds.FLOAT, kinds.DOUBLE, kinds.FLOAT16, kinds.BFLOAT16}
 
 
-def _note_file(path: Path, tensor: onnx.TensorProto, files: dict[str, int]) -> None:
-    """Notes the size of a tensor's file, where that is one that may be looked at."""
-    try:
-        location = external_piece(tensor).location
-        if location not in files:
-            files[location] = external_file(path.parent.resolve(), location).stat().st_size
-    except (ValueError, FileFormatError, OSError):
-        return
+def _weight_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
+    """Name and size of the files that tensors lie in, of those that may be looked at."""
+    files: dict[str, int] = {}
+    for tensor in all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            with contextlib.suppress(ValueError, FileFormatError, OSError):
+                location = external_piece(tensor).location
+                if location not in files:
+                    files[location] = external_file(path.parent.resolve(), location).stat().st_size
+    return files
 
 
 def _ids(mapping: InputMapping) -> Iterator[tuple[str, int, str, int | None, int | None]]:

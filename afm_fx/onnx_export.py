@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from afm_fx.errors import ExportError, UserError, short_reason
 from afm_fx.exported_program import exported
 from afm_fx.input_mapping import METADATA_KEY
 from afm_fx.onnx_check import refuse_findings
+from afm_fx.onnx_file import operator_counts
 from afm_fx.onnx_parity import check_file, check_parity, parity_rows
 from afm_fx.onnx_signature import input_values, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
@@ -36,22 +36,19 @@ from passes.subgraphs import runs_subgraphs
 EXTERNAL_DATA_BYTES = 1_500_000_000
 """Weights beyond this go into a second file: one protobuf message holds less than 2 GB, graph included."""
 
-_STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-
 
 @dataclass(frozen=True)
 class ExportReport:
     """What was written and how closely it agrees.
 
     Attributes:
-        path: the ONNX file.
         data_path: the file of external weights beside it, None where the weights are inside.
         opset: version of the standard operator set.
         bytes: size of the file, external weights included.
         parameters: scalar parameters of the program.
         operators: (operator, count) pairs, the most frequent first.
-        inputs: names of the file's inputs.
-        outputs: names of the file's outputs.
+        inputs: their names.
+        outputs: their names.
         max_abs_difference: largest absolute difference between ONNX Runtime and torch on fresh random inputs, None
             where the check was left out.
         checked_rows: batch sizes of that check.
@@ -131,17 +128,11 @@ def export_onnx(
     limit = min(external_data_bytes, EXTERNAL_DATA_BYTES)
 
     def save(model: ir.Model, staged: Path) -> None:
-        _save(model, staged, _data_path(staged) if _weight_bytes(model) > limit else None)
+        ir.save(model, staged, external_data=_data_path(staged).name if _weight_bytes(model) > limit else None)
 
     with staged_outputs(target.parent, [target.name, _data_path(target).name]) as directory:
-        report = staged_export(
-            program,
-            directory / target.name,
-            save,
-            batch_size=batch_size,
-            check=check,
-            tolerance=tolerance,
-        )
+        staged = directory / target.name
+        report = staged_export(program, staged, save, batch_size=batch_size, check=check, tolerance=tolerance)
         size = sum(file.stat().st_size for file in directory.iterdir())
         external = _data_path(report.path).exists()
     return replace(report, path=target, data_path=_data_path(target) if external else None, bytes=size)
@@ -162,20 +153,20 @@ def staged_export(
         program: what to export.
         path: the ONNX file, in a directory that is moved into place later.
         save: writes the model there.
-        batch_size: see :func:`export_onnx`.
-        check: see :func:`export_onnx`.
-        tolerance: see :func:`export_onnx`.
+        batch_size, check, tolerance: see :func:`export_onnx`.
 
     Returns:
         A report whose ``bytes`` are those of the file alone, without weights beside it.
     """
     started = time.perf_counter()
     model = _translate(program if batch_size is None else with_batch_size(program, batch_size))
-    save(model, path)
-    operators = _standard_operators(model)
+    try:
+        save(model, path)
+    except OSError as error:
+        raise ExportError(f"cannot write the ONNX file: {error}") from error
     rows = parity_rows(program) if batch_size is None else (batch_size,)
     difference = None
-    refuse_findings(path, control_flow=any(map(runs_subgraphs, program.graph_module.graph.nodes)))
+    written = refuse_findings(path, control_flow=any(map(runs_subgraphs, program.graph_module.graph.nodes)))
     if check:
         check_file(path)
         difference = check_parity(program, path, tolerance=tolerance, rows=rows)
@@ -185,7 +176,7 @@ def staged_export(
         opset=model.opset_imports[""],
         bytes=path.stat().st_size,
         parameters=program.parameter_count(),
-        operators=operators,
+        operators=operator_counts(written),
         inputs=tuple(str(value.name) for value in model.graph.inputs),
         outputs=tuple(str(value.name) for value in model.graph.outputs),
         max_abs_difference=difference,
@@ -281,20 +272,3 @@ def _drop_bookkeeping(model: ir.Model) -> None:
 
 def _weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-
-
-def _save(model: ir.Model, path: Path, data: Path | None) -> None:
-    try:
-        ir.save(model, path, external_data=data.name if data else None)
-    except OSError as error:
-        raise ExportError(f"cannot write the ONNX file: {error}") from error
-
-
-def _standard_operators(model: ir.Model) -> tuple[tuple[str, int], ...]:
-    nodes = list(model.graph.all_nodes())
-    foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in _STANDARD_DOMAINS})
-    if foreign or model.functions:
-        named = foreign or [str(name) for name in model.functions]
-        raise ExportError(f"the program needs operators outside the standard ONNX domain: {', '.join(named)}")
-    counts = Counter(node.op_type for node in nodes)
-    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -10,6 +10,7 @@ they say, too. Nothing is executed, and no weight in another file is read.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -118,6 +119,12 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     yield from _graph_nodes(model.graph.node)
     for function in model.functions:
         yield from _graph_nodes(function.node)
+
+
+def operator_counts(model: onnx.ModelProto) -> tuple[tuple[str, int], ...]:
+    """(operator, count) pairs, the most frequent first."""
+    counts = Counter(node.op_type for node in all_nodes(model))
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def external_piece(tensor: onnx.TensorProto) -> ExternalPiece:

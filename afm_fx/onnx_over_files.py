@@ -16,7 +16,7 @@ from torch import Tensor
 from afm_fx.absent_tables import storage_of
 from afm_fx.apply_files import INDEX, AppliedFiles
 from afm_fx.checkpoints import StoredTensor, open_checkpoint
-from afm_fx.errors import ExportError, UserError
+from afm_fx.errors import UserError
 from afm_fx.onnx_export import ExportReport, staged_export
 from afm_fx.output_directory import move_into_place, refuse_existing_file
 
@@ -59,10 +59,7 @@ def export_onnx_over_files(
 
     def save(model: ir.Model, path: Path) -> None:
         _refer(model, outside, state, applied.folder)
-        try:
-            ir.save(model, path)
-        except OSError as error:
-            raise ExportError(f"cannot write the ONNX file: {error}") from error
+        ir.save(model, path)
 
     refuse_existing_file(target, force=force)
     # Not in a folder of its own: what it is checked with reads the tables' files beside it.
