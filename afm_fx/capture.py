@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import CaptureError
+from afm_fx.errors import MAX_REASON_CHARACTERS, CaptureError
 from afm_fx.inputs import Inputs, batch_flags, copy_tree, dynamic_shapes_for, normalize_inputs, takes_single_dict
 from afm_fx.program import Program
 from afm_fx.quiet import quiet
@@ -32,8 +32,6 @@ from passes.graph_tools import aten, get_attribute, is_random
 from passes.id_precision import coarse_ids
 from passes.state_writes import erase_state_writes
 from passes.unify_linears import UnifyLinears
-
-MAX_REASON_CHARACTERS = 600
 
 COLLISION = "COLLIDE with their neighbours"
 """What a warning says of ids that travel as floats too coarse for their table."""
@@ -224,7 +222,7 @@ def _program(
         dynamic_batch=any(symbolic),
         front_door=front_door,
         single_dict_argument=single_dict,
-        warnings=(*_state_warnings(written), *_randomness_warnings(module), *_id_warnings(module)),
+        warnings=tuple(_warnings(module, written)),
     )
 
 
@@ -285,25 +283,18 @@ def _symbolic_flags(module: GraphModule) -> tuple[bool, ...]:
     return tuple(symbol is not None and symbol == batch for symbol in symbols)
 
 
-def _state_warnings(written: list[str]) -> list[str]:
-    if not written:
-        return []
-    return [f"the model changes {written} while it runs; the program gives the same outputs and changes nothing"]
-
-
-def _randomness_warnings(module: GraphModule) -> list[str]:
-    for node in module.graph.nodes:
-        if is_random(node):
-            return [f"the model is random even in eval mode (node '{node.name}', {node.target}): no two runs agree"]
-    return []
-
-
-def _id_warnings(module: GraphModule) -> list[str]:
-    return [
-        f"table '{found.table}' has {found.rows:,} rows but its ids travel as {found.dtype}, which is exact only up "
-        f"to {found.exact_integers:,}: ids beyond that {COLLISION}. Feed ids as integers."
-        for found in coarse_ids(module)
-    ]
+def _warnings(module: GraphModule, written: list[str]) -> Iterator[str]:
+    """What a user should know: state that is written, randomness in eval mode, ids too large for their format."""
+    if written:
+        yield f"the model changes {written} while it runs; the program gives the same outputs and changes nothing"
+    random = next((node for node in module.graph.nodes if is_random(node)), None)
+    if random is not None:
+        yield f"the model is random even in eval mode (node '{random.name}', {random.target}): no two runs agree"
+    for found in coarse_ids(module):
+        yield (
+            f"table '{found.table}' has {found.rows:,} rows but its ids travel as {found.dtype}, which is exact only "
+            f"up to {found.exact_integers:,}: ids beyond that {COLLISION}. Feed ids as integers."
+        )
 
 
 @contextlib.contextmanager

@@ -16,15 +16,13 @@ from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
 from afm_fx.command_options import command_line, spelled
 from afm_fx.compress_config import CompressConfig
-from afm_fx.compression import Compressed, compress
+from afm_fx.compression import Compressed, compress, serving_form
 from afm_fx.data_files import open_data
 from afm_fx.extras import REPORT_PACKAGES, import_for_report
 from afm_fx.file_batches import FileBatches
 from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
-from afm_fx.packing import pack
-from afm_fx.planning import Policy
 from afm_fx.quality_comparison import compare_quality
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
@@ -32,7 +30,6 @@ from afm_fx.reduced_precision import PrecisionReport, reduce_precision
 from afm_fx.report import ReportFacts
 from afm_fx.report_page import report_page
 from afm_fx.statistics import Statistics
-from afm_fx.typed_inputs import InputKind, split_inputs
 from afm_fx.user_model import build_model
 
 DENSE, LOW_RANK, PLAN, REPORT = "dense.onnx", "low_rank.onnx", "plan.safetensors", "report.json"
@@ -97,13 +94,16 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
         )
     policy = config.policy(evaluation)
     recovery = None
-    if config.recover_epochs:
-        compressed, recovery = _recovered(config, policy, batches, statistics)
-    else:
-        compressed = compress(
-            program, batches, policy, basis=config.basis, max_rows=config.max_rows, pack=config.pack,
-            inputs=config.inputs, statistics=statistics,
-        )  # fmt: skip
+    epochs, labels = config.recover_epochs, config.labels
+    pairs = replace(batches, labels=labels) if epochs else batches  # before any work: the columns may be missing
+    compressed = compress(
+        program, batches, policy, basis=config.basis, max_rows=config.max_rows, pack=False, statistics=statistics
+    )
+    if epochs:
+        recovered = recover(compressed.program, program, pairs, labels=bool(labels), epochs=epochs)
+        compressed, recovery = replace(compressed, program=recovered.program), recovered.report
+    # Only now: a packed program has parameters that follow from others, which cannot be trained.
+    compressed = serving_form(compressed, pack=config.pack, inputs=config.inputs)
     precision = None
     if config.tables is not None:
         rows = itertools.islice(batches, max(1, COMPARED_ROWS // config.batch_size))
@@ -164,26 +164,6 @@ def _features(config: CompressConfig, names: Iterable[str]) -> Sequence[str] | N
     return [name for name in names if name not in config.labels]
 
 
-def _recovered(
-    config: CompressConfig, policy: Policy, batches: FileBatches, statistics: Statistics | None
-) -> tuple[Compressed, RecoveryReport]:
-    """Compresses, recovers, and only then packs: a packed program has parameters that follow from others."""
-    pairs = replace(batches, labels=config.labels)  # before any work: the columns may be missing
-    compressed = compress(
-        batches.program, batches, policy, basis=config.basis, max_rows=config.max_rows, pack=False,
-        statistics=statistics,
-    )  # fmt: skip
-    recovered = recover(
-        compressed.program, compressed.original, pairs, labels=bool(config.labels), epochs=config.recover_epochs
-    )
-    program = recovered.program
-    if config.pack:
-        packed = pack(program, inputs=config.inputs)
-        return replace(compressed, program=packed.program, packing=packed.report), recovered.report
-    served = split_inputs(program) if config.inputs == InputKind.TYPED else program
-    return replace(compressed, program=served), recovered.report
-
-
 def write_outputs(
     compressed: Compressed,
     directory: Path,
@@ -196,9 +176,8 @@ def write_outputs(
     low_rank = export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
     report: dict[str, Any] = json.loads(compressed.report.to_json())
-    report["packing"] = None if compressed.packing is None else asdict(compressed.packing)
-    report["precision"] = None if precision is None else asdict(precision)
-    report["recovery"] = None if recovery is None else asdict(recovery)
+    for name, part in (("packing", compressed.packing), ("precision", precision), ("recovery", recovery)):
+        report[name] = None if part is None else asdict(part)
     report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
     report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

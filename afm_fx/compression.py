@@ -100,11 +100,15 @@ def compress(
     )
     low_rank = apply_plan(program, plan)
     report = CompressionReport(program, statistics, plan, low_rank.parameter_count(), low_rank.state_bytes())
-    if not pack:
-        served = split_inputs(low_rank) if inputs == InputKind.TYPED else low_rank
-        return Compressed(program, served, statistics, plan, report)
-    packed = pack_program(low_rank, inputs=inputs)
-    return Compressed(program, packed.program, statistics, plan, report, packed.report)
+    return serving_form(Compressed(program, low_rank, statistics, plan, report), pack=pack, inputs=inputs)
+
+
+def serving_form(compressed: Compressed, *, pack: bool, inputs: str | InputKind) -> Compressed:
+    """A compressed model as it is served: packed where asked for, with the inputs asked for; see :func:`compress`."""
+    if pack:
+        packed = pack_program(compressed.program, inputs=inputs)
+        return replace(compressed, program=packed.program, packing=packed.report)
+    return replace(compressed, program=split_inputs(compressed.program)) if inputs == InputKind.TYPED else compressed
 
 
 def _planned(

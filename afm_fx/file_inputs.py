@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.artifact import FileValue, read_artifact
-from afm_fx.data_files import DataFile
 from afm_fx.errors import BatchError
-from afm_fx.file_batches import match_columns
 from afm_fx.input_mapping import InputMapping, dtype_name
 from afm_fx.inputs import Inputs
 
@@ -132,16 +130,6 @@ def traffic_examples(
         dtype = torch.float64 if exact else getattr(torch, each.dtype)
         examples.append((each.name, torch.zeros((2, *each.shape), dtype=dtype)))
     return examples, mapping
-
-
-def inputs_from_file(file: DataFile, examples: list[tuple[str, Tensor]], rows: int) -> dict[str, Tensor]:
-    """The first rows of a data file as inputs by name.
-
-    Raises:
-        BatchError: the file does not fit the inputs.
-    """
-    names = [name for name, _ in examples]
-    return dict(zip(names, next(match_columns(file, examples).chunks(rows)), strict=True))
 
 
 def random_file_inputs(

@@ -29,7 +29,7 @@ import onnx
 
 from afm_fx.artifact import FileValue, described, mapping_of, metadata_of
 from afm_fx.documents import builtins_of
-from afm_fx.errors import ExportError, FileFormatError
+from afm_fx.errors import ExportError, FileFormatError, UnsafeFileError
 from afm_fx.input_mapping import InputMapping
 from afm_fx.onnx_file import (
     all_nodes,
@@ -218,9 +218,10 @@ def _error(rule: str, where: str, message: str, remedy: str = _AGAIN) -> Finding
 
 
 def _storage(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
-    for problem in storage_problems(path, model):
-        remedy = "Do not open this file: it was made to read others" if problem.unsafe else "Export or copy it again"
-        yield _error("storage", f"tensor '{problem.tensor}'", problem.reason, remedy)
+    for name, problem in storage_problems(path, model):
+        unsafe = isinstance(problem, UnsafeFileError)
+        remedy = "Do not open this file: it was made to read others" if unsafe else "Export or copy it again"
+        yield _error("storage", f"tensor '{name}'", str(problem), remedy)
 
 
 def _opset(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
@@ -294,8 +295,8 @@ def _weight_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
     files: dict[str, int] = {}
     for tensor in all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            with contextlib.suppress(ValueError, FileFormatError, OSError):
-                location = external_piece(tensor).location
+            with contextlib.suppress(FileFormatError, OSError):
+                location, _, _ = external_piece(tensor)
                 if location not in files:
                     files[location] = external_file(path.parent.resolve(), location).stat().st_size
     return files

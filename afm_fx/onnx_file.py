@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -22,40 +21,6 @@ from afm_fx.errors import FileFormatError, UnsafeFileError
 
 _FOUR_BITS = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1})
 _LONGEST_NAME = 4096
-
-
-@dataclass(frozen=True)
-class ExternalPiece:
-    """Where one tensor's numbers lie outside its ONNX file.
-
-    Attributes:
-        tensor: the tensor's name.
-        location: the file as the ONNX file names it.
-        offset: of the first byte.
-        length: number of bytes, None where the file does not say.
-        bytes: what shape and type ask for, None where the type has no fixed size.
-    """
-
-    tensor: str
-    location: str
-    offset: int
-    length: int | None
-    bytes: int | None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with one tensor's storage.
-
-    Attributes:
-        tensor: the tensor's name.
-        reason: what, as the end of a sentence that begins with the tensor.
-        unsafe: whether it would make a runtime read what does not belong to the file.
-    """
-
-    tensor: str
-    reason: str
-    unsafe: bool = False
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -83,27 +48,29 @@ def read_safe_onnx(path: Path) -> onnx.ModelProto:
         UnsafeFileError: the file names weights outside its folder.
     """
     model = read_onnx(path)
-    for problem in storage_problems(path, model):
-        error = UnsafeFileError if problem.unsafe else FileFormatError
-        raise error(f"'{path}' is not opened: tensor '{problem.tensor}' {problem.reason}")
+    for name, error in storage_problems(path, model):
+        raise type(error)(f"'{path}' is not opened: tensor '{name}' {error}")
     return model
 
 
-def storage_problems(path: Path, model: onnx.ModelProto) -> Iterator[Problem]:
-    """Everything that is wrong with where the file's tensors lie and how long they are."""
+def storage_problems(path: Path, model: onnx.ModelProto) -> Iterator[tuple[str, FileFormatError]]:
+    """Everything that is wrong with where the file's tensors lie and how long they are.
+
+    Yields:
+        The tensor's name, and what is wrong as the end of a sentence that begins with the tensor: an
+        :class:`UnsafeFileError` where it would make a runtime read what does not belong to the file.
+    """
     folder = path.parent.resolve()
     for tensor in all_tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            try:
-                piece = external_piece(tensor)
-            except ValueError as error:
-                yield Problem(tensor.name, str(error))
-                continue
-            problem = _external_problem(folder, piece)
-        else:
-            problem = _inside_problem(tensor)
-        if problem is not None:
-            yield problem
+        try:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                _check_outside(folder, tensor)
+            else:
+                _check_inside(tensor)
+        except FileFormatError as error:
+            yield tensor.name, error
+        except OSError as error:
+            yield tensor.name, FileFormatError(str(error))
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -127,23 +94,23 @@ def operator_counts(model: onnx.ModelProto) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def external_piece(tensor: onnx.TensorProto) -> ExternalPiece:
-    """Where an external tensor lies, as its file says.
+def external_piece(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """Where an external tensor lies, as its file says: file, first byte, and number of bytes where that is stated.
 
     Raises:
-        ValueError: an entry is missing or no number.
+        FileFormatError: an entry is missing or no number.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if not location:
-        raise ValueError("lies in another file, and the name of that is missing")
+        raise FileFormatError("lies in another file, and the name of that is missing")
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key)
         if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 20):
-            raise ValueError(f"lies in '{location}' with {key} '{text}', which is no number of bytes")
+            raise FileFormatError(f"lies in '{location}' with {key} '{text}', which is no number of bytes")
         numbers[key] = None if text is None else int(text)
-    return ExternalPiece(tensor.name, location, numbers["offset"] or 0, numbers["length"], tensor_bytes(tensor))
+    return location, numbers["offset"] or 0, numbers["length"]
 
 
 def external_file(folder: Path, location: str) -> Path:
@@ -180,10 +147,10 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
     """Bytes that a tensor's shape and type ask for, None where its type has no fixed size.
 
     Raises:
-        ValueError: a size is negative, or the type is unknown.
+        FileFormatError: a size is negative, or the type is unknown.
     """
     if any(size < 0 for size in tensor.dims):
-        raise ValueError(f"has the shape {list(tensor.dims)}")
+        raise FileFormatError(f"has the shape {list(tensor.dims)}")
     if tensor.data_type == onnx.TensorProto.STRING:
         return None
     count: int = math.prod(tensor.dims)
@@ -192,37 +159,26 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
     try:
         return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except KeyError:
-        raise ValueError(f"has the type {tensor.data_type}, which ONNX does not know") from None
+        raise FileFormatError(f"has the type {tensor.data_type}, which ONNX does not know") from None
 
 
-def _external_problem(folder: Path, piece: ExternalPiece) -> Problem | None:
-    try:
-        size = external_file(folder, piece.location).stat().st_size
-    except UnsafeFileError as error:
-        return Problem(piece.tensor, str(error), unsafe=True)
-    except (FileFormatError, OSError) as error:
-        return Problem(piece.tensor, str(error))
-    if piece.bytes is None:
-        return Problem(piece.tensor, f"lies in '{piece.location}', but its type cannot lie in another file")
-    length = size - piece.offset if piece.length is None else piece.length
-    if piece.offset + length > size or length < 0:
-        return Problem(
-            piece.tensor,
-            f"lies in '{piece.location}' up to byte {piece.offset + max(length, 0):,}, the file ends at {size:,}",
-        )
-    if length != piece.bytes:
-        return Problem(
-            piece.tensor, f"takes {length:,} bytes of '{piece.location}', its shape and type ask for {piece.bytes:,}"
-        )
-    return None
+def _check_outside(folder: Path, tensor: onnx.TensorProto) -> None:
+    """Refuses a tensor in another file that is not there, or not as long as shape and type ask for."""
+    location, offset, stated = external_piece(tensor)
+    wanted = tensor_bytes(tensor)
+    size = external_file(folder, location).stat().st_size
+    if wanted is None:
+        raise FileFormatError(f"lies in '{location}', but its type cannot lie in another file")
+    length = size - offset if stated is None else stated
+    if offset + length > size or length < 0:
+        raise FileFormatError(f"lies in '{location}' up to byte {offset + max(length, 0):,}, the file ends at {size:,}")
+    if length != wanted:
+        raise FileFormatError(f"takes {length:,} bytes of '{location}', its shape and type ask for {wanted:,}")
 
 
-def _inside_problem(tensor: onnx.TensorProto) -> Problem | None:
-    """What is wrong with the length of a tensor that lies in the ONNX file itself."""
-    try:
-        wanted = tensor_bytes(tensor)
-    except ValueError as error:
-        return Problem(tensor.name, str(error))
+def _check_inside(tensor: onnx.TensorProto) -> None:
+    """Refuses a tensor in the ONNX file itself that is not as long as shape and type ask for."""
+    wanted = tensor_bytes(tensor)
     if wanted is None:
         found, wanted = len(tensor.string_data), math.prod(tensor.dims)
     elif tensor.HasField("raw_data"):
@@ -236,8 +192,7 @@ def _inside_problem(tensor: onnx.TensorProto) -> Problem | None:
         if tensor.data_type in _FOUR_BITS:
             wanted = (wanted + 1) // 2
     if found != wanted:
-        return Problem(tensor.name, f"holds {found:,} bytes or numbers, its shape and type ask for {wanted:,}")
-    return None
+        raise FileFormatError(f"holds {found:,} bytes or numbers, its shape and type ask for {wanted:,}")
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
