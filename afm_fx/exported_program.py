@@ -8,7 +8,6 @@ from torch.export import ExportedProgram
 from afm_fx.errors import ExportError, short_reason
 from afm_fx.program import Program
 from afm_fx.quiet import quiet
-from afm_fx.random_inputs import example_call
 from passes.graph_tools import clone_graph_module
 from passes.pointwise_convolutions import PointwiseConvolutions
 from passes.unpool_bags import UnpoolBags
@@ -44,5 +43,5 @@ def exported(program: Program, *, unpool_bags: bool) -> ExportedProgram:
     PointwiseConvolutions()(module)
     if unpool_bags:
         UnpoolBags()(module)
-    args, kwargs = example_call(program)
+    args, kwargs = program.cast_inputs((program.example_args, program.example_kwargs))
     return torch.export.export(module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes())

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from afm_fx.batches import inputs_of
 from afm_fx.data_files import Array, DataFile
@@ -160,7 +159,7 @@ class FileBatches:
 
     def _filled(self, chunks: Iterator[list[Tensor]]) -> Iterator[Inputs]:
         positions = list(input_tensors(self.program))
-        filled = pytree.tree_leaves((self.program.example_args, self.program.example_kwargs))
+        filled = self.program.example_leaves
         for tensors in chunks:
             for position, tensor in zip(positions, tensors[: len(positions)], strict=True):
                 filled[position] = tensor
@@ -181,8 +180,7 @@ class FileBatches:
 
 def input_tensors(program: Program) -> dict[int, tuple[str, Tensor]]:
     """Name and example of every batched input tensor, by its position among the flattened inputs."""
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
-    named = enumerate(zip(program.leaf_names(), leaves, program.batched, strict=True))
+    named = enumerate(zip(program.leaf_names(), program.example_leaves, program.batched, strict=True))
     return {at: (name, leaf) for at, (name, leaf, batched) in named if batched and isinstance(leaf, Tensor)}
 
 

@@ -88,12 +88,12 @@ def _tensors(batch: Inputs, names: Sequence[str]) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def file_examples(values: Sequence[FileValue]) -> list[tuple[str, Tensor]]:
-    """Name and example of every input of a file: 2 rows of zeros, 1 along other free axes."""
+def file_examples(values: Sequence[FileValue], rows: int = 2) -> list[tuple[str, Tensor]]:
+    """Name and example of every input of a file: zeros, so many rows where that is free, 1 along other free axes."""
     examples = []
     for value in values:
         shape = [
-            size if isinstance(size, int) else 2 if value.batched and axis == 0 else 1
+            size if isinstance(size, int) else rows if value.batched and axis == 0 else 1
             for axis, size in enumerate(value.shape)
         ]
         examples.append((value.name, torch.zeros(shape, dtype=getattr(torch, value.dtype))))

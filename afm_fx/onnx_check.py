@@ -257,7 +257,7 @@ def _control_flow(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
 def _metadata(_: Path, model: onnx.ModelProto) -> Iterator[Finding]:
     if not model.producer_name or not model.producer_version:
         yield Finding("metadata", Severity.WARNING, "producer", "it does not say what wrote it", _AGAIN)
-    recipe, _, damaged = _notes(model)
+    recipe, _mapping, damaged = _notes(model)
     notes = metadata_of(model)
     yield from damaged
     if RECIPE_KEY not in notes:

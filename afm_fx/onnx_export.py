@@ -29,7 +29,7 @@ from afm_fx.onnx_signature import input_values, program_recipe, sign
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.program import Program, dict_key, unique_name
 from afm_fx.quiet import quiet
-from afm_fx.random_inputs import example_call, random_inputs
+from afm_fx.random_inputs import random_inputs
 from afm_fx.tables import render_table
 from passes.subgraphs import runs_subgraphs
 
@@ -229,7 +229,7 @@ def _translate(program: Program) -> ir.Model:
 
 
 def _output_names(program: Program, inputs: list[str]) -> list[str]:
-    args, kwargs = example_call(program)
+    args, kwargs = program.cast_inputs((program.example_args, program.example_kwargs))
     with torch.no_grad():
         result = program.graph_module(*args, **kwargs)
     names, leaves = list(inputs), pytree.tree_leaves_with_path(result)

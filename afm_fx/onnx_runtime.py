@@ -14,7 +14,7 @@ A session uses the provider that was chosen, or is not opened. ONNX Runtime fall
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -185,21 +185,16 @@ def open_session(
 
 
 def _refuse_cpu_operators(session: Any, graph: onnx.GraphProto, provider: Provider, path: Path) -> None:
+    parts = (part for part in session.get_provider_graph_assignment_info() if part.ep_name == KINDS[Provider.CPU].name)
+    names = (node.name or node.op_type for part in parts for node in part.get_nodes())
     shapes = shape_operators(graph)
-    left = [name for name in cpu_operators(session) if name not in shapes]
+    left = [name for name in names if name not in shapes]
     if left:
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         raise ProviderError(
             f"provider '{provider}' does not run all of '{path}': {len(left)} operators would run on the CPU "
             f"({shown}). Export with another form of them, or choose another provider"
         )
-
-
-def cpu_operators(session: Any) -> Iterator[str]:
-    """Names of the operators that were given to the CPU, their types where they have no names."""
-    for part in session.get_provider_graph_assignment_info():
-        if part.ep_name == KINDS[Provider.CPU].name:
-            yield from (node.name or node.op_type for node in part.get_nodes())
 
 
 def shape_operators(graph: onnx.GraphProto) -> set[str]:

@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 from afm_fx.artifact import FileValue
 from afm_fx.input_mapping import dtype_name
 from afm_fx.program import Program
-from afm_fx.random_inputs import example_call
 from afm_fx.recipe import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe
 from afm_fx.version import __version__
 from passes.graph_tools import shape_of
@@ -33,7 +32,7 @@ def sign(model: ir.Model, note: FileRecipe) -> None:
 def input_values(program: Program) -> tuple[FileValue, ...]:
     """The inputs of a program's file, one per input tensor, in order."""
     values = []
-    leaves = pytree.tree_leaves(example_call(program))
+    leaves = program.cast_inputs(program.example_leaves)
     for name, leaf, batched in zip(program.leaf_names(), leaves, program.batched, strict=True):
         if isinstance(leaf, Tensor):
             free = batched and program.dynamic_batch
@@ -52,12 +51,11 @@ def program_recipe(program: Program, outputs: Sequence[str]) -> FileRecipe:
     batched = [value for value in input_values(program) if value.batched]
     known = batched_outputs(program)
     results = None if known is None else tuple(name for name, flag in zip(outputs, known, strict=True) if flag)
-    size = batched[0].shape[0] if batched else None
     return FileRecipe(
         program.recipe,
         made_by=MADE_BY,
         exporter=f"torch {torch.__version__.partition('+')[0]}",  # the same file from a CPU and a CUDA build
-        batch_size=size if isinstance(size, int) else None,
+        batch_size=None if program.dynamic_batch else program.example_rows,
         batched_inputs=tuple(value.name for value in batched),
         batched_outputs=results,
     )

@@ -123,6 +123,17 @@ class Program:
             raise BatchError("this program takes the original's inputs as they are, there is nothing to convert")
         return self.original_inputs.convert(inputs, keep_floats=self.dtype is not None)
 
+    @property
+    def example_leaves(self) -> list[Any]:
+        """The flattened example inputs, in graph order."""
+        return pytree.tree_leaves((self.example_args, self.example_kwargs))
+
+    @property
+    def example_rows(self) -> int | None:
+        """Rows of the example batch, None where no input carries a batch."""
+        batched = (leaf for leaf, flag in zip(self.example_leaves, self.batched, strict=True) if flag)
+        return next((leaf.shape[0] for leaf in batched), None)
+
     def file_mapping(self) -> InputMapping | None:
         """How the typed inputs of an exported file are made of the original's; None for plain inputs."""
         if self.original_inputs is None:
@@ -190,23 +201,25 @@ class Program:
         return tree if self.dtype is None else pytree.tree_map_only(torch.Tensor, cast, tree)
 
     def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        examples = pytree.tree_leaves((self.example_args, self.example_kwargs))
+        examples = self.example_leaves
         if all(isinstance(example, torch.Tensor) for example in examples):
             return
         leaves = pytree.tree_leaves((args, kwargs))
         for name, leaf, example in zip(self.input_names, leaves, examples, strict=False):
             if not isinstance(example, torch.Tensor) and (isinstance(leaf, torch.Tensor) or leaf != example):
+                given = "a tensor" if isinstance(leaf, torch.Tensor) else repr(leaf)
                 raise BatchError(
-                    f"input '{name}' is {_shown(leaf)}, but the model was captured with {example!r}: an input that is "
+                    f"input '{name}' is {given}, but the model was captured with {example!r}: an input that is "
                     "not a tensor is part of the graph. Capture again with the other value, or pass it as a tensor"
                 )
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_constants(args, kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
-        examples = pytree.tree_leaves((self.example_args, self.example_kwargs))
         sizes: dict[str, int] = {}
-        for name, leaf, example, batched in zip(self.input_names, leaves, examples, self.batched, strict=True):
+        for name, leaf, example, batched in zip(
+            self.input_names, leaves, self.example_leaves, self.batched, strict=True
+        ):
             if not isinstance(example, torch.Tensor):
                 continue
             if not isinstance(leaf, torch.Tensor):
@@ -240,7 +253,8 @@ class Program:
         shape, want = tuple(given.shape), tuple(example.shape)
         if len(shape) != len(want) or (shape[1:] != want[1:] if free_batch else shape != want):
             shown = ("batch", *want[1:]) if free_batch else want
-            raise BatchError(f"input '{name}' has shape {list(shape)}, the model takes [{_join(shown)}]")
+            sizes = ", ".join(map(str, shown))
+            raise BatchError(f"input '{name}' has shape {list(shape)}, the model takes [{sizes}]")
         cast = self.dtype is not None and given.is_floating_point() and example.is_floating_point()
         if given.dtype != example.dtype and not cast:
             raise BatchError(f"input '{name}' has dtype {given.dtype}, the model takes {example.dtype}")
@@ -258,11 +272,3 @@ def unique_name(name: str, taken: Sequence[str]) -> str:
     while candidate in taken:
         candidate, suffix = f"{name}_{suffix}", suffix + 1
     return candidate
-
-
-def _join(shape: tuple[Any, ...]) -> str:
-    return ", ".join(str(size) for size in shape)
-
-
-def _shown(leaf: Any) -> str:
-    return "a tensor" if isinstance(leaf, torch.Tensor) else repr(leaf)

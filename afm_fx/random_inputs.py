@@ -103,8 +103,8 @@ class RandomInputs:
         """
         program = self._program
         leaves, spec = pytree.tree_flatten((program.example_args, program.example_kwargs))
-        fixed = {leaf.shape[0] for leaf, flag in zip(leaves, program.batched, strict=True) if flag}
-        if rows < 1 or (not program.dynamic_batch and fixed and fixed != {rows}):
+        fixed = None if program.dynamic_batch else program.example_rows
+        if rows < 1 or rows != (fixed or rows):
             raise BatchError(f"{rows} rows asked for, the program takes {fixed or 'at least 1'}")
         generator = torch.Generator().manual_seed(seed)
         drawn = iter([each.draw(rows, generator) for each in self.ranges])
@@ -121,14 +121,10 @@ def random_inputs(program: Program) -> RandomInputs:
     Raises:
         BatchError: two uses of a column leave no id that is valid for both.
     """
-    examples = example_call(program)
-    leaves = pytree.tree_leaves(examples)
-    flags = program.batched
+    leaves = program.cast_inputs(program.example_leaves)
     tracer = _OriginTracer(program, leaves)
     ranges = []
-    names = iter(program.input_names)
-    for leaf, batched, start in zip(leaves, flags, tracer.starts, strict=True):
-        name = next(names)
+    for name, leaf, batched, start in zip(program.input_names, leaves, program.batched, tracer.starts, strict=True):
         if not isinstance(leaf, Tensor):
             continue
         shape = leaf.shape[1:] if batched else leaf.shape
@@ -145,17 +141,6 @@ def random_inputs(program: Program) -> RandomInputs:
         starts = bool(tracer.starts_bags[part].any())
         ranges.append(InputRange(name, leaf, batched, lower, upper, whole, starts))
     return RandomInputs(tuple(ranges), program)
-
-
-def example_call(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The program's example inputs in the dtype that its graph computes in."""
-
-    def cast(leaf: Any) -> Any:
-        floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.to(program.dtype) if floats and program.dtype is not None else leaf
-
-    args, kwargs = pytree.tree_map(cast, (program.example_args, program.example_kwargs))
-    return args, kwargs
 
 
 @dataclass(frozen=True)
@@ -183,8 +168,7 @@ class _OriginTracer:
         self.starts: list[int] = []
         self._run = WatchedRun(program.graph_module, self._watch)
         total = 0
-        sizes = [leaf.shape[0] for leaf, batched in zip(leaves, program.batched, strict=True) if batched]
-        self._rows = max(sizes, default=1)
+        self._rows = program.example_rows or 1
         whole = []
         for node, leaf, batched in zip(program.placeholders(), leaves, program.batched, strict=True):
             self.starts.append(total)

@@ -213,12 +213,7 @@ def cuts(rows: int, largest: int) -> Iterator[tuple[int, int]]:
 
 def random_batch(file: Artifact, rows: int) -> dict[str, np.ndarray]:
     """Inputs that any file takes, by name: ids are 0, the first row of a table, where nothing is known of them."""
-    batched = {value.name for value in file.inputs if value.batched}
-    examples = [
-        (name, example.new_zeros((rows, *example.shape[1:])) if name in batched else example)
-        for name, example in file_examples(file.inputs)
-    ]
-    drawn = random_file_inputs(examples, mapping=file.mapping, largest=0)
+    drawn = random_file_inputs(file_examples(file.inputs, rows), mapping=file.mapping, largest=0)
     return {name: tensor.numpy() for name, tensor in drawn.items()}
 
 

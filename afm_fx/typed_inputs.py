@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from afm_fx.capture import COLLISION
 from afm_fx.errors import UserError
@@ -83,7 +82,7 @@ def split_inputs(program: Program) -> Program:
         source = shown[node.name if new is None else new.source]
         columns = None if new is None else _columns(new, bounds)
         inputs.append(TypedInput(name, _dtype(value), _row_shape(value), source, columns))
-    leaves = pytree.tree_leaves((program.example_args, program.example_kwargs))
+    leaves = program.example_leaves
     originals = tuple(
         OriginalInput(name, _dtype(leaf), _row_shape(leaf)) for name, leaf in zip(names, leaves, strict=True)
     )
