@@ -26,6 +26,7 @@ from afm_fx.file_inputs import batch_rows, bind_batch
 from afm_fx.input_mapping import InputMapping
 from afm_fx.inputs import Inputs
 from afm_fx.onnx_parity import compare_with_torch
+from afm_fx.onnx_runtime import check_threads
 from afm_fx.onnx_signature import input_values
 from afm_fx.output_directory import staged_file
 from afm_fx.program import Program
@@ -156,8 +157,7 @@ def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int 
     target = Path(path)
     if target.suffix != ".pt2":
         raise UserError(f"an AOTInductor package is called *.pt2, got '{target.name}'")
-    if threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
+    check_threads(threads)
     note = PackageNote(input_values(program), threads, program.file_mapping())
     with staged_file(target, force=force) as staged:
         _compile(program, staged, note)

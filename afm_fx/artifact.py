@@ -62,8 +62,6 @@ class Artifact:
 
     Attributes:
         model: its graph, without external weights.
-        inputs: what it takes, in order.
-        outputs: what it gives, in order.
         batch_size: the one batch size that it takes, None for any.
         mapping: how typed inputs are made of the original's, None where there are none.
         recipe: how it came about, None where it does not say.

@@ -61,11 +61,8 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        rule: the rule, see the module.
-        severity: whether the rule is broken.
+        rule: see the module.
         where: the operator, tensor or note.
-        message: what is wrong.
-        remedy: what to do.
     """
 
     rule: str
@@ -89,12 +86,9 @@ class CheckReport:
         opset: version of the standard operators, None where the file does not say.
         producer: what wrote it, with the version.
         recipe: how it came about, None where it does not say.
-        inputs: what it takes.
-        outputs: what it gives.
         ids: (input, column, table, smallest, largest) of every column of ids that the file tells of.
         operators: (operator, count), the most frequent first.
         parameters: numbers in its tensors of floating numbers.
-        findings: what is wrong.
     """
 
     path: Path
@@ -196,7 +190,6 @@ def refuse_findings(path: Path, *, control_flow: bool) -> onnx.ModelProto:
     """Refuses an exported file that breaks a rule or lacks a note, as far as reading it tells.
 
     Args:
-        path: the file.
         control_flow: whether the program itself decides at run time what is computed, so that the file may.
 
     Returns:
