@@ -86,8 +86,13 @@ def existing_buckets(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.batch_*{path.suffix}"))
 
 
+def external_data_path(path: Path) -> Path:
+    """The file of weights that are too large for the file itself: ``model.onnx.data`` for ``model.onnx``."""
+    return path.with_name(f"{path.name}.data")
+
+
 def weights_path(path: Path) -> Path:
-    """The file of the weights: ``model.weights.data`` for ``model.onnx``."""
+    """The file of weights that all bucket files share: ``model.weights.data`` for ``model.onnx``."""
     return path.with_name(f"{path.stem}.weights.data")
 
 

@@ -92,19 +92,16 @@ class InputMapping:
     originals: tuple[OriginalInput, ...]
     inputs: tuple[TypedInput, ...]
 
-    def convert(
-        self, tensors: Mapping[str, Tensor], *, check: bool = True, keep_floats: bool = False
-    ) -> dict[str, Tensor]:
+    def convert(self, tensors: Mapping[str, Tensor], *, check: bool = True) -> dict[str, Tensor]:
         """Makes the typed inputs of one batch.
 
         Args:
             tensors: the original inputs by name. Those that carry ids may come in any number format: float64 or int64
                 keep ids beyond 2^24 apart.
             check: refuse what is no valid id; otherwise ids lose their fraction and nothing else is looked at.
-            keep_floats: leave features in the floating format that they come in.
 
         Returns:
-            The typed inputs by name: ids as int64, features in the original's number format.
+            The typed inputs by name: ids as int64, features in the number format that the mapping gives them.
 
         Raises:
             BatchError: an input has another shape, or a column of ids holds a number that is not whole, or an id
@@ -128,8 +125,7 @@ class InputMapping:
                     _check_ids(picked, each, features)
                 made = picked.to(torch.int64)
             else:
-                kept = keep_floats and picked.is_floating_point()
-                made = picked if kept else picked.to(getattr(torch, each.dtype))
+                made = picked.to(getattr(torch, each.dtype))
             converted[each.name] = made.reshape(made.shape[0], *each.shape).contiguous()
         return converted
 
@@ -149,8 +145,10 @@ class InputMapping:
                     ranges.update({column.column: known} if each.source == name else {})
         return ranges
 
-    def with_floats(self, dtype: torch.dtype) -> InputMapping:
-        """The same mapping where every floating input is of another number format."""
+    def with_floats(self, dtype: torch.dtype | None) -> InputMapping:
+        """The same mapping where every floating input is of another number format; None for the one that it has."""
+        if dtype is None:
+            return self
         name = str(dtype).removeprefix("torch.")
 
         def changed(given: str) -> str:
@@ -196,12 +194,12 @@ class OriginalInputs:
     example_kwargs: dict[str, Any]
     single_dict_argument: bool
 
-    def convert(self, inputs: Inputs, *, check: bool = True, keep_floats: bool = False) -> dict[str, Any]:
-        """See :meth:`afm_fx.Program.convert_inputs` and :meth:`InputMapping.convert`."""
+    def convert(self, inputs: Inputs, dtype: torch.dtype | None) -> dict[str, Any]:
+        """The typed inputs of a batch, features in this number format; see :meth:`afm_fx.Program.convert_inputs`."""
         args, kwargs = normalize_inputs(inputs, self.single_dict_argument)
         bound = align_inputs(args, kwargs, self.example_args, self.example_kwargs)
         leaves = dict(zip(self.names, pytree.tree_leaves(bound), strict=True))
-        return self.mapping.convert(leaves, check=check, keep_floats=keep_floats)
+        return self.mapping.with_floats(dtype).convert(leaves)
 
 
 def dtype_name(tensor: Tensor) -> str:

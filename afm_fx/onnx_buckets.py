@@ -18,9 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from afm_fx.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
-from afm_fx.errors import OutputExistsError
 from afm_fx.onnx_export import ExportReport, staged_export
-from afm_fx.output_directory import staged_outputs
+from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.program import Program
 from afm_fx.tables import render_table
 
@@ -89,10 +88,8 @@ def export_onnx_buckets(
     target = Path(path)
     sizes = check_batch_sizes(batch_sizes)
     existing = [each for each in (weights_path(target), *existing_buckets(target)) if each.exists()]
-    if existing and not force:
-        raise OutputExistsError(
-            f"'{existing[0]}' exists already; choose another path or overwrite it with force (--force)"
-        )
+    for file in existing:
+        refuse_existing_file(file, force=force)
     exports = []
     with staged_outputs(target.parent, [each.name for each in existing]) as directory:
         weights = _SharedWeights(weights_path(directory / target.name))

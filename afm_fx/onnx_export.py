@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from afm_fx.artifact import external_data_path
 from afm_fx.errors import ExportError, UserError, short_reason
 from afm_fx.exported_program import exported
 from afm_fx.input_mapping import METADATA_KEY
@@ -123,19 +124,19 @@ def export_onnx(
             missing or refuses the file, or its outputs differ from torch's by more than the tolerance.
     """
     target = Path(path)
-    for each in (target, _data_path(target)):
+    for each in (target, external_data_path(target)):
         refuse_existing_file(each, force=force)
     limit = min(external_data_bytes, EXTERNAL_DATA_BYTES)
 
     def save(model: ir.Model, staged: Path) -> None:
-        ir.save(model, staged, external_data=_data_path(staged).name if _weight_bytes(model) > limit else None)
+        ir.save(model, staged, external_data=external_data_path(staged).name if _weight_bytes(model) > limit else None)
 
-    with staged_outputs(target.parent, [target.name, _data_path(target).name]) as directory:
+    with staged_outputs(target.parent, [target.name, external_data_path(target).name]) as directory:
         staged = directory / target.name
         report = staged_export(program, staged, save, batch_size=batch_size, check=check, tolerance=tolerance)
         size = sum(file.stat().st_size for file in directory.iterdir())
-        external = _data_path(report.path).exists()
-    return replace(report, path=target, data_path=_data_path(target) if external else None, bytes=size)
+        external = external_data_path(report.path).exists()
+    return replace(report, path=target, data_path=external_data_path(target) if external else None, bytes=size)
 
 
 def staged_export(
@@ -200,10 +201,6 @@ def with_batch_size(program: Program, rows: int) -> Program:
         return program
     args, kwargs = random_inputs(program).draw(rows)
     return replace(program, example_args=args, example_kwargs=kwargs, dynamic_batch=False)
-
-
-def _data_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _translate(program: Program) -> ir.Model:

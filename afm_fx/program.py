@@ -121,7 +121,7 @@ class Program:
         """
         if self.original_inputs is None:
             raise BatchError("this program takes the original's inputs as they are, there is nothing to convert")
-        return self.original_inputs.convert(inputs, keep_floats=self.dtype is not None)
+        return self.original_inputs.convert(inputs, self.dtype)
 
     @property
     def example_leaves(self) -> list[Any]:
@@ -138,8 +138,7 @@ class Program:
         """How the typed inputs of an exported file are made of the original's; None for plain inputs."""
         if self.original_inputs is None:
             return None
-        mapping = self.original_inputs.mapping
-        return (mapping if self.dtype is None else mapping.with_floats(self.dtype)).tensors_only()
+        return self.original_inputs.mapping.with_floats(self.dtype).tensors_only()
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from afm_fx.artifact import read_artifact
+from afm_fx.artifact import external_data_path, read_artifact
 from afm_fx.errors import ExportError, UserError, short_reason
 from afm_fx.file_inputs import file_examples, random_file_inputs
 from afm_fx.inputs import Inputs
@@ -78,7 +78,7 @@ def quantize_onnx(
     examples = file_examples(read_artifact(source).inputs)  # refuses a file with unsafe paths
     if source.absolute() == target.absolute():
         raise UserError(f"the quantised file would replace '{source}'; choose another path")
-    names = (target.name, _data_path(target).name)
+    names = (target.name, external_data_path(target).name)
     for name in names:
         refuse_existing_file(target.with_name(name), force=force)
     batch = random_file_inputs(examples, RANDOM_ROWS, 0) if inputs is None else inputs
@@ -90,17 +90,13 @@ def quantize_onnx(
         quantized = ir.from_proto(onnx.load(unsigned))
         _sign(quantized, model)
         large = sum(tensor.stat().st_size for tensor in Path(folder).iterdir()) > EXTERNAL_DATA_BYTES
-        ir.save(quantized, staged, external_data=_data_path(staged).name if large else None)
+        ir.save(quantized, staged, external_data=external_data_path(staged).name if large else None)
         refuse_findings(staged, control_flow=True)  # as the float file has it
         check_file(staged)
         error = difference([(_outputs(staged, batch), _outputs(source, batch))])
         size = sum(file.stat().st_size for file in staging.iterdir())
-    before = sum(each.stat().st_size for each in (source, _data_path(source)) if each.exists())
+    before = sum(each.stat().st_size for each in (source, external_data_path(source)) if each.exists())
     return PrecisionReport(before, size, reduced, kept, error)
-
-
-def _data_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _products(model: onnx.ModelProto, smallest_weight: int) -> tuple[tuple[tuple[str, str], ...], ...]:

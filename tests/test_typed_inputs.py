@@ -268,6 +268,7 @@ def test_a_file_in_float64_says_so_in_its_note(tmp_path: Path) -> None:
     mapping = mapping_of(onnx.load(afm_fx.export_onnx(typed, tmp_path / "typed.onnx").path))
     assert mapping is not None
     assert [each.dtype for each in mapping.inputs] == ["int64", "float64"]
+    assert typed.file_mapping() == mapping
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 2, "originals": []}'])
