@@ -22,14 +22,12 @@ class Batch:
     Attributes:
         number: position in the data, from 0.
         rows: number of rows.
-        args: positional inputs.
-        kwargs: keyword inputs.
+        leaves: inputs in the order of the graph's placeholders.
     """
 
     number: int
     rows: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    leaves: list[Any]
 
     @property
     def name(self) -> str:
@@ -59,8 +57,7 @@ def checked_batches(
         batch = _checked(program, inputs, number)
         if max_rows is not None and seen + batch.rows > max_rows and program.dynamic_batch:
             rows = max_rows - seen
-            args, kwargs = some_rows_of(program, batch.args, batch.kwargs, slice(rows))
-            batch = replace(batch, rows=rows, args=args, kwargs=kwargs)
+            batch = replace(batch, rows=rows, leaves=some_rows_of(program, batch.leaves, slice(rows)))
         yield batch
         seen += batch.rows
         if max_rows is not None and seen >= max_rows:
@@ -68,12 +65,11 @@ def checked_batches(
 
 
 def _checked(program: Program, inputs: Inputs, number: int) -> Batch:
-    batch = Batch(number, 0, (), {})
     try:
-        args, kwargs = program.bind(inputs)
+        leaves = pytree.tree_leaves(program.bind(inputs))
     except BatchError as error:
-        raise BatchError(f"{batch.name}: {error}") from error
-    return replace(batch, rows=rows_of(program, args, kwargs), args=args, kwargs=kwargs)
+        raise BatchError(f"batch {number}: {error}") from error
+    return Batch(number, rows_of(program, leaves), leaves)
 
 
 def peek(batches: Iterable[Inputs]) -> tuple[Inputs, Iterable[Inputs]]:
@@ -90,19 +86,14 @@ def peek(batches: Iterable[Inputs]) -> tuple[Inputs, Iterable[Inputs]]:
     return first, batches if isinstance(batches, list | tuple) else itertools.chain([first], iterator)
 
 
-def rows_of(program: Program, args: Any, kwargs: Any) -> int:
+def rows_of(program: Program, leaves: Sequence[Any]) -> int:
     """The number of rows of bound inputs; 1 where no input carries the batch."""
-    leaves = pytree.tree_leaves((args, kwargs))
     return next((int(leaf.shape[0]) for leaf, batched in zip(leaves, program.batched, strict=True) if batched), 1)
 
 
-def some_rows_of(
-    program: Program, args: Any, kwargs: Any, rows: slice | torch.Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def some_rows_of(program: Program, leaves: Sequence[Any], rows: slice | torch.Tensor) -> list[Any]:
     """Bound inputs with some of their rows only."""
-    leaves, structure = pytree.tree_flatten((args, kwargs))
-    taken = [leaf[rows] if batched else leaf for leaf, batched in zip(leaves, program.batched, strict=True)]
-    return pytree.tree_unflatten(taken, structure)  # type: ignore[no-any-return]
+    return [leaf[rows] if batched else leaf for leaf, batched in zip(leaves, program.batched, strict=True)]
 
 
 def inputs_of(program: Program, leaves: Sequence[Any]) -> Inputs:
@@ -110,8 +101,3 @@ def inputs_of(program: Program, leaves: Sequence[Any]) -> Inputs:
     structure = pytree.tree_structure((program.example_args, program.example_kwargs))
     args, kwargs = pytree.tree_unflatten(leaves, structure)
     return tuple(args) or kwargs
-
-
-def flat_inputs(program: Program, batch: Batch) -> list[Any]:
-    """The batch's leaves in the order of the program's placeholders, floating ones in the program's dtype."""
-    return pytree.tree_leaves(program.cast_inputs((batch.args, batch.kwargs)))

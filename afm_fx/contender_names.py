@@ -18,7 +18,7 @@ from afm_fx.aoti import load_aoti
 from afm_fx.contenders import AOTI_SUFFIX, ModelFactory, OnnxFile
 from afm_fx.data_files import open_data
 from afm_fx.errors import BenchmarkError, UserError
-from afm_fx.file_batches import match_columns
+from afm_fx.file_batches import match_columns, read_tensors
 from afm_fx.file_inputs import file_examples, random_file_inputs, traffic_examples
 from afm_fx.inputs import normalize_inputs, takes_single_dict
 from afm_fx.user_model import build_model
@@ -110,8 +110,8 @@ def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: i
         examples = _examples_of_model(models[0])
     if file is None:
         return random_file_inputs(examples, rows, mapping=mapping)
-    names = [name for name, _ in examples]
-    return dict(zip(names, next(match_columns(file, examples).chunks(rows)), strict=True))
+    tensors = next(read_tensors(file, match_columns(file, examples), rows))
+    return {name: tensor for (name, _), tensor in zip(examples, tensors, strict=True)}
 
 
 def _examples_of_model(name: str) -> list[tuple[str, Tensor]]:

@@ -8,48 +8,47 @@ from __future__ import annotations
 import contextlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from afm_fx.errors import BatchError, FileFormatError
-from afm_fx.parquet_files import open_parquet
-
-Array = NDArray[Any]
+from afm_fx.parquet_files import Array, Columns, ParquetData, open_parquet
 
 
-class DataFile(Protocol):
-    """Named columns of equal length. A column is an array whose axis 0 counts rows."""
+@dataclass(frozen=True)
+class ArrayFile:
+    """Named arrays of equal length in memory, or mapped from a ``.npy`` file; axis 0 counts rows."""
 
-    @property
-    def path(self) -> Path:
-        """Where the data come from."""
-        ...
+    path: Path
+    arrays: Mapping[str, Array]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Column names in the order of the file."""
-        ...
+        """Names of the columns in the order of the file."""
+        return tuple(self.arrays)
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        ...
+        return len(next(iter(self.arrays.values())))
 
-    def chunks(
-        self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[dict[str, Array]]:
+    def chunks(self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None) -> Iterator[Columns]:
         """Yields the named columns of the rows ``start`` to ``stop``, ``size`` at a time, fewer only in the last chunk.
 
         Raises:
             BatchError: a column holds nothing that an array can (text, missing values, lists of different lengths).
             FileFormatError: the file is damaged.
         """
-        ...
+        end = self.rows if stop is None else stop
+        for begin in range(start, end, size):
+            yield {name: self.arrays[name][begin : min(begin + size, end)] for name in names}
+
+
+DataFile = ArrayFile | ParquetData
+"""Named columns: a path, names, a number of rows, and chunks of some columns."""
 
 
 def open_data(path: Path) -> DataFile:
@@ -62,7 +61,7 @@ def open_data(path: Path) -> DataFile:
         FileFormatError: there is no such file, it is damaged, or of another kind.
         BatchError: its columns differ in length or it holds no rows.
     """
-    readers = {".npz": _open_npz, ".npy": _open_npy, ".parquet": open_parquet}
+    readers: dict[str, Callable[[Path], DataFile]] = {".npz": _open_npz, ".npy": _open_npy, ".parquet": open_parquet}
     reader = open_parquet if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(f"'{path}': data files end in {', '.join(readers)}, not '{path.suffix}'")
@@ -72,32 +71,6 @@ def open_data(path: Path) -> DataFile:
     if file.rows == 0:
         raise BatchError(f"'{path}' holds no rows")
     return file
-
-
-@dataclass(frozen=True)
-class ArrayFile:
-    """Arrays in memory, or mapped from a ``.npy`` file."""
-
-    path: Path
-    arrays: Mapping[str, Array]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """See :class:`DataFile`."""
-        return tuple(self.arrays)
-
-    @property
-    def rows(self) -> int:
-        """See :class:`DataFile`."""
-        return len(next(iter(self.arrays.values())))
-
-    def chunks(
-        self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[dict[str, Array]]:
-        """See :class:`DataFile`."""
-        end = self.rows if stop is None else stop
-        for begin in range(start, end, size):
-            yield {name: self.arrays[name][begin : min(begin + size, end)] for name in names}
 
 
 def _open_npz(path: Path) -> DataFile:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from afm_fx.batches import Batch, flat_inputs
+from afm_fx.batches import Batch
 from afm_fx.errors import AfmFxError, BatchError, CalibrationError
 from afm_fx.program import Program
 from afm_fx.watched_run import WatchedRun
@@ -24,37 +24,34 @@ from passes.sites import site_name
 from passes.verdicts import source_line
 
 
-def _check_ids(batch: Batch, node: Node, values: Mapping[Node, Any]) -> None:
-    """Raises a BatchError where a look-up's ids are outside its table."""
+def _id_outside(batch: Batch, node: Node, values: Mapping[Node, Any]) -> BatchError | None:
+    """The error for a look-up with an id outside its table, None where the node is something else."""
     source, table = ids_of(node) if node.op == "call_function" else None, node.args[0] if node.args else None
     if source is None or not isinstance(table, Node):
-        return
-    if table.op != "get_attr" and node.target is aten.index.Tensor:
-        return  # a selection from features, not a look-up
+        return None
+    counts_from_end = node.target is aten.index.Tensor
+    if table.op != "get_attr" and counts_from_end:
+        return None  # a selection from features, not a look-up
     ids, rows = values[source], values[table].shape[0]
-    lowest = -rows if node.target is aten.index.Tensor else 0
-    if ids.dtype == torch.bool:
-        return
+    lowest = -rows if counts_from_end else 0
     outside = (ids < lowest) | (ids >= rows)
-    if not outside.any():
-        return
+    if ids.dtype == torch.bool or not outside.any():
+        return None
     position = outside.nonzero()[0].tolist()
     row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
-    raise BatchError(
+    return BatchError(
         f"{batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
         f"is outside table '{_table_name(table)}' with {rows:,} rows "
         f"(ids {lowest:,} to {rows - 1:,})"
     )
 
 
-def _check_finite(batch: Batch, node: Node, value: Any) -> None:
-    """Raises a CalibrationError where a value is not finite."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.isfinite().all():
-        return
+def _not_finite(batch: Batch, node: Node, value: Tensor) -> CalibrationError:
+    """The error for a value that is not finite."""
     position = (~value.isfinite()).nonzero()[0].tolist()
     what = f"input '{node.name}'" if node.op == "placeholder" else f"node '{node.name}' ({node.target})"
     place = source_line(node)
-    raise CalibrationError(
+    return CalibrationError(
         f"{batch.name}: {what} has the value {float(value[tuple(position)])} at position {position}"
         f"{', at ' + place if place else ''}; calibration needs finite features"
     )
@@ -79,9 +76,8 @@ def _field(node: Node, ids: Node) -> str:
     column = ""
     current: Any = ids
     while isinstance(current, Node) and current.op != "placeholder":
-        if current.target is aten.slice.Tensor and len(current.args) > 2 and current.args[1] != 0 and not column:
-            column = f", column {current.args[2]}"
-        if current.target is aten.select.int and current.args[1] != 0 and not column:
+        cuts = current.target in (aten.slice.Tensor, aten.select.int) and len(current.args) > 2
+        if cuts and current.args[1] != 0 and not column:
             column = f", column {current.args[2]}"
         current = current.all_input_nodes[0] if current.all_input_nodes else None
     return f"input '{current.name}'{column}" if isinstance(current, Node) else f"node '{node.name}'"
@@ -104,17 +100,7 @@ def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> Af
     """The typed error for a batch on which the program raised."""
     reason = str(error).strip().splitlines()
     failed = BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
-    return _finding(program, batch, finite=False) or failed
-
-
-def explain_failed_inputs(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
-) -> AfmFxError | None:
-    """The typed error for one batch of inputs on which the program raised, None where the inputs are not to blame."""
-    batch = Batch(0, 0, args, kwargs)
-    if isinstance(error, IndexError):
-        return explain_failed_batch(program, batch, error)
-    return _finding(program, batch, finite=False)
+    return find_culprit(program, batch) or failed
 
 
 def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]]) -> AfmFxError:
@@ -122,28 +108,24 @@ def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]
     for batch, rows in suspects:
         if not rows.isfinite().all():
             unexplained = CalibrationError(f"{batch.name} has NaN or infinite features")
-            return _finding(program, batch, finite=True) or unexplained
+            return find_culprit(program, batch, finite=True) or unexplained
     first, last = suspects[0][0].name, suspects[-1][0].name
     return CalibrationError(f"{first} to {last}: features are too large to square in float32")
 
 
-def _finding(program: Program, batch: Batch, *, finite: bool) -> AfmFxError | None:
-    """What is wrong with a batch: the first value that is not finite, or the ids of the node that fails."""
+def find_culprit(program: Program, batch: Batch, *, finite: bool = False) -> AfmFxError | None:
+    """What is wrong with a batch: ids of the node that fails, or (``finite``) the first value that is not finite."""
 
     def watch(node: Node, value: Any) -> None:
-        if finite:
-            _check_finite(batch, node, value)
+        if finite and isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise _not_finite(batch, node, value)
 
     run = WatchedRun(program.graph_module, watch)
     try:
         with torch.no_grad():
-            run.run_flat(flat_inputs(program, batch))
+            run.run_flat(program.cast_inputs(batch.leaves))
     except CalibrationError as error:
         return error
     except (IndexError, RuntimeError):
-        try:
-            if run.node is not None:
-                _check_ids(batch, run.node, run.env)
-        except BatchError as error:
-            return error
+        return None if run.node is None else _id_outside(batch, run.node, run.env)
     return None

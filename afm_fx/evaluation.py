@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from afm_fx.batches import checked_batches
 from afm_fx.errors import CalibrationError, PolicyError
 from afm_fx.inputs import Inputs
+from afm_fx.labels import checked_labels, split_pair
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.program import Program
 
@@ -48,23 +49,16 @@ def labelled_rows(program: Program, evaluation: Iterable[LabelledBatch]) -> Labe
         evaluation: batches of (inputs, labels).
 
     Raises:
-        PolicyError: there are none, a batch has no labels or another number of them than rows, a label is neither 0
-            nor 1, or a column of labels holds one class only.
-        BatchError: the inputs do not fit.
+        PolicyError: there are none, a label is neither 0 nor 1, or a column of labels holds one class only.
+        BatchError: the inputs do not fit, or a batch has no labels or another number of them than rows.
     """
-    inputs: list[Inputs] = []
-    parts: list[NDArray[np.float64]] = []
-    for number, batch in enumerate(evaluation):
-        if not (isinstance(batch, tuple | list) and len(batch) == 2):
-            raise PolicyError(f"evaluation batch {number} is no pair (inputs, labels)")
-        inputs.append(batch[0])
-        parts.append(_labels(batch[1], number))
-    if not parts:
+    pairs = [split_pair(given, f"evaluation batch {number}") for number, given in enumerate(evaluation)]
+    if not pairs:
         raise PolicyError("the evaluation has no batches (an iterator that was used up?)")
-    for checked, part in zip(checked_batches(program, inputs), parts, strict=True):
-        if checked.rows != len(part):
-            raise PolicyError(f"evaluation batch {checked.number} has {checked.rows} rows and {len(part)} labels")
-    labels = np.concatenate(parts)
+    inputs = tuple(batch for batch, _ in pairs)
+    checked = zip(checked_batches(program, inputs), pairs, strict=True)
+    parts = [checked_labels(given, batch.rows, f"evaluation {batch.name}") for batch, (_, given) in checked]
+    labels: NDArray[np.float64] = torch.cat(parts).double().cpu().numpy()
     outside = ~np.isin(labels, (0.0, 1.0))
     if outside.any():
         row = int(np.argwhere(outside)[0][0])
@@ -75,7 +69,7 @@ def labelled_rows(program: Program, evaluation: Iterable[LabelledBatch]) -> Labe
                 f"all {len(labels):,} labels of the evaluation are {labels[0, column]:.0f}: a comparison needs clicks "
                 "and non-clicks"
             )
-    return LabelledRows(tuple(inputs), labels)
+    return LabelledRows(inputs, labels)
 
 
 def predicted_logits(program: Program, rows: LabelledRows) -> NDArray[np.float64]:
@@ -101,15 +95,3 @@ def predicted_logits(program: Program, rows: LabelledRows) -> NDArray[np.float64
         kept = np.clip(logits, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
         logits = np.log(kept) - np.log1p(-kept)
     return logits
-
-
-def _labels(labels: Any, number: int) -> NDArray[np.float64]:
-    if labels is None:
-        raise PolicyError(f"evaluation batch {number} has no labels")
-    try:
-        values = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise PolicyError(f"the labels of evaluation batch {number} are no numbers: {error}") from error
-    if values.ndim not in (1, 2):
-        raise PolicyError(f"the labels of evaluation batch {number} are {list(values.shape)}; give [rows]")
-    return values.reshape(len(values), -1)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from afm_fx.batches import inputs_of
-from afm_fx.data_files import Array, DataFile
+from afm_fx.data_files import DataFile
 from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs
-from afm_fx.parquet_files import ParquetData
+from afm_fx.parquet_files import Array, Columns, ParquetData
 from afm_fx.prefetch import prefetched
 from afm_fx.program import Program
 
@@ -37,42 +37,9 @@ class _Input:
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ColumnMatch:
-    """Which columns of a file fill which tensors of a model; made by :func:`match_columns`."""
-
-    file: DataFile
-    inputs: tuple[_Input, ...]
-
-    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[list[Tensor]]:
-        """Yields the tensors of the rows ``start`` to ``stop``, ``size`` at a time, in the order they were asked for.
-
-        Raises:
-            BatchError: values that the model cannot take, naming column and row.
-            FileFormatError: the file is damaged.
-        """
-        wanted = list(dict.fromkeys(column for each in self.inputs for column in each.columns))
-        for chunk in self.file.chunks(wanted, size, start, stop):
-            yield [self._tensor(each, chunk, start) for each in self.inputs]
-            start += len(next(iter(chunk.values())))
-
-    def _tensor(self, each: _Input, chunk: dict[str, Array], start: int) -> Tensor:
-        named = [(f"'{self.file.path}', column '{column}'", chunk[column]) for column in each.columns]
-        parts = [_converted(array, each.example.dtype, where, start) for where, array in named]
-        if len(parts) == 1:
-            return _shaped(parts[0], each, named[0][0]).to(each.example.device)
-        for (where, _), part in zip(named, parts, strict=True):
-            if part.dim() != 1:
-                raise BatchError(
-                    f"{where} has shape [rows{_trailing(part)}]; where columns are stacked into the model's input "
-                    f"'{each.name}', each must hold one number a row"
-                )
-        return torch.stack(parts, dim=1).to(each.example.device)
-
-
 def match_columns(
     file: DataFile, tensors: Sequence[tuple[str, Tensor]], columns: Sequence[str] | None = None
-) -> ColumnMatch:
+) -> tuple[_Input, ...]:
     """Finds the columns for a model's tensors.
 
     Args:
@@ -84,19 +51,30 @@ def match_columns(
         BatchError: a tensor finds no column; it is named, and what the file has.
     """
     available = _available(file, columns)
-    inputs = []
-    for name, example in tensors:
-        if name in available:
-            inputs.append(_Input(name, example, (name,)))
-        elif len(tensors) == 1:
-            inputs.append(_Input(name, example, _columns_of_one_tensor(file, name, example, available)))
-        else:
-            missing = [each for each, _ in tensors if each not in available]
-            raise BatchError(
-                f"'{file.path}' has no column for the model's input '{name}'{_nearest(name, available)}; "
-                f"missing {_listed(missing)}; the file has {_listed(available)}"
-            )
-    return ColumnMatch(file, tuple(inputs))
+    if len(tensors) == 1 and tensors[0][0] not in available:
+        return (_Input(*tensors[0], _columns_of_one_tensor(file, *tensors[0], available)),)
+    missing = [name for name, _ in tensors if name not in available]
+    if missing:
+        raise BatchError(
+            f"'{file.path}' has no column for the model's input '{missing[0]}'{_nearest(missing[0], available)}; "
+            f"missing {_listed(missing)}; the file has {_listed(available)}"
+        )
+    return tuple(_Input(name, example, (name,)) for name, example in tensors)
+
+
+def read_tensors(
+    file: DataFile, inputs: Sequence[_Input], size: int, start: int = 0, stop: int | None = None
+) -> Iterator[list[Tensor]]:
+    """Yields the tensors of the rows ``start`` to ``stop``, ``size`` at a time, in the order of the inputs.
+
+    Raises:
+        BatchError: values that the model cannot take, naming column and row.
+        FileFormatError: the file is damaged.
+    """
+    wanted = list(dict.fromkeys(column for each in inputs for column in each.columns))
+    for chunk in file.chunks(wanted, size, start, stop):
+        yield [_tensor(file, each, chunk, start) for each in inputs]
+        start += len(next(iter(chunk.values())))
 
 
 @dataclass(frozen=True)
@@ -126,13 +104,13 @@ class FileBatches:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise BatchError(f"the batch size must be at least 1, got {self.batch_size}")
-        self._match()  # a file that does not fit is told before any work
+        self._inputs()  # a file that does not fit is told before any work
 
     def __len__(self) -> int:
         return max(math.ceil(self._stop / self.batch_size) - self.first, 0)
 
     def __iter__(self) -> Iterator[Inputs]:
-        batches = self._filled(self._match().chunks(self.batch_size, self.first * self.batch_size, self._stop))
+        batches = self._filled(self._tensors(self.first * self.batch_size, self._stop))
         return prefetched(batches) if isinstance(self.file, ParquetData) else batches
 
     def head(self, rows: int | None) -> FileBatches:
@@ -147,7 +125,7 @@ class FileBatches:
     def identity(self) -> str:
         """What tells these data from others: name, rows, rows a batch, and a digest of the first batch."""
         digest = hashlib.sha256()
-        for tensors in self._match().chunks(self.batch_size, 0, min(self.batch_size, self._stop)):
+        for tensors in self._tensors(0, min(self.batch_size, self._stop)):
             for tensor in tensors:
                 digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         name = self.file.path.name
@@ -158,7 +136,7 @@ class FileBatches:
         return self.file.rows if self.rows is None else self.rows
 
     def _filled(self, chunks: Iterator[list[Tensor]]) -> Iterator[Inputs]:
-        positions = list(input_tensors(self.program))
+        positions = list(_input_tensors(self.program))
         filled = self.program.example_leaves
         for tensors in chunks:
             for position, tensor in zip(positions, tensors[: len(positions)], strict=True):
@@ -166,19 +144,21 @@ class FileBatches:
             inputs = inputs_of(self.program, filled)
             yield (inputs, tensors[-1]) if self.labels else inputs
 
-    def _match(self) -> ColumnMatch:
+    def _tensors(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        return read_tensors(self.file, self._inputs(), self.batch_size, start, stop)
+
+    def _inputs(self) -> tuple[_Input, ...]:
         # A model of one tensor takes all columns there are: a label must not become a feature.
         columns = (
             [name for name in self.file.names if name not in self.labels] if self.columns is None else self.columns
         )
-        match = match_columns(self.file, list(input_tensors(self.program).values()), columns)
+        inputs = match_columns(self.file, list(_input_tensors(self.program).values()), columns)
         if not self.labels:
-            return match
-        example = torch.zeros((2, len(self.labels)))
-        return ColumnMatch(self.file, (*match.inputs, _Input("labels", example, _available(self.file, self.labels))))
+            return inputs
+        return (*inputs, _Input("labels", torch.zeros((2, len(self.labels))), _available(self.file, self.labels)))
 
 
-def input_tensors(program: Program) -> dict[int, tuple[str, Tensor]]:
+def _input_tensors(program: Program) -> dict[int, tuple[str, Tensor]]:
     """Name and example of every batched input tensor, by its position among the flattened inputs."""
     named = enumerate(zip(program.leaf_names(), program.example_leaves, program.batched, strict=True))
     return {at: (name, leaf) for at, (name, leaf, batched) in named if batched and isinstance(leaf, Tensor)}
@@ -205,6 +185,20 @@ def _columns_of_one_tensor(file: DataFile, name: str, example: Tensor, available
         f"the model's input '{name}' takes {takes}, '{file.path}' has {len(available)}: {_listed(available)}. "
         "Name the columns to use, in the model's order (--columns)"
     )
+
+
+def _tensor(file: DataFile, each: _Input, chunk: Columns, start: int) -> Tensor:
+    named = [(f"'{file.path}', column '{column}'", chunk[column]) for column in each.columns]
+    parts = [_converted(array, each.example.dtype, where, start) for where, array in named]
+    if len(parts) == 1:
+        return _shaped(parts[0], each, named[0][0]).to(each.example.device)
+    for (where, _), part in zip(named, parts, strict=True):
+        if part.dim() != 1:
+            raise BatchError(
+                f"{where} has shape [rows{_trailing(part)}]; where columns are stacked into the model's input "
+                f"'{each.name}', each must hold one number a row"
+            )
+    return torch.stack(parts, dim=1).to(each.example.device)
 
 
 def _converted(array: Array, dtype: torch.dtype, where: str, start: int) -> Tensor:

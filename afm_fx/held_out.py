@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from afm_fx.batches import rows_of, some_rows_of
+from afm_fx.batches import inputs_of, rows_of, some_rows_of
 from afm_fx.errors import BatchError, CalibrationError, CalibrationWarning
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program
@@ -78,12 +80,12 @@ class HoldOut:
         if not self._program.dynamic_batch:
             return 0
         try:
-            return rows_of(self._program, *self._program.bind(inputs))
+            return rows_of(self._program, self._leaves(inputs))
         except BatchError:
             return 0  # whoever takes the batch says what is wrong with it
 
     def _take(self, inputs: Inputs, rows: Tensor) -> Inputs:
-        args, kwargs = some_rows_of(self._program, *self._program.bind(inputs), rows)
-        if kwargs:
-            return kwargs
-        return args[0] if self._program.single_dict_argument else args
+        return inputs_of(self._program, some_rows_of(self._program, self._leaves(inputs), rows))
+
+    def _leaves(self, inputs: Inputs) -> list[Any]:
+        return pytree.tree_leaves(self._program.bind(inputs))

@@ -16,7 +16,8 @@ from afm_fx.errors import BatchError, FileFormatError
 _DAMAGE = (OSError, ValueError)
 """What pyarrow's own errors derive from."""
 
-Columns = dict[str, NDArray[Any]]
+Array = NDArray[Any]
+Columns = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class ParquetData:
 
     @property
     def rows(self) -> int:
-        """See :class:`afm_fx.data_files.DataFile`."""
+        """Number of rows."""
         return sum(file.rows for file in self.files)
 
     def chunks(self, names: Sequence[str], size: int, start: int = 0, stop: int | None = None) -> Iterator[Columns]:
-        """See :class:`afm_fx.data_files.DataFile`."""
+        """See :meth:`afm_fx.data_files.ArrayFile.chunks`."""
         return _rechunked(self._between(names, size, start, self.rows if stop is None else stop), size)
 
     def _between(self, names: Sequence[str], size: int, start: int, stop: int) -> Iterator[Columns]:
@@ -92,7 +93,7 @@ class _File:
                     yield {name: self._column(wanted, name, row + first) for name in names}
                 row += batch.num_rows
 
-    def _column(self, batch: Any, name: str, start: int) -> NDArray[Any]:
+    def _column(self, batch: Any, name: str, start: int) -> Array:
         if name not in self.partition:
             return self._array(batch.column(name), name, start)
         value = self.partition[name]
@@ -100,7 +101,7 @@ class _File:
             raise BatchError(f"'{self.path}': the folder names no value of '{name}', which the model takes")
         return np.full(batch.num_rows, value)
 
-    def _array(self, column: Any, name: str, start: int) -> NDArray[Any]:
+    def _array(self, column: Any, name: str, start: int) -> Array:
         where = f"'{self.path}', column '{name}'"
         if column.null_count:
             row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -162,20 +163,17 @@ def pyarrow(module: str, path: Path) -> Any:
 
 
 def _rechunked(chunks: Iterable[Columns], size: int) -> Iterator[Columns]:
-    """The same rows, ``size`` at a time, fewer only in the last chunk; little more than one chunk is held."""
+    """The same rows, ``size`` at a time, fewer only in the last chunk, from chunks of at most ``size`` rows."""
     held: list[Columns] = []
     count = 0
     for chunk in chunks:
         held.append(chunk)
-        count += _length(chunk)
-        if count < size:
-            continue
-        whole = _joined(held)
-        full = count - count % size
-        for start in range(0, full, size):
-            yield {name: column[start : start + size] for name, column in whole.items()}
-        count -= full
-        held = [{name: column[full:] for name, column in whole.items()}] if count else []
+        count += len(next(iter(chunk.values())))
+        if count >= size:
+            whole = _joined(held)
+            yield {name: column[:size] for name, column in whole.items()}
+            count -= size
+            held = [{name: column[size:] for name, column in whole.items()}] if count else []
     if count:
         yield _joined(held)
 
@@ -184,7 +182,3 @@ def _joined(chunks: list[Columns]) -> Columns:
     if len(chunks) == 1:
         return chunks[0]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def _length(chunk: Columns) -> int:
-    return len(next(iter(chunk.values())))

@@ -79,9 +79,13 @@ class Program:
             with torch.no_grad():
                 return self(*args, **kwargs)
         except (IndexError, RuntimeError) as error:
-            from afm_fx.diagnosis import explain_failed_inputs  # noqa: PLC0415 - it runs programs itself
+            from afm_fx.batches import Batch  # noqa: PLC0415 - it runs programs itself
+            from afm_fx.diagnosis import explain_failed_batch, find_culprit  # noqa: PLC0415 - so does this
 
-            explained = explain_failed_inputs(self, args, kwargs, error)
+            batch = Batch(0, 0, pytree.tree_leaves((args, kwargs)))
+            if isinstance(error, IndexError):
+                raise explain_failed_batch(self, batch, error) from error
+            explained = find_culprit(self, batch)
             if explained is None:
                 raise
             raise explained from error

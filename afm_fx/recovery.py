@@ -71,9 +71,9 @@ def recover(
         that is the best. Parameters that were not trained are shared with it.
 
     Raises:
-        RecoveryError: an unusable setting, batches that cannot be gone through again, labels of a wrong shape or value,
-            nothing to train, a checkpoint of another run, or a loss that became NaN.
-        BatchError: a batch does not fit the model.
+        RecoveryError: an unusable setting, batches that cannot be gone through again, nothing to train, a checkpoint of
+            another run, or a loss that became NaN.
+        BatchError: a batch does not fit the model, or labels of a wrong shape or value.
         FileFormatError: the checkpoint is damaged.
         OtherProcessError: another process of the group failed (which, and why) or died.
     """

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from afm_fx.batches import rows_of
 from afm_fx.errors import BatchError, RecoveryError
 from afm_fx.inputs import Inputs
+from afm_fx.labels import checked_labels, split_pair
 from afm_fx.process_groups import Group, rank_and_size
 from afm_fx.program import Program
 
@@ -121,15 +122,16 @@ class RecoveryData:
         return order
 
     def _checked(self, given: Any, name: str) -> RecoveryBatch:
-        inputs, labels = _pair(given, name) if self._labelled else (given, None)
+        inputs, labels = split_pair(given, name) if self._labelled else (given, None)
         try:
             args, kwargs = self._bound(inputs)
         except BatchError as error:
             is_pair = not self._labelled and isinstance(given, tuple | list) and len(given) == 2
             hint = "; where batches are pairs of inputs and labels, say labels=True" if is_pair else ""
             raise BatchError(f"{name}: {error}{hint}") from error
-        rows = rows_of(self._program, args, kwargs)
-        return RecoveryBatch(name, inputs, args, kwargs, _checked_labels(labels, rows, name), rows)
+        rows = rows_of(self._program, pytree.tree_leaves((args, kwargs)))
+        checked = checked_labels(labels, rows, name) if self._labelled else None
+        return RecoveryBatch(name, inputs, args, kwargs, checked, rows)
 
     def _bound(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         program = self._program
@@ -173,33 +175,6 @@ def _count(batches: Batches, what: str) -> int:
     if count == 0:
         raise RecoveryError(f"there are no {what}; recovery needs data")
     return count
-
-
-def _pair(given: Any, name: str) -> tuple[Inputs, Any]:
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        size = f" of {len(given)}" if isinstance(given, tuple | list) else ""
-        raise RecoveryError(f"{name}: with labels, batches are pairs (inputs, labels); got a {_kind(given)}{size}")
-    return given[0], given[1]
-
-
-def _checked_labels(given: Any, rows: int, name: str) -> Tensor | None:
-    """Labels as [rows, columns] in float32."""
-    if given is None:
-        return None
-    try:
-        labels = torch.as_tensor(given, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RecoveryError(f"{name}: the labels are a {_kind(given)}, no tensor: {error}") from error
-    if labels.dim() not in (1, 2) or labels.shape[0] != rows:
-        raise RecoveryError(
-            f"{name}: the labels have shape {list(labels.shape)}, they must be [{rows}] or [{rows}, tasks]"
-        )
-    labels = labels.detach().reshape(rows, -1)
-    wrong = ~((labels >= 0) & (labels <= 1))
-    if bool(wrong.any()):
-        row = int(wrong.any(dim=1).nonzero()[0])
-        raise RecoveryError(f"{name}, row {row}: labels lie between 0 and 1, got {labels[row].tolist()}")
-    return labels
 
 
 def _same_rows(one: RecoveryBatch, other: RecoveryBatch) -> bool:

@@ -87,7 +87,7 @@ def errors_of(logits: Tensor, target: Tensor, labels: Tensor | None, name: str) 
     if labels is None:
         return squares, torch.zeros_like(squares)
     if labels.shape != target.shape:
-        raise RecoveryError(
+        raise BatchError(
             f"{name}: there are labels of {labels.shape[1]} tasks, the model predicts {target.shape[1]} a row"
         )
     return squares, binary_cross_entropy_with_logits(logits, labels.to(logits))

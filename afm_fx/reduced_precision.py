@@ -10,11 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.batches import checked_batches
+from afm_fx.batches import checked_batches, inputs_of
 from afm_fx.change import Change
 from afm_fx.errors import BatchError, UserError
 from afm_fx.inputs import Inputs
@@ -120,8 +119,8 @@ def output_error(program: Program, reference: Program, batches: Iterable[Inputs]
 
     def outputs() -> Iterable[tuple[list[Tensor], list[Tensor]]]:
         for batch in checked_batches(reference, _typed(reference, batches)):
-            with torch.no_grad():
-                one, other = (pytree.tree_leaves(each(*batch.args, **batch.kwargs)) for each in (after, before))
+            inputs = inputs_of(reference, batch.leaves)
+            one, other = (pytree.tree_leaves(each.run(inputs)) for each in (after, before))
             yield one, other
 
     return difference(outputs(), logits=logits)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from afm_fx.batches import Batch, flat_inputs
+from afm_fx.batches import Batch
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.moments import gram
 from afm_fx.program import Program
@@ -70,7 +70,7 @@ class SensitivityCollector:
     def add(self, batch: Batch, seed: int) -> None:
         """Adds a batch, with random vectors that follow from the seed."""
         self._generator.manual_seed(seed)
-        inputs = flat_inputs(self._program, batch)
+        inputs = self._program.cast_inputs(batch.leaves)
         gradients, consumers = (self._gradients(inputs, through_linears=each) for each in (False, True))
         for tap, gradient, consumer in zip(self._taps, gradients, consumers, strict=True):
             name, found = tap.site.name, Sensitivity(gradient.shape[0], _moment(gradient), _moment(consumer))

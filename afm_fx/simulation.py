@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from afm_fx.batches import checked_batches, flat_inputs
+from afm_fx.batches import checked_batches
 from afm_fx.diagnosis import explained_failure
 from afm_fx.errors import CalibrationError
 from afm_fx.inputs import Inputs
@@ -62,10 +62,9 @@ class Simulation:
         with torch.no_grad():
             for batch in checked_batches(program, batches, max_rows):
                 values: Values = {}
+                run = WatchedRun(self._graph, values.__setitem__)
                 with explained_failure(program, batch):
-                    outputs.append(
-                        columns_of(WatchedRun(self._graph, values.__setitem__).run_flat(flat_inputs(program, batch)))
-                    )
+                    outputs.append(columns_of(run.run_flat(program.cast_inputs(batch.leaves))))
                 self._known.append(values)
                 self.rows += batch.rows
         if not self._known:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from afm_fx.batches import Batch, flat_inputs
+from afm_fx.batches import Batch
 from afm_fx.diagnosis import explain_non_finite, explained_failure
 from afm_fx.moments import NARROW_WIDTH, Moments
 from afm_fx.program import Program
@@ -64,7 +64,7 @@ class StatisticsCollector:
         """
         with torch.no_grad():
             with explained_failure(self._program, batch):
-                values = self._values(flat_inputs(self._program, batch))
+                values = self._values(self._program.cast_inputs(batch.leaves))
             for total in self._totals:
                 total.add([values[name] for name in total.tap.nodes], batch)
             for layer in self._layers:

@@ -308,15 +308,16 @@ def test_batches_that_are_none_are_refused(tower: Case) -> None:
         (torch.full((ROWS,), float("nan")), r"got \[nan\]"),
         (torch.ones(ROWS, 3), "labels of 3 tasks, the model predicts 1"),
         ("clicks", "the labels are a str, no tensor"),
+        (None, "the labels are a NoneType, no tensor"),
     ],
 )
 def test_wrong_labels_are_told_with_their_place(tower: Case, labels: Any, message: str) -> None:
-    with pytest.raises(RecoveryError, match=message):
+    with pytest.raises(BatchError, match=message):
         afm_fx.recover(tower.low_rank, tower.teacher, [(batch, labels) for batch in tower.batches], labels=True)
 
 
 def test_batches_without_labels_are_told_where_labels_are_said(tower: Case) -> None:
-    with pytest.raises(RecoveryError, match=r"batches are pairs \(inputs, labels\); got a Tensor"):
+    with pytest.raises(BatchError, match=r"batches are pairs \(inputs, labels\); got a Tensor"):
         afm_fx.recover(tower.low_rank, tower.teacher, [batch[0] for batch in tower.batches], labels=True)
 
 

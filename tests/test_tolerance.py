@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import afm_fx
 from afm_fx.basis import BasisKind
-from afm_fx.errors import PolicyError
+from afm_fx.errors import BatchError, PolicyError
 from afm_fx.logits import expose_logits
 from afm_fx.planning import PlanningTask
 from afm_fx.tolerance import CLOSE, GROWTH, smallest_passing
@@ -92,16 +92,17 @@ def test_fewer_rows_or_more_confidence_make_a_larger_model(task, labelled) -> No
     ("evaluation", "message"),
     [
         ([], "no batches"),
-        ([(ROWS[:9], None)], "batch 0 has no labels"),
-        ([ROWS[:9]], "is no pair"),
+        ([(ROWS[:9], None)], "evaluation batch 0: the labels are a NoneType, no tensor"),
+        ([ROWS[:9]], "evaluation batch 0: .*batches are pairs"),
         ([(ROWS[:9], torch.ones(9))], "all 9 labels"),
-        ([(ROWS[:9], torch.ones(8))], "9 rows and 8 labels"),
+        ([(ROWS[:9], torch.ones(8))], r"evaluation batch 0: the labels have shape \[8\], they must be \[9\]"),
         ([(ROWS[:2], torch.tensor([0.0, 0.5]))], r"row 1 of the evaluation has \[0.5\]"),
         ([(ROWS[:2], torch.tensor([[0.0, 1.0], [1.0, 0.0]]))], "predicts 1 numbers a row, the evaluation has 2"),
     ],
 )
 def test_an_evaluation_that_cannot_be_used_is_refused(task, evaluation, message: str) -> None:
-    with pytest.raises(PolicyError, match=message):
+    error = BatchError if message.startswith("evaluation batch") else PolicyError
+    with pytest.raises(error, match=message):
         task.plan(afm_fx.Tolerance(auc_drop=0.01, evaluation=evaluation))
 
 
