@@ -21,7 +21,6 @@ class Batch:
 
     Attributes:
         number: position in the data, from 0.
-        rows: number of rows.
         leaves: inputs in the order of the graph's placeholders.
     """
 

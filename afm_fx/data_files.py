@@ -61,7 +61,9 @@ def open_data(path: Path) -> DataFile:
         FileFormatError: there is no such file, it is damaged, or of another kind.
         BatchError: its columns differ in length or it holds no rows.
     """
-    readers: dict[str, Callable[[Path], DataFile]] = {".npz": _open_npz, ".npy": _open_npy, ".parquet": open_parquet}
+    readers: dict[str, Callable[[Path], DataFile]] = {
+        ".npz": _open_arrays, ".npy": _open_arrays, ".parquet": open_parquet,
+    }  # fmt: skip
     reader = open_parquet if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(f"'{path}': data files end in {', '.join(readers)}, not '{path.suffix}'")
@@ -73,16 +75,16 @@ def open_data(path: Path) -> DataFile:
     return file
 
 
-def _open_npz(path: Path) -> DataFile:
+def _open_arrays(path: Path) -> ArrayFile:
     with _readable(f"'{path}'"):
-        loaded = np.load(path, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise FileFormatError(f"'{path}' is not an .npz archive")
-    arrays = {}
-    with loaded:
-        for name in loaded.files:
-            with _readable(f"'{path}', array '{name}'"):
-                arrays[name] = np.asarray(loaded[name])
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    arrays: dict[str, Array] = {path.stem: loaded}
+    if not isinstance(loaded, np.ndarray):
+        with loaded:
+            arrays = {}
+            for name in loaded.files:
+                with _readable(f"'{path}', array '{name}'"):
+                    arrays[name] = np.asarray(loaded[name])
     if not arrays:
         raise FileFormatError(f"'{path}' holds no arrays")
     for name, array in arrays.items():
@@ -93,16 +95,6 @@ def _open_npz(path: Path) -> DataFile:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise BatchError(f"'{path}': the arrays differ in their number of rows: {shown}")
     return ArrayFile(path, arrays)
-
-
-def _open_npy(path: Path) -> DataFile:
-    with _readable(f"'{path}'"):
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(loaded, np.ndarray):
-        raise FileFormatError(f"'{path}' is not an .npy array")
-    if loaded.ndim == 0:
-        raise BatchError(f"'{path}' is a single number; axis 0 must count rows")
-    return ArrayFile(path, {path.stem: loaded})
 
 
 @contextlib.contextmanager

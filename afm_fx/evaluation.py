@@ -14,13 +14,11 @@ from afm_fx.batches import checked_batches
 from afm_fx.errors import CalibrationError, PolicyError
 from afm_fx.inputs import Inputs
 from afm_fx.labels import checked_labels, split_pair
-from afm_fx.logits import columns_of, expose_logits
+from afm_fx.logits import as_logits, columns_of, expose_logits, probability_columns
 from afm_fx.program import Program
 
 LabelledBatch = tuple[Inputs, Any]
 """What the model takes, and labels [rows] or [rows, columns], 0 or 1, as a tensor or an array."""
-
-PROBABILITY_FLOOR = 1e-7
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,6 @@ class LabelledRows:
     """Rows with labels.
 
     Attributes:
-        inputs: batches of what the model takes.
         labels: [rows, columns], one column per number that the model predicts for a row.
     """
 
@@ -45,7 +42,6 @@ def labelled_rows(program: Program, evaluation: Iterable[LabelledBatch]) -> Labe
     """Checks batches with labels.
 
     Args:
-        program: that takes the inputs.
         evaluation: batches of (inputs, labels).
 
     Raises:
@@ -75,7 +71,7 @@ def labelled_rows(program: Program, evaluation: Iterable[LabelledBatch]) -> Labe
 def predicted_logits(program: Program, rows: LabelledRows) -> NDArray[np.float64]:
     """The program's logits [rows, columns].
 
-    Outputs without a sigmoid are logits already, unless all of them lie in [0, 1]: then they are probabilities.
+    An output without a sigmoid is a logit already, unless all of its numbers lie in [0, 1]: then it is a probability.
 
     Raises:
         PolicyError: the program predicts another number of columns than there are labels.
@@ -83,15 +79,14 @@ def predicted_logits(program: Program, rows: LabelledRows) -> NDArray[np.float64
     """
     exposed, _ = expose_logits(program)
     with torch.no_grad():
-        outputs = [columns_of(exposed.run(batch)).double().cpu().numpy() for batch in rows.inputs]
-    logits: NDArray[np.float64] = np.concatenate(outputs)
-    if logits.shape != rows.labels.shape:
+        logits = torch.cat([columns_of(exposed.run(batch)) for batch in rows.inputs]).double()
+    if tuple(logits.shape) != rows.labels.shape:
         raise PolicyError(
             f"the model predicts {logits.shape[1]} numbers a row, the evaluation has {rows.labels.shape[1]} labels"
         )
-    if not np.isfinite(logits).all():
-        raise CalibrationError(f"the logit of row {int(np.argwhere(~np.isfinite(logits))[0][0])} is not finite")
-    if logits.min() >= 0 and logits.max() <= 1:
-        kept = np.clip(logits, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-        logits = np.log(kept) - np.log1p(-kept)
-    return logits
+    if not logits.isfinite().all():
+        raise CalibrationError(f"the logit of row {int((~logits.isfinite()).nonzero()[0, 0])} is not finite")
+    bounded = ((logits >= 0) & (logits <= 1)).all(dim=0)
+    if bounded.any():
+        logits = as_logits(logits, bounded & probability_columns(program, exposed, rows.inputs[0]))
+    return logits.cpu().numpy()  # type: ignore[no-any-return]

@@ -43,7 +43,6 @@ def match_columns(
     """Finds the columns for a model's tensors.
 
     Args:
-        file: the data.
         tensors: name and example of each tensor; axis 0 of the example is the batch.
         columns: names of the file's columns to use, in this order; None for all.
 
@@ -84,8 +83,6 @@ class FileBatches:
     Parquet is read ahead in a thread of its own, a batch or two.
 
     Attributes:
-        file: the data.
-        program: what takes them.
         batch_size: rows a batch; the last batch may hold fewer.
         columns: names of the file's columns to use, in this order; None for all but the labels.
         labels: names of columns of labels, one per task.
@@ -204,7 +201,8 @@ def _tensor(file: DataFile, each: _Input, chunk: Columns, start: int) -> Tensor:
 def _converted(array: Array, dtype: torch.dtype, where: str, start: int) -> Tensor:
     """An array as a tensor of the model's dtype; refuses what would change a value's meaning."""
     if array.dtype.kind not in "biuf":
-        raise BatchError(f"{where} holds {_kind(array)}, the model takes numbers ({dtype}); encode it before")
+        kind = "text or Python objects" if array.dtype.kind in "OUST" else str(array.dtype)
+        raise BatchError(f"{where} holds {kind}, the model takes numbers ({dtype}); encode it before")
     target = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
     if target.kind != "f" and array.dtype.kind == "f":
         _refuse(~np.isfinite(array), array, f"{where}: the model takes {dtype}", start)
@@ -240,10 +238,6 @@ def _shaped(tensor: Tensor, each: _Input, where: str) -> Tensor:
 
 def _trailing(tensor: Tensor) -> str:
     return "".join(f", {size}" for size in tensor.shape[1:])
-
-
-def _kind(array: Array) -> str:
-    return "text or Python objects" if array.dtype.kind in "OUST" else str(array.dtype)
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -1,5 +1,5 @@
 """What exported files are fed with: batches bound to their inputs by name or position, typed inputs made of the
-original's, or random ones.
+original's, rows of a data file, or random ones.
 """
 
 from __future__ import annotations

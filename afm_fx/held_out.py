@@ -23,8 +23,6 @@ class HoldOut:
     """Batches without the rows that are kept back; those are in :attr:`rows` once the batches have been gone through.
 
     Args:
-        program: the captured model.
-        batches: of what it takes.
         count: keep so many rows back at most.
     """
 

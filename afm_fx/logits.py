@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from afm_fx.inputs import Inputs
 from afm_fx.program import Program
 from passes.expose_logits import ExposeLogits
 from passes.graph_tools import clone_graph_module
+
+NEAREST = 1e-6
+"""How near to 0 and 1 a probability may come before it is turned into a logit."""
 
 
 def expose_logits(program: Program) -> tuple[Program, bool]:
@@ -32,3 +36,21 @@ def columns_of(outputs: Any) -> Tensor:
     tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
     floating = [leaf for leaf in tensors if leaf.is_floating_point() and leaf.dim() > 0]
     return torch.cat([leaf.reshape(leaf.shape[0], -1) for leaf in floating], dim=1)
+
+
+def probability_columns(program: Program, exposed: Program, inputs: Inputs) -> Tensor:
+    """Which columns are probabilities that no sigmoid ends in, bool ``[columns]``.
+
+    A product of probabilities (a conversion after a click, say) is such a column. It lies in [0, 1], and exposing the
+    logits did not change it.
+
+    Args:
+        exposed: what :func:`expose_logits` made of it.
+    """
+    outputs, logits = (columns_of(each.run(inputs)) for each in (program, exposed))
+    return ((outputs >= 0) & (outputs <= 1) & (outputs == logits)).all(dim=0)
+
+
+def as_logits(columns: Tensor, probabilities: Tensor) -> Tensor:
+    """The columns, with logits in the place of probabilities, so that errors of all columns are of one kind."""
+    return torch.where(probabilities, torch.logit(columns, eps=NEAREST), columns)

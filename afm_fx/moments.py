@@ -84,10 +84,10 @@ class Moments:
             raise CalibrationError("moments of no rows have no covariance")
         return self.scatter / self.count
 
-    @property
-    def second_moment(self) -> Tensor:
-        """[n, n], the mean of ``y y^T``."""
-        return self.covariance + torch.outer(self.mean, self.mean)
+    def second_moment(self, centre: Tensor | None = None) -> Tensor:
+        """[n, n], the mean of ``(y - c)(y - c)^T`` about a centre, zero where left out."""
+        distance = self.mean if centre is None else self.mean - centre
+        return self.covariance + torch.outer(distance, distance)
 
     @property
     def is_finite(self) -> bool:

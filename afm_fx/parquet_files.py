@@ -25,9 +25,7 @@ class ParquetData:
     """Parquet files of one schema, in the order of their paths.
 
     Attributes:
-        path: the file or folder.
         names: of the columns, those from names of folders behind the others.
-        files: what is in it.
     """
 
     path: Path

@@ -99,7 +99,8 @@ def agreed(group: Group | None, failure: Exception | None, told: Any = None) -> 
             raise failure
         return [told]
     rank, world = rank_and_size(group)
-    reason = None if failure is None else f"{_kind(failure)}{failure}"
+    kind = "" if isinstance(failure, AfmFxError) else f"{type(failure).__name__}: "
+    reason = None if failure is None else f"{kind}{failure}"
     gathered: list[Any] = [None] * world
     try:
         dist.all_gather_object(gathered, (reason, told if failure is None else None), group=group)
@@ -136,7 +137,8 @@ def add_up(tensor: Tensor, group: Group) -> Tensor:
     Raises:
         OtherProcessError: a process died.
     """
-    sent = tensor.to(device_of(group))
+    nccl = dist.get_backend(group) == dist.Backend.NCCL  # which sends what lies on the process's own GPU
+    sent = tensor.to(torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu")
     try:
         dist.all_reduce(sent, group=group)
     except RuntimeError as error:
@@ -144,18 +146,7 @@ def add_up(tensor: Tensor, group: Group) -> Tensor:
     return sent.cpu()
 
 
-def device_of(group: Group) -> torch.device:
-    """Where tensors must lie to be sent: on the process's own GPU with nccl, else on the CPU."""
-    if dist.get_backend(group) == dist.Backend.NCCL:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
 def died(error: Exception) -> OtherProcessError:
     """The typed error for a lost connection."""
     text = " ".join(str(error).split())[:300]
     return OtherProcessError(f"another process of the group died or cannot be reached: {text}")
-
-
-def _kind(failure: Exception) -> str:
-    return "" if isinstance(failure, AfmFxError) else f"{type(failure).__name__}: "

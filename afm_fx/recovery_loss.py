@@ -17,21 +17,15 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from afm_fx.errors import BatchError, RecoveryError
-from afm_fx.logits import columns_of, expose_logits
+from afm_fx.logits import as_logits, columns_of, expose_logits, probability_columns
 from afm_fx.program import Program
 from afm_fx.recovery_data import RecoveryBatch
-
-NEAREST = 1e-6
-"""How near to 0 and 1 a probability may come before it is turned into a logit."""
 
 LogitsOfBatch = Callable[[RecoveryBatch], Tensor]
 
 
 class TeacherLogits:
-    """The teacher's logits, and which of its outputs are probabilities that no sigmoid ends in.
-
-    A product of probabilities (a conversion after a click, say) is such an output. It is made a logit of its own, so
-    that errors of all columns are of one kind.
+    """The teacher's logits; its outputs that are probabilities without a sigmoid are turned into logits.
 
     Args:
         first: a batch to tell the outputs' kinds from.
@@ -41,9 +35,7 @@ class TeacherLogits:
     def __init__(self, teacher: Program, first: RecoveryBatch, *, keep: bool) -> None:
         self._program, _ = expose_logits(teacher)
         self._kept: dict[str, Tensor] | None = {} if keep else None
-        outputs, exposed = columns_of(teacher.run(first.inputs)), columns_of(self._program.run(first.inputs))
-        bounded = ((outputs >= 0) & (outputs <= 1)).all(dim=0)
-        self._probabilities = bounded & (outputs == exposed).all(dim=0)
+        self._probabilities = probability_columns(teacher, self._program, first.inputs)
 
     def __call__(self, batch: RecoveryBatch) -> Tensor:
         """Logits [rows, columns] of a batch."""
@@ -73,7 +65,7 @@ class TeacherLogits:
     def _as_logits(self, columns: Tensor) -> Tensor:
         if columns.shape[1:] != self._probabilities.shape or not bool(self._probabilities.any()):
             return columns
-        return torch.where(self._probabilities, torch.logit(columns, eps=NEAREST), columns)
+        return as_logits(columns, self._probabilities)
 
 
 def errors_of(logits: Tensor, target: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ def spectra_of(statistics: Statistics, plan: Plan) -> Iterator[tuple[SitePlan, l
             continue
         factor = plan.factors.get(site.name)
         centred = factor is None or factor.offset is not None
-        values = torch.linalg.eigvalsh(moments.covariance if centred else moments.second_moment).clamp_min(0.0)
+        values = torch.linalg.eigvalsh(moments.covariance if centred else moments.second_moment()).clamp_min(0.0)
         total = float(values.sum())
         if total > 0:  # eigenvalues ascend, so the sum of the first ones is what the rest leaves over
             yield site, [*(values.cumsum(0) / total).flip(0).tolist(), 0.0]

@@ -24,7 +24,7 @@ from afm_fx.moments import gram
 from afm_fx.program import Program
 from afm_fx.taps import Tap
 from afm_fx.watched_run import WatchedRun
-from passes.graph_tools import aten, constant_of
+from passes.graph_tools import aten, weighted_call
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,7 @@ class Sensitivity:
 
 
 class SensitivityCollector:
-    """Adds up the sensitivities of sites, batch by batch.
-
-    Args:
-        program: the captured model.
-        taps: of the sites.
-    """
+    """Adds up the sensitivities of sites, batch by batch."""
 
     def __init__(self, program: Program, taps: Sequence[Tap]) -> None:
         self._program = program
@@ -123,9 +118,5 @@ def _moment(gradients: Tensor) -> Tensor:
 
 def _linears(graph: GraphModule) -> Iterable[Node]:
     """The products with a constant matrix."""
-    for node in graph.graph.nodes:
-        place = {aten.linear.default: 1, aten.addmm.default: 2, aten.mm.default: 1, aten.matmul.default: 1}.get(
-            node.target
-        )
-        if place is not None and constant_of(graph, node.args[place]) is not None:
-            yield node
+    products = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
+    return (node for node in graph.graph.nodes if weighted_call(graph, node, *products) is not None)

@@ -8,7 +8,6 @@ computed again: all other values are known from one run of the original over the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +31,6 @@ class Simulation:
     """The program on some rows, with the features of any sites replaced.
 
     Args:
-        program: the captured model.
-        batches: of what the model takes.
         taps: of the sites that may be replaced; no two at once that share a node.
         max_rows: take so many rows at most.
         reference: the logits to compare with, the program's own where left out.
@@ -96,17 +93,16 @@ class Simulation:
 
     def _with_factors(self, known: Values, factors: Mapping[str, Factor]) -> Tensor:
         """The logits of one batch with some sites' features replaced; only what lies behind one of them is run."""
-        dtype = next((value.dtype for value in known.values() if _is_floating(value)), None)
         behind = set[Node]().union(*(self._behind[name] for name in factors))
         values = {node: value for node, value in known.items() if node not in behind}
         waiting: dict[Node, Factor] = {}
         for name, factor in factors.items():
-            tap, cast = self._taps[name], _cast(factor, dtype)
+            tap = self._taps[name]
             nodes = [self._by_name[node] for node in tap.nodes]
             if behind.isdisjoint(nodes):  # always so for tables: ids do not depend on features
-                values.update(zip(nodes, replaced(tap, cast, [known[node] for node in nodes]), strict=True))
+                values.update(zip(nodes, replaced(tap, factor, [known[node] for node in nodes]), strict=True))
             else:
-                waiting.update(dict.fromkeys(nodes, cast))
+                waiting.update(dict.fromkeys(nodes, factor))
         run = WatchedRun(self._graph, lambda node, value: through(waiting[node], value) if node in waiting else None)
         with torch.no_grad():
             return columns_of(run.run_flat((), known=values))
@@ -119,7 +115,8 @@ def replaced(tap: Tap, factor: Factor, values: Sequence[Tensor]) -> list[Tensor]
 
 
 def through(factor: Factor, features: Tensor) -> Tensor:
-    """The features ``[..., n]`` after encoding and decoding."""
+    """The features ``[..., n]`` after encoding and decoding, in their own number format."""
+    factor = factor.to(features.dtype)
     return factor.decode(factor.encode(features))
 
 
@@ -132,18 +129,3 @@ def _behind(nodes: Iterable[Node]) -> frozenset[Node]:
             found.add(node)
             pending += node.users
     return frozenset(found)
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _cast(factor: Factor, dtype: torch.dtype | None) -> Factor:
-    def cast(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part.to(dtype)
-
-    return replace(
-        factor,
-        encoder=factor.encoder.to(dtype), decoder=factor.decoder.to(dtype),
-        shift=cast(factor.shift), offset=cast(factor.offset),
-    )  # fmt: skip

@@ -41,9 +41,6 @@ class SiteBases:
     """The bases of one site, each made when it is first asked for.
 
     Args:
-        program: the captured model.
-        tap: of the site.
-        statistics: of this program.
         one_centre: give the basis of the weights the mean on real rows as its centre too, as the others have it.
 
     Raises:
@@ -81,9 +78,9 @@ class SiteBases:
             if not self._one_centre:
                 bias = self._bias()
                 centre = None if bias is None or centre is None else bias.detach().to(torch.float64).cpu()
-            return eigenbasis(self._weight_second_moment(), _about(self._moments, centre), centre)
-        seen = _about(self._moments, centre)
-        covariance = _about(expected, centre)
+            return eigenbasis(self._weight_second_moment(), self._moments.second_moment(centre), centre)
+        seen = self._moments.second_moment(centre)
+        covariance = expected.second_moment(centre)
         if self._moments.count < self._site.width:
             covariance = _shrunk(covariance, self._weight_second_moment(), self._moments.count)
         if kind is BasisKind.AFM:
@@ -136,12 +133,7 @@ _METRICS: Mapping[BasisKind, Callable[[Sensitivity, Tensor], Tensor]] = {
 
 
 class SiteErrors:
-    """Mean squared logit errors with one site factored and all others as they are; each measured when asked for.
-
-    Args:
-        simulation: the program on the held-out rows.
-        bases: of every site.
-    """
+    """Mean squared logit errors with one site factored and all others as they are; each measured when asked for."""
 
     def __init__(self, simulation: Simulation, bases: Mapping[str, SiteBases]) -> None:
         self.simulation = simulation
@@ -201,12 +193,6 @@ def _moments(statistics: Statistics, site: Site) -> Moments:
     if moments.count == 0:
         raise CalibrationError(f"site '{site.name}' saw no rows in calibration")
     return moments
-
-
-def _about(moments: Moments, centre: Tensor | None) -> Tensor:
-    """The second moment about a centre (None: about zero)."""
-    distance = moments.mean if centre is None else moments.mean - centre
-    return moments.covariance + torch.outer(distance, distance)
 
 
 def _shrunk(covariance: Tensor, prior: Tensor, rows: float) -> Tensor:

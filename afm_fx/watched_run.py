@@ -19,7 +19,6 @@ class WatchedRun(Interpreter):
     """Runs a graph under a watcher.
 
     Args:
-        module: the graph; it is left as it is.
         watch: called for every watched node but the output.
         only: names of the nodes to watch, and to stop at: the run then returns nothing. None for all nodes.
     """

@@ -11,7 +11,7 @@ An uncentred factor (``m = 0``) has no offset and maps zero to zero. At rank 0 t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class Factor:
         """The tensors that there are, by the names above."""
         parts = {name: getattr(self, name) for name in ("encoder", "decoder", "shift", "offset")}
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+    def to(self, dtype: torch.dtype) -> Factor:
+        """The same factor in another number format."""
+        return replace(self, **{name: tensor.to(dtype) for name, tensor in self.tensors().items()})
 
     def encode(self, features: Tensor) -> Tensor:
         """The codes [..., r] of features [..., n], in the factor's own number format."""

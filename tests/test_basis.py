@@ -18,7 +18,7 @@ def test_discarded_energy_is_the_mean_squared_error(rank: int, centred: bool) ->
     rows = correlated(200, 7, rank=3, mean=2.0)
     moments = Moments.of(rows)
     centre = moments.mean if centred else None
-    covariance = moments.covariance if centred else moments.second_moment
+    covariance = moments.covariance if centred else moments.second_moment()
     basis = eigenbasis(covariance, covariance, centre)
     factor = basis.factor(rank)
     codes = rows @ factor.encoder.mT + (0 if factor.shift is None else factor.shift)
@@ -28,7 +28,7 @@ def test_discarded_energy_is_the_mean_squared_error(rank: int, centred: bool) ->
 
 def test_error_is_right_for_a_basis_of_another_matrix() -> None:
     rows = correlated(100, 5, rank=2)
-    covariance = Moments.of(rows).second_moment
+    covariance = Moments.of(rows).second_moment()
     metric = torch.randn(5, 5, dtype=torch.float64)
     basis = eigenbasis(metric @ metric.mT, covariance, None)
     factor = basis.factor(2)
