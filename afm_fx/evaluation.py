@@ -89,4 +89,4 @@ def predicted_logits(program: Program, rows: LabelledRows) -> NDArray[np.float64
     bounded = ((logits >= 0) & (logits <= 1)).all(dim=0)
     if bounded.any():
         logits = as_logits(logits, bounded & probability_columns(program, exposed, rows.inputs[0]))
-    return logits.cpu().numpy()  # type: ignore[no-any-return]
+    return logits.cpu().numpy()
