@@ -176,13 +176,13 @@ def test_a_program_tells_which_inputs_carry_the_batch() -> None:
 
 def test_a_contender_that_takes_other_inputs_is_named_before_anything_runs(program: Program, path: Path) -> None:
     recorder = Recorder()
-    with pytest.raises(BatchError, match=r"contender 'file' takes input 'x' as tensor\(float\).*\[4, 5\]"):
+    with pytest.raises(BatchError, match=r"contender 'file' takes input 'x' as float32.*\[4, 5\]"):
         benchmark({"recorder": recorder, "file": path}, torch.randn(4, 5), batch_sizes=(4,), **QUICK)
     with pytest.raises(BatchError, match=r"contender 'program' does not take this batch"):
         benchmark({"recorder": recorder, "program": program}, torch.randn(4, 5), batch_sizes=(4,), **QUICK)
     with pytest.raises(BatchError, match=r"takes 1 inputs \(x\), the batch holds 2"):
         benchmark({"file": path}, (torch.randn(4, 3), torch.randn(4)), batch_sizes=(4,), **QUICK)
-    with pytest.raises(BatchError, match=r"tensor\(int64\)"):
+    with pytest.raises(BatchError, match="holds int64"):
         benchmark({"file": path}, torch.ones(4, 3, dtype=torch.int64), batch_sizes=(4,), **QUICK)
     assert recorder.seen == []
 
@@ -190,7 +190,7 @@ def test_a_contender_that_takes_other_inputs_is_named_before_anything_runs(progr
 def test_a_file_with_a_fixed_batch_refuses_another(tmp_path: Path) -> None:
     program = capture(Linear(), torch.randn(4, 3), dynamic_batch=False)
     path = export_onnx(program, tmp_path / "fixed.onnx", check=False).path
-    with pytest.raises(BatchError, match=r"'fixed' takes input 'x' as tensor\(float\) \[4, 3\]"):
+    with pytest.raises(BatchError, match=r"'fixed' takes input 'x' as float32 \[4, 3\]"):
         benchmark({"fixed": path}, torch.randn(4, 3), batch_sizes=(2,), **QUICK)
 
 
