@@ -73,7 +73,6 @@ def without_tables(
         model: ``package.module:factory`` or such a factory, which takes nothing and returns ``(model,
             example_inputs)``; it is called with large tensors on the meta device. Or a module, on the meta device where
             it is large; it is given other parameters.
-        checkpoint: see :func:`afm_fx.checkpoints.open_checkpoint`.
         example_inputs: one batch of at least 2 rows, for a module.
         large_bytes: tables of so many bytes or more are not loaded.
 

@@ -66,8 +66,6 @@ class Allocation:
 
     Attributes:
         ranks: by site name; None where a site is left alone.
-        cost: of the program.
-        loss: the sum of the sites' losses.
     """
 
     ranks: Ranks
@@ -81,7 +79,6 @@ class Frontier:
     Args:
         levels: the ranks to consider for every site that may be factored, ascending, by name.
         loss: see :data:`Loss`.
-        cost: an estimate.
         negligible: losses up to this are as good as none.
         measured: the loss of the whole program, None where the sites' losses only add up.
     """
@@ -126,7 +123,6 @@ class Frontier:
         Where losses are measured on the whole program, it is :meth:`refined`.
 
         Args:
-            limit: of the exact cost.
             exact: the cost of the program made; takes long.
         """
         fitting: list[tuple[Allocation, float]] = []
@@ -160,9 +156,6 @@ class Frontier:
 
         Costs of sites depend on one another a little (a Linear on codes has as many columns as they have), so the
         order in which sites wait is that of the costs when they were last looked at; a step is taken at its cost now.
-
-        Args:
-            limit: of the cost.
         """
         state = self.cheapest()
         if limit is not None and state.cost > limit:
@@ -191,7 +184,6 @@ class Frontier:
         with everything else that is factored, and the best one is taken, until none helps.
 
         Args:
-            state: where to start.
             limit: no allocation costs more, by the estimate.
         """
         if self._measured is None:
@@ -265,11 +257,7 @@ class _Step:
     """A site's next level.
 
     Attributes:
-        priority: minus the loss avoided per cost.
         order: place of the site, to decide between equals.
-        name: of the site.
-        rank: the level.
-        cost: of the program afterwards.
         base: the cost of the program when the step was computed.
     """
 

@@ -108,9 +108,7 @@ def cut_batches(
     """Consecutive cuts of the inputs; where they hold fewer rows than one batch, their rows repeated.
 
     Args:
-        inputs: rows of what the contenders take.
         flags: which of their leaves carry the batch.
-        batch_size: rows of a cut.
         most: cuts at most.
 
     Raises:
@@ -136,8 +134,6 @@ class _Lane:
     """One contender's calls of one kind, end-to-end or on the device only, at one batch size.
 
     Attributes:
-        calls: prepared ones, in an endless round.
-        repeats: timed calls of a turn.
         rounds: nanoseconds of the timed calls, turn by turn.
     """
 

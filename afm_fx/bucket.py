@@ -82,11 +82,7 @@ class Slot:
 
 
 class Bucket:
-    """A session at one batch size, every input and output bound.
-
-    Attributes:
-        rows: the batch size.
-    """
+    """A session at one batch size, every input and output bound."""
 
     def __init__(
         self,
@@ -103,11 +99,7 @@ class Bucket:
 
         Args:
             runtime: the module ``onnxruntime``.
-            session: its session of the file.
-            file: what goes in and comes out.
             example: valid inputs of so many rows by name.
-            rows: the batch size.
-            device: where the provider computes.
             graph_id: number of the CUDA graph to record, None for none.
 
         Raises:

@@ -46,7 +46,6 @@ class Chunk:
 
     Attributes:
         start: its first index along every axis of the tensor.
-        shape: its lengths along them.
     """
 
     path: Path

@@ -54,9 +54,7 @@ def numbers_of(text: str, what: str, number: type[Number]) -> list[Number]:
     """Numbers, given with commas between.
 
     Args:
-        text: as it was given.
         what: they are, in the plural, for the error.
-        number: their type.
 
     Raises:
         UserError: they are no such numbers.
@@ -81,7 +79,6 @@ def command_of(config: type[Config], run: Callable[[Config], None]) -> Callable[
     name as :func:`spelled` gives them, which stand where the command line says nothing, and ``--debug``.
 
     Args:
-        config: the dataclass.
         run: is given an instance; its name and docstring are the command's.
     """
     hints = get_type_hints(config, include_extras=True)

@@ -49,7 +49,6 @@ class CompressedFiles:
     """What a compression did.
 
     Attributes:
-        compressed: programs, plan and report.
         exports: of the original and of the low-rank program.
         buckets: the exports with fixed shapes, None where there are none.
         precision: what became of the low-rank program's tables, None where they are as they were.

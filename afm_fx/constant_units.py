@@ -31,8 +31,6 @@ def constant_units(
     """The units to leave out, by name of the Linear that makes them; layers that lose none are not named.
 
     Args:
-        program: the captured model.
-        statistics: of this program.
         batches: held-out rows, on which the effect on the logits is measured.
         max_rows: measure on so many of them at most.
     """

@@ -49,10 +49,6 @@ COMPILE, CUDA = "compile", "cuda"
 def parse_contenders(texts: Sequence[str], checkpoint: Path | None = None) -> dict[str, Named]:
     """The contenders that the command line names, in its order.
 
-    Args:
-        texts: one for each.
-        checkpoint: of all models.
-
     Raises:
         UserError: a text is not of this form, or a name is given twice.
     """
@@ -89,7 +85,6 @@ def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: i
     """Inputs by name that all contenders can be given.
 
     Args:
-        contenders: what is to run.
         data: a data file, None for random numbers in [0, 1) and ids 0 and 1.
         rows: rows at most; a data file may have fewer.
 

@@ -113,7 +113,6 @@ def make_contender(name: str, competitor: Competitor, threads: int) -> Contender
     """Loads or wraps a competitor.
 
     Args:
-        name: how results call it.
         competitor: see :data:`Competitor`.
         threads: worker threads of ONNX Runtime within an operator; torch's are set by who measures.
 
@@ -227,7 +226,6 @@ def bound_call(session: Any, feed: Mapping[str, Any], device: str) -> Call:
     """A call of a session on inputs that lie on a device, leaving its outputs there, over when the device is done.
 
     Args:
-        session: of ONNX Runtime.
         feed: arrays in host memory by input name; they are copied now and not in the call.
         device: "cuda", or "cpu".
     """

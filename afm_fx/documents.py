@@ -34,10 +34,7 @@ def from_json(text: str, kind: type[Document], version: int, what: str) -> Docum
     """Reads what :func:`to_json` wrote.
 
     Args:
-        text: the JSON.
-        kind: the dataclass.
         version: of the schema that this release reads.
-        what: the document is, for the error.
 
     Raises:
         FileFormatError: it is no such document, or of another version.

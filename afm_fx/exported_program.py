@@ -33,7 +33,6 @@ def exported(program: Program, *, unpool_bags: bool) -> ExportedProgram:
     """What ``torch.export`` makes of a program.
 
     Args:
-        program: what to export.
         unpool_bags: make gathers and sums of embedding bags, which most runtimes would loop over.
 
     Raises:

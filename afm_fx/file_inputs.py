@@ -25,7 +25,6 @@ def bind_batch(
     Args:
         batch: a dict of exactly the file's names, or tensors in its order; for a file with typed inputs, a batch of
             the original's too.
-        values: the file's inputs.
         mapping: how typed inputs are made of the original's, None for plain inputs.
         any_rows: accept any number of rows where the file takes one.
 
@@ -110,7 +109,6 @@ def traffic_examples(
     typed, inputs that carry ids are float64, which has room for every id.
 
     Args:
-        paths: the files.
         columns: what the data have; where they name every typed input, these are taken and not the original's.
 
     Raises:
@@ -143,9 +141,7 @@ def random_file_inputs(
     """Uniform numbers in [0, 1), and ids that the tables take where the mapping knows them.
 
     Args:
-        examples: name and example of each input.
         rows: rows to draw; as many as each example has where left out.
-        seed: of the numbers.
         mapping: of the typed inputs, which tells what columns are ids, the original's too, and which ids there are.
         largest: ids, and all whole numbers, of which nothing is known go from 0 to this one.
     """

@@ -22,7 +22,6 @@ class FlowEdge:
     """A value on its way from one operator of the flow to the next.
 
     Attributes:
-        source: the node that makes it.
         codes: whether it is written as codes; otherwise these are the features themselves, or what was made of them.
         between: operators on the (shortest) way that are not part of the flow; 0 where the value arrives directly.
     """

@@ -29,9 +29,7 @@ class OriginalInput:
     """An input of the program as it was captured.
 
     Attributes:
-        name: its name in an exported file.
         dtype: its number format, "float32" and the like; empty for what is no tensor.
-        shape: the shape of one row.
     """
 
     name: str
@@ -47,7 +45,6 @@ class TypedColumn:
         column: its place among the original input's columns, row-major.
         table: a table that it is an id of, None where that is not known.
         smallest: the smallest id that the table takes.
-        largest: the largest one.
     """
 
     column: int
@@ -63,7 +60,6 @@ class TypedInput:
     Attributes:
         name: its name, in the program and in an exported file.
         dtype: its number format: "int64" for ids.
-        shape: the shape of one row.
         source: the original input that its columns come from.
         columns: its columns, row-major; None where it is the original input as it was.
     """
@@ -85,7 +81,6 @@ class InputMapping:
     """The original inputs and the typed ones made of them.
 
     Attributes:
-        originals: what the original takes, in order.
         inputs: what the typed program takes, in order.
     """
 
@@ -183,8 +178,6 @@ class OriginalInputs:
     Attributes:
         mapping: where the columns of the typed inputs come from.
         names: for every flattened input of the original, its name in the mapping.
-        example_args: the original's positional example inputs.
-        example_kwargs: its keyword example inputs.
         single_dict_argument: whether it takes one dict of features.
     """
 

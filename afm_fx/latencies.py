@@ -26,7 +26,6 @@ class Latencies:
     """Times of calls, in microseconds.
 
     Attributes:
-        calls: how many were timed.
         p50_us: their median; then the 90th, 99th and 99.9th percentile, None where there were too few calls, see
             :func:`calls_needed`.
     """

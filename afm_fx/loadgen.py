@@ -46,7 +46,6 @@ class LoadTest:
         qps: requests a second; None for the highest rate that holds the bound.
         seconds: duration at least.
         min_queries: requests at least.
-        threads: threads within an operator.
     """
 
     latency_bound_ms: float
@@ -67,16 +66,10 @@ class LoadRun:
     """One run of LoadGen, in its own numbers.
 
     Attributes:
-        contender: name of what answered.
-        runtime: what ran it.
         invalid: why LoadGen calls the run invalid (too short, too few requests, the latency bound not held, or not
             with confidence); empty where it does not.
-        queries: requests that LoadGen issued.
         answered: requests that were answered; fewer would be lost ones.
         target_qps: requests a second that were sent, on average.
-        qps: requests answered a second.
-        latencies: from arrival to answer, waiting included.
-        logs: directory of LoadGen's logs.
     """
 
     contender: str
@@ -125,7 +118,6 @@ def run_load_test(contender: Contender, calls: Sequence[Call], test: LoadTest, d
     """Warms up, runs one test, and reads what LoadGen wrote.
 
     Args:
-        contender: what answers.
         calls: of the contender, one per request of LoadGen's library of samples.
         test: what to run; its rate is given.
         directory: where LoadGen's logs go; made where it is missing.

@@ -20,12 +20,9 @@ class Timing:
     """One contender at one batch size.
 
     Attributes:
-        contender: its name.
         runtime: what runs it, see :class:`afm_fx.contenders.Contender`.
-        batch_size: rows per call.
         on_device: whether inputs and outputs stay on the device; else calls take the batch in host memory and give
             the outputs in host memory (end-to-end).
-        latencies: of all timed calls.
         rows_per_second: rows of all timed calls over their total time.
         p50_range_us: smallest and largest median of the rounds.
         ratio: p50 over the first contender's of the same kind; below 1 is faster. None where that has none.

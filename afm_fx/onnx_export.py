@@ -151,9 +151,7 @@ def staged_export(
     """Translates a program, saves it and checks the file where it is; see :func:`export_onnx`.
 
     Args:
-        program: what to export.
         path: the ONNX file, in a directory that is moved into place later.
-        save: writes the model there.
         batch_size, check, tolerance: see :func:`export_onnx`.
 
     Returns:

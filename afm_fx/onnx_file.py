@@ -118,7 +118,6 @@ def external_file(folder: Path, location: str) -> Path:
 
     Args:
         folder: of the file that names it, symbolic links resolved.
-        location: what that file says.
 
     Raises:
         UnsafeFileError: it leads outside the folder; the message ends a sentence that begins with the tensor.

@@ -52,8 +52,6 @@ def check_parity(
     """Compares ONNX Runtime with torch on fresh random inputs at several batch sizes.
 
     Args:
-        program: what the file must compute.
-        path: the ONNX file.
         tolerance: largest accepted difference relative to max(1, |output|); by default that of ``TOLERANCES``.
         rows: the batch sizes; by default those of :func:`parity_rows`.
 
@@ -86,10 +84,6 @@ def compare_with_torch(
     rows: Sequence[int] | None = None,
 ) -> float:
     """:func:`check_parity` of anything that takes the program's input tensors and gives its output tensors.
-
-    Args:
-        run: what is compared.
-        outputs: names of the outputs, for errors.
 
     Raises:
         ExportError: an output differs beyond the tolerance.

@@ -40,7 +40,6 @@ class ProviderKind:
     """What is known of a provider.
 
     Attributes:
-        name: what ONNX Runtime calls it.
         device: where its tensors lie, as ONNX Runtime calls it.
         install: what to do where it is missing.
         graph_option: the provider option that records a CUDA graph, None where it has none.
@@ -150,8 +149,6 @@ def open_session(
 
     Args:
         file: what :func:`afm_fx.artifact.read_artifact` found safe to open.
-        provider: where to run.
-        threads: within an operator.
         provider_options: of the provider, as ONNX Runtime spells them.
 
     Raises:

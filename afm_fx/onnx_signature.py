@@ -42,12 +42,7 @@ def input_values(program: Program) -> tuple[FileValue, ...]:
 
 
 def program_recipe(program: Program, outputs: Sequence[str]) -> FileRecipe:
-    """The note for a program's file.
-
-    Args:
-        program: what is exported.
-        outputs: names of the file's outputs.
-    """
+    """The note for a program's file."""
     batched = [value for value in input_values(program) if value.batched]
     known = batched_outputs(program)
     results = None if known is None else tuple(name for name, flag in zip(outputs, known, strict=True) if flag)

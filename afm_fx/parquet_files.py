@@ -53,7 +53,6 @@ class _File:
     """One file.
 
     Attributes:
-        path: what messages call it.
         metadata: the file's own (``pyarrow.parquet.FileMetaData``), so that it is parsed once.
         partition: columns with one value for the whole file, from the names of the folders that it lies in.
     """

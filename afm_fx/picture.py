@@ -32,7 +32,6 @@ class Box:
     """One box of the picture.
 
     Attributes:
-        key: its name within the picture.
         role: "embedding" or "linear" for sites, "restore", "output", or "operator" for any other.
         fate: what becomes of the codes that reach it; refused for a site that is left alone.
         flow: the operators in it, in graph order; for a restore, those whose results it decodes.

@@ -31,7 +31,6 @@ class Padding:
     """The fixed form of one feature's lists.
 
     Attributes:
-        length: ids per row.
         ragged: whether rows may hold fewer; their number is then an input of its own.
         weighted: whether every id has a weight; absent ids weigh 0, and their number is no input.
     """
@@ -74,8 +73,6 @@ class PlainBags(nn.Module):
     """An ``EmbeddingBagCollection`` that takes a dict of padded ids (:func:`padded`).
 
     Args:
-        collection: whose tables it shares.
-        paddings: by feature.
         keyed_tensor: makes what the collection returns of its keys, widths and values.
     """
 
@@ -123,12 +120,7 @@ class PlainBags(nn.Module):
 
 
 class PlainEmbeddings(nn.Module):
-    """An ``EmbeddingCollection`` that takes a dict of padded ids and returns :class:`PaddedRows` by feature.
-
-    Args:
-        collection: whose tables it shares.
-        paddings: by feature.
-    """
+    """An ``EmbeddingCollection`` that takes a dict of padded ids and returns :class:`PaddedRows` by feature."""
 
     def __init__(self, collection: Any, paddings: Mapping[str, Padding]) -> None:
         super().__init__()

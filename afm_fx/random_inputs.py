@@ -37,7 +37,6 @@ class InputRange:
     """What may be drawn for one flattened input tensor. Columns are its elements other than the batch axis.
 
     Attributes:
-        name: the input's name in the graph.
         example: the example tensor, shape ``[batch, *columns]`` (``[*columns]`` without a batch axis).
         batched: whether axis 0 is the batch.
         lower: smallest valid whole number of each column, float64 ``[*columns]``; -inf where unbounded.

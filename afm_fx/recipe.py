@@ -27,7 +27,6 @@ class Step:
 
     Attributes:
         name: what: "apply plan", "pack", "typed inputs", "tables", "recover", "dtype" or "Linears in int8".
-        settings: how.
     """
 
     name: str
@@ -65,9 +64,6 @@ class FileRecipe:
     """What an exported file says of itself.
 
     Attributes:
-        recipe: how its program came about.
-        made_by: this package and its version.
-        exporter: what wrote the operators.
         batch_size: the one batch size that it takes, None for any.
         batched_inputs: inputs whose axis 0 is the batch, None where that is not known.
         batched_outputs: outputs whose axis 0 is the batch, None where that is not known.

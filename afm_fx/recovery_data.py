@@ -31,13 +31,9 @@ class RecoveryBatch:
     """One batch, or the part of it that one process works on.
 
     Attributes:
-        name: what messages call it.
-        inputs: what the teacher takes.
         args: positional inputs of the program that is trained.
-        kwargs: keyword inputs of it.
         labels: [rows, columns], numbers from 0 to 1; None without labels.
         rows: its rows; 0 where there were fewer rows than processes, and the one row that is here does not count.
-        share: of the whole batch's rows.
     """
 
     name: str

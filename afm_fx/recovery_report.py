@@ -55,7 +55,6 @@ class RecoveryEpoch:
         loss: mean training loss over the epoch's rows; None for epoch 0.
         logit_rmse: root mean square distance to the teacher's logits on the held-out rows.
         log_loss: on the held-out rows in nats, None without labels.
-        seconds: of training and measuring.
     """
 
     number: int

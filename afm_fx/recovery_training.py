@@ -40,11 +40,8 @@ class RecoveryState:
     Randomness needs no state: the order of an epoch's batches follows from the seed and the epoch's number.
 
     Attributes:
-        epochs: the epochs so far.
         values: trained parameters by name, after the last epoch.
         best: number of the epoch with the smallest held-out error.
-        best_values: the parameters after that.
-        optimizer: the state of Adam.
     """
 
     epochs: list[RecoveryEpoch]

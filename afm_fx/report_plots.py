@@ -112,7 +112,6 @@ def _svg(figure: Any, name: str, label: str) -> str:
     Args:
         figure: drawn in the colours that stand for variables.
         name: tells its parts from those of other figures on the page.
-        label: what a screen reader says.
     """
     sink = io.StringIO()
     width, height = figure.get_size_inches() * figure.dpi

@@ -63,7 +63,6 @@ class Session:
             threads: threads within an operator, on the CPU.
             cuda_graph: record the launches of every bucket as a CUDA graph and replay them; "cuda" and "tensorrt" only,
                 and only with buckets.
-            device_id: which GPU.
             provider_options: further options of the provider, as ONNX Runtime spells them.
             warm_up: calls that each bucket is warmed up with, at least 1; CUDA graphs need 3.
 

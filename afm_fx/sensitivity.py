@@ -75,7 +75,6 @@ class SensitivityCollector:
         """The gradients ``[N, n]`` of every tap, of the logits with a random sign to each column.
 
         Args:
-            inputs: of the graph.
             through_linears: of random projections of what the next Linears give instead, at which each path ends.
         """
         tapped: dict[str, Tensor] = {}

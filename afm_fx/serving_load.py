@@ -197,7 +197,6 @@ def highest_qps(holds: Callable[[float], bool], first: float) -> float:
 
     Args:
         holds: a short run at a rate in queries per second; whether the bound held.
-        first: the rate to begin with.
 
     Raises:
         BenchmarkError: none of the rates held.
@@ -221,7 +220,6 @@ def confirmed_qps(valid: Callable[[float], bool], qps: float) -> float:
 
     Args:
         valid: a long run at a rate in queries per second.
-        qps: the rate to begin with.
 
     Raises:
         BenchmarkError: no long run was valid, down to a third of the rate.

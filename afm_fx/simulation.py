@@ -80,11 +80,7 @@ class Simulation:
         return rms * torch.finfo(self.original.dtype).eps
 
     def logits(self, factors: Mapping[str, Factor]) -> Tensor:
-        """The logits ``[rows, columns]`` with the sites' features as their codes tell them.
-
-        Args:
-            factors: by site name.
-        """
+        """The logits ``[rows, columns]`` with the sites' features as their codes tell them."""
         return torch.cat([self._with_factors(values, factors) for values in self._known])
 
     def error(self, factors: Mapping[str, Factor]) -> float:

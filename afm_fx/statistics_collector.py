@@ -29,8 +29,6 @@ class StatisticsCollector:
     """Runs batches and adds up what is seen of every site.
 
     Args:
-        program: the captured model.
-        product_dtype: see :func:`afm_fx.calibrate`.
         gradients: whether gradients may be asked for.
     """
 
@@ -54,8 +52,6 @@ class StatisticsCollector:
         """Adds a batch.
 
         Args:
-            batch: of what the program takes.
-            gradients: take gradients on it as well.
             seed: of its random numbers, so that they do not depend on the batches before.
 
         Raises:

@@ -60,7 +60,6 @@ class StreamedPlan:
     """A low-rank program whose large tables are not there yet.
 
     Attributes:
-        program: the program, with stand-ins for them.
         tables: how each of them is made, in the order of their names.
         rest: all other parameters and buffers by name.
     """

@@ -23,9 +23,7 @@ def plot_sweep(sweep: Sweep, path: Path, *, force: bool = False) -> None:
     """Draws logit error, and whatever else was measured, over the share of the parameters: smaller models to the right.
 
     Args:
-        sweep: its original is a dashed line.
         path: a PNG, SVG or PDF by its ending.
-        force: replace an existing file.
 
     Raises:
         MissingPackageError: matplotlib is not installed (the extra ``plot``).

@@ -201,7 +201,6 @@ def smallest_passing(lowest: float, highest: float, passes: Callable[[float], bo
     Args:
         lowest: limit, above 0.
         highest: limit, no smaller.
-        passes: the test.
     """
     failed, limit = 0.0, lowest
     while not passes(limit):

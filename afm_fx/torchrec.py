@@ -33,7 +33,6 @@ class PlainModel:
     Attributes:
         model: takes the original's arguments with a dict of padded tensors for every ``KeyedJaggedTensor``; its
             parameters are the original's own, under the same names.
-        paddings: by feature.
     """
 
     model: nn.Module

@@ -99,7 +99,6 @@ class TrafficCounter:
     """Counts the lookups of tables, batch by batch.
 
     Args:
-        module: the captured graph.
         taps: of its sites; those that are no tables, or too large ones, are left out.
     """
 

@@ -141,9 +141,6 @@ def fitting(stored: Mapping[str, Stored], model: nn.Module, path: Path) -> Mappi
     Where they stand under a prefix, as ``{"model": model.state_dict(), "optimizer": ...}`` has them in a distributed
     checkpoint, the prefix and all that is not under it are left out. Of a tensor with several names one is enough.
 
-    Args:
-        path: of the checkpoint, for messages.
-
     Raises:
         ModelError: the checkpoint is of another model: it lacks some, has others, or they are of other shapes.
     """

@@ -47,7 +47,6 @@ class WatchedRun(Interpreter):
         """What the graph returns, from inputs in the order of its placeholders.
 
         Args:
-            inputs: the leaves of a batch.
             known: values of nodes that are not computed again, and that the watcher does not see.
         """
         returned = self.run(*inputs, initial_env=dict(known or {}), enable_io_processing=False)

@@ -32,7 +32,6 @@ class Worsening:
 
     Attributes:
         estimate: positive where the second model is worse.
-        standard_error: of the estimate.
     """
 
     estimate: float

@@ -37,7 +37,6 @@ class Affine:
         weight: [k, features].
         bias: [k] or None.
         origin: node of the constant that the weight comes from, for names and counts.
-        bias_origin: the same for the bias.
         key: tells apart the maps of one graph.
         is_new: whether the original has no such parameter (a sum, say).
         as_it_is: whether the weight is the origin's own tensor, not transposed or cut.
@@ -125,7 +124,6 @@ def linear_site(
     """The output of a factored Linear: its code, made from the input's code.
 
     Args:
-        source: the input, with one feature axis.
         factored: the factor of the Linear's output, and the site's name.
     """
     factor, site = factored

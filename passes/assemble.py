@@ -27,7 +27,6 @@ class Box:
     """A part of one source.
 
     Attributes:
-        source: number of the source.
         view: the source's features seen as these axes.
         ranges: (start, end) per axis of the view.
         rows: entries of axis 0 of the view, where they are no range.

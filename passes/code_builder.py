@@ -29,10 +29,8 @@ class NewParameter:
     """A parameter that a rewrite made, and the code widths that its size depends on.
 
     Attributes:
-        name: its qualified name.
         shape: [n] or [n, m] at the ranks of the rewrite.
         rows: the parts of codes along its first axis.
-        columns: the same along its second axis.
         needs: the sites without whose factors it would not be there; empty where it replaces one that always is.
     """
 
@@ -47,13 +45,11 @@ class CodeBuilder:
     """Emits nodes before a given node of one graph.
 
     Args:
-        module: the graph module to edit.
         dry: make parameters without data.
 
     Attributes:
         features: gives the node with the features of a node that has a value; set by whoever walks the graph.
         node: the node that the nodes made stand for.
-        rule: the rule that makes them.
     """
 
     features: Callable[[Node], Node]

@@ -63,8 +63,6 @@ class RankCost:
 
     Args:
         weights: the parameters whose size or presence depends on ranks, with their prices.
-        ranks: of a rewrite.
-        total: what that one costs.
     """
 
     def __init__(self, weights: Iterable[_Weight], ranks: Ranks, total: float) -> None:

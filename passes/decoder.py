@@ -22,8 +22,6 @@ class Decoder:
     """The constants of ``y = A z + o + g u``.
 
     Attributes:
-        width: number of features.
-        rank: number of code columns.
         key: tells apart the matrices of one graph: equal keys, equal ``A``.
         offset_key: the same for ``o`` and ``g`` together.
         gated_key: the same for ``g`` alone.

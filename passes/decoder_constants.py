@@ -24,7 +24,6 @@ class DecoderConstants:
     """Nodes of the constants of a value's decoders.
 
     Args:
-        builder: makes the nodes.
         value: whose decoders they are; gives the number format, and the sites that need a constant of no site.
     """
 

@@ -42,9 +42,7 @@ class Hidden:
 
     Attributes:
         name: of the first Linear, as a site.
-        linear: its node.
         activations: the nodes up to the activation's result, in order.
-        consumers: the Linears that read it.
         units: number of outputs of the first Linear.
     """
 

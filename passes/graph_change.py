@@ -28,7 +28,6 @@ class NodePicture:
 
     Attributes:
         arguments: the arguments with every node left out.
-        operands: names of those nodes, in order.
         value: its ``meta["val"]``.
     """
 

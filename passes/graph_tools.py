@@ -149,11 +149,8 @@ class WeightedCall:
     """A call of an operator with a constant weight: a Linear or another product, or a lookup in a table.
 
     Attributes:
-        node: the call.
         source: what varies: features ``[..., inputs]``, or ids.
-        name: the weight's qualified name.
         weight: of a product ``[outputs, inputs]``, whichever way round its operator takes it; of a lookup the table.
-        bias: of a Linear.
         start: what an ``addmm`` starts from.
     """
 

@@ -37,15 +37,7 @@ class OutOfRange(StrEnum):
 
 @dataclass(frozen=True)
 class IdBound:
-    """The range of one column of ids.
-
-    Attributes:
-        input: name of the graph's input.
-        column: which of the input's features, row-major.
-        low: smallest valid id.
-        high: first invalid id above.
-        table: a table that it reads.
-    """
+    """The range of one column of ids."""
 
     input: str
     column: int

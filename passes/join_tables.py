@@ -34,8 +34,6 @@ class JointTable:
     Attributes:
         name: of the site that the joint table is.
         tables: names of the tables (as sites), in the order of their features.
-        parameters: qualified names of their weights.
-        widths: their numbers of features.
         lookups: for every lookup of the joint table, the nodes of the tables' own lookups.
     """
 

@@ -37,7 +37,6 @@ class Entry:
     """One operator's law.
 
     Attributes:
-        law: how it treats features.
         rule: what it becomes on codes; None where it needs the features themselves.
         reason: why it needs them, one sentence without our vocabulary.
     """
@@ -73,7 +72,6 @@ def register(target: Callable[..., Any], law: Law | str, rule: Rule | None = Non
     Args:
         target: what ``node.target`` is, for example ``torch.ops.aten.relu.default``.
         law: the law; MOVE and LINEAR need a rule.
-        rule: builds the operator's counterpart on codes.
         reason: why the features themselves are needed, for laws without a rule.
 
     Raises:

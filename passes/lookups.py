@@ -54,7 +54,6 @@ class Lookup:
     """One lookup of rows of a table.
 
     Attributes:
-        node: the operator that reads the table.
         features: the node that holds the features: ``node`` itself, or the first of a bag's results.
         ids: the node of the ids, of any shape (of a bag: one axis).
         keeps_zero: whether features have to stay exactly zero somewhere, or are summed, so that a code of them may

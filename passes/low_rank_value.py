@@ -30,7 +30,6 @@ class Block:
 
     Attributes:
         columns: the code columns, as many as the decoder's rank.
-        decoder: turns them into the features.
         unit: the column of the units that scales the decoder's gated offset, None where it has none.
     """
 

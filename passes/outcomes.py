@@ -49,7 +49,6 @@ class Restored:
     """The node needs the features themselves.
 
     Attributes:
-        reason: one sentence.
         law: the law that decided, None for the operator's own.
     """
 
@@ -62,7 +61,6 @@ class Summed:
     """The node is replaced by sums of inner products.
 
     Attributes:
-        node: what replaces it.
         on_codes: the nodes whose products are those of codes.
     """
 

@@ -50,7 +50,6 @@ class PackedTable:
     """What was packed into one table.
 
     Attributes:
-        tables: names of the tables in it.
         lookups: number of lookups that one gather replaces.
         padding: scalars that no id reads.
         bounds: where the ids are columns of an input, what they must lie within.

@@ -33,7 +33,6 @@ class ProductTerm:
     """One elementwise product of two low-rank values.
 
     Attributes:
-        node: the node that multiplies.
         left: the first operand's value; its feature axes are those of the product.
         right: the second operand's; the leading axes of both broadcast.
         results: for each feature of the product, the feature of the whole that it is added to.

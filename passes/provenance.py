@@ -83,9 +83,7 @@ class TracedLookup:
     """A lookup whose ids are traced to columns.
 
     Attributes:
-        name: the table's qualified name.
         table: the table [rows, width].
-        ids: row-major over the index.
     """
 
     node: Node

@@ -144,7 +144,6 @@ class _Step:
     Attributes:
         sources: for each site inside, the operand that it came from.
         is_replaced: whether the node is done on codes, so that it goes where nothing reads it.
-        is_computed_from_features: whether products of features are.
         restored: the node's features, decoded; None until something needs them.
     """
 

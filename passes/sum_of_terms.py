@@ -38,7 +38,6 @@ class SumOfTerms:
         squares: (weight, columns): ``weight * sum(columns ** 2)``.
         linears: (weight, Linear with one output).
         others: (weight, node of one feature).
-        inside: operators that the sum replaces.
     """
 
     constant: float = 0.0

@@ -45,7 +45,6 @@ class SplitInput:
     """An input that was made of columns of another.
 
     Attributes:
-        name: its name in the graph.
         source: the name of the input that it was made of.
         columns: for each of its columns, row-major, the place among the source's columns, row-major.
         ids: whether it holds ids (int64), or else features in the source's number format.
@@ -77,7 +76,6 @@ class SplitInputs(GraphPass):
             where they are left alone; their names in the graph by default.
 
     Attributes:
-        made: the inputs made, in order.
         bounds: the ids that the lookups of the graph take, for columns of the inputs made.
     """
 

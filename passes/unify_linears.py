@@ -47,7 +47,6 @@ class Part:
     """A matrix within a parameter of the model.
 
     Attributes:
-        name: the parameter's qualified name.
         steps: what leads from the parameter to the matrix: the index of a ``select`` on axis 0, "t" or "squeeze".
     """
 
