@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes import restore
 from passes.graph_pass import GraphPass
-from passes.graph_tools import FACTORED_SITE, PROVENANCE, args_of, aten, call, finish
+from passes.graph_tools import FACTORED_SITE, PROVENANCE, args_of, aten, call
 
 RULE = "activate code"
 
@@ -36,15 +35,14 @@ class ActivateCodes(GraphPass):
         super().__init__()
         self.sites: tuple[str, ...] = ()
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         found = list(_decoded_codes(graph_module))
         for code in found:
             with graph_module.graph.inserting_after(code):
                 activated = call(graph_module.graph, aten.relu.default, code, rule=RULE, like=code)
             code.replace_all_uses_with(activated, delete_user_cb=partial(operator.is_not, activated))
         self.sites = tuple(code.meta[FACTORED_SITE][0] for code in found)
-        changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(found))
+        return bool(found)
 
 
 def _decoded_codes(module: GraphModule) -> Iterator[Node]:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
@@ -25,7 +24,6 @@ from passes.graph_tools import (
     aten,
     call,
     emit_linear,
-    finish,
     is_call,
     rank_of,
     replace_node,
@@ -42,15 +40,14 @@ class BlockLinears(GraphPass):
     after = ("MergeLinears",)
     """Linears that merge with others need no block."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         changed = False
         for node in list(graph_module.graph.nodes):
             blocks = [block for run in _runs(graph_module, node) for block in _blocks(run) if len(block) > 1]
             if blocks:
                 _join(graph_module, node, blocks)
                 changed = True
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return changed
 
 
 def _runs(module: GraphModule, node: Node) -> Iterator[list[WeightedCall]]:

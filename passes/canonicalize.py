@@ -16,28 +16,17 @@ where an operator reads the strides themselves (``as_strided``) are such copies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes.errors import GraphInvariantError
 from passes.fixed_selections import fix_selections
 from passes.graph_pass import GraphPass
-from passes.graph_tools import (
-    aten,
-    equal_sizes,
-    finish,
-    get_attribute,
-    is_random,
-    replace_node,
-    same_form,
-    set_value,
-    value_of,
-)
+from passes.graph_tools import aten, equal_sizes, get_attribute, is_random, replace_node, same_form, set_value, value_of
 from passes.row_lookups import unify_row_lookups
 
 _ASSERTIONS = frozenset(
@@ -80,7 +69,7 @@ class Canonicalize(GraphPass):
                 )
         super().requires(graph_module)
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         changed = graph_module.graph.eliminate_dead_code()
         changed |= _erase_assertions(graph_module)
         changed |= _free_from_layout(graph_module)
@@ -88,8 +77,7 @@ class Canonicalize(GraphPass):
         changed |= _erase_no_ops(graph_module)
         changed |= unify_row_lookups(graph_module)
         changed |= _merge_equal_nodes(graph_module)
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return changed
 
 
 def _erase_assertions(module: GraphModule) -> bool:
@@ -136,7 +124,8 @@ def _same_as(node: Node) -> Node | None:
         return None  # an output stays a tensor of its own, never an input or a parameter
     first = node.args[0]
     source = first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else first
-    if not isinstance(source, Node) or not _NO_OPS[node.target](node):
+    drops = node.target is aten.dropout.default and node.args[2:] != (False,)
+    if not isinstance(source, Node) or drops:
         return None
     before, after = value_of(source), value_of(node)
     if not same_form(source, node) or (before.device, before.layout) != (after.device, after.layout):
@@ -148,35 +137,13 @@ def _equal_layouts(left: Node, right: Node) -> bool:
     return equal_sizes(value_of(left).stride(), value_of(right).stride())
 
 
-def _always(node: Node) -> bool:
-    return True
-
-
-def _argument(node: Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _starts_at_zero(node: Node) -> bool:
-    """A slice of the same length as its input that starts at 0 with step 1 is the input."""
-    return _argument(node, 2, "start", 0) in (0, None) and _argument(node, 4, "step", 1) == 1
-
-
-def _is_eval(node: Node) -> bool:
-    return _argument(node, 2, "train", None) is False
-
-
-_NO_OPS: dict[Any, Callable[[Node], bool]] = {
-    aten.slice.Tensor: _starts_at_zero,
-    aten.clone.default: _always,
-    aten.contiguous.default: _always,
-    aten.alias.default: _always,
-    aten.detach.default: _always,
-    aten.dropout.default: _is_eval,
-    aten.cat.default: _always,
-    aten._to_copy.default: _always,
-    aten.reshape.default: _always,
-    aten.expand.default: _always,
-}
+_NO_OPS = frozenset(
+    {
+        aten.slice.Tensor, aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default,
+        aten.dropout.default, aten.cat.default, aten._to_copy.default, aten.reshape.default, aten.expand.default,
+    }
+)  # fmt: skip
+"""Operators that repeat their input where its shape and number format stay (a slice that leaves nothing out)."""
 
 
 def _merge_equal_nodes(module: GraphModule) -> bool:

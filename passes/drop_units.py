@@ -17,11 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.errors import TableIndexError
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, constant_of, drop_unused_state, finish, parameter, weighted_call
+from passes.graph_tools import args_of, aten, call, constant_of, drop_unused_state, parameter, weighted_call
 from passes.sites import site_name
 
 RULE = "drop units"
@@ -84,7 +83,7 @@ class DropUnits(GraphPass):
         super().__init__()
         self.units = dict(units)
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         hidden = {each.name: each for each in hidden_layers(graph_module)}
         made: dict[Node, Units] = {}  # by the Linear that makes units, and by those that read them
         read: dict[Node, Units] = {}
@@ -108,8 +107,7 @@ class DropUnits(GraphPass):
                     )
                 node.replace_all_uses_with(narrow)
                 graph_module.graph.erase_node(node)
-        changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(made))
+        return bool(made)
 
 
 def hidden_layers(module: GraphModule) -> Iterator[Hidden]:

@@ -9,17 +9,16 @@ odds. An output that is no sigmoid, or one that is computed with further, stays 
 from __future__ import annotations
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, finish
+from passes.graph_tools import args_of, aten
 from passes.provenance import MOVES
 
 
 class ExposeLogits(GraphPass):
     """Lets outputs read the operand of every sigmoid that reaches them through moves alone."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         only_output: set[Node] = set()
         for node in reversed(graph_module.graph.nodes):
             if node.op == "output" or (node.target in MOVES and node.users and only_output.issuperset(node.users)):
@@ -29,5 +28,4 @@ class ExposeLogits(GraphPass):
             if node.target is aten.sigmoid.default and not only_output.isdisjoint(node.users):
                 node.replace_all_uses_with(args_of(node)[0], delete_user_cb=only_output.__contains__)
                 changed = True
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return changed

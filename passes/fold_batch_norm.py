@@ -13,20 +13,9 @@ import operator
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import (
-    WeightedCall,
-    args_of,
-    aten,
-    constant_of,
-    emit_linear,
-    finish,
-    is_call,
-    rank_of,
-    weighted_call,
-)
+from passes.graph_tools import WeightedCall, args_of, aten, constant_of, emit_linear, is_call, rank_of, weighted_call
 
 RULE = "fold batch norm"
 _EVAL = aten._native_batch_norm_legit_no_training.default
@@ -38,13 +27,12 @@ class FoldBatchNorm(GraphPass):
     after = ("FoldConstants", "Canonicalize")
     """Weights must be constants before they can be told."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         changed = False
         for node in list(graph_module.graph.nodes):
             if is_call(node, _EVAL):
                 changed |= _fold(graph_module, node)
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return changed
 
 
 def affine_of_batch_norm(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes.graph_pass import GraphPass
@@ -20,7 +19,6 @@ from passes.graph_tools import (
     call,
     constant_of,
     derived_name,
-    finish,
     is_call,
     parameter,
     rewrite_each,
@@ -39,12 +37,11 @@ class FoldConstants(GraphPass):
     after = ("PointwiseConvolutions", "UnpoolBags")
     """A convolution's own kernel is a constant, its transposes are not; a bag's arguments are read as written."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         changed = _fold(graph_module)
         changed |= rewrite_each(graph_module, _without_zero)
         changed |= rewrite_each(graph_module, _with_free_batch)
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return changed
 
 
 def _fold(module: GraphModule) -> bool:

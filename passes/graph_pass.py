@@ -7,7 +7,6 @@ returns another. Passes derive from :class:`GraphPass` instead; they are ``PassB
 
 from __future__ import annotations
 
-import abc
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from passes.errors import GraphInvariantError, PassError, PassPostconditionError, PassPreconditionError, RewriteError
 from passes.graph_change import GraphPicture, check_change, picture_of
 from passes.graph_checks import check_no_orphans, check_values, check_well_formed
+from passes.graph_tools import finish
 
 
 class GraphPass(PassBase):
@@ -66,9 +66,14 @@ class GraphPass(PassBase):
         """What messages call the pass."""
         return type(self).__name__
 
-    @abc.abstractmethod
     def call(self, graph_module: GraphModule) -> PassResult:
-        """The pass itself, without checks."""
+        """The pass without checks: rewrites the graph and removes what nothing uses any more."""
+        changed = self.rewrite(graph_module)
+        return PassResult(graph_module, finish(graph_module) or changed)
+
+    def rewrite(self, graph_module: GraphModule) -> bool:
+        """Rewrites the graph in place; tells whether it changed. A pass that makes another module has a ``call``."""
+        raise NotImplementedError
 
     def requires(self, graph_module: GraphModule) -> None:
         """The graph is well formed, and every node has the right value.

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.errors import TableIndexError
 from passes.graph_pass import GraphPass
-from passes.graph_tools import aten, call, constant_of, derived_name, finish, parameter, shape_of
+from passes.graph_tools import aten, call, constant_of, derived_name, parameter, shape_of
 from passes.sites import site_name
 
 RULE = "join tables"
@@ -58,7 +57,7 @@ class JoinTables(GraphPass):
         self.names = None if names is None else frozenset(names)
         self.blank = blank
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         found = {joint.name: joint for joint in joinable_tables(graph_module)}
         unknown = sorted((self.names or frozenset()) - found.keys())
         if unknown:
@@ -67,8 +66,7 @@ class JoinTables(GraphPass):
         nodes = {node.name: node for node in graph_module.graph.nodes}
         for joint in chosen:
             self._join(graph_module, joint, nodes)
-        changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(chosen))
+        return bool(chosen)
 
     def _join(self, module: GraphModule, joint: JointTable, nodes: dict[str, Node]) -> None:
         tables = [module.get_parameter(name) for name in joint.parameters]

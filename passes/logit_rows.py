@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
@@ -23,7 +22,6 @@ from passes.graph_tools import (
     buffer,
     call,
     derived_name,
-    finish,
     get_attribute,
     parameter,
     shape_of,
@@ -42,7 +40,7 @@ class LogitRows(GraphPass):
     after = ("StartProducts",)
     """A chain is complete when every product in it starts from the one before."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         columns, rows = FeatureColumns(graph_module), dict[Node, Node]()
         for node in _in_long_chains(graph_module, columns):
             with graph_module.graph.inserting_before(node):
@@ -54,8 +52,7 @@ class LogitRows(GraphPass):
             with graph_module.graph.inserting_before(node):
                 made = call(graph_module.graph, aten.reshape.default, row, size, rule=RULE, like=node)
             node.replace_all_uses_with(made, delete_user_cb=lambda user: user not in rows)
-        changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(rows))
+        return bool(rows)
 
 
 def _in_long_chains(module: GraphModule, columns: FeatureColumns) -> list[Node]:

@@ -15,7 +15,6 @@ import math
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
@@ -26,7 +25,6 @@ from passes.graph_tools import (
     constant_of,
     derived_name,
     emit_linear,
-    finish,
     is_call,
     parameter,
     rank_of,
@@ -47,13 +45,11 @@ class MergeLinears(GraphPass):
     after = ("FoldBatchNorm",)
     """A batch-norm between two Linears keeps them apart."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         changed = False
         for rule in (_as_linear, _scaled, _product, _shifted):
             changed |= rewrite_each(graph_module, rule)
-        if changed:
-            finish(graph_module)
-        return PassResult(graph_module, changed)
+        return changed
 
 
 class StartProducts(GraphPass):
@@ -62,11 +58,8 @@ class StartProducts(GraphPass):
     after = ("MergeLinears", "SumsAsProducts", "CollapseMoves")
     """It makes products of Linears that no other pass can read any more."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
-        changed = rewrite_each(graph_module, _accumulated)
-        if changed:
-            finish(graph_module)
-        return PassResult(graph_module, changed)
+    def rewrite(self, graph_module: GraphModule) -> bool:
+        return rewrite_each(graph_module, _accumulated)
 
 
 def _linear_call(module: GraphModule, node: object) -> WeightedCall | None:

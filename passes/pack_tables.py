@@ -11,7 +11,8 @@ outside its table is no longer outside the packed one; :mod:`passes.id_bounds` c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,11 +140,14 @@ class _Packing:
         table = parameter(self.module, "packed_table.weight", stand_in, rule=RULE, trainable=trainable)
         self._name = str(table.target)
         fields = [(position, column) for position, group in enumerate(self.groups) for column in group.ids]
-        order = self._by_dtype(fields)
-        with graph.inserting_before(self._first_possible(first)):
-            ids = self._ids(order, first)
+        by_dtype: dict[torch.dtype, list[tuple[int, IdColumn]]] = {}
+        for each in fields:
+            by_dtype.setdefault(value_of(self._source(each[1])).dtype, []).append(each)
+        self._make_ids_before(first)
+        with graph.inserting_before(first):
+            ids = self._ids(by_dtype, first)
             gathered = call(graph, aten.embedding.default, table, ids, rule=RULE, like=first)
-        places = {each: place for place, each in enumerate(order)}
+        places = {each: place for place, each in enumerate(itertools.chain.from_iterable(by_dtype.values()))}
         self._replace(gathered, places)
 
     @torch.no_grad()
@@ -169,38 +173,36 @@ class _Packing:
         bounds = dict.fromkeys(bound for each in widest for bound in input_bounds(self.columns, *each))
         return PackedTable(self._name, rows, width, self.layout.tables, len(self.lookups), padding, tuple(bounds))
 
-    def _first_possible(self, first: Node) -> Node:
-        """Where all ids are known and no lookup has been used yet: the last source of an id must come first."""
-        order = {node: position for position, node in enumerate(self.module.graph.nodes)}
-        sources = {self._source(column) for group in self.groups for column in group.ids}
-        last = max(sources, key=lambda node: order[node])
-        if order[last] < order[first]:
-            return first
-        for lookup in self.lookups:
-            _move_users_after(lookup.node, last)
-        return last.next
+    def _make_ids_before(self, first: Node) -> None:
+        """Moves what the ids are made of in front of the first lookup."""
+        pending = [self._source(column) for group in self.groups for column in group.ids]
+        needed = set[Node]()
+        while pending:
+            node = pending.pop()
+            if node not in needed:
+                needed.add(node)
+                pending += node.all_input_nodes
+        if any(lookup.node in needed for lookup in self.lookups):
+            raise AssertionError("an id depends on the lookup it is for")
+        late = itertools.dropwhile(lambda node: node is not first, list(self.module.graph.nodes))
+        for node in late:
+            if node in needed:
+                first.prepend(node)
 
     def _source(self, column: IdColumn) -> Node:
         return self.columns.source(column.column)[0]
 
-    def _by_dtype(self, fields: list[tuple[int, IdColumn]]) -> list[tuple[int, IdColumn]]:
-        """Fields of one number format beside each other, otherwise as they are."""
-        dtypes = list(dict.fromkeys(str(value_of(self._source(column)).dtype) for _, column in fields))
-        return sorted(fields, key=lambda each: dtypes.index(str(value_of(self._source(each[1])).dtype)))
-
-    def _ids(self, order: Sequence[tuple[int, IdColumn]], like: Node) -> Node:
+    def _ids(self, by_dtype: Mapping[torch.dtype, Sequence[tuple[int, IdColumn]]], like: Node) -> Node:
         """int64 [batch, fields]: rows of the packed table."""
         graph = self.module.graph
         assembler = Assembler(self.module, self.columns, RULE)
-        parts: dict[torch.dtype, list[int]] = {}
-        for _, column in order:
-            parts.setdefault(value_of(self._source(column)).dtype, []).append(column.column)
         nodes = []
-        for dtype, wanted in parts.items():
-            node = assembler.assemble(np.asarray(wanted, dtype=np.int64), like)
+        for dtype, fields in by_dtype.items():
+            node = assembler.assemble(np.asarray([column.column for _, column in fields], dtype=np.int64), like)
             if dtype is not torch.int64:
                 node = call(graph, aten._to_copy.default, node, rule=RULE, like=like, dtype=torch.int64)
             nodes.append(node)
+        order = list(itertools.chain.from_iterable(by_dtype.values()))
         ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
         starts = self.layout.starts
         valid = [(-column.offset, self.groups[position].rows - column.offset) for position, column in order]
@@ -228,26 +230,6 @@ class _Packing:
                 with self.module.graph.inserting_before(lookup.node):
                     made = assembler.assemble(wanted.reshape(trailing), lookup.node)
                 replace_node(lookup.node, made)
-
-
-def _move_users_after(lookup: Node, last: Node) -> None:
-    """Moves what depends on a lookup behind a node, in order."""
-    graph = lookup.graph
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    if order[lookup] > order[last]:
-        return
-    tainted = {lookup}
-    anchor = last
-    for node in list(graph.nodes):
-        if order[node] < order[lookup] or order[node] > order[last]:
-            continue
-        if node is lookup or any(operand in tainted for operand in node.all_input_nodes):
-            tainted.add(node)
-    if last in tainted:
-        raise AssertionError("an id depends on the lookup it is for")
-    for node in sorted(tainted, key=lambda each: order[each]):
-        anchor.append(node)
-        anchor = node
 
 
 def _in_consumer_order(groups: list[RowGroup], columns: FeatureColumns) -> list[RowGroup]:

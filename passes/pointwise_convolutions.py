@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import cast
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
@@ -21,7 +20,6 @@ from passes.graph_tools import (
     aten,
     call,
     derived_name,
-    finish,
     parameter,
     rank_of,
     rewrite_each,
@@ -34,11 +32,9 @@ RULE = "pointwise convolution"
 class PointwiseConvolutions(GraphPass):
     """Applies Linears between two transposes as convolutions."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         kernels: dict[str, Node] = {}
-        changed = rewrite_each(graph_module, lambda module, node: _convolutions(module, node, kernels))
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return rewrite_each(graph_module, lambda module, node: _convolutions(module, node, kernels))
 
 
 def _convolutions(module: GraphModule, node: Node, kernels: dict[str, Node]) -> Node | None:

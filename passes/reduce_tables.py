@@ -22,10 +22,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import PROVENANCE, args_of, aten, call, constant_of, derived_name, finish, parameter
+from passes.graph_tools import PROVENANCE, args_of, aten, call, constant_of, derived_name, parameter
 
 RULE = "reduce tables"
 ROWS_PER_BLOCK = 16_384
@@ -65,7 +64,7 @@ class ReduceTables(GraphPass):
         self.reduced: tuple[tuple[str, TableFormat], ...] = ()
         self.kept: tuple[tuple[str, str], ...] = ()
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         reduced, kept = [], []
         for table, nodes in _tables(graph_module):
             name = str(nodes[0].target)
@@ -76,9 +75,8 @@ class ReduceTables(GraphPass):
                 reduced.append((name, stored))
             else:
                 kept.append((name, stored))
-        finish(graph_module)
         self.reduced, self.kept = tuple(reduced), tuple(kept)
-        return PassResult(graph_module, bool(reduced))
+        return bool(reduced)
 
     def _format_of(self, table: Tensor, nodes: list[Node]) -> TableFormat | str:
         """The format that a table is stored in, or why it stays as it is."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes import absorb
 from passes.code_builder import CodeBuilder, NewParameter
@@ -25,7 +24,7 @@ from passes.errors import GraphInvariantError, PassError, RewriteError, TableInd
 from passes.factor import Factor, blank_factor
 from passes.graph_change import GraphPicture, replaced_operands
 from passes.graph_pass import GraphPass
-from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, finish, value_of
+from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, value_of
 from passes.laws import law_of
 from passes.lookups import Lookup, looked_up, lookup_of
 from passes.low_rank_value import Block, LowRankValue
@@ -61,7 +60,7 @@ class SinkCodes(GraphPass):
         self._features: frozenset[str] = frozenset()
         self._replaced: tuple[str, ...] = ()
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry))
         walk.run()
         self.verdicts = tuple(walk.verdicts)
@@ -73,8 +72,7 @@ class SinkCodes(GraphPass):
         }
         self._features = frozenset(node.name for node in walk.features)
         self._replaced = tuple(walk.sites)
-        changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(walk.sites))
+        return bool(walk.sites)
 
     def ensures_change(self, before: GraphPicture, after: GraphPicture, graph_module: GraphModule) -> None:
         """No factored site is left, and a node that stays reads features where it read features, never a code.

@@ -7,10 +7,9 @@ every buffer or input that the model changed; the outputs of a single call do no
 from __future__ import annotations
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import aten, finish, replace_node
+from passes.graph_tools import aten, replace_node
 
 
 class EraseStateWrites(GraphPass):
@@ -24,10 +23,9 @@ class EraseStateWrites(GraphPass):
         super().__init__()
         self.written: tuple[str, ...] = ()
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         self.written = tuple(erase_state_writes(graph_module))
-        changed = finish(graph_module)
-        return PassResult(graph_module, changed or bool(self.written))
+        return bool(self.written)
 
 
 def erase_state_writes(module: GraphModule) -> list[str]:

@@ -13,10 +13,9 @@ import math
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, buffer, call, finish, is_call, rewrite_each, shape_of, value_of
+from passes.graph_tools import args_of, aten, buffer, call, is_call, rewrite_each, shape_of, value_of
 from passes.provenance import FeatureColumns
 
 RULE = "sums as products"
@@ -28,11 +27,9 @@ class SumsAsProducts(GraphPass):
     after = ("RowTerms", "CollapseMoves")
     """Row terms are told by their sums."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         columns, ones = FeatureColumns(graph_module), dict[tuple[int, torch.dtype, torch.device], Node]()
-        changed = rewrite_each(graph_module, lambda module, node: _product(module, columns, node, ones))
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+        return rewrite_each(graph_module, lambda module, node: _product(module, columns, node, ones))
 
 
 def _kept_and_summed(columns: FeatureColumns, node: Node) -> tuple[int, int] | None:

@@ -17,20 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import (
-    PROVENANCE,
-    aten,
-    call,
-    constant_of,
-    derived_name,
-    finish,
-    parameter,
-    replace_node,
-    shape_of,
-)
+from passes.graph_tools import PROVENANCE, aten, call, constant_of, derived_name, parameter, replace_node, shape_of
 from passes.moves import argument
 
 RULE = "linear form"
@@ -81,15 +70,14 @@ class _Product:
 class UnifyLinears(GraphPass):
     """Writes pointwise convolutions and products of a constant matrix with columns as Linears."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> bool:
         products = list(_products(graph_module))
         known = {product.node for product in products}
         ready = [product for product in products if _is_read_by(product.origin, known)]
         made: dict[Part, Node] = {}
         for product in ready:
             _rewrite(graph_module, product, made)
-        changed = finish(graph_module) or bool(ready)
-        return PassResult(graph_module, changed)
+        return bool(ready)
 
 
 def parts_of(module: GraphModule) -> dict[str, Part]:

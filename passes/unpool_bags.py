@@ -14,10 +14,9 @@ import operator
 from typing import Any
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import args_of, aten, call, finish, rewrite_each, shape_of, value_of
+from passes.graph_tools import args_of, aten, call, rewrite_each, shape_of, value_of
 from passes.lookups import BAGS, Pooling, bag_arguments, bag_length, bag_padding, pooling_of
 
 RULE = "unpool bag"
@@ -26,10 +25,8 @@ RULE = "unpool bag"
 class UnpoolBags(GraphPass):
     """Replaces every bag of a known length that is summed or averaged with a lookup and a sum."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
-        changed = rewrite_each(graph_module, _pooled)
-        changed |= finish(graph_module)
-        return PassResult(graph_module, changed)
+    def rewrite(self, graph_module: GraphModule) -> bool:
+        return rewrite_each(graph_module, _pooled)
 
 
 def _pooled(_: GraphModule, node: Node) -> Node | None:
