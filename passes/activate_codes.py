@@ -35,14 +35,13 @@ class ActivateCodes(GraphPass):
         super().__init__()
         self.sites: tuple[str, ...] = ()
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         found = list(_decoded_codes(graph_module))
         for code in found:
             with graph_module.graph.inserting_after(code):
                 activated = call(graph_module.graph, aten.relu.default, code, rule=RULE, like=code)
             code.replace_all_uses_with(activated, delete_user_cb=partial(operator.is_not, activated))
         self.sites = tuple(code.meta[FACTORED_SITE][0] for code in found)
-        return bool(found)
 
 
 def _decoded_codes(module: GraphModule) -> Iterator[Node]:

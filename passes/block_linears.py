@@ -40,14 +40,11 @@ class BlockLinears(GraphPass):
     after = ("MergeLinears",)
     """Linears that merge with others need no block."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        changed = False
+    def rewrite(self, graph_module: GraphModule) -> None:
         for node in list(graph_module.graph.nodes):
             blocks = [block for run in _runs(graph_module, node) for block in _blocks(run) if len(block) > 1]
             if blocks:
                 _join(graph_module, node, blocks)
-                changed = True
-        return changed
 
 
 def _runs(module: GraphModule, node: Node) -> Iterator[list[WeightedCall]]:

@@ -69,42 +69,34 @@ class Canonicalize(GraphPass):
                 )
         super().requires(graph_module)
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        changed = graph_module.graph.eliminate_dead_code()
-        changed |= _erase_assertions(graph_module)
-        changed |= _free_from_layout(graph_module)
-        changed |= fix_selections(graph_module)
-        changed |= _erase_no_ops(graph_module)
-        changed |= unify_row_lookups(graph_module)
-        changed |= _merge_equal_nodes(graph_module)
-        return changed
+    def rewrite(self, graph_module: GraphModule) -> None:
+        graph_module.graph.eliminate_dead_code()
+        _erase_assertions(graph_module)
+        _free_from_layout(graph_module)
+        fix_selections(graph_module)
+        _erase_no_ops(graph_module)
+        unify_row_lookups(graph_module)
+        _merge_equal_nodes(graph_module)
 
 
-def _erase_assertions(module: GraphModule) -> bool:
-    changed = False
+def _erase_assertions(module: GraphModule) -> None:
     for node in reversed(list(module.graph.nodes)):
         guard = node.op == "call_module" and str(node.target) == "_guards_fn"
         if guard or (node.op == "call_function" and node.target in _ASSERTIONS):
             module.graph.erase_node(node)
-            changed = True
     if hasattr(module, "_guards_fn"):
         del module._guards_fn
-        changed = True
-    return changed
 
 
-def _free_from_layout(module: GraphModule) -> bool:
-    changed = False
+def _free_from_layout(module: GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _RESHAPES:
             node.target = aten.reshape.default
-            changed = True
-    return changed
 
 
-def _erase_no_ops(module: GraphModule) -> bool:
+def _erase_no_ops(module: GraphModule) -> None:
     layout_matters = any(node.target in _READS_STRIDES for node in module.graph.nodes)
-    changed, stale = False, False
+    stale = False
     for node in list(module.graph.nodes):
         if stale and node.op == "call_function":
             set_value(node)
@@ -114,8 +106,6 @@ def _erase_no_ops(module: GraphModule) -> bool:
         # From here on, values downstream have the source's strides; shapes and dtypes are the same.
         stale |= not _equal_layouts(source, node)
         replace_node(node, source)
-        changed = True
-    return changed
 
 
 def _same_as(node: Node) -> Node | None:
@@ -146,8 +136,7 @@ _NO_OPS = frozenset(
 """Operators that repeat their input where its shape and number format stay (a slice that leaves nothing out)."""
 
 
-def _merge_equal_nodes(module: GraphModule) -> bool:
-    changed = False
+def _merge_equal_nodes(module: GraphModule) -> None:
     seen: dict[Any, Node] = {}
     for node in list(module.graph.nodes):
         key = _identity(module, node)
@@ -156,8 +145,6 @@ def _merge_equal_nodes(module: GraphModule) -> bool:
         first = seen.setdefault(key, node)
         if first is not node:
             replace_node(node, first)
-            changed = True
-    return changed
 
 
 def _identity(module: GraphModule, node: Node) -> Any:

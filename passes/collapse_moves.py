@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.graph_pass import GraphPass
@@ -34,13 +33,11 @@ class CollapseMoves(GraphPass):
     after = ("PackTables",)
     """Which features are moved is settled once the tables are packed."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
-        changed = finish(graph_module)
+    def rewrite(self, graph_module: GraphModule) -> None:
+        finish(graph_module)
         columns = FeatureColumns(graph_module)
         for family in families_of(graph_module, columns):
-            changed |= _collapse(graph_module, columns, family)
-        finish(graph_module)  # constants of moves that were tried and left are no change
-        return PassResult(graph_module, changed)
+            _collapse(graph_module, columns, family)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +92,17 @@ def _demands(module: GraphModule, columns: FeatureColumns) -> Iterator[Demand]:
                 yield Demand(node, operand, wanted)
 
 
-def _collapse(module: GraphModule, columns: FeatureColumns, family: Family) -> bool:
+def _collapse(module: GraphModule, columns: FeatureColumns, family: Family) -> None:
     """Assembles a family's tensors afresh and keeps what is cheaper."""
     assembler = Assembler(module, columns, RULE)
     wanted = {demand.operand: demand.columns for demand in family.demands}
     operands = sum(len(node.all_input_nodes) for node in family.moves)
     if sum(len(assembler.boxes(each)) for each in wanted.values()) > MOST_PIECES * operands:
-        return False  # interleaved features: more pieces than the moves take tensors cannot be cheaper
+        return  # interleaved features: more pieces than the moves take tensors cannot be cheaper
     made = assemble_if_cheaper(assembler, family, wanted)
-    if made is None:
-        return False
-    for demand in family.demands:
-        demand.consumer.replace_input_with(demand.operand, made[demand.operand])
-    return True
+    if made is not None:
+        for demand in family.demands:
+            demand.consumer.replace_input_with(demand.operand, made[demand.operand])
 
 
 def assemble_if_cheaper(

@@ -83,7 +83,7 @@ class DropUnits(GraphPass):
         super().__init__()
         self.units = dict(units)
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         hidden = {each.name: each for each in hidden_layers(graph_module)}
         made: dict[Node, Units] = {}  # by the Linear that makes units, and by those that read them
         read: dict[Node, Units] = {}
@@ -107,7 +107,6 @@ class DropUnits(GraphPass):
                     )
                 node.replace_all_uses_with(narrow)
                 graph_module.graph.erase_node(node)
-        return bool(made)
 
 
 def hidden_layers(module: GraphModule) -> Iterator[Hidden]:

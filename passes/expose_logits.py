@@ -18,14 +18,11 @@ from passes.provenance import MOVES
 class ExposeLogits(GraphPass):
     """Lets outputs read the operand of every sigmoid that reaches them through moves alone."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         only_output: set[Node] = set()
         for node in reversed(graph_module.graph.nodes):
             if node.op == "output" or (node.target in MOVES and node.users and only_output.issuperset(node.users)):
                 only_output.add(node)
-        changed = False
         for node in list(graph_module.graph.nodes):
             if node.target is aten.sigmoid.default and not only_output.isdisjoint(node.users):
                 node.replace_all_uses_with(args_of(node)[0], delete_user_cb=only_output.__contains__)
-                changed = True
-        return changed

@@ -27,12 +27,10 @@ class FoldBatchNorm(GraphPass):
     after = ("FoldConstants", "Canonicalize")
     """Weights must be constants before they can be told."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        changed = False
+    def rewrite(self, graph_module: GraphModule) -> None:
         for node in list(graph_module.graph.nodes):
             if is_call(node, _EVAL):
-                changed |= _fold(graph_module, node)
-        return changed
+                _fold(graph_module, node)
 
 
 def affine_of_batch_norm(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
@@ -48,28 +46,27 @@ def affine_of_batch_norm(module: GraphModule, node: Node) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def _fold(module: GraphModule, node: Node) -> bool:
+def _fold(module: GraphModule, node: Node) -> None:
     source, users = args_of(node)[0], list(node.users)
     plain = all(user.target is operator.getitem and (args_of(user)[1] == 0 or not user.users) for user in users)
     result = next((user for user in users if args_of(user)[1] == 0), None)
     if not plain or result is None or rank_of(source) != 2:
-        return False
+        return
     affine = affine_of_batch_norm(module, node)
     if affine is None:
-        return False
+        return
     gain, shift = affine
     before = weighted_call(module, source, aten.linear.default)
     if before is not None and len(source.users) == 1:
         _refold(module, before, before.source, gain[:, None] * before.weight, gain * _bias(before) + shift, result)
-        return True
+        return
     readers = [weighted_call(module, user, aten.linear.default) for user in result.users]
     after = [linear for linear in readers if linear is not None]
     if not after or len(after) < len(readers):
-        return False
+        return
     for linear in after:
         weight = linear.weight.double()
         _refold(module, linear, source, weight * gain, weight @ shift + _bias(linear), linear.node)
-    return True
 
 
 def _bias(linear: WeightedCall) -> Tensor:

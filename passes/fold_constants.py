@@ -37,14 +37,13 @@ class FoldConstants(GraphPass):
     after = ("PointwiseConvolutions", "UnpoolBags")
     """A convolution's own kernel is a constant, its transposes are not; a bag's arguments are read as written."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        changed = _fold(graph_module)
-        changed |= rewrite_each(graph_module, _without_zero)
-        changed |= rewrite_each(graph_module, _with_free_batch)
-        return changed
+    def rewrite(self, graph_module: GraphModule) -> None:
+        _fold(graph_module)
+        rewrite_each(graph_module, _without_zero)
+        rewrite_each(graph_module, _with_free_batch)
 
 
-def _fold(module: GraphModule) -> bool:
+def _fold(module: GraphModule) -> None:
     constants: dict[Node, Tensor] = {}
     roots: dict[Node, list[Node]] = {}  # the parameters and buffers that a constant is made of
     for node in module.graph.nodes:
@@ -60,15 +59,12 @@ def _fold(module: GraphModule) -> bool:
             if isinstance(result, Tensor):
                 constants[node] = result
                 roots[node] = list(dict.fromkeys(root for each in node.all_input_nodes for root in roots[each]))
-    changed = False
     for node, result in constants.items():
         if node.op != "call_function" or all(user in constants for user in node.users):
             continue  # what only other constants read goes with them
         trained = any(constants[root].requires_grad for root in roots[node])
         name = derived_name(str(roots[node][0].target), "folded")
         node.replace_all_uses_with(parameter(module, name, result.detach().clone(), rule=RULE, trainable=trained))
-        changed = True
-    return changed
 
 
 def _foldable(node: Node, constants: dict[Node, Tensor]) -> bool:

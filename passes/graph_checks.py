@@ -1,4 +1,4 @@
-"""Invariants of a graph that passes hand on to each other: well formed, with right values, without orphans.
+"""Invariants of a graph that passes hand on to each other: well formed and with right values.
 
 A node's ``meta["val"]`` is checked by computing it again from its operands' values. What was computed once is not
 computed a second time as long as the node's operator, arguments, operands' values and own value are the same, so that a
@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from passes.errors import GraphInvariantError
-from passes.graph_tools import aten, compute_value, get_attribute, is_computed, note_computed, prefixes, value_of
+from passes.graph_tools import aten, compute_value, get_attribute, is_computed, note_computed, value_of
 
 _DEPENDS_ON_DATA = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -54,19 +54,6 @@ def check_values(module: GraphModule) -> None:
             _check_attribute(module, node)
         if node.op == "call_function" and _can_be_computed(node) and not is_computed(node):
             _check_computed(node)
-
-
-def check_no_orphans(module: GraphModule) -> None:
-    """Checks that every parameter and buffer is used by a node.
-
-    Raises:
-        GraphInvariantError: naming the first that is not.
-    """
-    used = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
-    for named in (module.named_parameters, module.named_buffers):
-        for name, _ in named(remove_duplicate=False):
-            if used.isdisjoint(prefixes(name)):
-                raise GraphInvariantError(f"parameter or buffer '{name}' is used by no node of the graph")
 
 
 def _has_result(node: Node) -> bool:

@@ -57,7 +57,7 @@ class JoinTables(GraphPass):
         self.names = None if names is None else frozenset(names)
         self.blank = blank
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         found = {joint.name: joint for joint in joinable_tables(graph_module)}
         unknown = sorted((self.names or frozenset()) - found.keys())
         if unknown:
@@ -66,7 +66,6 @@ class JoinTables(GraphPass):
         nodes = {node.name: node for node in graph_module.graph.nodes}
         for joint in chosen:
             self._join(graph_module, joint, nodes)
-        return bool(chosen)
 
     def _join(self, module: GraphModule, joint: JointTable, nodes: dict[str, Node]) -> None:
         tables = [module.get_parameter(name) for name in joint.parameters]

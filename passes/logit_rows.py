@@ -40,7 +40,7 @@ class LogitRows(GraphPass):
     after = ("StartProducts",)
     """A chain is complete when every product in it starts from the one before."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         columns, rows = FeatureColumns(graph_module), dict[Node, Node]()
         for node in _in_long_chains(graph_module, columns):
             with graph_module.graph.inserting_before(node):
@@ -52,7 +52,6 @@ class LogitRows(GraphPass):
             with graph_module.graph.inserting_before(node):
                 made = call(graph_module.graph, aten.reshape.default, row, size, rule=RULE, like=node)
             node.replace_all_uses_with(made, delete_user_cb=lambda user: user not in rows)
-        return bool(rows)
 
 
 def _in_long_chains(module: GraphModule, columns: FeatureColumns) -> list[Node]:

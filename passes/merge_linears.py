@@ -45,11 +45,9 @@ class MergeLinears(GraphPass):
     after = ("FoldBatchNorm",)
     """A batch-norm between two Linears keeps them apart."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        changed = False
+    def rewrite(self, graph_module: GraphModule) -> None:
         for rule in (_as_linear, _scaled, _product, _shifted):
-            changed |= rewrite_each(graph_module, rule)
-        return changed
+            rewrite_each(graph_module, rule)
 
 
 class StartProducts(GraphPass):
@@ -58,8 +56,8 @@ class StartProducts(GraphPass):
     after = ("MergeLinears", "SumsAsProducts", "CollapseMoves")
     """It makes products of Linears that no other pass can read any more."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        return rewrite_each(graph_module, _accumulated)
+    def rewrite(self, graph_module: GraphModule) -> None:
+        rewrite_each(graph_module, _accumulated)
 
 
 def _linear_call(module: GraphModule, node: object) -> WeightedCall | None:

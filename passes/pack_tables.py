@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
@@ -82,10 +81,9 @@ class PackTables(GraphPass):
         self.free_sources = free_sources
         self.packed: tuple[PackedTable, ...] = ()
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> GraphModule:
         module, cost, refused = graph_module, _cost(graph_module), set[frozenset[str]]()
         names = {node.name for node in module.graph.nodes}
-        known = len(self.packed)
         while (tables := _next_tables(module, refused)) is not None:
             candidate = clone_graph_module(module)
             reserve_names(candidate, names)
@@ -96,17 +94,18 @@ class PackTables(GraphPass):
                 refused.add(tables)
                 continue
             packing.fill(self.free_sources)
-            finish(candidate)
+            finish(candidate)  # lets go of the tables before the next ones are packed
             module, cost = candidate, after
             self.packed += (packing.report(),)  # beside those of earlier runs
-        return PassResult(module, len(self.packed) > known)
+        return module
 
 
 def _cost(module: GraphModule) -> ServingCost:
     """What a graph costs once its moves are collapsed and its Linears read ranges."""
     clone = clone_graph_module(module)
-    CollapseMoves().call(clone)  # trials: the checks come with the passes themselves
-    WidenLinears().call(clone)
+    CollapseMoves().rewrite(clone)  # trials: the checks come with the passes themselves
+    WidenLinears().rewrite(clone)
+    finish(clone)
     return serving_cost(clone)
 
 

@@ -32,9 +32,9 @@ RULE = "pointwise convolution"
 class PointwiseConvolutions(GraphPass):
     """Applies Linears between two transposes as convolutions."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         kernels: dict[str, Node] = {}
-        return rewrite_each(graph_module, lambda module, node: _convolutions(module, node, kernels))
+        rewrite_each(graph_module, lambda module, node: _convolutions(module, node, kernels))
 
 
 def _convolutions(module: GraphModule, node: Node, kernels: dict[str, Node]) -> Node | None:

@@ -64,7 +64,7 @@ class ReduceTables(GraphPass):
         self.reduced: tuple[tuple[str, TableFormat], ...] = ()
         self.kept: tuple[tuple[str, str], ...] = ()
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         reduced, kept = [], []
         for table, nodes in _tables(graph_module):
             name = str(nodes[0].target)
@@ -76,7 +76,6 @@ class ReduceTables(GraphPass):
             else:
                 kept.append((name, stored))
         self.reduced, self.kept = tuple(reduced), tuple(kept)
-        return bool(reduced)
 
     def _format_of(self, table: Tensor, nodes: list[Node]) -> TableFormat | str:
         """The format that a table is stored in, or why it stays as it is."""

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.graph_pass import GraphPass
@@ -50,8 +49,8 @@ class RowTerms(GraphPass):
     after = ("MergeLinears",)
     """It reads the terms of a logit as Linears of one output."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
-        changed = finish(graph_module)
+    def rewrite(self, graph_module: GraphModule) -> None:
+        finish(graph_module)
         done: set[Node] = set()
         for node in reversed(list(graph_module.graph.nodes)):
             if node in done or not node.users:
@@ -61,9 +60,7 @@ class RowTerms(GraphPass):
             if terms is None or any(user in done for user in node.users):
                 continue
             done.update(terms.inside)
-            changed |= _rewrite(graph_module, columns, node, terms)
-        finish(graph_module)  # constants of sums that were tried and left are no change
-        return PassResult(graph_module, changed)
+            _rewrite(graph_module, columns, node, terms)
 
 
 @dataclass
@@ -92,20 +89,19 @@ class RowTerm:
         return result
 
 
-def _rewrite(module: GraphModule, columns: FeatureColumns, root: Node, terms: SumOfTerms) -> bool:
+def _rewrite(module: GraphModule, columns: FeatureColumns, root: Node, terms: SumOfTerms) -> None:
     before = [node for node in terms.inside if not columns.is_move(node)]
     rows = _row_terms(module, columns, terms)
     if len(terms.squares) + len(terms.columns) == 0 or any(abs(weight) == 0 for weight, _ in terms.others):
-        return False
+        return
     chain = _Chain(module, columns, root)
     with module.graph.inserting_before(root):
         result = chain.run(terms, rows)
     if result is None or (not rows and not cost_of(chain.made).beats(cost_of(before))):
         for node in reversed(chain.made):
             module.graph.erase_node(node)
-        return False
-    root.replace_all_uses_with(result)
-    return True
+    else:
+        root.replace_all_uses_with(result)
 
 
 def _row_terms(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) -> list[RowTerm]:

@@ -60,7 +60,7 @@ class SinkCodes(GraphPass):
         self._features: frozenset[str] = frozenset()
         self._replaced: tuple[str, ...] = ()
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry))
         walk.run()
         self.verdicts = tuple(walk.verdicts)
@@ -72,7 +72,6 @@ class SinkCodes(GraphPass):
         }
         self._features = frozenset(node.name for node in walk.features)
         self._replaced = tuple(walk.sites)
-        return bool(walk.sites)
 
     def ensures_change(self, before: GraphPicture, after: GraphPicture, graph_module: GraphModule) -> None:
         """No factored site is left, and a node that stays reads features where it read features, never a code.

@@ -23,9 +23,8 @@ class EraseStateWrites(GraphPass):
         super().__init__()
         self.written: tuple[str, ...] = ()
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         self.written = tuple(erase_state_writes(graph_module))
-        return bool(self.written)
 
 
 def erase_state_writes(module: GraphModule) -> list[str]:

@@ -27,9 +27,9 @@ class SumsAsProducts(GraphPass):
     after = ("RowTerms", "CollapseMoves")
     """Row terms are told by their sums."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         columns, ones = FeatureColumns(graph_module), dict[tuple[int, torch.dtype, torch.device], Node]()
-        return rewrite_each(graph_module, lambda module, node: _product(module, columns, node, ones))
+        rewrite_each(graph_module, lambda module, node: _product(module, columns, node, ones))
 
 
 def _kept_and_summed(columns: FeatureColumns, node: Node) -> tuple[int, int] | None:

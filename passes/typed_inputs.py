@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes.assemble import Assembler
@@ -87,13 +86,13 @@ class SplitInputs(GraphPass):
         self.made: tuple[SplitInput, ...] = ()
         self.bounds: tuple[IdBound, ...] = ()
 
-    def call(self, graph_module: GraphModule) -> PassResult:
+    def rewrite(self, graph_module: GraphModule) -> None:
         """See the module."""
         columns = FeatureColumns(graph_module)
         readings, forms = _readings(graph_module, columns)
         sources = _sources_with_ids(columns, readings)
         if not sources:
-            return PassResult(graph_module, False)
+            return
         split = _Split(graph_module, columns, self._keywords)
         for source in sources:
             split.add(source, readings, alone=len(sources) == 1)
@@ -106,7 +105,6 @@ class SplitInputs(GraphPass):
         graph_module.recompile()
         self.made = tuple(split.made.values())
         self.bounds = _bounds(graph_module, {each.name for each in self.made if each.ids})
-        return PassResult(graph_module, True)
 
 
 def _readings(module: GraphModule, columns: FeatureColumns) -> tuple[list[_Reading], list[Node]]:

@@ -70,14 +70,13 @@ class _Product:
 class UnifyLinears(GraphPass):
     """Writes pointwise convolutions and products of a constant matrix with columns as Linears."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
+    def rewrite(self, graph_module: GraphModule) -> None:
         products = list(_products(graph_module))
         known = {product.node for product in products}
         ready = [product for product in products if _is_read_by(product.origin, known)]
         made: dict[Part, Node] = {}
         for product in ready:
             _rewrite(graph_module, product, made)
-        return bool(ready)
 
 
 def parts_of(module: GraphModule) -> dict[str, Part]:

@@ -25,8 +25,8 @@ RULE = "unpool bag"
 class UnpoolBags(GraphPass):
     """Replaces every bag of a known length that is summed or averaged with a lookup and a sum."""
 
-    def rewrite(self, graph_module: GraphModule) -> bool:
-        return rewrite_each(graph_module, _pooled)
+    def rewrite(self, graph_module: GraphModule) -> None:
+        rewrite_each(graph_module, _pooled)
 
 
 def _pooled(_: GraphModule, node: Node) -> Node | None:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.assemble import Assembler
 from passes.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
@@ -48,12 +47,10 @@ class WidenLinears(GraphPass):
     after = ("CollapseMoves",)
     """It reads moves in their shortest form."""
 
-    def call(self, graph_module: GraphModule) -> PassResult:
-        changed = finish(graph_module)
-        while _widen_one(graph_module):  # what the others read may have changed with it
-            changed = True
-        finish(graph_module)  # constants of what was tried and left are no change
-        return PassResult(graph_module, changed)
+    def rewrite(self, graph_module: GraphModule) -> None:
+        finish(graph_module)
+        while _widen_one(graph_module):
+            pass  # what the others read may have changed with it
 
 
 def _widen_one(module: GraphModule) -> bool:

@@ -297,7 +297,7 @@ def test_a_factor_with_an_offset_is_refused_for_a_sum_of_rows() -> None:
     program = capture(BAGS["sum of a bag"][0])
     basis = torch.eye(WIDTH, dtype=torch.float64)
     with pytest.raises(TableIndexError, match="must stay zero or are summed"):
-        SinkCodes({"table": factor_of(basis, basis, torch.ones(WIDTH).double())}).call(
+        SinkCodes({"table": factor_of(basis, basis, torch.ones(WIDTH).double())}).rewrite(
             clone_graph_module(program.graph_module)
         )
 

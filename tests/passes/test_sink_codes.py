@@ -439,7 +439,7 @@ def test_a_factor_for_no_site_or_of_another_width_is_refused() -> None:
     ]
     for factors, message in cases:
         with pytest.raises(TableIndexError, match=message):
-            SinkCodes(factors).call(clone_graph_module(program.graph_module))
+            SinkCodes(factors).rewrite(clone_graph_module(program.graph_module))
 
 
 def test_the_count_is_exact_for_some_sites_where_a_dense_summand_changes_the_rewrite() -> None:

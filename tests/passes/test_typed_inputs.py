@@ -11,7 +11,7 @@ from afm_fx.capture import capture
 from passes.collapse_moves import CollapseMoves
 from passes.errors import PassPostconditionError
 from passes.graph_pass import GraphPass
-from passes.graph_tools import clone_graph_module, finish
+from passes.graph_tools import clone_graph_module
 from passes.pack_tables import PackTables
 from passes.typed_inputs import SplitInput, SplitInputs
 from tests.passes.serving import graph_of, operators
@@ -192,10 +192,8 @@ def test_ids_beyond_2_to_the_24_stay_apart() -> None:
 
 def test_a_pass_that_says_it_keeps_the_inputs_may_not_change_them() -> None:
     class Careless(GraphPass):
-        def call(self, graph_module: GraphModule) -> Any:
-            result = SplitInputs().call(graph_module)
-            finish(graph_module)
-            return result
+        def rewrite(self, graph_module: GraphModule) -> None:
+            SplitInputs().rewrite(graph_module)
 
     with pytest.raises(PassPostconditionError, match="the inputs were"):
         Careless()(graph_of(Wide(), *wide_inputs(3)))
