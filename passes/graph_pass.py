@@ -24,8 +24,8 @@ from passes.graph_tools import finish
 class GraphPass(PassBase):
     """A pass on functional ATen graphs with ``meta["val"]`` on every node.
 
-    It changes the module in place and returns it. A second run changes nothing; the same graph gives the same result,
-    names included.
+    It changes the module in place, or makes another. A second run changes nothing; the same graph gives the same
+    result, names included.
     """
 
     retargets: ClassVar[Mapping[Any, Any]] = {}
