@@ -29,7 +29,7 @@ PROVENANCE = "afm_fx"
 FACTORED_SITE = "afm_fx_site"
 """Key in ``node.meta`` under which the node that gives a site's code says (site name, code width)."""
 
-_COMPUTED = "afm_fx_computed"
+COMPUTED = "afm_fx_computed"
 """Key in ``node.meta`` under which it stands what the node's value was computed from."""
 
 aten = torch.ops.aten
@@ -266,7 +266,7 @@ def set_value(node: Node) -> None:
 
 def note_computed(node: Node) -> None:
     """Remembers that the node's value is what its operator makes of its operands' values."""
-    node.meta[_COMPUTED] = _call_on_values(node)
+    node.meta[COMPUTED] = _call_on_values(node)
 
 
 def is_computed(node: Node) -> bool:
@@ -274,7 +274,7 @@ def is_computed(node: Node) -> bool:
 
     A copy of a node keeps what is known of it: values are compared as objects, which copies of a graph share.
     """
-    known, now = node.meta.get(_COMPUTED), _call_on_values(node)
+    known, now = node.meta.get(COMPUTED), _call_on_values(node)
     return known is not None and len(known) == len(now) and all(map(_alike, known, now))
 
 

@@ -137,6 +137,7 @@ def merging(folder: Path) -> None:
 def summing(folder: Path) -> None:
     """All-reduces parts that come from files or not, with names in adverse orders; one part is added afterwards."""
     rank, group = dist.get_rank(), dist.group.WORLD
+    assert group is not None
     choice = random.Random(7)  # noqa: S311 - no secret; the same in every process
     for turn in range(8):
         owners = [choice.randrange(3 + turn % 2) for _ in range(MANY)]  # in every other turn all rows are reduced

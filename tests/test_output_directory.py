@@ -37,7 +37,7 @@ def test_a_run_that_ends_while_files_move_leaves_no_old_one_beside_a_new_one(tmp
         with staged_outputs(tmp_path, ["model", "weights"]) as staging:
             for name in ("model", "weights"):
                 (staging / name).write_text("new")
-            moved = []
+            moved: list[Path] = []
             replace = Path.replace
 
             def once(path, target):

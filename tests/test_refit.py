@@ -71,8 +71,11 @@ def test_linears_are_refitted_on_rows_as_if_they_had_been_calibrated_again(stati
     assert given.plan.factors.keys() == again.factors.keys() != set()
     for name, factor in again.factors.items():
         torch.testing.assert_close(given.plan.factors[name].decoder, factor.decoder, rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(given.plan.factors[name].offset, factor.offset, rtol=1e-8, atol=1e-8)
-        assert not torch.allclose(without.plan.factors[name].offset, factor.offset, rtol=1e-3, atol=1e-3)
+        offset, stale = given.plan.factors[name].offset, without.plan.factors[name].offset
+        torch.testing.assert_close(offset, factor.offset, rtol=1e-8, atol=1e-8)
+        assert stale is not None
+        assert factor.offset is not None
+        assert not torch.allclose(stale, factor.offset, rtol=1e-3, atol=1e-3)
 
 
 def test_a_refitted_plan_errs_less_on_the_fresh_checkpoint_than_the_old_one(plan, statistics) -> None:

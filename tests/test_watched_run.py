@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.fx import Node
 
 import afm_fx
 from afm_fx.watched_run import WatchedRun, node_values
@@ -55,7 +58,8 @@ def test_nothing_is_computed_that_no_watched_node_needs(program, monkeypatch):
 def test_known_values_are_not_computed_again(program):
     nodes = {node.name: node for node in program.graph_module.graph.nodes}
     _, relu, second = names_of(program, "call_function")
-    known, seen = {}, []
+    known: dict[Node, Any] = {}
+    seen: list[str] = []
     WatchedRun(program.graph_module, known.__setitem__).run_flat([torch.randn(5, 3)])
     changed = {node: value for node, value in known.items() if node.name != second}
     changed[nodes[relu]] = torch.ones(5, 4)
@@ -74,4 +78,6 @@ def test_the_node_that_failed_is_known_with_its_arguments_and_the_error_is_torch
         run.run_flat([ids, dense])
     assert run.node is not None
     assert run.node.target is torch.ops.aten.embedding.default
-    assert 99 in run.env[run.node.args[1]]
+    (_, index) = run.node.args
+    assert isinstance(index, Node)
+    assert 99 in run.env[index]

@@ -45,9 +45,11 @@ def test_bytes_of_all_sites_are_shown_or_added_up() -> None:
 def test_data_have_the_columns_and_rows_asked_for(tmp_path) -> None:
     pytest.importorskip("pyarrow")
     from afm_fx.data_files import open_data
+    from afm_fx.parquet_files import ParquetData
 
     assert write_data(tmp_path, 1_001) > 39 * 1_001
     file = open_data(tmp_path)
+    assert isinstance(file, ParquetData)
     assert file.rows == 1_001
     assert set(column_names()) < set(file.names)
     assert [part.rows for part in file.files] == [251, 250, 250, 250]
