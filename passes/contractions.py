@@ -21,11 +21,11 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from passes import absorb, sums
+from passes import absorb
 from passes.absorb import Affine
 from passes.code_builder import CodeBuilder
 from passes.common_form import through_lead
-from passes.gates import gated, scaled
+from passes.gates import gated
 from passes.graph_tools import aten, shape_of, value_of
 from passes.low_rank_value import LowRankValue
 from passes.moves import MIXED_AXES, OTHER_DTYPE, on_features
@@ -66,11 +66,6 @@ def einsum(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return _between(builder, node, values, (operands[0], operands[1]), (one, other, out))
 
 
-def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``matmul``, ``mm``, ``bmm``."""
-    return _matrix_product(builder, node, values, node.args[0], node.args[1])
-
-
 def tensordot(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``tensordot`` of a low-rank value and another tensor."""
     one, other, own, theirs = node.args[:4]
@@ -85,34 +80,9 @@ def tensordot(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     return _between(builder, node, values, (one, other), ("".join(left), "".join(right), "".join(out)))
 
 
-def product_plus(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``addmm``, ``baddbmm``: ``beta * c + alpha * (a @ b)`` for a constant c along the features."""
-    summand, one, other = node.args[:3]
-    alpha, beta = float(node.kwargs.get("alpha", 1)), float(node.kwargs.get("beta", 1))  # type: ignore[arg-type]
-    outcome = _matrix_product(builder, node, values, one, other)
-    if isinstance(outcome, Restored):
-        return outcome
-    if isinstance(outcome, Absorbed):
-        if summand in values:
-            return Restored(sums.MIXED)
-        product = _scaled_node(builder, outcome.node, alpha)
-        added = builder.emit(aten.add.Tensor, product, summand, alpha=beta)
-        return Absorbed(added, outcome.reason)
-    value = outcome.value if isinstance(outcome, Carried) else None
-    if not isinstance(value, LowRankValue):
-        return Restored(OTHER_DTYPE)
-    value = scaled(builder, value, alpha)
-    addend = values.get(summand) if isinstance(summand, Node) else None
-    if isinstance(addend, LowRankValue):
-        return sums.added(builder, node, value, scaled(builder, addend, beta))
-    return sums.shifted(builder, node, value, summand, beta)
-
-
-def _scaled_node(builder: CodeBuilder, product: Node, factor: float) -> Node:
-    return product if factor == 1 else builder.emit(aten.mul.Tensor, product, factor)
-
-
-def _matrix_product(builder: CodeBuilder, node: Node, values: Values, one: Any, other: Any) -> Outcome:
+def matrix_product(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
+    """``matmul``, ``mm``, ``bmm``."""
+    one, other = node.args[:2]
     shapes = [shape_of(each) if isinstance(each, Node) else None for each in (one, other)]
     if shapes[0] is None or shapes[1] is None:
         return Restored(MULTIPLIES, Law.INTERACTION)
@@ -248,52 +218,17 @@ def _by_weights(builder: CodeBuilder, value: LowRankValue, other: Node, labels: 
     """Weights without the feature axis: the code is contracted in place of the features."""
     pushed = builder.push(value)
     if pushed is None:
-        return _one_row(builder, value, other, labels)
+        return Restored(EVERY_FIELD)
     equation = f"{labels.own},{labels.other}->{labels.out}"
     change = functools.partial(_mixed, builder, other, equation)
     return Carried(through_lead(builder, pushed, change))
 
 
 def _mixed(builder: CodeBuilder, other: Node, equation: str, code: Node) -> Node:
-    """The node's own operator on the code; of ``a @ b + c`` the product alone."""
+    """The node's own operator on the code."""
     if builder.node.target in (aten.einsum.default, aten.tensordot.default):
         return builder.emit(aten.einsum.default, equation, [code, other])
     return builder.emit(aten.matmul.default, other, code)
-
-
-def _one_row(builder: CodeBuilder, value: LowRankValue, other: Node, labels: Labels) -> Outcome:
-    """A weighted sum of fields whose decoders differ: a gate per field, then a sum over fields."""
-    sizes = dict(zip(labels.other, value_of(other).shape, strict=True))
-    extra = [label for label in labels.other if label not in labels.own]
-    tail = labels.own[len(value.lead) : -1]
-    inner = [label for label in tail if label in labels.other and label not in labels.out]
-    if inner != list(tail) or any(str(sizes[label]) != "1" for label in extra):
-        return Restored(EVERY_FIELD)
-    lead = [label for label in labels.own[: len(value.lead)] if label in labels.other]
-    if [label for label in labels.out if label not in extra] != [*labels.own[: len(value.lead)], labels.own[-1]]:
-        return Restored(EVERY_FIELD)
-    wanted = [*lead, *inner]
-    gate = other
-    for label in extra:
-        places = [each for each in labels.other if each in wanted or each in extra[extra.index(label) :]]
-        gate = builder.emit(aten.squeeze.dim, gate, places.index(label))
-    present = [label for label in labels.other if label in wanted]
-    order = [present.index(label) for label in wanted]
-    if order != list(range(len(order))):
-        gate = builder.emit(aten.permute.default, gate, order)
-    for place, label in enumerate(labels.own):
-        if label not in wanted:
-            gate = builder.emit(aten.unsqueeze.default, gate, place)
-    outcome = gated(builder, builder.node, value, gate, shape=value.shape)
-    if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
-        return outcome
-    total = sums.over_fields(builder, outcome.value, range(len(inner)))
-    if not isinstance(total, LowRankValue):
-        return total
-    place = labels.out.index(extra[0]) - len(value.lead) if extra else 0
-    if len(extra) > 1 or place < 0:
-        return Restored(EVERY_FIELD)
-    return Carried(replace(total, trailing=(1, *total.trailing)) if extra else total)
 
 
 def attend(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
@@ -319,8 +254,6 @@ LAWS = {
     aten.matmul.default: matrix_product,
     aten.mm.default: matrix_product,
     aten.bmm.default: matrix_product,
-    aten.addmm.default: product_plus,
-    aten.baddbmm.default: product_plus,
     aten.tensordot.default: tensordot,
     aten.scaled_dot_product_attention.default: attend,
 }

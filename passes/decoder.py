@@ -187,11 +187,6 @@ class Decoder:
             is_diagonal=self.is_elementwise,
         )
 
-    def with_gated(self, vector: Tensor, key: Hashable) -> Decoder:
-        """``y + v u`` for a constant v [width] and a unit u (where there is no gated offset yet)."""
-        offset_key = ("gated", self.offset_key, key)
-        return replace(self, gated=vector, gated_key=key, offset_key=offset_key, parts=(), orthogonal=False)
-
     def gated_as_column(self) -> Decoder:
         """``[A, g] [z; u] + o``: the gated offset as one more column of the matrix."""
         if self.gated is None:

@@ -78,12 +78,10 @@ def gated(
     gate: Any,
     *,
     masking: bool = False,
-    shape: Sequence[Any] | None = None,
 ) -> Outcome:
     """A low-rank value times a gate or a number.
 
     Args:
-        shape: the product's shape, if it is not the node's.
         masking: the gate is a mask of booleans, and what it does not keep becomes 0, whatever it was.
     """
     if not isinstance(value, LowRankValue) or value_of(node).dtype != value_of(value.code).dtype:
@@ -92,7 +90,7 @@ def gated(
         return Carried(scaled(builder, value, float(gate)))
     if not isinstance(gate, Node):
         return Restored(MULTIPLIES, Law.INTERACTION)
-    ready = _spread(builder, value, tuple(value_of(node).shape) if shape is None else shape)
+    ready = _spread(builder, value, tuple(value_of(node).shape))
     if ready is None:
         return Restored(UNKNOWN_SIZES)
     vector = builder.constant(gate)

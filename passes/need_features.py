@@ -12,6 +12,8 @@ NORMALIZES = "it sets every feature against the others (a mean, a spread, a norm
 ORDERS = "it looks for the largest or smallest of several features, and a code does not tell their order"
 COMPARES = "it compares features with other numbers one by one, and a code does not tell their order"
 MULTIPLIES = "it multiplies features with features, and a product of two codes is not a code"
+FUSED = "it multiplies and adds in one operator; written as a product and a sum it would be done on codes"
+RUNS_ON = "it adds features up one after the other"
 WINDOWS = "it sums windows of neighbouring features, which have to be laid out for it"
 
 NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
@@ -51,6 +53,10 @@ NEED_FEATURES: dict[tuple[Law, str], tuple[Any, ...]] = {
         aten.prod.dim_int, aten.prod.default, aten.cumprod.default, aten.glu.default,
         aten.cosine_similarity.default, aten.pow.Tensor_Tensor, aten.pairwise_distance.default,
     ),
+    (Law.LINEAR, FUSED): (
+        aten.addmm.default, aten.baddbmm.default, aten.addcmul.default, aten.addcdiv.default, aten.lerp.Scalar,
+    ),
+    (Law.LINEAR, RUNS_ON): (aten.cumsum.default,),
     (Law.LINEAR, WINDOWS): (
         aten.conv1d.default, aten.conv2d.default, aten.avg_pool1d.default, aten.avg_pool2d.default,
         aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,

@@ -3,7 +3,7 @@
 Replaces ``(A z + o) + (A z' + o')`` with ``A (z + z') + (o + o')``; where the decoders differ, the codes are kept side
 by side, ``A z + A' z' = [A, A'] [z; z']``. A sum over fields is the same with the fields of one value. A constant goes
 into the offset; so does the shift ``b - s * mean`` of a batch norm in eval mode, whose scale ``w / sqrt(var + eps)``
-goes into the decoder's rows. A cumulative sum along a leading axis is that of the code and of the offset's 1.
+goes into the decoder's rows.
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ from passes.absorb import Affine
 from passes.code_builder import CodeBuilder, width_of
 from passes.common_form import along_features, spread, through_lead, units_as_columns
 from passes.decoder import Decoder
-from passes.gates import gated, in_dtype, scaled
+from passes.gates import scaled
 from passes.graph_tools import args_of, aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
 from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, argument, keeps_axes, keeps_shape, reduced_axes, single, static
-from passes.need_features import MULTIPLIES
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Rule, Values
 
 MIXED = "it adds dense features to features that are written in a code"
 SHAPES = "it repeats the features along other axes while it adds them"
 STRADDLE = "it adds features whose codes do not line up"
-DIVIDES = "it divides by features, which a code does not follow"
-ALONG_FEATURES = "it adds features of a code up one after the other"
 BATCH_AXIS = "its channels lie along an axis whose size is not known before the model runs"
 STATISTICS = "its scale or its running statistics are not constants"
 TRAINING = "it normalizes by statistics of the batch, which change with every batch"
@@ -43,26 +40,13 @@ SUMMED = "a sum of the features of a code is a Linear of ones, taken into its we
 
 def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``add``, ``sub``: of two low-rank values, or of one and a constant."""
-    factor = _factor(node, "alpha")
+    factor = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
     return _weighted(builder, node, values, 1.0, -factor if node.target is aten.sub.Tensor else factor)
 
 
 def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``rsub``: a number minus a low-rank value."""
     return _weighted(builder, node, values, -float(argument(node, 2, 1)), 1.0)
-
-
-def lerp(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``lerp`` with a number as weight."""
-    weight = node.args[2]
-    if not isinstance(weight, (int, float)):
-        return Restored(MULTIPLIES, Law.INTERACTION)
-    return _weighted(builder, node, values, 1.0 - weight, float(weight))
-
-
-def _factor(node: Node, name: str) -> float:
-    """A number that multiplies an operand, 1 where it is left out."""
-    return float(node.kwargs.get(name, 1))  # type: ignore[arg-type]
 
 
 def _weighted(builder: CodeBuilder, node: Node, values: Values, left_factor: float, right_factor: float) -> Outcome:
@@ -171,43 +155,6 @@ def _summed_units(
     return builder.beside(columns)
 
 
-def add_gated(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``addcmul``, ``addcdiv``: ``y + v a b`` where one factor is a gate, ``y + v a / b`` where the divisor is one."""
-    summand, one, other = node.args[:3]
-    quotient = node.target is aten.addcdiv.default
-    if not isinstance(one, Node) or not isinstance(other, Node) or (one in values) == (other in values):
-        return Restored(MULTIPLIES, Law.INTERACTION)
-    source, gate = (one, other) if one in values else (other, one)
-    value = values[source]
-    if not isinstance(value, LowRankValue) or (quotient and source is other):
-        return Restored(DIVIDES, Law.INTERACTION)
-    if quotient:
-        gate = in_dtype(builder, gate, value)
-        gate = builder.emit(aten.reciprocal.default, gate)
-    outcome = gated(builder, node, value, gate)
-    if not isinstance(outcome, Carried) or not isinstance(outcome.value, LowRankValue):
-        return outcome
-    product = scaled(builder, outcome.value, _factor(node, "value"))
-    addend = values.get(summand) if isinstance(summand, Node) else None
-    if isinstance(addend, LowRankValue):
-        return total(builder, node, addend, product)
-    return shifted(builder, node, product, summand, 1.0)
-
-
-def cumulate(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
-    """``cumsum`` along a leading axis."""
-    value, axis = single(node, values), node.args[1]
-    if value is None or not isinstance(axis, int) or value_of(node).dtype != value_of(value.code).dtype:
-        return Restored(OTHER_DTYPE)
-    if axis % len(value.shape) >= len(value.lead):
-        pushed = builder.push(value)
-        if pushed is None or axis % len(value.shape) >= len(pushed.lead):
-            return Restored(ALONG_FEATURES)
-        value = pushed
-    place = axis % len(value.shape)
-    return Carried(through_lead(builder, value, lambda code: builder.emit(aten.cumsum.default, code, place)))
-
-
 def batch_norm(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """Batch norm in eval mode, a constant scale and shift per channel: ``(diag(s) A) z + (s * o + t)``."""
     several = node.target is aten._native_batch_norm_legit_no_training.default  # a tuple, its first element used
@@ -309,11 +256,6 @@ class _Reduction:
         return 1.0 / math.prod(self.trailing[axis] for axis in self.axes) if self.mean else 1.0
 
 
-def over_fields(builder: CodeBuilder, value: LowRankValue, axes: Sequence[int]) -> LowRankValue | Restored | Absorbed:
-    """The sum over some of the feature axes."""
-    return _over_features(builder, value, _Reduction(tuple(axes), value.trailing, keep=False, mean=False))
-
-
 def _over_features(
     builder: CodeBuilder, value: LowRankValue, reduction: _Reduction
 ) -> LowRankValue | Restored | Absorbed:
@@ -351,10 +293,6 @@ LAWS: dict[Any, Rule] = {
     aten.sub.Tensor: add,
     aten.rsub.Scalar: subtract_from,
     aten.neg.default: negate,
-    aten.lerp.Scalar: lerp,
-    aten.addcmul.default: add_gated,
-    aten.addcdiv.default: add_gated,
-    aten.cumsum.default: cumulate,
     aten._native_batch_norm_legit_no_training.default: batch_norm,
     aten.batch_norm.default: batch_norm,
     **dict.fromkeys((aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default), reduce),

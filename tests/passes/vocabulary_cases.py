@@ -43,16 +43,6 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         WIDTH,
         "gate",
     ),
-    "masked_fill with a large number": (
-        lambda x: x.linear(x.own[0].masked_fill(keep(x, 1), -1e9)),
-        WIDTH,
-        "gate",
-    ),
-    "masked_fill per field with a number": (
-        lambda x: x.linear(torch.stack(x.own[:3], 1).masked_fill(keep(x)[:, :, None], 2.0).flatten(1)),
-        3 * WIDTH,
-        "gate",
-    ),
     "masked_fill of a mask written out": (
         lambda x: x.linear(x.own[0].masked_fill(keep(x, 1).expand(-1, WIDTH), 0.0)),
         WIDTH,
@@ -62,11 +52,6 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
     "where with zero first": (lambda x: x.linear(torch.where(keep(x, 1), 0.0, x.own[0])), WIDTH, "gate"),
     "where with zeros": (
         lambda x: x.linear(torch.where(keep(x, 1), x.own[0], torch.zeros_like(x.own[0]))),
-        WIDTH,
-        "gate",
-    ),
-    "where with a constant vector": (
-        lambda x: x.linear(torch.where(keep(x, 1), x.own[0], x.narrow.weight[0])),
         WIDTH,
         "gate",
     ),
@@ -171,16 +156,6 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         WIDTH,
         "linear",
     ),
-    "einsum of weights and stacked fields": (
-        lambda x: x.linear(torch.einsum("bke,bk->be", torch.stack(x.own[:3], 1), x.dense)),
-        WIDTH,
-        "linear",
-    ),
-    "attention weights on stacked fields": (
-        lambda x: x.linear(torch.bmm(x.dense[:, None], torch.stack(x.own[:3], 1)).squeeze(1)),
-        WIDTH,
-        "linear",
-    ),
     "constant that mixes positions": (
         lambda x: x.linear(torch.matmul(x.narrow.weight[:, :FIELDS], x.stacked).flatten(1)),
         5 * WIDTH,
@@ -201,13 +176,6 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         2 * FIELDS,
         "linear",
     ),
-    "baddbmm of weights and a sequence": (
-        lambda x: x.linear(
-            torch.baddbmm(x.narrow.weight[:1], x.dense[:, None], x.stacked[:, :3], beta=0.5, alpha=2.0).squeeze(1)
-        ),
-        WIDTH,
-        "linear",
-    ),
     "attention with low-rank values": (
         lambda x: x.linear(
             nn.functional.scaled_dot_product_attention(weights(x), weights(x) + 1, x.stacked[:, :3]).flatten(1)
@@ -225,23 +193,6 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         "linear",
     ),
     "negative": (lambda x: x.linear(-x.own[0]), WIDTH, "linear"),
-    "lerp of two tables": (lambda x: x.linear(torch.lerp(x.own[0], x.own[1], 0.3)), WIDTH, "linear"),
-    "addcmul with a gate": (
-        lambda x: x.linear(torch.addcmul(x.own[0], x.own[1], x.dense[:, :1], value=0.5)),
-        WIDTH,
-        "linear",
-    ),
-    "addcdiv with a count": (
-        lambda x: x.linear(torch.addcdiv(x.own[0], x.own[0], x.dense[:, :1].abs() + 1, value=0.5)),
-        WIDTH,
-        "linear",
-    ),
-    "cumulative sum of positions": (lambda x: x.linear(x.stacked.cumsum(1).flatten(1)), ALL, "linear"),
-    "cumulative sum of a gated sequence": (
-        lambda x: x.linear(((x.stacked * x.dense[:, :1, None] + 1.0) * x.dense[:, 1:2, None]).cumsum(1).flatten(1)),
-        ALL,
-        "linear",
-    ),
     "residuals of three": (lambda x: x.linear(x.own[0] + x.own[1] + x.own[2] * 2.0), WIDTH, "linear"),
     "sum over the batch": (lambda x: x.linear(x.stacked.sum(0)), WIDTH, "linear"),
     "batch norm of one table": (lambda x: x.linear(normalized(x.own[0], x)), WIDTH, "linear"),
@@ -308,11 +259,6 @@ ABSORBED: dict[str, tuple[Function, int]] = {
         1,
     ),
     "einsum over positions and features": (lambda x: torch.einsum("bfe,feh->hb", x.stacked, per_field(x)), 1),
-    "addmm with a constant": (lambda x: torch.addmm(x.narrow.weight[:, 0], x.own[0], x.narrow.weight.T, alpha=2.0), 1),
-    "baddbmm with an expanded constant": (
-        lambda x: torch.baddbmm(x.dense[:, :1, None], x.stacked, x.narrow.weight.T.expand(x.dense.shape[0], -1, -1)),
-        1,
-    ),
     "bmm of one constant": (lambda x: torch.matmul(x.stacked, x.narrow.weight.T[None]), 1),
     "product of a vector": (lambda x: torch.matmul(x.own[0], x.narrow.weight[0]), 1),
 }
@@ -330,7 +276,7 @@ RESTORED: dict[str, tuple[Function, int, str]] = {
     "max pool": (lambda x: nn.functional.max_pool1d(x.stacked, 2), 1, "nonlinear"),
     "softplus": (lambda x: nn.functional.softplus(x.own[0]), 1, "nonlinear"),
     "comparison": (lambda x: (x.own[0] > 0.5).float(), 1, "nonlinear"),
-    "cumulative sum of features": (lambda x: x.own[0].cumsum(1), 1, "linear"),
+    "cumulative sum of positions": (lambda x: x.stacked.cumsum(1), 1, "linear"),
     "product over fields": (lambda x: x.stacked.prod(1), 1, "interaction"),
     "average pool": (lambda x: nn.functional.avg_pool1d(x.stacked, 2), 1, "linear"),
     "fields picked by data": (
@@ -341,12 +287,17 @@ RESTORED: dict[str, tuple[Function, int, str]] = {
     "roll of everything": (lambda x: x.own[0].roll(1), 1, "move"),
     "windows": (lambda x: x.stacked.unfold(1, 2, 1), 1, "move"),
     "mask along the features": (lambda x: x.own[0].masked_fill(x.dense.repeat(1, 2) > 0, 0.0), 1, "interaction"),
-    "masked_fill with infinity": (lambda x: x.own[0].masked_fill(keep(x, 1), -torch.inf), 1, "gate"),
-    "where with an infinite constant": (
-        lambda x: torch.where(keep(x, 1), x.own[0], torch.tensor(-torch.inf)),
+    "attention weights on stacked fields": (
+        lambda x: torch.bmm(x.dense[:, None], torch.stack(x.own[:3], 1)).squeeze(1),
         1,
-        "gate",
+        "linear",
     ),
+    "masked_fill with infinity": (lambda x: x.own[0].masked_fill(keep(x, 1), -torch.inf), 1, "gate"),
+    "masked_fill with a number": (lambda x: x.own[0].masked_fill(keep(x, 1), -1e9), 1, "gate"),
+    "where with a constant vector": (lambda x: torch.where(keep(x, 1), x.own[0], x.narrow.weight[0]), 1, "gate"),
+    "addmm": (lambda x: torch.addmm(x.narrow.weight[:, 0], x.own[0], x.narrow.weight.T, alpha=2.0), 1, "linear"),
+    "addcmul": (lambda x: torch.addcmul(x.own[0], x.own[1], x.dense[:, :1], value=0.5), 1, "linear"),
+    "lerp": (lambda x: torch.lerp(x.own[0], x.own[1], 0.3), 1, "linear"),
     "einsum of three tensors": (
         lambda x: torch.einsum("be,e,e->b", x.own[0], x.narrow.weight[0], x.narrow.weight[1]),
         1,
