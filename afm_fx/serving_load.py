@@ -44,10 +44,8 @@ class LoadResult:
     """Load tests of several contenders.
 
     Attributes:
-        machine: where they ran.
         batch_size: rows of a request.
         requests: different requests that LoadGen drew from.
-        test: what was asked for.
         runs: one per contender.
     """
 
@@ -63,7 +61,7 @@ class LoadResult:
         return all(not run.invalid and run.lost == 0 for run in self.runs)
 
     def table(self) -> str:
-        """The result as text."""
+        """The result as text, how the tests were run, and why a run is not valid."""
         first = self.runs[0]
         columns = (
             "contender", "QPS", f"QPS / {first.contender}", "rows/s", "p50 us", "p90 us", "p99 us", "p99.9 us",
@@ -82,12 +80,9 @@ class LoadResult:
             )
             for run in self.runs
         ]
-        return f"{render_table('', columns, rows, text=('verdict',))}\n{self.conditions()}"
-
-    def conditions(self) -> str:
-        """How the tests were run, and why a run is not valid."""
         test = self.test
         lines = [
+            render_table("", columns, rows, text=("verdict",)),
             self.machine.line(),
             f"MLPerf LoadGen, random arrivals (Server), p99 within {test.latency_bound_ms:g} ms; a request has "
             f"{self.batch_size:,} rows and is one of {self.requests:,}; {test.seconds:g} s and {test.min_queries:,} "
@@ -138,12 +133,8 @@ def load_test(
         contenders: as for :func:`afm_fx.benchmark`; the first is the reference of ratios.
         inputs: rows of what the model takes (tensor, tuple or dict); cut into requests, repeated where too few.
         directory: where LoadGen's logs go, a folder for every run.
-        latency_bound_ms: bound of the 99th percentile in milliseconds.
-        qps: requests a second.
+        latency_bound_ms: this and the other settings are those of :class:`afm_fx.loadgen.LoadTest`.
         batch_size: rows of a request.
-        seconds: duration of a run at least.
-        min_queries: requests of a run at least.
-        threads: threads within an operator.
 
     Raises:
         BenchmarkError: impossible settings, a contender that fails, or no rate that holds.
@@ -178,18 +169,22 @@ def _highest(contender: Contender, calls: Sequence[Call], test: LoadTest, direct
     shortest = test.latency_bound_ms / 1e3 / PRECISION
     probe = replace(test, seconds=max(PROBE_SECONDS, shortest), min_queries=PROBE_QUERIES)
     full = replace(test, seconds=max(test.seconds, shortest))
-    probes, runs = itertools.count(1), list[LoadRun]()
+    probes = itertools.count(1)
 
     def holds(qps: float) -> bool:
         run = run_load_test(contender, calls, replace(probe, qps=qps), directory / f"probe-{next(probes):02d}")
         return run.latencies.p99_us is not None and run.latencies.p99_us <= 1e3 * test.latency_bound_ms
 
-    def valid(qps: float) -> bool:
-        runs.append(run_load_test(contender, calls, replace(full, qps=qps), directory / f"server-{len(runs) + 1}"))
-        return not runs[-1].invalid
-
-    confirmed_qps(valid, highest_qps(holds, FIRST_SHARE / warm_up(contender, calls)))
-    return runs[-1]
+    qps = highest_qps(holds, FIRST_SHARE / warm_up(contender, calls))
+    for attempt in range(1, MOST_CONFIRMATIONS + 1):
+        run = run_load_test(contender, calls, replace(full, qps=qps), directory / f"server-{attempt}")
+        if not run.invalid:
+            return run
+        qps *= STEP_BACK
+    raise BenchmarkError(
+        f"short runs held, but no long run at {qps / STEP_BACK:.3g} queries a second or more was valid; is the machine "
+        "busy with something else, or is the run too short (--seconds)?"
+    )
 
 
 def highest_qps(holds: Callable[[float], bool], first: float) -> float:
@@ -213,22 +208,3 @@ def highest_qps(holds: Callable[[float], bool], first: float) -> float:
     if low == 0:
         raise BenchmarkError(f"not even {high:.3g} queries a second stay within the latency bound; raise the bound")
     return low
-
-
-def confirmed_qps(valid: Callable[[float], bool], qps: float) -> float:
-    """The rate at which a long run is valid: the one that short runs gave, or a little less.
-
-    Args:
-        valid: a long run at a rate in queries per second.
-
-    Raises:
-        BenchmarkError: no long run was valid, down to a third of the rate.
-    """
-    for _ in range(MOST_CONFIRMATIONS):
-        if valid(qps):
-            return qps
-        qps *= STEP_BACK
-    raise BenchmarkError(
-        f"short runs held, but no long run at {qps / STEP_BACK:.3g} queries a second or more was valid; is the machine "
-        "busy with something else, or is the run too short (--seconds)?"
-    )

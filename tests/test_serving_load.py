@@ -15,6 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from afm_fx.cli import app
+from afm_fx.contenders import Contender
 from afm_fx.errors import BenchmarkError, FileFormatError
 from afm_fx.latencies import Latencies
 from afm_fx.loadgen import SUMMARY, WARMUP_CALLS, LoadRun, LoadTest
@@ -24,7 +25,6 @@ from afm_fx.serving_load import (
     PRECISION,
     STEP_BACK,
     LoadResult,
-    confirmed_qps,
     highest_qps,
     load_test,
     requests_of,
@@ -113,10 +113,26 @@ def test_a_bound_that_no_rate_holds_is_told() -> None:
         highest_qps(lambda _: False, 1000.0)
 
 
-def test_a_rate_that_fails_in_the_long_run_is_lowered_until_it_holds() -> None:
-    assert confirmed_qps(lambda qps: qps < 90.1, 100.0) == pytest.approx(100 * STEP_BACK)
-    with pytest.raises(BenchmarkError, match="no long run"):
-        confirmed_qps(lambda _: False, 100.0)
+@pytest.mark.parametrize("highest_valid", [90.1, 0.0])
+def test_a_rate_that_fails_in_the_long_run_is_lowered_until_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, highest_valid: float
+) -> None:
+    def run(contender: Contender, _calls: object, test: LoadTest, directory: Path) -> LoadRun:
+        assert test.qps is not None
+        invalid = "" if test.qps < highest_valid else "too slow"
+        latencies = Latencies(5, 1.0, None, None, None)
+        return LoadRun(contender.name, "torch", invalid, 5, 5, test.qps, test.qps, latencies, directory.as_posix())
+
+    monkeypatch.setattr("afm_fx.serving_load.highest_qps", lambda *_: 100.0)
+    monkeypatch.setattr("afm_fx.serving_load.run_load_test", run)
+    monkeypatch.setattr("afm_fx.serving_load.warm_up", lambda *_: 1.0)
+    if highest_valid:
+        (run_,) = load_test({"server": Server()}, ROWS, tmp_path, latency_bound_ms=5.0).runs
+        assert run_.qps == pytest.approx(100 * STEP_BACK)
+        assert Path(run_.logs).name == "server-2"
+    else:
+        with pytest.raises(BenchmarkError, match="no long run"):
+            load_test({"server": Server()}, ROWS, tmp_path, latency_bound_ms=5.0)
 
 
 @pytest.mark.parametrize(
