@@ -6,7 +6,6 @@ provider for a file; for a model ``compile``, ``cuda`` or both with a comma betw
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -20,8 +19,6 @@ from afm_fx.data_files import open_data
 from afm_fx.errors import BenchmarkError, UserError
 from afm_fx.file_batches import match_columns, read_tensors
 from afm_fx.file_inputs import file_examples, random_file_inputs, traffic_examples
-from afm_fx.inputs import normalize_inputs, takes_single_dict
-from afm_fx.user_model import build_model
 
 Named: TypeAlias = Path | OnnxFile | ModelFactory
 """An AOTInductor package, an ONNX file or a model."""
@@ -90,43 +87,20 @@ def contender_inputs(contenders: Mapping[str, Named], data: Path | None, rows: i
 
     Raises:
         BatchError: the data do not fit the inputs.
+        BenchmarkError: all of them are models.
         FileFormatError: a file is missing or damaged.
     """
     file = None if data is None else open_data(data)
     onnx_files = [each.path for each in contenders.values() if isinstance(each, OnnxFile)]
     packages = [each for each in contenders.values() if isinstance(each, Path)]
-    models = [each.name for each in contenders.values() if isinstance(each, ModelFactory)]
     mapping = None
     if onnx_files:
         examples, mapping = traffic_examples(onnx_files, () if file is None else file.names)
     elif packages:
         examples = file_examples(load_aoti(packages[0]).note.inputs)
     else:
-        examples = _examples_of_model(models[0])
+        raise BenchmarkError("models do not name what they take; enter an exported file beside them, which does")
     if file is None:
         return random_file_inputs(examples, rows, mapping=mapping)
     tensors = next(read_tensors(file, match_columns(file, examples), rows))
     return {name: tensor for (name, _), tensor in zip(examples, tensors, strict=True)}
-
-
-def _examples_of_model(name: str) -> list[tuple[str, Tensor]]:
-    """Name and example of every input tensor of a model, as an exported file would name them.
-
-    Raises:
-        BenchmarkError: its example inputs do not fit it, or are nested deeper than a dict or a tuple of tensors.
-    """
-    model, example = build_model(name)
-    single_dict = takes_single_dict(model, example)
-    args, kwargs = normalize_inputs(example, single_dict)
-    try:
-        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise BenchmarkError(f"the example inputs of '{name}' do not fit its forward: {error}") from error
-    if single_dict:
-        (named,) = named.values()
-    if not all(isinstance(value, Tensor) for value in named.values()):
-        raise BenchmarkError(
-            f"'{name}' takes inputs that are nested deeper than a dict or a tuple of tensors; enter an exported file "
-            "first, whose inputs have names"
-        )
-    return list(named.items())

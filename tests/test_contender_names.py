@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from afm_fx.capture import capture
 from afm_fx.contender_names import contender_inputs, parse_contenders
 from afm_fx.contenders import ModelFactory, OnnxFile, make_contender
 from afm_fx.errors import BenchmarkError, UserError
+from afm_fx.onnx_export import export_onnx
 from afm_fx.user_model import build_model
 
 MODEL = """
@@ -28,16 +30,6 @@ class Clicks(nn.Module):
 def clicks():
     torch.manual_seed(0)
     return Clicks(), (torch.tensor([0, 1]), torch.rand(2))
-
-class Nested(Clicks):
-    def forward(self, features):
-        return super().forward(**features["deep"])
-
-def nested():
-    return Nested(), {"deep": {"item": torch.tensor([0, 1]), "price": torch.rand(2)}}
-
-def unfit():
-    return Clicks(), {"items": torch.tensor([0, 1])}
 """
 
 
@@ -81,23 +73,21 @@ def test_what_is_not_of_this_form_is_refused(texts: list[str], says: str) -> Non
         parse_contenders(texts)
 
 
-def test_models_alone_tell_what_they_take(shop: str) -> None:
+def test_a_model_runs_what_an_exported_file_beside_it_takes(shop: str, tmp_path: Path) -> None:
     factory = ModelFactory(f"{shop}:clicks")
-    inputs = contender_inputs({"eager": factory}, None, rows=5)
+    model, example = build_model(factory.name)
+    file = OnnxFile(export_onnx(capture(model, example), tmp_path / "clicks.onnx", check=False).path)
+    inputs = contender_inputs({"eager": factory, "file": file}, None, rows=5)
     assert {name: (value.dtype, value.shape) for name, value in inputs.items()} == {
         "item": (torch.int64, (5,)), "price": (torch.float32, (5,))
     }  # fmt: skip
-    contender = make_contender("eager", factory, 1)
-    expected, _ = build_model(factory.name)
-    torch.testing.assert_close(contender.prepare(inputs)(), expected(**inputs))
-    assert contender.bind_on_device is None
+    torch.testing.assert_close(make_contender("eager", factory, 1).prepare(inputs)(), model(**inputs))
 
 
-def test_inputs_without_names_and_a_device_that_is_not_there_are_refused(shop: str) -> None:
-    with pytest.raises(BenchmarkError, match="nested deeper"):
-        contender_inputs({"eager": ModelFactory(f"{shop}:nested")}, None, rows=5)
-    with pytest.raises(BenchmarkError, match="do not fit its forward"):
-        contender_inputs({"eager": ModelFactory(f"{shop}:unfit")}, None, rows=5)
+def test_models_alone_and_a_device_that_is_not_there_are_refused(shop: str) -> None:
+    factory = ModelFactory(f"{shop}:clicks")
+    with pytest.raises(BenchmarkError, match="enter an exported file beside them"):
+        contender_inputs({"eager": factory}, None, rows=5)
     if not torch.cuda.is_available():
         with pytest.raises(BenchmarkError, match="finds no CUDA device"):
-            make_contender("eager", ModelFactory(f"{shop}:clicks", device="cuda"), 1)
+            make_contender("eager", ModelFactory(factory.name, device="cuda"), 1)
