@@ -2,8 +2,8 @@
 
 All contenders are timed in one process in interleaved rounds, in a random order that changes with every round, so that
 what the machine does meanwhile falls on all of them alike. Ratios are meaningful only within one such run, and only
-those are given. A round starts each contender with one call that is not timed, which pays for the switch. A contender
-on a device takes two turns a round: calls from host memory to host memory, and calls on what lies on the device.
+those are given. A round starts each contender with one call that is not timed, which pays for the switch. A call goes
+from host memory to host memory, copies to and from a device included, as a service pays for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -28,7 +27,7 @@ from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.inputs import Inputs
 from afm_fx.latencies import latencies
 from afm_fx.machine import available_cores, this_machine
-from afm_fx.measurement import Measurement, Range, Timing
+from afm_fx.measurement import Measurement, Timing
 from afm_fx.progress import progress_bar
 
 MAX_DIFFERENT_BATCHES = 16
@@ -40,6 +39,9 @@ WARMUP = 10
 FEWEST_CALLS, MOST_CALLS = 30, 10_000
 """Timed calls of a contender at a batch size, whatever they take."""
 
+SEED = 0
+"""Of the order of contenders within rounds."""
+
 
 def benchmark(
     contenders: Mapping[str, Competitor],
@@ -49,7 +51,6 @@ def benchmark(
     threads: int | None = 1,
     seconds: float = 1.0,
     rounds: int = 10,
-    seed: int = 0,
 ) -> Measurement:
     """Times every contender at every batch size.
 
@@ -62,7 +63,6 @@ def benchmark(
         threads: threads within an operator, for ONNX Runtime and torch alike; None for all cores.
         seconds: time spent on each contender at each batch size, about (30 to 10,000 calls).
         rounds: turns that each contender takes at each batch size.
-        seed: of the order of contenders within rounds.
 
     Raises:
         BenchmarkError: no contenders, a missing or damaged file, impossible settings, or a contender that fails.
@@ -74,7 +74,7 @@ def benchmark(
     flags = which_carry_the_batch(entrants, inputs)
     # Everything is checked before anything is timed.
     lanes = {size: _lanes(entrants, cut_batches(inputs, flags, size)) for size in sizes}
-    order = random.Random(seed)  # noqa: S311 - an order of play, not a secret
+    order = random.Random(SEED)  # noqa: S311 - an order of play, not a secret
     timings: list[Timing] = []
     bar = progress_bar()
     bar.live.auto_refresh = False  # a thread that redraws would run into the timed calls
@@ -88,7 +88,7 @@ def benchmark(
                     lane.take_turn()
                 bar.update(task, advance=1, refresh=True)
             timings += _timings(lanes[size], size)
-    return Measurement(this_machine(), sizes, threads, seconds, rounds, seed, tuple(timings))
+    return Measurement(this_machine(), sizes, threads, seconds, rounds, tuple(timings))
 
 
 def _check(
@@ -131,14 +131,13 @@ def cut_batches(
 
 @dataclass
 class _Lane:
-    """One contender's calls of one kind, end-to-end or on the device only, at one batch size.
+    """One contender's calls at one batch size.
 
     Attributes:
         rounds: nanoseconds of the timed calls, turn by turn.
     """
 
     contender: Contender
-    on_device: bool
     calls: Iterator[Call]
     repeats: int = 0
     rounds: list[list[int]] = field(default_factory=list)
@@ -182,39 +181,25 @@ def failure_of(contender: Contender, error: Exception) -> BenchmarkError:
 
 
 def _lanes(contenders: Sequence[Contender], batches: Sequence[Inputs]) -> list[_Lane]:
-    return [
-        _Lane(each, on_device, itertools.cycle([each.prepare(batch, on_device=on_device) for batch in batches]))
-        for each in contenders
-        for on_device in ((False,) if each.bind_on_device is None else (False, True))
-    ]
+    return [_Lane(each, itertools.cycle([each.prepare(batch) for batch in batches])) for each in contenders]
 
 
 def _timings(lanes: Sequence[_Lane], batch_size: int) -> list[Timing]:
-    """What the lanes took, beside the first contender's lane of the same kind."""
-    first = {lane.on_device: lane for lane in lanes if lane.contender is lanes[0].contender}
+    """What the lanes took, beside the first."""
+    reference = np.asarray(lanes[0].rounds)
     timings = []
     for lane in lanes:
         spent = np.concatenate(lane.rounds)
-        times, medians = latencies(spent), np.median(lane.rounds, axis=1)
-        ratio = ratio_range = None
-        if lane.on_device in first:
-            reference = np.asarray(first[lane.on_device].rounds)
-            ratio = times.p50_us / latencies(reference.ravel()).p50_us
-            ratio_range = _range(medians / np.median(reference, axis=1))
+        times, ratios = latencies(spent), np.median(lane.rounds, axis=1) / np.median(reference, axis=1)
         timings.append(
             Timing(
-                lane.contender.name, lane.contender.runtime, batch_size, lane.on_device, times,
+                lane.contender.name, lane.contender.runtime, batch_size, times,
                 rows_per_second=batch_size * len(spent) / (float(spent.sum()) / 1e9),
-                p50_range_us=_range(medians / 1e3),
-                ratio=ratio,
-                ratio_range=ratio_range,
+                ratio=times.p50_us / latencies(reference.ravel()).p50_us,
+                ratio_range=(float(ratios.min()), float(ratios.max())),
             )
         )  # fmt: skip
     return timings
-
-
-def _range(values: NDArray[np.float64]) -> Range:
-    return float(values.min()), float(values.max())
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -84,27 +84,24 @@ class Contender:
     Attributes:
         runtime: what runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile", followed by the execution
             provider or device where that is not the CPU.
-        bind: makes a call of a batch, from host memory to host memory.
-        bind_on_device: the same with inputs and outputs that stay on the device, over when the device is done; None
-            on the CPU. Both raise BatchError where a batch does not fit, with a message that begins with a verb.
+        bind: makes a call of a batch, from host memory to host memory; raises BatchError where it does not fit, with a
+            message that begins with a verb.
         program: what runs, where it is a program: it knows which of its inputs carry the batch.
     """
 
     name: str
     runtime: str
     bind: Callable[[Inputs], Call]
-    bind_on_device: Callable[[Inputs], Call] | None = None
     program: Program | None = None
 
-    def prepare(self, batch: Inputs, *, on_device: bool = False) -> Call:
+    def prepare(self, batch: Inputs) -> Call:
         """A call without arguments that runs the batch; only the call is timed.
 
         Raises:
             BatchError: the contender does not take this batch.
         """
-        bind = self.bind_on_device if on_device and self.bind_on_device is not None else self.bind
         try:
-            return bind(batch)
+            return self.bind(batch)
         except BatchError as error:
             raise BatchError(f"contender '{self.name}' {error}") from error
 
@@ -203,47 +200,17 @@ def _package(name: str, path: Path) -> Contender:
 
 def _onnx_file(name: str, file: OnnxFile, threads: int) -> Contender:
     provider = provider_of(file.provider)
-    kind = KINDS[provider]
     artifact = read_artifact(file.path)
     session = open_session(artifact, provider, threads)
     runtime = "ONNX Runtime"
     if provider is not Provider.CPU:
-        runtime += f" {kind.name.removesuffix('ExecutionProvider')}"
+        runtime += f" {KINDS[provider].name.removesuffix('ExecutionProvider')}"
 
     def feed(batch: Inputs) -> dict[str, Any]:
         tensors = bind_batch(batch, artifact.inputs, artifact.mapping)
         return {value.name: tensor.numpy(force=True) for value, tensor in zip(artifact.inputs, tensors, strict=True)}
 
-    return Contender(
-        name,
-        runtime,
-        lambda batch: functools.partial(session.run, None, feed(batch)),
-        None if kind.device == "cpu" else lambda batch: bound_call(session, feed(batch), kind.device),
-    )
-
-
-def bound_call(session: Any, feed: Mapping[str, Any], device: str) -> Call:
-    """A call of a session on inputs that lie on a device, leaving its outputs there, over when the device is done.
-
-    Args:
-        feed: arrays in host memory by input name; they are copied now and not in the call.
-        device: "cuda", or "cpu".
-    """
-    import onnxruntime  # noqa: PLC0415 - an extra (cpu or gpu); whoever has a session has it
-
-    binding = session.io_binding()
-    for name, array in feed.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device, 0)
-    binding.synchronize_inputs()
-
-    def call() -> Any:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        return binding
-
-    return call
+    return Contender(name, runtime, lambda batch: functools.partial(session.run, None, feed(batch)))
 
 
 def _model(name: str, factory: ModelFactory) -> Contender:
@@ -270,20 +237,10 @@ def _model(name: str, factory: ModelFactory) -> Contender:
 
         return call
 
-    def bind_on_device(batch: Inputs) -> Call:
-        args, kwargs = _moved(_arguments(function, batch), device)
-
-        def call() -> Any:
-            outputs = function(*args, **kwargs)
-            torch.cuda.synchronize()
-            return outputs
-
-        return call
-
     runtime = "torch.compile" if factory.compiled else "torch"
     if device == "cpu":
         return Contender(name, runtime, functools.partial(_bind_callable, function))
-    return Contender(name, f"{runtime} CUDA", bind_copies, bind_on_device)
+    return Contender(name, f"{runtime} CUDA", bind_copies)
 
 
 def _moved(tree: Any, device: str) -> Any:

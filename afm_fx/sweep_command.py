@@ -59,15 +59,11 @@ class SweepConfig:
         tuple[str, ...],
         Option(
             metavar="COLUMNS",
-            help="Columns of labels in the evaluation rows, 0 or 1, one per number that the model predicts, "
-            "comma-separated.",
+            help="Columns of labels in the evaluation rows, 0 or 1, one per output, comma-separated.",
             show_default=False,
         ),
     ] = ()
     columns: ColumnsOption = ()
-    time_batch_size: Annotated[
-        int | None, Option(min=1, help="Also time every model, packed, at this batch size.", show_default=False)
-    ] = None
     batch_size: BatchRowsOption = 4096
     max_rows: MaxRowsOption = None
     csv: Annotated[Path | None, Option(help="Write the points here as well.", show_default=False)] = None
@@ -84,7 +80,7 @@ class SweepConfig:
 
 
 def sweep(config: SweepConfig) -> None:
-    """Measure a model under many budgets: parameters, logit error, and AUC, LogLoss and latency where asked for.
+    """Measure a model under many budgets: parameters, logit error, and AUC and LogLoss where asked for.
 
     Example: afm-fx sweep shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --plot sweep.png
     """
@@ -101,9 +97,7 @@ def sweep(config: SweepConfig) -> None:
     statistics = calibrate(program, held_out, max_rows=config.max_rows, sensitivity_rows=SENSITIVITY_ROWS)
     if not held_out.rows:
         raise CalibrationError(f"'{config.data}' has too few rows to keep any back to measure on")
-    result = sweep_budgets(
-        program, statistics, held_out.rows, config.budgets, evaluation=labelled, batch_size=config.time_batch_size
-    )
+    result = sweep_budgets(program, statistics, held_out.rows, config.budgets, evaluation=labelled)
     typer.echo(result.table())
     if config.csv is not None:
         write_text(config.csv, result.to_csv(), force=config.force)

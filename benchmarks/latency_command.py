@@ -73,7 +73,6 @@ def latency(
                         threads=count,
                         seconds=seconds,
                         rounds=rounds,
-                        seed=seed,
                     )
                 )
     command = shown_command("benchmarks/latency.py", sys.argv[1:])

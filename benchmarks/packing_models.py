@@ -88,7 +88,7 @@ class PackingShape:
                 return None
             rows = self.shape.batch(4 * max(sizes), self.seed + 1)
             try:
-                return benchmark(files, rows, batch_sizes=sizes, threads=1, seconds=self.seconds, seed=self.seed)
+                return benchmark(files, rows, batch_sizes=sizes, threads=1, seconds=self.seconds)
             except BenchmarkError:
                 if 1 not in sizes:
                     raise

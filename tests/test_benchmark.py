@@ -4,7 +4,6 @@ import functools
 import gc
 import importlib
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.aoti import export_aoti
-from afm_fx.artifact import read_artifact
 from afm_fx.benchmark import benchmark
 from afm_fx.capture import capture
-from afm_fx.contenders import Competitor, Compiled, Contender, OnnxFile, bound_call, make_contender
+from afm_fx.contenders import Competitor, Compiled, OnnxFile, make_contender
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.onnx_export import export_onnx
-from afm_fx.onnx_runtime import open_session
 from afm_fx.program import Program
 
 benchmark_module = importlib.import_module("afm_fx.benchmark")  # the package's attribute is the function
@@ -86,14 +83,12 @@ def test_a_file_and_a_program_are_timed_at_every_batch_size(program: Program, pa
         (size, name) for size in (1, 3, 8) for name in ("file", "torch")
     ]
     for timing in result.timings:
-        assert 0 < timing.p50_range_us[0] <= timing.p50_us <= timing.p50_range_us[1]
+        assert timing.p50_us > 0
         assert 4 <= timing.latencies.calls <= 6
         assert timing.latencies.p90_us is None  # so few calls carry a median at best
-        assert not timing.on_device
         assert timing.rows_per_second > 0
         first = result.timing("file", timing.batch_size)
         assert timing.ratio == pytest.approx(timing.p50_us / first.p50_us)
-        assert timing.ratio_range is not None
         assert timing.ratio_range[0] <= timing.ratio_range[1]
     assert {timing.runtime for timing in result.timings} == {"ONNX Runtime", "torch"}
 
@@ -106,18 +101,18 @@ def test_rows_are_cut_or_repeated_to_the_batch_size() -> None:
     assert shown == {(0, 1), (2, 3), (0, 1, 2, 3, 4, 0, 1)}
 
 
-def test_contenders_take_turns_in_an_order_that_the_seed_fixes() -> None:
-    def order(seed: int) -> list[str]:
+def test_contenders_take_turns_in_an_order_that_changes_and_repeats_from_run_to_run() -> None:
+    def order() -> list[str]:
         log: list[str] = []
         contenders = {name: Recorder(name, log) for name in "abcd"}
-        benchmark(contenders, torch.randn(4, 3), batch_sizes=(4,), seconds=0.01, rounds=6, seed=seed)
+        benchmark(contenders, torch.randn(4, 3), batch_sizes=(4,), seconds=0.01, rounds=6)
         played = log[4 * 2 :: 2]  # after the warm-up; every turn is one untimed and one timed call
         assert all(sorted(played[at : at + 4]) == list("abcd") for at in range(0, len(played), 4))
         return played
 
-    assert order(0) == order(0)
-    assert order(0) != order(1)
-    assert len({tuple(order(0)[at : at + 4]) for at in range(0, 24, 4)}) > 1
+    first = order()
+    assert first == order()
+    assert len({tuple(first[at : at + 4]) for at in range(0, 24, 4)}) > 1
 
 
 def test_the_collector_is_off_while_timing_and_on_again_after() -> None:
@@ -265,32 +260,6 @@ def test_a_compiled_program_is_compiled_once_for_all_batch_sizes_but_one(program
     assert len(graphs) == 1
 
 
-def test_a_device_is_timed_end_to_end_and_alone_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[str] = []
-
-    def end_to_end() -> None:
-        log.append("end-to-end")
-        time.sleep(2e-4)
-
-    entrants = {
-        "device": Contender("device", "fake", lambda _: end_to_end, lambda _: lambda: log.append("device-only")),
-        "cpu": make_contender("cpu", Recorder(), 1),
-    }
-    monkeypatch.setattr(benchmark_module, "make_contender", lambda name, *_: entrants[name])
-    monkeypatch.setattr(benchmark_module, "FEWEST_CALLS", 40)
-    monkeypatch.setattr(benchmark_module, "MOST_CALLS", 40)
-    contenders: dict[str, Any] = dict.fromkeys(entrants, "")
-    result = benchmark(contenders, torch.randn(4, 3), batch_sizes=(2,), **QUICK)
-    whole, alone = (result.timing("device", 2, on_device=on_device) for on_device in (False, True))
-    assert whole.latencies.calls == alone.latencies.calls == 40
-    assert alone.p50_us < 100 < whole.p50_us  # the copies that only one of them makes
-    assert alone.ratio == 1.0
-    assert [(each.contender, each.on_device) for each in result.timings] == [
-        ("device", False), ("device", True), ("cpu", False)
-    ]  # fmt: skip
-    assert log.count("device-only") == log.count("end-to-end") == 40 + 2 + 2  # timed, warm-up, one at each turn
-
-
 def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(path: Path) -> None:
     from tests.fake_cuda_runtime import FakeRuntime  # needs ONNX Runtime
 
@@ -301,13 +270,6 @@ def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(path: Path) ->
         pytest.raises(BenchmarkError, match="could not be started"),
     ):
         make_contender("a", OnnxFile(path, "cuda"), 1)
-
-
-def test_a_call_on_bound_inputs_computes_what_a_plain_one_does(path: Path) -> None:
-    session = open_session(read_artifact(path))
-    feed = {"x": torch.randn(5, 3).numpy()}
-    (output,) = bound_call(session, feed, "cpu")().copy_outputs_to_cpu()
-    torch.testing.assert_close(torch.from_numpy(output), torch.from_numpy(session.run(None, feed)[0]))
 
 
 def test_a_damaged_package_is_named(tmp_path: Path) -> None:
