@@ -8,7 +8,7 @@ from afm_fx.benchmark import benchmark
 from afm_fx.budget import Budget
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
-from afm_fx.chains import Chain, chains_table, find_chains
+from afm_fx.chains import Chain
 from afm_fx.change import Change
 from afm_fx.compression import Compressed, apply_plan, compress
 from afm_fx.contenders import Compiled, ModelFactory, OnnxFile
@@ -92,7 +92,6 @@ __all__ = [
     "benchmark",
     "calibrate",
     "capture",
-    "chains_table",
     "check_onnx",
     "compare_quality",
     "compress",
@@ -103,7 +102,6 @@ __all__ = [
     "export_onnx",
     "export_onnx_buckets",
     "export_onnx_over_files",
-    "find_chains",
     "laws",
     "load_aoti",
     "load_test",

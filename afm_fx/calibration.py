@@ -29,7 +29,6 @@ def calibrate(
     batches: Iterable[Inputs],
     *,
     max_rows: int | None = None,
-    product_dtype: torch.dtype | None = None,
     sensitivity_rows: int = 0,
     share: tuple[int, int] | None = None,
     group: Group | None = None,
@@ -48,9 +47,6 @@ def calibrate(
         batches: what the model takes, batch by batch.
         max_rows: stop after so many rows: the first ones of data files, whatever the share. Of other iterables, each
             process of a group takes its N-th part of the number at most.
-        product_dtype: dtype of the products within a batch for sites wider than 64 features; None for the program's
-            own. Means, and sums over batches, are float64 always. With float32 a covariance carries a relative error
-            of about 1e-7, no more than the float32 features themselves.
         sensitivity_rows: take gradients on about so many rows in all, whole batches of them
             (:mod:`afm_fx.sensitivity`); they cost about three times as much as inference and need no labels. 0 for
             none. Of data files the batches are spread evenly over all rows, else they are the first ones.
@@ -69,7 +65,7 @@ def calibrate(
     failure, own = None, None
     try:
         _check(batches, max_rows, share)
-        collector = StatisticsCollector(program, product_dtype=product_dtype, gradients=sensitivity_rows > 0)
+        collector = StatisticsCollector(program, gradients=sensitivity_rows > 0)
         shares: list[Share] = []
         if isinstance(batches, FileBatches):
             (number, of), whole = share or (0, 1), batches.head(max_rows)
@@ -78,11 +74,7 @@ def calibrate(
         elif max_rows is None or _part(max_rows, rank, world):
             rows, graded = (each and _part(each, rank, world) for each in (max_rows, sensitivity_rows))
             _add_own_part(collector, checked_batches(program, batches, rows), graded or 0, rank << 32)
-        origin = {
-            "the model": program_digest(program),
-            "product_dtype": str(product_dtype),
-            "sensitivity_rows": str(sensitivity_rows),
-        }
+        origin = {"the model": program_digest(program), "sensitivity_rows": str(sensitivity_rows)}
         kept = frozenset(each for each in shares if each.of > 1)
         own = replace(collector.result(), origin=origin, shares=kept)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to be told

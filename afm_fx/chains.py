@@ -8,11 +8,9 @@ from typing import TypeAlias
 
 from torch.fx import GraphModule, Node
 
-from afm_fx.program import Program
-from afm_fx.tables import render_sections
 from passes.graph_tools import aten
 from passes.outcomes import Law
-from passes.sink_codes import Analysis, analyze
+from passes.sink_codes import Analysis
 from passes.sites import Site, SiteKind
 from passes.verdicts import Fate, Verdict
 
@@ -40,11 +38,6 @@ class Chain:
     site: Site
     path: tuple[str, ...]
     verdict: Verdict
-
-
-def find_chains(program: Program) -> list[Chain]:
-    """Every use of every site, with its path and verdict. Needs no data and changes nothing."""
-    return chains_of(program.graph_module, analyze(program.graph_module))
 
 
 def chains_of(module: GraphModule, analysis: Analysis) -> list[Chain]:
@@ -81,19 +74,6 @@ def _next_linear(node: Node) -> tuple[str, ...]:
             return tuple(path)
         node = following
     return ()
-
-
-def chains_table(chains: Sequence[Chain], *, width: int | None = None) -> str:
-    """Chains as text: sites with the same uses share a heading, with one line per use below.
-
-    A line holds the verdict, the operator that takes the features, its source line and the reason. It is drawn for
-    ``width`` columns; for those of the terminal, or 120, where left out.
-    """
-    groups = groups_of(chains)
-    return render_sections(
-        [(f"{listed([site.name for site in group.sites])}, {group.kind}", list(group.uses)) for group in groups],
-        width=width,
-    )
 
 
 Use: TypeAlias = tuple[Fate, str, str, str]

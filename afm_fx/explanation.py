@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from afm_fx.capture import capture
-from afm_fx.chains import Chain, chains_of, chains_table
+from afm_fx.chains import Chain, chains_of, groups_of, listed
 from afm_fx.documents import from_json, to_json
 from afm_fx.flow import FlowNode, flow_of
 from afm_fx.inputs import Inputs
@@ -25,6 +25,7 @@ from afm_fx.pages import render_page
 from afm_fx.plan import Plan
 from afm_fx.planned_graph import planned_graph
 from afm_fx.program import Program
+from afm_fx.tables import render_sections
 from passes.sink_codes import Analysis, analyze
 from passes.sites import Site
 from passes.verdicts import Fate
@@ -57,10 +58,18 @@ class Explanation:
         return sum(chain.verdict.fate is Fate(fate) for chain in self.chains)
 
     def table(self, *, width: int | None = None) -> str:
-        """The explanation as text, see :func:`~afm_fx.chains_table`."""
+        """The explanation as text: sites with the same uses share a heading, with one line per use below.
+
+        A line holds the verdict, the operator that takes the features, its source line and the reason. It is drawn for
+        ``width`` columns; for those of the terminal, or 120, where left out.
+        """
         if not self.sites:
             return "The model has no embedding table and no Linear whose features could be factored."
-        return chains_table(self.chains, width=width)
+        groups = groups_of(self.chains)
+        return render_sections(
+            [(f"{listed([site.name for site in group.sites])}, {group.kind}", list(group.uses)) for group in groups],
+            width=width,
+        )
 
     def __str__(self) -> str:
         """The table."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from afm_fx.allocation import Allocation
 from afm_fx.compression import apply_plan
@@ -39,28 +38,20 @@ class Latency(Policy):
         batch_size: rows of the batch.
         provider: execution provider, by its short name.
         threads: threads within an operator.
-        seconds: timed calls of one program, about.
     """
 
     p50_us: float
     batch_size: int = 1
     provider: str = "cpu"
     threads: int = 1
-    seconds: float = SECONDS
 
     def __post_init__(self) -> None:
-        for name in ("p50_us", "seconds"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise PolicyError(f"Latency takes {name} above 0, got {value!r}")
+        if not isinstance(self.p50_us, int | float) or isinstance(self.p50_us, bool) or not self.p50_us > 0:
+            raise PolicyError(f"Latency takes p50_us above 0, got {self.p50_us!r}")
         for name in ("batch_size", "threads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PolicyError(f"Latency takes a whole number of {name} from 1 on, got {value!r}")
-
-    def describe(self) -> dict[str, Any]:
-        """The policy as JSON, without how long it was timed."""
-        return {name: value for name, value in super().describe().items() if name != "seconds"}
 
     def choose(self, task: PlanningTask) -> Decision:
         """Ranks within the latency.
@@ -74,7 +65,7 @@ class Latency(Policy):
 
         def time(state: Allocation) -> float:
             program = pack(apply_plan(task.program, task.assemble(state.ranks))).program
-            return program_p50_us(program, self.batch_size, self.threads, self.provider, self.seconds)
+            return program_p50_us(program, self.batch_size, self.threads, self.provider, SECONDS)
 
         place, timed = _slowest_within(states, self.p50_us, time)
         if timed[place] > self.p50_us:

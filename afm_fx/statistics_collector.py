@@ -32,13 +32,13 @@ class StatisticsCollector:
         gradients: whether gradients may be asked for.
     """
 
-    def __init__(self, program: Program, *, product_dtype: torch.dtype | None, gradients: bool) -> None:
+    def __init__(self, program: Program, *, gradients: bool) -> None:
         plain, joint = plain_taps(program.graph_module), joint_taps(program.graph_module)
         tables = {name for tap in joint if tap.joint is not None for name in tap.joint.tables}
         taps = (*(tap for tap in plain if tap.site.name not in tables), *joint)
         self._program, self._joint = program, joint
         self._order = [tap.site.name for tap in (*plain, *joint)]
-        self._totals = [_Total(program, tap, product_dtype) for tap in taps]
+        self._totals = [_Total(program, tap) for tap in taps]
         self._layers = list(hidden_layers(program.graph_module))
         self._counter = TrafficCounter(program.graph_module, taps)
         features = {name for tap in taps for name in tap.nodes}
@@ -104,11 +104,10 @@ def _in_order(found: Mapping[str, Value], names: Sequence[str]) -> dict[str, Val
 class _Total:
     """Running moments of one site; small batches are gathered first, since every product has a price per call."""
 
-    def __init__(self, program: Program, tap: Tap, product_dtype: torch.dtype | None) -> None:
+    def __init__(self, program: Program, tap: Tap) -> None:
         self.tap = tap
         self._program = program
         self._width = tap.site.width
-        self._product_dtype = torch.float64 if self._width <= NARROW_WIDTH else product_dtype
         self._moments = Moments.empty(self._width)
         self._pending: list[tuple[Batch, Tensor]] = []
 
@@ -123,7 +122,7 @@ class _Total:
         """The moments of all rows added."""
         if self._pending:
             rows = torch.cat([rows for _, rows in self._pending])
-            moments = Moments.of(rows, self._product_dtype or rows.dtype)
+            moments = Moments.of(rows, torch.float64 if self._width <= NARROW_WIDTH else rows.dtype)
             if not moments.is_finite:
                 raise explain_non_finite(self._program, self._pending)
             self._moments += moments

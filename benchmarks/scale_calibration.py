@@ -55,8 +55,8 @@ class CalibrationRun:
         peak_above: largest resident memory of process 0 above what it held after a warm-up on 8 batches, in bytes.
         resident: rows that process 0 had read, and its resident memory then above the same, in bytes.
         alive: rows that it had read, and the bytes of all tensors that Python knew then.
-        reduced_bytes: what each process gave to ``all_reduce``.
-        site_bytes: the same by site, counted from the statistics; they add up to ``reduced_bytes``.
+        reduced_bytes: of the numbers that each process gave to the others, once.
+        site_bytes: the same by site.
         table_bytes: of those the counts of lookups, which are one number for every row of a table.
     """
 
@@ -132,7 +132,7 @@ def measure(folder: Path, rows: int) -> CalibrationRun | None:
         peak_above=peak - before,
         resident=[(rows_read, held - before) for rows_read, held in batches.seen],
         alive=list(batches.alive),
-        reduced_bytes=sent.bytes,
+        reduced_bytes=sum(sent.by_site.values()),
         site_bytes=sent.by_site,
         table_bytes=sent.table_bytes,
     )
@@ -166,40 +166,34 @@ def tensor_bytes() -> int:
 
 
 class _Counted:
-    """Counts what passes through ``torch.distributed.all_reduce`` while it is entered, and of which sites it is."""
+    """Counts what is given to ``all_reduced`` while it is entered, and of which sites it is."""
 
     def __init__(self) -> None:
-        self.bytes = self.table_bytes = 0
+        self.table_bytes = 0
         self.by_site: dict[str, int] = {}
-        self._reduce, self._merge = dist.all_reduce, all_reduced
         self._patches = ExitStack()
 
     def __enter__(self) -> Self:
-        self._patches.enter_context(mock.patch.object(dist, "all_reduce", self._count))
         self._patches.enter_context(mock.patch.object(calibration, "all_reduced", self._look))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._patches.close()
 
-    def _count(self, tensor: Tensor, *rest: Any, **options: Any) -> Any:
-        self.bytes += tensor.numel() * tensor.element_size()
-        return self._reduce(tensor, *rest, **options)
-
     def _look(self, own: afm_fx.Statistics, group: Group) -> afm_fx.Statistics:
         self.by_site = sent_bytes(own)
         self.table_bytes = sum(
             8 * counts.numel() for counts in {id(t): t.counts for t in own.traffic.values()}.values()
         )
-        return self._merge(own, group)
+        return all_reduced(own, group)
 
 
 def sent_bytes(own: afm_fx.Statistics) -> dict[str, int]:
-    """Bytes that a process gives to all-reduce, by site."""
+    """Bytes of the numbers that a process gives to the others, by site."""
     numbers = {"rows and batches": 2}
     for name, moments in own.moments.items():
-        half = moments.width * (moments.width + 1) // 2
-        numbers[name] = 1 + moments.width + half + (1 + 2 * half if name in own.sensitivities else 0)
+        square = moments.width**2
+        numbers[name] = 1 + moments.width + square + (1 + 2 * square if name in own.sensitivities else 0)
     for name, spread in own.activations.items():
         numbers[name] = numbers.get(name, 0) + 1 + 2 * len(spread.mean)
     for name, traffic in {id(traffic): (name, traffic) for name, traffic in own.traffic.items()}.values():

@@ -10,7 +10,7 @@ from tests.graphs import ROWS, Tower, tower_batch
 
 
 def test_both_kinds_of_chain_are_found_with_their_paths() -> None:
-    chains = afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4)))
+    chains = afm_fx.explain(Tower(), tower_batch(4)).chains
     found = {chain.site.name: (chain.kind, chain.path, chain.verdict.fate) for chain in chains}
     assert found["tables.0"] == ("embedding -> linear", ("embedding", "cat", "linear"), "absorbed")
     assert found["first"] == ("linear -> activation -> linear", ("linear", "relu", "linear_1"), "restored")
@@ -30,9 +30,7 @@ def test_one_table_has_a_verdict_per_use() -> None:
             return self.linear(features) + products + features.relu()[:, :1]
 
     chains = [
-        chain
-        for chain in afm_fx.find_chains(afm_fx.capture(Mixed(), torch.randint(0, ROWS, (5,))))
-        if chain.site.name == "table"
+        chain for chain in afm_fx.explain(Mixed(), torch.randint(0, ROWS, (5,))).chains if chain.site.name == "table"
     ]
     assert {(chain.kind, str(chain.verdict.fate)) for chain in chains} == {
         ("embedding -> linear", "absorbed"),
@@ -42,23 +40,23 @@ def test_one_table_has_a_verdict_per_use() -> None:
 
 
 def test_the_table_groups_equal_uses_and_shows_reasons_and_source_lines() -> None:
-    text = afm_fx.chains_table(afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4))))
+    text = afm_fx.explain(Tower(), tower_batch(4)).table()
     assert "tables.0 .. tables.2 (3)" in text
     assert "absorbed" in text
     assert "graphs.py" in text
 
 
 def test_the_table_fits_its_width_and_keeps_every_reason_and_operator() -> None:
-    chains = afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4)))
+    explanation = afm_fx.explain(Tower(), tower_batch(4))
     for width in (100, 120):
-        text = afm_fx.chains_table(chains, width=width)
+        text = explanation.table(width=width)
         assert max(map(len, text.splitlines())) <= width
         words = set(text.split())
-        for chain in chains:
+        for chain in explanation.chains:
             assert set(chain.verdict.reason.split()) | set(chain.verdict.operator.split()) <= words
 
 
 def test_a_verdict_inside_a_layer_points_to_the_line_of_the_model() -> None:
-    chains = afm_fx.find_chains(afm_fx.capture(Tower(), tower_batch(4)))
+    chains = afm_fx.explain(Tower(), tower_batch(4)).chains
     absorbed = next(chain.verdict for chain in chains if chain.verdict.operator == "aten.linear")
     assert absorbed.source.startswith("graphs.py:")

@@ -53,11 +53,6 @@ def test_every_site_and_use_has_a_verdict_with_a_reason() -> None:
     )
 
 
-def test_the_chains_are_those_that_find_chains_finds() -> None:
-    program = afm_fx.capture(Tower(), tower_batch(4))
-    assert list(afm_fx.explain(program).chains) == afm_fx.find_chains(program)
-
-
 def test_printing_gives_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     explanation = mixed()
     print(explanation)

@@ -55,7 +55,7 @@ def test_where_the_original_is_fast_enough_nothing_is_lost(task, monkeypatch) ->
 
 def test_the_clock_is_real_and_an_unreachable_latency_says_what_the_smallest_ranks_take(task) -> None:
     with pytest.raises(PolicyError, match=r"a p50 of 0\.01 us at batch size 4 cannot be") as caught:
-        task.plan(afm_fx.Latency(0.01, batch_size=4, seconds=0.01))
+        task.plan(afm_fx.Latency(0.01, batch_size=4))
     found = re.search(r"the smallest ranks take ([\d.]+) us here", str(caught.value))
     assert found is not None
     assert 1 < float(found[1]) < 1e5

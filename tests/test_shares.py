@@ -104,8 +104,8 @@ def test_shares_of_other_data_models_and_options_are_told_apart(program, batches
     other_data = of(program, np.zeros((ROWS, 4)))
     both = first + afm_fx.calibrate(program, other_data, share=(1, 2))
     assert len(missing_shares(both.shares)) == 2  # not halves of one data set
-    with pytest.raises(CalibrationError, match="differ in product_dtype"):
-        _ = first + afm_fx.calibrate(program, batches, share=(1, 2), product_dtype=torch.float32)
+    with pytest.raises(CalibrationError, match="differ in sensitivity_rows"):
+        _ = first + afm_fx.calibrate(program, batches, share=(1, 2), sensitivity_rows=8)
     retrained = program.to(torch.float64)
     with torch.no_grad():
         next(retrained.parameters())[0, 0] += 1e-3

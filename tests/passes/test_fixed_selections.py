@@ -57,7 +57,7 @@ def test_a_selection_by_a_constant_mask_becomes_an_index_of_a_known_shape(compre
 
 
 def test_features_are_decoded_before_the_products_that_are_picked(compressed: afm_fx.Compressed) -> None:
-    tables = [chain for chain in afm_fx.find_chains(compressed.original) if chain.site.name.startswith("tables.")]
+    tables = [chain for chain in afm_fx.explain(compressed.original).chains if chain.site.name.startswith("tables.")]
     assert {chain.site.name for chain in tables} == {f"tables.{field}" for field in range(FIELDS)}
     assert {str(chain.verdict.fate) for chain in tables} == {"restored"}
     assert any("aten.index" in str(node.target) for node in compressed.program.graph_module.graph.nodes)

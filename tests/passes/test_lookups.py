@@ -284,7 +284,7 @@ def test_refused_with_a_reason_and_left_as_it_was(name: str) -> None:
     refusal = site_of(program).refusal
     assert refusal is not None
     assert reason in refusal
-    chains = [chain for chain in afm_fx.find_chains(program) if chain.site.name == "table"]
+    chains = [chain for chain in afm_fx.explain(program).chains if chain.site.name == "table"]
     assert [(chain.verdict.fate, chain.verdict.reason) for chain in chains] == [("refused", refusal)]
     compressed = afm_fx.compress(program, [inputs(32)], afm_fx.FullRank())
     assert compressed.plan.refused["table"] == refusal

@@ -103,7 +103,7 @@ def test_what_is_used_inside_is_a_refused_site(model: type[Base], name: str, kin
     thing = "table" if kind is SiteKind.EMBEDDING else "weight"
     refusal = f"the {thing} is used inside {operator} ('{operator}'), and branches and loops stay as they are"
     assert sites[name].refusal == refusal
-    chains = [chain.verdict for chain in afm_fx.find_chains(program) if chain.site.name == name]
+    chains = [chain.verdict for chain in afm_fx.explain(program).chains if chain.site.name == name]
     assert [(verdict.fate, verdict.reason) for verdict in chains] == [(Fate.REFUSED, refusal)]
 
 
@@ -111,7 +111,7 @@ def test_the_rest_is_rewritten_and_at_full_rank_nothing_changes(
     model: type[Base], name: str, kind: SiteKind, operator: str
 ) -> None:
     program = afm_fx.capture(model().eval(), ids(6)).to(torch.float64)
-    verdicts = [chain.verdict for chain in afm_fx.find_chains(program)]
+    verdicts = [chain.verdict for chain in afm_fx.explain(program).chains]
     into = [(verdict.fate, verdict.reason) for verdict in verdicts if verdict.operator == operator]
     fed = model in (LookupInWhileLoop, LookupInScan, LinearInCond)
     reason = "it is a branch or a loop, and what runs inside takes the features themselves"

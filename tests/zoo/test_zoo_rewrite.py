@@ -129,7 +129,7 @@ def test_the_compressed_program_exports_and_onnx_runtime_agrees(entry: ZooEntry,
 @pytest.mark.parametrize("entry", zoo_params())
 def test_every_site_has_its_chains_and_every_verdict_a_reason(entry: ZooEntry) -> None:
     program = captured(entry.name)[1]
-    chains = afm_fx.find_chains(program)
+    chains = afm_fx.explain(program).chains
     nodes = {node.name for node in program.graph_module.graph.nodes}
     looked_up = {
         str(node.args[0].target).removesuffix(".weight")
@@ -172,5 +172,5 @@ def statistics_sites(name: str) -> tuple[afm_fx.SitePlan, ...]:
 def test_tables_are_absorbed_by_the_first_linear_and_restored_before_what_is_no_linear(
     name: str, site: str, fates: set[str]
 ) -> None:
-    chains = [chain for chain in afm_fx.find_chains(captured(name)[1]) if chain.site.name == site]
+    chains = [chain for chain in afm_fx.explain(captured(name)[1]).chains if chain.site.name == site]
     assert {str(chain.verdict.fate) for chain in chains} == fates
