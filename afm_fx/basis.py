@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from afm_fx.errors import PolicyError
+from afm_fx.moments import table_moments
 from passes.factor import Factor, factor_of
 from passes.sites import SiteKind
-from passes.table_codes import ROWS_PER_BLOCK
 
 RIDGE = 1e-7
 """Share of the identity mixed into a metric, so that what it does not see is still described."""
@@ -190,10 +190,4 @@ def weight_second_moment(weights: Sequence[Tensor], kind: SiteKind) -> Tensor:
     if kind is SiteKind.LINEAR:
         wide = weights[0].detach().to(torch.float64)
         return (wide @ wide.mT).cpu()
-    rows, width = weights[0].shape[0], sum(weight.shape[1] for weight in weights)
-    total = torch.zeros((width, width), dtype=torch.float64, device=weights[0].device)
-    for start in range(0, rows, ROWS_PER_BLOCK):
-        parts = [weight.detach()[start : start + ROWS_PER_BLOCK].to(torch.float64) for weight in weights]
-        block = torch.cat(parts, dim=1)
-        total += block.mT @ block
-    return (total / max(rows, 1)).cpu()
+    return table_moments(weights, torch.ones(weights[0].shape[0])).second_moment()

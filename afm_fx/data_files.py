@@ -55,7 +55,7 @@ def open_data(path: Path) -> DataFile:
     """Opens a data file by its ending, or a folder of Parquet files.
 
     Args:
-        path: a file, or a folder of Parquet files; names of its inner folders like ``day=3`` become columns.
+        path: a file, or a folder of Parquet files, in folders of it too.
 
     Raises:
         FileFormatError: there is no such file, it is damaged, or of another kind.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,7 @@ Columns = dict[str, Array]
 
 @dataclass(frozen=True)
 class ParquetData:
-    """Parquet files of one schema, in the order of their paths.
-
-    Attributes:
-        names: of the columns, those from names of folders behind the others.
-    """
+    """Parquet files of one schema, in the order of their paths."""
 
     path: Path
     names: tuple[str, ...]
@@ -54,12 +50,10 @@ class _File:
 
     Attributes:
         metadata: the file's own (``pyarrow.parquet.FileMetaData``), so that it is parsed once.
-        partition: columns with one value for the whole file, from the names of the folders that it lies in.
     """
 
     path: Path
     metadata: Any
-    partition: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
@@ -73,10 +67,9 @@ class _File:
         if not groups:
             return
         row = int(ends[groups[0]]) - lengths[groups[0]]
-        stored = [name for name in names if name not in self.partition]
         # Buffered: else every column chunk of the row group is in memory at once.
         with pyarrow("parquet", self.path).ParquetFile(self.path, metadata=self.metadata, buffer_size=1 << 16) as file:
-            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=stored, use_threads=False)
+            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=list(names), use_threads=False)
             while row < stop:
                 try:
                     batch = next(batches)
@@ -87,16 +80,8 @@ class _File:
                 first, last = max(start - row, 0), min(stop - row, batch.num_rows)
                 if first < last:
                     wanted = batch.slice(first, last - first)
-                    yield {name: self._column(wanted, name, row + first) for name in names}
+                    yield {name: self._array(wanted.column(name), name, row + first) for name in names}
                 row += batch.num_rows
-
-    def _column(self, batch: Any, name: str, start: int) -> Array:
-        if name not in self.partition:
-            return self._array(batch.column(name), name, start)
-        value = self.partition[name]
-        if value is None:
-            raise BatchError(f"'{self.path}': the folder names no value of '{name}', which the model takes")
-        return np.full(batch.num_rows, value)
 
     def _array(self, column: Any, name: str, start: int) -> Array:
         where = f"'{self.path}', column '{name}'"
@@ -126,7 +111,7 @@ def open_parquet(path: Path) -> ParquetData:
     folder = path.is_dir()
     dataset = pyarrow("dataset", path)
     try:
-        found = dataset.dataset(path.resolve(), format="parquet", partitioning="hive" if folder else None)
+        found = dataset.dataset(path.resolve(), format="parquet")
         fragments = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
     except _DAMAGE as error:
         raise FileFormatError(f"'{path}' cannot be read: damaged or not Parquet ({error})") from error
@@ -139,11 +124,10 @@ def open_parquet(path: Path) -> ParquetData:
             metadata, stored = fragment.metadata, fragment.physical_schema.names
         except _DAMAGE as error:
             raise FileFormatError(f"'{file}' cannot be read: damaged or not Parquet ({error})") from error
-        partition = dataset.get_partition_keys(fragment.partition_expression)
-        missing = [name for name in names if name not in stored and name not in partition]
+        missing = [name for name in names if name not in stored]
         if missing:
             raise BatchError(f"'{file}' has no column '{missing[0]}', as other files of '{path}' have")
-        files.append(_File(file, metadata, partition))
+        files.append(_File(file, metadata))
     return ParquetData(path.resolve() if folder else path, names, tuple(files))
 
 

@@ -23,9 +23,6 @@ KIND = "plan"
 VERSION = 5
 DIGEST_VERSION = 1
 
-SHOWN_TABLES = 5
-"""Tables whose coverage is spelled out below a plan, those that calibration knows least of."""
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -163,12 +160,10 @@ class Plan:
         return "\n".join([text, *self._notes()])
 
     def _notes(self) -> Iterator[str]:
-        known = [(site, site.coverage) for site in self.sites if site.coverage is not None]
-        partly = [(site, found) for site, found in known if found.rows_seen < site.shape[0]]
-        for site, found in sorted(partly, key=lambda each: -each[1].expected_unseen)[:SHOWN_TABLES]:
-            yield f"{site.name}: {found.describe(site.shape[0])}"
-        if len(partly) > SHOWN_TABLES:
-            yield f"calibration saw a part of {len(partly) - SHOWN_TABLES} other tables too, more of each"
+        known = [(site.coverage.expected_unseen, site.name, site) for site in self.sites if site.coverage is not None]
+        share, name, least = max(known, default=(0.0, "", None))
+        if share > 0 and least is not None and least.coverage is not None:
+            yield f"the table that calibration knows least, {name}: {least.coverage.describe(least.shape[0])}"
         for name, units in self.units.items():
             total = units.constants.shape[0]
             yield f"{name}: {len(units.dropped)} of {total} units are constant on the calibration rows and left out"

@@ -1,4 +1,4 @@
-"""Folders of Parquet files: columns of folder names, and any rows of them."""
+"""Folders of Parquet files: their columns, and any rows of them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,11 @@ def log(tmp_path_factory) -> Path:
 def test_a_folder_is_its_files_rows_in_order_in_chunks_that_cross_files(log):
     file = open_data(log)
     assert file.rows == ROWS
-    assert set(file.names) == {"id", "pair", "note", "day", "hour"}
-    chunks = list(file.chunks(["id", "day", "hour", "pair"], 8))
+    assert set(file.names) == {"id", "pair", "note"}
+    chunks = list(file.chunks(["id", "pair"], 8))
     assert [len(chunk["id"]) for chunk in chunks] == [8] * 6 + [5]
     np.testing.assert_array_equal(np.concatenate([chunk["id"] for chunk in chunks]), np.arange(ROWS))
-    np.testing.assert_array_equal(np.concatenate([chunk["day"] for chunk in chunks]), np.arange(ROWS) >= 32)
     np.testing.assert_array_equal(chunks[6]["pair"][:, 1], -np.arange(48, ROWS))
-    assert [str(value) for value in chunks[1]["hour"]] == ["am"] * 4 + ["pm"] * 4
-    assert [len(chunk["day"]) for chunk in file.chunks(["day"], 50)] == [50, 3]  # without any column of the files
 
 
 def test_any_rows_of_a_folder_or_a_file_can_be_read(log):
@@ -72,28 +69,27 @@ def test_row_groups_without_rows_that_are_asked_for_are_not_read(log, monkeypatc
     assert read == [[1, 2, 3], [0], [0]]
 
 
-def test_batches_of_a_folder_hold_folder_columns_and_shares_together_are_all_batches(log):
+def test_shares_of_a_folder_together_are_all_batches(log):
     import torch
     from torch import nn
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.table, self.days = nn.Embedding(ROWS, 2), nn.Embedding(2, 2)
+            self.table = nn.Embedding(ROWS, 2)
 
-        def forward(self, id, day):  # noqa: A002 - the column's name
-            return (self.table(id) * self.days(day)).sum(1)
+        def forward(self, id):  # noqa: A002 - the column's name
+            return self.table(id).sum(1)
 
     ids = torch.zeros(2, dtype=torch.int64)
-    batches = FileBatches(open_data(log), capture(Model(), {"id": ids, "day": ids}), batch_size=6)
+    batches = FileBatches(open_data(log), capture(Model(), {"id": ids}), batch_size=6)
     whole = list(batches)
     assert len(whole) == len(batches)
-    assert whole[5]["day"].tolist() == [0, 0, 1, 1, 1, 1]
-    assert whole[0]["id"].dtype == whole[0]["day"].dtype == torch.int64
+    assert whole[5]["id"].tolist() == list(range(30, 36))
+    assert whole[0]["id"].dtype == torch.int64
     second, first = batches.share(1, 2), batches.share(0, 2)
-    for name in ("id", "day"):
-        shared = torch.cat([batch[name] for batch in (*first, *second)])
-        assert torch.equal(torch.cat([batch[name] for batch in whole]), shared)
+    shared = torch.cat([batch["id"] for batch in (*first, *second)])
+    assert torch.equal(torch.cat([batch["id"] for batch in whole]), shared)
 
 
 def test_a_folder_may_be_named_from_the_working_directory(log, monkeypatch):
@@ -114,14 +110,3 @@ def test_what_is_wrong_with_a_folder_is_said_with_the_file(log, tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(FileFormatError, match=r"b.parquet' cannot be read"):
         open_data(tmp_path)
-
-
-def test_a_folder_without_a_value_for_a_column_that_is_read_is_an_error(tmp_path):
-    for number, day in enumerate(("3", "__HIVE_DEFAULT_PARTITION__")):
-        path = tmp_path / f"day={day}" / "a.parquet"
-        path.parent.mkdir()
-        parquet.write_table(pa.table({"id": [number, 2]}), path)
-    file = open_data(tmp_path)
-    assert [list(chunk["id"]) for chunk in file.chunks(["id"], 4)] == [[0, 2, 1, 2]]
-    with pytest.raises(BatchError, match="names no value of 'day'"):
-        list(file.chunks(["id", "day"], 4))

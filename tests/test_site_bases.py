@@ -100,6 +100,7 @@ def test_the_plan_tells_coverage(program, statistics, tmp_path) -> None:
     assert coverage is not None
     assert coverage.rows_seen == SEEN
     assert coverage.expected_unseen == statistics.traffic["tables.0"].unseen_share > 0
-    assert f"tables.0: {SEEN} of {ROWS} rows seen" in plan.table()
+    least = max(plan.sites, key=lambda site: site.coverage.expected_unseen if site.coverage is not None else 0.0)
+    assert f"knows least, {least.name}: {SEEN} of {least.shape[0]} rows seen" in plan.table()
     plan.save(tmp_path / "plan.safetensors")
     assert afm_fx.Plan.load(tmp_path / "plan.safetensors").sites == plan.sites
