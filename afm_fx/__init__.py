@@ -27,7 +27,6 @@ from afm_fx.planning import Decision, PlanningTask, Policy, make_plan
 from afm_fx.policies import Energy, Fixed, FullRank
 from afm_fx.program import Program
 from afm_fx.quality_comparison import QualityComparison, compare_quality
-from afm_fx.quantized_onnx import quantize_onnx
 from afm_fx.recovery import recover
 from afm_fx.recovery_report import RecoveryReport
 from afm_fx.reduced_precision import PrecisionReport, reduce_precision
@@ -107,7 +106,6 @@ __all__ = [
     "load_test",
     "make_plan",
     "pack",
-    "quantize_onnx",
     "recover",
     "reduce_precision",
     "refit_plan",

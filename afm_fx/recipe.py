@@ -26,7 +26,7 @@ class Step:
     """One thing that was done.
 
     Attributes:
-        name: what: "apply plan", "pack", "typed inputs", "tables", "recover", "dtype" or "Linears in int8".
+        name: what: "apply plan", "pack", "typed inputs", "tables", "recover" or "dtype".
     """
 
     name: str

@@ -1,21 +1,21 @@
 """Reduced precision: smaller tables in the same graph, with the error that this makes, measured.
 
 Composes with low rank and with packing: reduce last, for then there are few tables and each is read by one lookup.
-The other half, an int8 MLP, belongs to the exported file: :mod:`afm_fx.quantized_onnx`.
+Int8 Linears belong to the exported file: ONNX Runtime's ``quantize_dynamic`` makes them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.batches import checked_batches, inputs_of
 from afm_fx.change import Change
-from afm_fx.errors import BatchError, UserError
+from afm_fx.errors import UserError
 from afm_fx.inputs import Inputs
 from afm_fx.logits import expose_logits
 from afm_fx.program import Program
@@ -26,33 +26,25 @@ from passes.unpool_bags import UnpoolBags
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far the outputs of one model are from another's, over all rows and floating outputs of some batches.
-
-    Attributes:
-        logits: whether outputs were compared before their final sigmoid, where they have one.
-    """
+    """How far the outputs of one program are from another's, over all floating outputs before their final sigmoid."""
 
     rows: int
     largest: float
     rmse: float
-    logits: bool
 
     def line(self) -> str:
         """The error in words."""
-        what = "logit" if self.logits else "output"
-        return f"{what} error over {self.rows:,} rows: rmse {self.rmse:.1e}, largest {self.largest:.1e}"
+        return f"logit error over {self.rows:,} rows: rmse {self.rmse:.1e}, largest {self.largest:.1e}"
 
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What fewer bits did to a program's tables, or to the Linears of a file.
+    """What fewer bits did to a program's tables; bytes are those of all weights.
 
     Attributes:
-        bytes_before: of all weights.
-        bytes_after: of all weights.
-        reduced: (table or Linear, format) of those in fewer bits.
-        kept: (table or Linear, reason) of those that stay as they are.
-        error: of the outputs, against what was given; None where there was nothing to measure it on.
+        reduced: (table, format) of those in fewer bits.
+        kept: (table, reason) of those that stay as they are.
+        error: of the outputs, None where there were no batches to measure it on.
     """
 
     bytes_before: int
@@ -87,8 +79,8 @@ def reduce_precision(
             costs one operator (float16) or three (int8) a lookup.
         tables: "float16", or "int8" with one scale per row; tables so narrow that float16 is no larger are stored in
             that.
-        batches: rows on which the outputs are compared with those of the program given; for a program with typed inputs
-            also rows of the original's.
+        batches: rows on which the outputs are compared with those of the program given; the original's inputs, also for
+            a program with typed ones.
         smallest_bytes: tables of fewer bytes stay as they are.
 
     Raises:
@@ -112,46 +104,18 @@ def reduce_precision(
 
 def output_error(program: Program, reference: Program, batches: Iterable[Inputs]) -> OutputError:
     """Compares the outputs of two programs of the same inputs, before a final sigmoid where there is one."""
-    (before, before_logits), (after, after_logits) = map(expose_logits, (reference, program))
-    logits = before_logits and after_logits
-    if not logits:
-        before, after = reference, program
-
-    def outputs() -> Iterable[tuple[list[Tensor], list[Tensor]]]:
-        for batch in checked_batches(reference, _typed(reference, batches)):
-            inputs = inputs_of(reference, batch.leaves)
-            one, other = (pytree.tree_leaves(each.run(inputs)) for each in (after, before))
-            yield one, other
-
-    return difference(outputs(), logits=logits)
-
-
-def difference(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]], *, logits: bool = False) -> OutputError:
-    """The error over batches of outputs, each with what is right. Integer outputs do not count."""
-    rows, squares, count, largest = 0, 0.0, 0, 0.0
-    for outputs, right in pairs:
-        floating = [pair for pair in zip(outputs, right, strict=True) if pair[1].is_floating_point()]
-        for output, reference in floating:
-            distance = (output.double() - reference.double()).abs()
-            largest = max(largest, float(distance.max()))
-            squares += float(distance.square().sum())
-            count += distance.numel()
-        rows += max((reference.shape[0] if reference.dim() else 1 for _, reference in floating), default=0)
-    if not count:
+    if reference.original_inputs is not None and not isinstance(batches, Tensor | dict | str):
+        batches = map(reference.convert_inputs, batches)  # one batch alone is refused where batches are checked
+    exact, near = (expose_logits(each)[0] for each in (reference, program))
+    rows, distances = 0, []
+    for batch in checked_batches(reference, batches):
+        inputs = inputs_of(reference, batch.leaves)
+        outputs = (pytree.tree_leaves(each.run(inputs)) for each in (exact, near))
+        rows += batch.rows
+        for right, output in zip(*outputs, strict=True):
+            if right.is_floating_point():
+                distances.append((output.double() - right.double()).abs().flatten())
+    if not distances:
         raise UserError("the outputs cannot be compared: there are no batches, or no output of floating numbers")
-    return OutputError(rows, largest, math.sqrt(squares / count), logits)
-
-
-def _typed(program: Program, batches: Iterable[Inputs]) -> Iterable[Inputs]:
-    """The batches as the program takes them: a program with typed inputs may be given the original's."""
-    if program.original_inputs is None or isinstance(batches, Tensor | dict | str):
-        return batches  # what is no iterable of batches is refused where batches are checked
-    return (_typed_batch(program, batch) for batch in batches)
-
-
-def _typed_batch(program: Program, batch: Inputs) -> Inputs:
-    try:
-        program.bind(batch)
-    except BatchError:
-        return program.convert_inputs(batch)
-    return batch
+    distance = torch.cat(distances)
+    return OutputError(rows, float(distance.max()), float(distance.square().mean().sqrt()))

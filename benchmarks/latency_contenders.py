@@ -15,8 +15,8 @@ from torch import Tensor
 import afm_fx
 from afm_fx.contenders import Competitor, Compiled
 from afm_fx.program import Program
-from afm_fx.quantized_onnx import SMALLEST_WEIGHT
 from benchmarks.criteo_shape import CriteoShape
+from benchmarks.int8_linears import SMALLEST_WEIGHT, quantize_linears
 from benchmarks.peers.authors_structure import AuthorsDeepFM
 
 
@@ -105,7 +105,7 @@ class LatencyModel:
         mlp_rank: rank of the MLP's layers after the first, which is left as it is.
         calibration_rows: rows of traffic that calibrate.
         seed: of weights and traffic.
-        smallest_weight: Linears of fewer weights are not quantised, see :func:`afm_fx.quantize_onnx`.
+        smallest_weight: Linears of fewer weights are not quantised.
     """
 
     shape: CriteoShape
@@ -220,9 +220,11 @@ class LatencyModel:
             difference = export.max_abs_difference
             return Entry(name, export.path, parameters, export.bytes, export.operators, difference, 0.0)
         path = folder / f"{stem}-int8.onnx"
-        report = afm_fx.quantize_onnx(export.path, path, self._rows(), smallest_weight=self.smallest_weight, force=True)
-        difference = None if report.error is None else report.error.largest
-        return Entry(name, path, parameters, report.bytes_after, afm_fx.check_onnx(path).operators, difference, 0.0)
+        quantize_linears(export.path, path, self.smallest_weight)
+        quantized, exact = (torch.as_tensor(afm_fx.Session(each).run(self._rows())) for each in (path, export.path))
+        difference = float((quantized - exact).abs().max())
+        operators = afm_fx.check_onnx(path).operators
+        return Entry(name, path, parameters, path.stat().st_size, operators, difference, 0.0)
 
 
 def _package(name: str, program: Program, folder: Path, threads: int) -> Entry:

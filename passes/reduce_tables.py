@@ -36,8 +36,7 @@ COLUMN_RATIO = 8.0
 """Columns whose largest entries differ by more than this factor get scales of their own."""
 
 OTHER_USE = "the model uses it otherwise than by looking rows up"
-NOT_FINITE = "it holds values that are not finite"
-BEYOND_FLOAT16 = "it holds values beyond 65,504, the largest that float16 has"
+TOO_LARGE = "it holds values that are not finite, or beyond 65,504, the largest that float16 has"
 
 
 class TableFormat(StrEnum):
@@ -65,17 +64,14 @@ class ReduceTables(GraphPass):
         self.kept: tuple[tuple[str, str], ...] = ()
 
     def rewrite(self, graph_module: GraphModule) -> None:
-        reduced, kept = [], []
+        self.reduced = self.kept = ()
         for table, nodes in _tables(graph_module):
-            name = str(nodes[0].target)
-            stored = self._format_of(table, nodes)
+            name, stored = str(nodes[0].target), self._format_of(table, nodes)
             if isinstance(stored, TableFormat):
-                parts = _in_float16(table) if stored is TableFormat.FLOAT16 else _in_int8(table)
-                _replace_lookups(graph_module, nodes, stored, parts, table)
-                reduced.append((name, stored))
+                _replace_lookups(graph_module, nodes, stored, table)
+                self.reduced += ((name, stored),)
             else:
-                kept.append((name, stored))
-        self.reduced, self.kept = tuple(reduced), tuple(kept)
+                self.kept += ((name, stored),)
 
     def _format_of(self, table: Tensor, nodes: list[Node]) -> TableFormat | str:
         """The format that a table is stored in, or why it stays as it is."""
@@ -86,14 +82,10 @@ class ReduceTables(GraphPass):
             return f"it is stored in {str(table.dtype).removeprefix('torch.')} already"
         if table.nbytes < self.smallest_bytes:
             return f"it has {table.nbytes:,} bytes, fewer than the {self.smallest_bytes:,} from which on it pays"
-        largest = _column_maxima(table)
-        if not bool(largest.isfinite().all()):
-            return NOT_FINITE
         # A row takes width bytes and a scale in int8, two bytes a column in float16.
         stored = TableFormat.FLOAT16 if width + size >= 2 * width else self.table_format
-        if stored is TableFormat.FLOAT16 and float(largest.max()) > torch.finfo(torch.float16).max:
-            return BEYOND_FLOAT16
-        return stored
+        limit = torch.finfo(torch.float16 if stored is TableFormat.FLOAT16 else torch.float64).max
+        return stored if bool((_column_maxima(table) <= limit).all()) else TOO_LARGE  # NaN is not below it either
 
 
 def _tables(module: GraphModule) -> list[tuple[Tensor, list[Node]]]:
@@ -114,31 +106,25 @@ def _looks_up(user: Node, table: Node) -> bool:
     return user.target is aten.embedding.default and args_of(user)[0] is table and table not in args_of(user)[1:]
 
 
-def _replace_lookups(
-    module: GraphModule, tables: list[Node], stored: TableFormat, parts: dict[str, Tensor], table: Tensor
-) -> None:
-    trainable = stored is TableFormat.FLOAT16 and table.requires_grad
-    names = {part: derived_name(str(tables[0].target), stored.value, part) for part in parts}
-    made = [parameter(module, names[part], parts[part], rule=RULE, trainable=trainable) for part in parts]
-    for lookup in [user for node in tables for user in node.users]:
-        with module.graph.inserting_before(lookup):
-            restored = _restored(lookup, made, table.dtype)
-        lookup.replace_all_uses_with(restored)
-        module.graph.erase_node(lookup)
-
-
-def _restored(lookup: Node, parts: list[Node], dtype: torch.dtype) -> Node:
-    """The rows of a lookup, read from a reduced table."""
-    graph, (table, *scales) = lookup.graph, parts
-    ids = args_of(lookup)[1:]
-    rows = call(graph, aten.embedding.default, table, *ids, rule=RULE, like=lookup, **lookup.kwargs)
-    rows = call(graph, aten._to_copy.default, rows, rule=RULE, like=lookup, dtype=dtype)
-    for position, scale in enumerate(scales):
-        factor = scale
-        if position == 0:  # the scales of rows are looked up as the rows are, those of columns stand for all rows
-            factor = call(graph, aten.embedding.default, scale, *ids, rule=RULE, like=lookup, **lookup.kwargs)
-        rows = call(graph, aten.mul.Tensor, rows, factor, rule=RULE, like=lookup)
-    return rows
+def _replace_lookups(module: GraphModule, nodes: list[Node], stored: TableFormat, table: Tensor) -> None:
+    tensors = {"weight": table.detach().half()} if stored is TableFormat.FLOAT16 else _in_int8(table)
+    weight, *scales = (
+        parameter(module, derived_name(str(nodes[0].target), stored.value, part), tensor, rule=RULE, trainable=False)
+        for part, tensor in tensors.items()
+    )
+    graph = module.graph
+    for lookup in [user for node in nodes for user in node.users]:
+        ids, options = args_of(lookup)[1:], lookup.kwargs
+        with graph.inserting_before(lookup):
+            rows = call(graph, aten.embedding.default, weight, *ids, rule=RULE, like=lookup, **options)
+            rows = call(graph, aten._to_copy.default, rows, rule=RULE, like=lookup, dtype=table.dtype)
+            for position, scale in enumerate(scales):  # those of rows, then those of columns, which hold for all rows
+                factor = scale
+                if position == 0:
+                    factor = call(graph, aten.embedding.default, scale, *ids, rule=RULE, like=lookup, **options)
+                rows = call(graph, aten.mul.Tensor, rows, factor, rule=RULE, like=lookup)
+        lookup.replace_all_uses_with(rows)
+        graph.erase_node(lookup)
 
 
 def _blocks(table: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -157,12 +143,6 @@ def _column_maxima(table: Tensor) -> Tensor:
     return largest
 
 
-@torch.no_grad()
-def _in_float16(table: Tensor) -> dict[str, Tensor]:
-    return {"weight": table.half()}
-
-
-@torch.no_grad()
 def _in_int8(table: Tensor) -> dict[str, Tensor]:
     """``weight`` int8 [rows, width], ``scales`` [rows, 1] and, where columns differ much, ``columns`` [width]."""
     columns = _column_scales(_column_maxima(table))

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -35,6 +37,11 @@ def small_model() -> LatencyModel:
     return LatencyModel(shape, code_width=2, mlp_rank=6, calibration_rows=512, smallest_weight=150)
 
 
+def largest_int8_weight(path: Path) -> int:
+    arrays = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
+    return max(int(np.abs(each.astype(int)).max()) for each in arrays if each.dtype == np.int8 and each.ndim == 2)
+
+
 ONNX_FORMS = (Form.ONNX, Form.ONNX_INT8, Form.ONNX_FLOAT16_TABLES_INT8)
 TINY: dict[str, Any] = {"seconds": 0.01, "rounds": 1}
 
@@ -62,6 +69,7 @@ def test_all_files_are_exported_checked_timed_and_reported(tmp_path: Path) -> No
         else:
             assert integer == (3 if name == DENSE_INT8 else 5)
             assert 1e-6 < entry.max_abs_difference < 0.1
+            assert largest_int8_weight(tmp_path / str(entry.competitor)) == 64
     result = benchmark(
         {name: entry.competitor for name, entry in entries.items()}, model.shape.batch(8, 0), batch_sizes=(1, 4), **TINY
     )
