@@ -1,7 +1,7 @@
 """How the command line names contenders, ``NAME=WHAT`` or ``NAME=WHAT@HOW``, and what they are given to run.
 
 WHAT is an ONNX file, an AOTInductor package (``.pt2``) or a model as ``package.module:factory``. HOW is an execution
-provider for a file; for a model ``compile``, ``cuda`` or both with a comma between.
+provider for a file, ``compile`` for a model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ContendersArgument = Annotated[
     typer.Argument(
         metavar="NAME=WHAT[@HOW]...",
         help="ONNX files (FILE@cuda: by that execution provider, else the CPU), AOTInductor packages (.pt2) or models "
-        "(package.module:factory, @compile for torch.compile, @cuda). The first is the reference of all ratios.",
+        "(package.module:factory, @compile for torch.compile). The first is the reference of all ratios.",
     ),
 ]
 InputsOption = Annotated[
@@ -40,7 +40,7 @@ InputsOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
 
-COMPILE, CUDA = "compile", "cuda"
+COMPILE = "compile"
 
 
 def parse_contenders(texts: Sequence[str], checkpoint: Path | None = None) -> dict[str, Named]:
@@ -67,10 +67,9 @@ def _contender(target: str, checkpoint: Path | None) -> Named:
         what, _, how = target.partition("@")
     suffix = Path(what).suffix
     if ":" in what and not Path(what).is_file() and suffix not in (".onnx", AOTI_SUFFIX):
-        options = [option for option in how.split(",") if option]
-        if not set(options) <= {COMPILE, CUDA}:
-            raise UserError(f"a model runs as it is, or with @{COMPILE}, @{CUDA} or both; got '{target}'")
-        return ModelFactory(what, checkpoint, COMPILE in options, "cuda" if CUDA in options else "cpu")
+        if how not in ("", COMPILE):
+            raise UserError(f"a model runs as it is, or with @{COMPILE}; got '{target}'")
+        return ModelFactory(what, checkpoint, compiled=bool(how))
     if suffix != AOTI_SUFFIX:
         return OnnxFile(Path(what), how) if how else OnnxFile(Path(what))
     if how:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.aoti import load_aoti
@@ -52,13 +52,11 @@ class ModelFactory:
         name: ``package.module:factory``, see :func:`afm_fx.user_model.build_model`.
         checkpoint: its weights, None for those that the factory gives it.
         compiled: whether ``torch.compile`` compiles it when its first batch arrives, for any batch size but 1 at once.
-        device: "cpu" or "cuda".
     """
 
     name: str
     checkpoint: Path | None = None
     compiled: bool = False
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ class Contender:
     """One competitor, ready to be given batches.
 
     Attributes:
-        runtime: what runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile", followed by the execution
-            provider or device where that is not the CPU.
+        runtime: what runs it: "ONNX Runtime", "AOTInductor", "torch" or "torch.compile"; "ONNX Runtime" is followed by
+            the execution provider where that is not the CPU's.
         bind: makes a call of a batch, from host memory to host memory; raises BatchError where it does not fit, with a
             message that begins with a verb.
         program: what runs, where it is a program: it knows which of its inputs carry the batch.
@@ -214,34 +212,7 @@ def _onnx_file(name: str, file: OnnxFile, threads: int) -> Contender:
 
 
 def _model(name: str, factory: ModelFactory) -> Contender:
-    """A user's model, on its device.
-
-    Raises:
-        BenchmarkError: there is no such device.
-        ModelError: the factory is missing or fails, see :func:`afm_fx.user_model.build_model`.
-    """
-    device = factory.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BenchmarkError(
-            f"'{factory.name}' is to run on CUDA, but this PyTorch ({torch.__version__}) finds no CUDA device"
-        )
-    model = build_model(factory.name, factory.checkpoint)[0].to(device)
+    model = build_model(factory.name, factory.checkpoint)[0]
     function: Callable[..., Any] = torch.compile(model, dynamic=True) if factory.compiled else model
-
-    def bind_copies(batch: Inputs) -> Call:
-        held = _arguments(function, batch)
-
-        def call() -> Any:
-            args, kwargs = _moved(held, device)
-            return _moved(function(*args, **kwargs), "cpu")  # a copy to host memory waits for the device
-
-        return call
-
     runtime = "torch.compile" if factory.compiled else "torch"
-    if device == "cpu":
-        return Contender(name, runtime, functools.partial(_bind_callable, function))
-    return Contender(name, f"{runtime} CUDA", bind_copies)
-
-
-def _moved(tree: Any, device: str) -> Any:
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tree)
+    return Contender(name, runtime, functools.partial(_bind_callable, function))

@@ -42,14 +42,14 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "named_shop"
 
 
-def test_files_take_a_provider_and_models_take_compile_and_cuda() -> None:
-    found = parse_contenders(["a=x.onnx", "b=x.onnx@tensorrt", "c=x.pt2", "d=m:f", "e=m:f@compile,cuda"], Path("w.pt"))
+def test_files_take_a_provider_and_models_take_compile() -> None:
+    found = parse_contenders(["a=x.onnx", "b=x.onnx@tensorrt", "c=x.pt2", "d=m:f", "e=m:f@compile"], Path("w.pt"))
     assert found == {
         "a": OnnxFile(Path("x.onnx"), "cpu"),
         "b": OnnxFile(Path("x.onnx"), "tensorrt"),
         "c": Path("x.pt2"),
         "d": ModelFactory("m:f", Path("w.pt")),
-        "e": ModelFactory("m:f", Path("w.pt"), compiled=True, device="cuda"),
+        "e": ModelFactory("m:f", Path("w.pt"), compiled=True),
     }
 
 
@@ -64,7 +64,7 @@ def test_a_file_with_an_at_in_its_name_is_that_file(tmp_path: Path) -> None:
     [
         (["x.onnx"], "given as NAME=FILE"),
         (["a=x.onnx", "a=y.onnx"], "a name is given to two files"),
-        (["a=m:f@fast"], "a model runs as it is, or with @compile, @cuda"),
+        (["a=m:f@fast"], "a model runs as it is, or with @compile"),
         (["a=x.pt2@cuda"], "compiled for its device"),
     ],
 )
@@ -84,10 +84,7 @@ def test_a_model_runs_what_an_exported_file_beside_it_takes(shop: str, tmp_path:
     torch.testing.assert_close(make_contender("eager", factory, 1).prepare(inputs)(), model(**inputs))
 
 
-def test_models_alone_and_a_device_that_is_not_there_are_refused(shop: str) -> None:
+def test_models_alone_are_refused(shop: str) -> None:
     factory = ModelFactory(f"{shop}:clicks")
     with pytest.raises(BenchmarkError, match="enter an exported file beside them"):
         contender_inputs({"eager": factory}, None, rows=5)
-    if not torch.cuda.is_available():
-        with pytest.raises(BenchmarkError, match="finds no CUDA device"):
-            make_contender("eager", ModelFactory(factory.name, device="cuda"), 1)
