@@ -66,12 +66,6 @@ class CodeBuilder:
         self._constants: dict[Node, Tensor | None] = {}
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
-        """The mode in which tensors are computed: without gradients."""
-        with torch.no_grad():
-            yield
-
-    @contextlib.contextmanager
     def standing_for(self, node: Node, rule: str) -> Iterator[None]:
         """Nodes made here stand for a node, and a rule makes them."""
         before = self.node, self.rule

@@ -8,6 +8,7 @@ constant number goes into the offsets; a constant vector along the features goes
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,8 +67,8 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         return Restored("it divides by features, which a code does not follow", Law.INTERACTION)
     if not isinstance(divisor, Node):
         return gated(builder, node, value, 1.0 / divisor)  # type: ignore[operator]
-    divisor = narrowed(builder, divisor, len(value.trailing))
-    divisor = in_dtype(builder, divisor, value)
+    divisor = _narrowed(builder, divisor, len(value.trailing))
+    divisor = _in_dtype(builder, divisor, value)
     return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor))
 
 
@@ -100,17 +101,17 @@ def gated(
 
 
 def _by_tensor(builder: CodeBuilder, ready: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
-    gate = narrowed(builder, gate, len(ready.trailing))
+    gate = _narrowed(builder, gate, len(ready.trailing))
     shape = tuple(value_of(gate).shape)
     tail = (1,) * (len(ready.trailing) - len(shape)) + shape[max(len(shape) - len(ready.trailing), 0) :]
     if not static(tail):
         return Restored(VARIES, Law.INTERACTION)
     constant = builder.constant(gate)
     if not masking:
-        gate = in_dtype(builder, gate, ready)
+        gate = _in_dtype(builder, gate, ready)
     if all(size == 1 for size in tail):
         return _by_one(builder, ready, gate, masking=masking)
-    if constant is not None and constant.numel() == int(np.prod(tail)) and not masking:
+    if constant is not None and constant.numel() == math.prod(tail) and not masking:
         return _by_vector(builder, ready, gate, constant.reshape(tail))
     return _by_field(builder, ready, gate, tail, masking=masking)
 
@@ -131,7 +132,7 @@ def _times(builder: CodeBuilder, code: Node, column: Node, *, masking: bool) -> 
     return builder.emit(aten.mul.Tensor, code, column)
 
 
-def in_dtype(builder: CodeBuilder, gate: Node, value: LowRankValue) -> Node:
+def _in_dtype(builder: CodeBuilder, gate: Node, value: LowRankValue) -> Node:
     """The gate in the code's number format: masks and counts are no floating numbers."""
     dtype = value_of(value.code).dtype
     if value_of(gate).dtype == dtype:
@@ -150,14 +151,14 @@ def scaled(builder: CodeBuilder, value: LowRankValue, number: float) -> LowRankV
 def _by_one(builder: CodeBuilder, value: LowRankValue, gate: Node, *, masking: bool) -> Outcome:
     """One number per position of the leading axes."""
     value = units_as_columns(builder, value, only=lambda block: block.decoder.offset is not None)
-    column = per_lead(builder, value, gate)
+    column = _per_lead(builder, value, gate)
     code = _times(builder, value.code, column, masking=masking)
     value = replace(value, code=code, lead=tuple(value_of(code).shape)[:-1])
     units, fresh = value.units, None
     if units is not None:
         units = _times(builder, units, column, masking=masking)
     if any(block.decoder.offset is not None for block in value.blocks):
-        column = with_lead(builder, value, in_dtype(builder, column, value))
+        column = _with_lead(builder, value, _in_dtype(builder, column, value))
         fresh = 0 if units is None else width_of(units)
         units = column if units is None else builder.beside([units, column])
     blocks = [
@@ -167,7 +168,7 @@ def _by_one(builder: CodeBuilder, value: LowRankValue, gate: Node, *, masking: b
     return Carried(replace(value, units=units, blocks=tuple(blocks)))
 
 
-def per_lead(builder: CodeBuilder, value: LowRankValue, gate: Node) -> Node:
+def _per_lead(builder: CodeBuilder, value: LowRankValue, gate: Node) -> Node:
     """The gate [.., 1 ..] with one feature axis of size 1, broadcastable against the code."""
     shape = tuple(value_of(gate).shape)
     spare = len(value.trailing) - 1
@@ -189,8 +190,9 @@ def _by_field(
     builder: CodeBuilder, value: LowRankValue, gate: Node, tail: tuple[int, ...], *, masking: bool
 ) -> Outcome:
     """One number per field: constant along the features of every code."""
-    which = per_feature(value, tail)
-    blocks = cut_at_changes(value.blocks, which)
+    # for every feature, which of the gate's numbers is its own
+    which = np.broadcast_to(np.arange(math.prod(tail)).reshape(tail), value.trailing).reshape(-1)
+    blocks = _cut_at_changes(value.blocks, which)
     if blocks is None:
         return Restored(VARIES, Law.INTERACTION)
     both = any(block.decoder.offset is not None and block.unit is not None for block in blocks)
@@ -212,20 +214,15 @@ def _by_field(
             picked.append((int(gates[0]), block.unit))
             decoder = decoder.gated_offset()
         blocks.append(replace(block, decoder=decoder, unit=unit))
-    flat = flat_gate(builder, gate, len(tail))
-    columns = columns_of(builder, flat, chosen.tolist())
+    flat = builder.view(gate, tuple(value_of(gate).shape)[: -len(tail)], math.prod(tail))
+    columns = _columns_of(builder, flat, chosen.tolist())
     code = _times(builder, value.code, columns, masking=masking)
     value = replace(value, code=code, lead=tuple(value_of(code).shape)[:-1])
     units = _field_units(builder, value, flat, picked, masking=masking)
     return Carried(replace(value, units=units, blocks=tuple(blocks)))
 
 
-def per_feature(value: LowRankValue, tail: tuple[int, ...]) -> Positions:
-    """For every feature, which of the numbers of a gate of shape [.., *tail] is its own."""
-    return np.broadcast_to(np.arange(int(np.prod(tail))).reshape(tail), value.trailing).reshape(-1)
-
-
-def cut_at_changes(blocks: Sequence[Block], which: Positions) -> list[Block] | None:
+def _cut_at_changes(blocks: Sequence[Block], which: Positions) -> list[Block] | None:
     """The blocks, elementwise ones cut where ``which`` changes; None where it changes within a code."""
     pieces, first = list[Block](), 0
     for block in blocks:
@@ -241,27 +238,21 @@ def cut_at_changes(blocks: Sequence[Block], which: Positions) -> list[Block] | N
     return pieces
 
 
-def flat_gate(builder: CodeBuilder, gate: Node, axes: int) -> Node:
-    """A gate with its last axes as one."""
-    shape = tuple(value_of(gate).shape)
-    return builder.view(gate, shape[:-axes], int(np.prod(shape[-axes:])))
-
-
 def _field_units(
     builder: CodeBuilder, value: LowRankValue, flat: Node, wanted: Sequence[tuple[int, int | None]], *, masking: bool
 ) -> Node | None:
     """The units of a gate per field: for each, the gate's column times the unit that was there before, if any."""
     if not wanted:
         return None
-    columns = columns_of(builder, flat, [column for column, _ in wanted])
+    columns = _columns_of(builder, flat, [column for column, _ in wanted])
     before = [unit for _, unit in wanted if unit is not None]
     if value.units is None or not before:
-        return with_lead(builder, value, in_dtype(builder, columns, value))
+        return _with_lead(builder, value, _in_dtype(builder, columns, value))
     old = builder.pick(value.units, before)
     return _times(builder, old, columns, masking=masking)
 
 
-def with_lead(builder: CodeBuilder, value: LowRankValue, units: Node) -> Node:
+def _with_lead(builder: CodeBuilder, value: LowRankValue, units: Node) -> Node:
     """Units with exactly the value's leading axes."""
     if equal_sizes(tuple(value_of(units).shape)[:-1], value.lead):
         return units
@@ -270,7 +261,7 @@ def with_lead(builder: CodeBuilder, value: LowRankValue, units: Node) -> Node:
     return builder.emit(aten.add.Tensor, units, shaped)
 
 
-def columns_of(builder: CodeBuilder, flat: Node, index: list[int]) -> Node:
+def _columns_of(builder: CodeBuilder, flat: Node, index: list[int]) -> Node:
     """Columns of a gate, repeated: runs of one column by expansion, ascending runs by slices."""
     axis = len(value_of(flat).shape) - 1
     if index == list(range(width_of(flat))):
@@ -291,7 +282,7 @@ def columns_of(builder: CodeBuilder, flat: Node, index: list[int]) -> Node:
     return builder.beside(parts)
 
 
-def narrowed(builder: CodeBuilder, tensor: Node, axes: int) -> Node:
+def _narrowed(builder: CodeBuilder, tensor: Node, axes: int) -> Node:
     """The tensor with size 1 along those of its last ``axes`` axes along which it is known to be uniform."""
     shape = shape_of(tensor) or ()
     for axis in range(1, min(axes, len(shape)) + 1):

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from passes import absorb
@@ -166,7 +167,7 @@ class _Walk:
 
     def run(self) -> None:
         originals = list(self.module.graph.nodes)
-        with self.builder.session():
+        with torch.no_grad():
             for node in originals:
                 with self.module.graph.inserting_before(node), _at(node):
                     self._visit(node)
