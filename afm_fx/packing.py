@@ -71,8 +71,7 @@ def pack(
     Args:
         program: dense or low-rank.
         out_of_range: what a packed lookup does in an exported file with an id outside its table: "unchecked" (fastest;
-            such an id reads other rows), "error" (the runtime refuses the batch, as before packing), "clamp" (the
-            nearest row of the table) or "padding-row" (zeros).
+            such an id reads other rows) or "error" (the runtime refuses the batch, as before packing).
         inputs: "original", or "typed": float inputs that carry ids become int64 ids and float features, see
             :func:`afm_fx.split_inputs`.
         free_sources: the tables of the program given become views of the packed ones, so that memory holds them once.
@@ -90,9 +89,7 @@ def pack(
         raise UserError(f"out_of_range is one of {', '.join(choices)}, got {out_of_range!r}")
     before, choice = _size(program), OutOfRange(out_of_range)
     module, tables = pack_graph(program.graph_module, out_of_range=choice, free_sources=free_sources)
-    # Where the graph has no answer of its own to an id outside its table, ``Program.run`` refuses it.
-    refused = choice in (OutOfRange.UNCHECKED, OutOfRange.ERROR)
-    bounds = [bound for table in tables for bound in table.bounds] if refused else []
+    bounds = [bound for table in tables for bound in table.bounds]
     packed = replace(
         program.with_graph(module),
         id_bounds=(*program.id_bounds, *bounds),

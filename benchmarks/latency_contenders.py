@@ -35,7 +35,7 @@ COMPILED = frozenset({Form.TORCH_COMPILE, Form.AOTI})
 
 DENSE, DENSE_PACKED, THIS_PASS, THIS_PASS_UNPACKED = "dense", "dense, packed", "afm_fx", "afm_fx, not packed"
 WEIGHT_SVD, AUTHORS = "weight-SVD", "authors' structure"
-GUARDED = {f"afm_fx, ids: {choice}": choice for choice in ("error", "clamp", "padding-row")}
+GUARDED = {"afm_fx, ids: error": "error"}
 """This pass's packed program with each guard of ids outside their table, by the choice of :func:`afm_fx.pack`."""
 DENSE_INT8, THIS_PASS_INT8 = "dense, int8 Linears", "afm_fx, int8 Linears"
 REDUCED = "afm_fx, float16 tables, int8 Linears"

@@ -5,8 +5,6 @@ table's rows, and neither torch nor ONNX Runtime can notice. The guard costs a f
 
     unchecked      nothing in the graph; whoever calls it must feed valid ids (``Program.run`` checks them)
     error          such an id is sent beyond the packed table's end, where the runtime fails as before
-    clamp          the nearest row of its own table is read
-    padding-row    a row of zeros is read
 """
 
 from __future__ import annotations
@@ -31,8 +29,6 @@ class OutOfRange(StrEnum):
 
     UNCHECKED = "unchecked"
     ERROR = "error"
-    CLAMP = "clamp"
-    PADDING_ROW = "padding-row"
 
 
 @dataclass(frozen=True)
@@ -54,23 +50,15 @@ def input_bounds(columns: FeatureColumns, table: str, rows: int, ids: Iterable[I
             yield IdBound(source.name, place, -each.offset, rows - each.offset, table)
 
 
-def guarded(
-    module: GraphModule, ids: Node, valid: Sequence[tuple[int, int]], out_of_range: OutOfRange, like: Node
-) -> Node:
-    """The ids int64 [batch, fields] behind a guard; valid are ``low <= id < high``, per field."""
-    if out_of_range is OutOfRange.UNCHECKED:
-        return ids
+def guarded(module: GraphModule, ids: Node, valid: Sequence[tuple[int, int]], like: Node) -> Node:
+    """The ids int64 [batch, fields], those outside ``low <= id < high`` (valid, per field) beyond every table."""
     graph, device = module.graph, value_of(like).device
-    margin = int(out_of_range is OutOfRange.PADDING_ROW)
     low, high = zip(*valid, strict=True)
     bounds = [
         buffer(module, f"packed_table.{name}", torch.tensor(values, device=device), rule=RULE)
-        for name, values in (("low", [each - margin for each in low]), ("high", [each - 1 + margin for each in high]))
+        for name, values in (("low", low), ("high", [each - 1 for each in high]), ("beyond", BEYOND))
     ]
     largest = call(graph, aten.maximum.default, ids, bounds[0], rule=RULE, like=like)
     inside = call(graph, aten.minimum.default, largest, bounds[1], rule=RULE, like=like)
-    if out_of_range is not OutOfRange.ERROR:
-        return inside
     kept = call(graph, aten.eq.Tensor, ids, inside, rule=RULE, like=like)
-    beyond = buffer(module, "packed_table.beyond", torch.tensor(BEYOND, device=device), rule=RULE)
-    return call(graph, aten.where.self, kept, ids, beyond, rule=RULE, like=like)
+    return call(graph, aten.where.self, kept, ids, bounds[2], rule=RULE, like=like)

@@ -24,6 +24,7 @@ from passes.assemble import Assembler
 from passes.collapse_moves import CollapseMoves
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
+    args_of,
     aten,
     buffer,
     call,
@@ -37,7 +38,7 @@ from passes.graph_tools import (
     value_of,
 )
 from passes.id_bounds import IdBound, OutOfRange, guarded, input_bounds
-from passes.provenance import Columns, FeatureColumns, IdColumn
+from passes.provenance import Columns, FeatureColumns, IdColumn, TracedLookup
 from passes.serving_cost import ServingCost, serving_cost
 from passes.table_layout import RowGroup, TableLayout, packed_tables, row_groups
 from passes.widen_linears import WidenLinears
@@ -111,11 +112,21 @@ def _cost(module: GraphModule) -> ServingCost:
 
 def _next_tables(module: GraphModule, refused: Collection[frozenset[str]]) -> frozenset[str] | None:
     """The next tables that may become one; none of those that are packed, or that it did not pay for."""
-    for groups in packed_tables(row_groups(FeatureColumns(module).lookups())):
+    for groups in packed_tables(row_groups(_apart_from_rows(FeatureColumns(module).lookups()))):
         names = frozenset(name for group in groups for name in group.tables)
         if names not in refused and not any(name.startswith("packed_") for name in names):
             return names
     return None
+
+
+def _apart_from_rows(lookups: Sequence[TracedLookup]) -> list[TracedLookup]:
+    """The lookups in tables whose ids are not made of looked-up rows: such ids come too late for one gather."""
+    behind = {lookup.node for lookup in lookups}
+    for node in lookups[0].node.graph.nodes if lookups else ():
+        if any(operand in behind for operand in node.all_input_nodes):
+            behind.add(node)
+    late = {lookup.name for lookup in lookups if args_of(lookup.node)[1] in behind}
+    return [lookup for lookup in lookups if lookup.name not in late]
 
 
 class _Packing:
@@ -126,7 +137,7 @@ class _Packing:
         self.columns = FeatureColumns(module)
         self.lookups = [each for each in self.columns.lookups() if each.name in names]
         groups = _in_consumer_order(row_groups(self.lookups), self.columns)
-        self.groups, self.layout = groups, TableLayout(tuple(groups), out_of_range)
+        self.groups, self.layout, self.out_of_range = groups, TableLayout(tuple(groups)), out_of_range
         self._name = ""
 
     def run(self) -> None:
@@ -181,8 +192,6 @@ class _Packing:
             if node not in needed:
                 needed.add(node)
                 pending += node.all_input_nodes
-        if any(lookup.node in needed for lookup in self.lookups):
-            raise AssertionError("an id depends on the lookup it is for")
         late = itertools.dropwhile(lambda node: node is not first, list(self.module.graph.nodes))
         for node in late:
             if node in needed:
@@ -205,7 +214,8 @@ class _Packing:
         ids = nodes[0] if len(nodes) == 1 else call(graph, aten.cat.default, nodes, 1, rule=RULE, like=like)
         starts = self.layout.starts
         valid = [(-column.offset, self.groups[position].rows - column.offset) for position, column in order]
-        ids = guarded(self.module, ids, valid, self.layout.out_of_range, like)
+        if self.out_of_range is OutOfRange.ERROR:
+            ids = guarded(self.module, ids, valid, like)
         offsets = torch.tensor([starts[position] + column.offset for position, column in order])
         if not bool(offsets.any()):
             return ids

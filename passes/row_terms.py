@@ -6,14 +6,15 @@ squared norm of the embedding (or of its code). Both, and the constant ``b``, be
 
 Replaces ``sum_f l_f(x_f) + c sum_f |e_f(x_f)|^2 + b``  with ``sum_f t_f(x_f)``, ``t_f = l_f + c |e_f|^2`` (in one field
                                                         ``+ b``),
-         ``s sum(x^2)``, ``s W x`` and other terms      with products that start from the terms before (``addmm``).
+         ``s sum(x)``, ``s W x`` and other terms        with products that start from the terms before (``addmm``).
 
 Only where the linear term is there already, so that no table becomes wider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,22 +22,22 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.assemble import Assembler
 from passes.graph_pass import GraphPass
 from passes.graph_tools import (
     WeightedCall,
+    args_of,
     aten,
     buffer,
     call,
     derived_name,
     finish,
     parameter,
+    rank_of,
     shape_of,
     value_of,
     weighted_call,
 )
-from passes.provenance import Columns, FeatureColumns
-from passes.serving_cost import cost_of
+from passes.provenance import FeatureColumns
 from passes.sum_of_terms import SumOfTerms, read_sum
 
 RULE = "row terms"
@@ -53,14 +54,16 @@ class RowTerms(GraphPass):
         finish(graph_module)
         done: set[Node] = set()
         for node in reversed(list(graph_module.graph.nodes)):
-            if node in done or not node.users:
+            if node in done or any(user in done for user in node.users):
                 continue
             columns = FeatureColumns(graph_module)
             terms = read_sum(graph_module, columns, node)
-            if terms is None or any(user in done for user in node.users):
-                continue
-            done.update(terms.inside)
-            _rewrite(graph_module, columns, node, terms)
+            if terms is not None:
+                done.update(terms.inside)
+                rows = _take_rows(graph_module, columns, terms)
+                if rows:
+                    with graph_module.graph.inserting_before(node):
+                        node.replace_all_uses_with(_emit_sum(graph_module, columns, node, terms, rows))
 
 
 @dataclass
@@ -89,45 +92,49 @@ class RowTerm:
         return result
 
 
-def _rewrite(module: GraphModule, columns: FeatureColumns, root: Node, terms: SumOfTerms) -> None:
-    before = [node for node in terms.inside if not columns.is_move(node)]
-    rows = _row_terms(module, columns, terms)
-    if len(terms.squares) + len(terms.columns) == 0 or any(abs(weight) == 0 for weight, _ in terms.others):
-        return
-    chain = _Chain(module, columns, root)
-    with module.graph.inserting_before(root):
-        result = chain.run(terms, rows)
-    if result is None or (not rows and not cost_of(chain.made).beats(cost_of(before))):
-        for node in reversed(chain.made):
-            module.graph.erase_node(node)
-    else:
-        root.replace_all_uses_with(result)
-
-
-def _row_terms(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) -> list[RowTerm]:
-    """Moves the columns and squares that are whole lookups of one id out of the terms."""
-    found: dict[Node, RowTerm] = {}
-    for position, (weight, wanted) in reversed(list(enumerate(terms.columns))):
-        lookups = _whole_lookups(module, columns, wanted)
+def _take_rows(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) -> list[RowTerm]:
+    """Moves linear weights and squares that are whole lookups of one id out of the terms; none without squares."""
+    rows: dict[Node, RowTerm] = {}
+    squares: list[tuple[float, list[WeightedCall]]] = []
+    kept: list[tuple[float, Node]] = []
+    for weight, node in terms.terms:
+        lookups = _whole_lookups(module, columns, node)
         if lookups is None or any(lookup.weight.shape[1] != 1 for lookup in lookups):
+            kept.append((weight, node))
             continue
         for lookup in lookups:
-            term = found.setdefault(lookup.source, RowTerm(lookup.source, lookup.name))
-            term.summed.append((weight, lookup.weight))
-        del terms.columns[position]
-    for position, (weight, wanted) in reversed(list(enumerate(terms.squares))):
-        lookups = _whole_lookups(module, columns, wanted)
-        if lookups is None or not all(lookup.source in found for lookup in lookups):
-            continue
+            rows.setdefault(lookup.source, RowTerm(lookup.source, lookup.name)).summed.append((weight, lookup.weight))
+    rest = list[tuple[float, Node]]()
+    for weight, node in kept:
+        lookups = _whole_lookups(module, columns, _squared(node)) if len(node.users) == 1 else None
+        if lookups is None or any(lookup.source not in rows for lookup in lookups):
+            rest.append((weight, node))
+        else:
+            squares.append((weight, lookups))
+    if not squares:
+        return []
+    for weight, lookups in squares:
         for lookup in lookups:
-            found[lookup.source].squared.append((weight, lookup.weight))
-        del terms.squares[position]
-    return list(found.values())
+            rows[lookup.source].squared.append((weight, lookup.weight))
+    terms.terms = rest
+    return list(rows.values())
 
 
-def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns) -> list[WeightedCall] | None:
-    """The lookups of one id per row that the columns are, each whole and once."""
-    which, places = columns.sources(wanted)
+def _squared(node: Node) -> Node | None:
+    """What a node is the square of."""
+    if node.target is aten.square.default or (node.target is aten.pow.Tensor_Scalar and args_of(node)[1] == 2):
+        return args_of(node)[0]  # type: ignore[no-any-return]
+    if node.target is aten.mul.Tensor and args_of(node)[0] is args_of(node)[1]:
+        return args_of(node)[0]  # type: ignore[no-any-return]
+    return None
+
+
+def _whole_lookups(module: GraphModule, columns: FeatureColumns, node: Node | None) -> list[WeightedCall] | None:
+    """The lookups of one id per row that a node's features are, each whole and once."""
+    wanted = columns.of(node)
+    if wanted is None:
+        return None
+    which, places = columns.sources(wanted.reshape(-1))
     lookups: list[WeightedCall] = []
     for number in dict.fromkeys(which.tolist()):
         lookup = weighted_call(module, columns.node(int(number)), aten.embedding.default)
@@ -139,75 +146,39 @@ def _whole_lookups(module: GraphModule, columns: FeatureColumns, wanted: Columns
     return lookups
 
 
-class _Chain:
-    """The sum, emitted term by term: every product starts from the terms before it."""
+def _emit_sum(module: GraphModule, columns: FeatureColumns, root: Node, terms: SumOfTerms, rows: list[RowTerm]) -> Node:
+    """The sum, term by term: one lookup per id (the constant stands in the rows of the first), then products."""
+    like, constant, products = value_of(root), terms.constant, list[tuple[Node, Node]]()
 
-    def __init__(self, module: GraphModule, columns: FeatureColumns, root: Node) -> None:
-        self.module, self.root = module, root
-        self.assembler = Assembler(module, columns, RULE)
-        self.made: list[Node] = []
-        self.total: Node | None = None
+    def emit(target: Callable[..., Any], *args: Any) -> Node:
+        return call(module.graph, target, *args, rule=RULE, like=root)
 
-    def run(self, terms: SumOfTerms, rows: Sequence[RowTerm]) -> Node | None:
-        """Emits all terms and returns the sum."""
-        constant = terms.constant
-        products = []
-        for weight, linear in terms.linears:
-            if linear.bias is not None:
-                constant += weight * float(linear.bias.detach())
+    others = list[Node]()
+    for weight, node in terms.terms:
+        linear = weighted_call(module, node, aten.linear.default) if rank_of(node) == 2 else None
+        if linear is not None and len(linear.weight) == 1 and len(node.users) == 1:
+            constant += 0.0 if linear.bias is None else weight * float(linear.bias.detach())
+            matrix = (weight * linear.weight.detach()).mT.contiguous()
             name = derived_name(linear.name, "term")
-            products.append((linear.source, name, (weight * linear.weight.detach()).mT.contiguous()))
-        if rows:
-            self._rows(rows, constant)
-            constant = 0.0
-        for weight, node in terms.others:
-            scaled = node if weight == 1.0 else self._emit(aten.mul.Tensor, node, weight)
-            self.total = scaled if self.total is None else self._emit(aten.add.Tensor, self.total, scaled)
-        for weight, wanted in terms.columns:
-            self._product(self._assembled(wanted), self._weights(len(wanted), weight))
-        for weight, wanted in terms.squares:
-            source = self._assembled(wanted)
-            self._product(self._emit(aten.mul.Tensor, source, source), self._weights(len(wanted), weight))
-        for source, name, matrix in products:
-            self._product(source, parameter(self.module, name, matrix, rule=RULE))
-        if constant and self.total is not None:
-            self.total = self._emit(aten.add.Tensor, self.total, constant)
-        return self.total
-
-    def _rows(self, rows: Sequence[RowTerm], constant: float) -> None:
-        """One lookup per id, summed over the ids; the constant stands in the rows of the first."""
-        pieces = []
-        for position, term in enumerate(rows):
-            trainable = any(table.requires_grad for _, table in term.summed)
-            values = term.table(0.0 if position else constant)
-            name = derived_name(term.name, "row_term")
-            table = parameter(self.module, name, values, rule=RULE, trainable=trainable)
-            piece = self._emit(aten.embedding.default, table, term.index)
-            if len(shape_of(piece) or ()) == 2:
-                piece = self._emit(aten.unsqueeze.default, piece, 1)
-            pieces.append(piece)
-        together = self._emit(aten.cat.default, pieces, 1) if len(pieces) > 1 else pieces[0]
-        self.total = self._emit(aten.sum.dim_IntList, together, [1])
-
-    def _assembled(self, wanted: Columns) -> Node:
-        known = len(self.assembler.nodes)
-        source = self.assembler.assemble(wanted, self.root)
-        self.made += self.assembler.nodes[known:]
-        return source
-
-    def _weights(self, count: int, weight: float) -> Node:
-        like = value_of(self.root)
-        return buffer(
-            self.module, "term_weights", torch.full((count, 1), weight, dtype=like.dtype, device=like.device), rule=RULE
-        )
-
-    def _product(self, source: Any, weights: Node) -> None:
-        if self.total is None:
-            self.total = self._emit(aten.mm.default, source, weights)
+            products.append((linear.source, parameter(module, name, matrix, rule=RULE)))
+        elif columns.trailing(node) == (1,):
+            others.append(node if weight == 1.0 else emit(aten.mul.Tensor, node, weight))
         else:
-            self.total = self._emit(aten.addmm.default, self.total, source, weights)
-
-    def _emit(self, target: Callable[..., Any], *args: Any) -> Node:
-        node = call(self.module.graph, target, *args, rule=RULE, like=self.root)
-        self.made.append(node)
-        return node
+            count = math.prod((shape_of(node) or ())[1:])
+            flat = node if rank_of(node) == 2 else emit(aten.reshape.default, node, [-1, count])
+            ones = torch.full((count, 1), weight, dtype=like.dtype, device=like.device)
+            products.insert(0, (flat, buffer(module, "term_weights", ones, rule=RULE)))
+    pieces = []
+    for position, term in enumerate(rows):
+        trainable = any(table.requires_grad for _, table in term.summed)
+        values = term.table(0.0 if position else constant)
+        table = parameter(module, derived_name(term.name, "row_term"), values, rule=RULE, trainable=trainable)
+        piece = emit(aten.embedding.default, table, term.index)
+        pieces.append(emit(aten.unsqueeze.default, piece, 1) if rank_of(piece) == 2 else piece)
+    together = emit(aten.cat.default, pieces, 1) if len(pieces) > 1 else pieces[0]
+    total = emit(aten.sum.dim_IntList, together, [1])
+    for node in others:
+        total = emit(aten.add.Tensor, total, node)
+    for source, matrix in products:
+        total = emit(aten.addmm.default, total, source, matrix)
+    return total

@@ -1,8 +1,7 @@
 """Reads a tree of additions of single features as one sum of terms.
 
 ``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are taken
-apart, down to four kinds of terms: a weighted sum of columns, a weighted sum of squared columns, a Linear with one
-output, and whatever else gives one feature. A logit is such a sum: bias, linear term, pairwise term, deep part.
+apart, down to weighted sums of a node's features. A logit is such a sum: bias, linear term, pairwise term, deep part.
 """
 
 from __future__ import annotations
@@ -14,18 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph_tools import (
-    WeightedCall,
-    args_of,
-    aten,
-    constant_of,
-    rank_of,
-    same_form,
-    shape_of,
-    value_of,
-    weighted_call,
-)
-from passes.provenance import Columns, FeatureColumns
+from passes.graph_tools import args_of, aten, constant_of, same_form, shape_of, value_of
+from passes.provenance import FeatureColumns
 
 
 @dataclass
@@ -34,17 +23,12 @@ class SumOfTerms:
 
     Attributes:
         constant: the terms that are the same for every row.
-        columns: (weight, columns): ``weight * sum(columns)``.
-        squares: (weight, columns): ``weight * sum(columns ** 2)``.
-        linears: (weight, Linear with one output).
-        others: (weight, node of one feature).
+        terms: (weight, node): ``weight`` times the sum of all features of a node.
+        inside: the nodes that only add up, scale or move.
     """
 
     constant: float = 0.0
-    columns: list[tuple[float, Columns]] = field(default_factory=list)
-    squares: list[tuple[float, Columns]] = field(default_factory=list)
-    linears: list[tuple[float, WeightedCall]] = field(default_factory=list)
-    others: list[tuple[float, Node]] = field(default_factory=list)
+    terms: list[tuple[float, Node]] = field(default_factory=list)
     inside: list[Node] = field(default_factory=list)
 
 
@@ -64,12 +48,9 @@ class _Reader:
 
     def total(self, node: Node, weight: float, *, root: bool = False) -> None:
         """Adds ``weight`` times the sum of all features of a node."""
-        if not root and len(node.users) > 1:
-            self._leaf(node, weight)
-            return
-        parts = self._parts(node, weight)
+        parts = self._parts(node, weight) if root or len(node.users) == 1 else None
         if parts is None:
-            self._leaf(node, weight)
+            self.result.terms.append((weight, node))
             return
         self.result.inside.append(node)
         for part, factor in parts:
@@ -158,36 +139,6 @@ class _Reader:
             isinstance(axes, (list, tuple)) and len(axes) > 0 and 0 not in {axis % rank for axis in axes}
             and self.columns.trailing(source) is not None
         )  # fmt: skip
-
-    def _leaf(self, node: Node, weight: float) -> None:
-        columns, squared = self.columns.of(node), self.columns.of(_squared(node))
-        if squared is not None and len(node.users) == 1:
-            self.result.inside.append(node)
-            self.result.squares.append((weight, squared.reshape(-1)))
-        elif (linear := _linear_of_one(self.module, node)) is not None and len(node.users) == 1:
-            self.result.linears.append((weight, linear))
-        elif columns is not None and not (
-            _one_feature(self.columns, node) and not self.columns.is_move(node)
-            and node.target is not aten.embedding.default
-        ):  # fmt: skip
-            self.result.columns.append((weight, columns.reshape(-1)))
-        else:
-            self.result.others.append((weight, node))
-
-
-def _squared(node: Node) -> Any:
-    if node.op != "call_function":
-        return None
-    if node.target is aten.mul.Tensor and args_of(node)[0] is args_of(node)[1]:
-        return args_of(node)[0]
-    if node.target is aten.pow.Tensor_Scalar and args_of(node)[1] == 2:
-        return args_of(node)[0]
-    return args_of(node)[0] if node.target is aten.square.default else None
-
-
-def _linear_of_one(module: GraphModule, node: Node) -> WeightedCall | None:
-    linear = weighted_call(module, node, aten.linear.default) if rank_of(node) == 2 else None
-    return linear if linear is not None and len(linear.weight) == 1 else None
 
 
 def _is_sum_operator(node: Node) -> bool:

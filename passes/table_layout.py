@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from passes.id_bounds import OutOfRange
 from passes.provenance import IdColumn, TracedLookup
 from passes.serving_cost import BYTES_PER_US, LAUNCH_US
 
@@ -142,7 +141,6 @@ class TableLayout:
     """
 
     groups: tuple[RowGroup, ...]
-    out_of_range: OutOfRange = OutOfRange.UNCHECKED
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -156,9 +154,8 @@ class TableLayout:
 
     @property
     def starts(self) -> list[int]:
-        """First row of every group, and the number of rows; padding rows lie before, between and behind the groups."""
-        between = int(self.out_of_range is OutOfRange.PADDING_ROW)
-        return list(itertools.accumulate((group.rows + between for group in self.groups), initial=between))
+        """First row of every group, and the number of rows."""
+        return list(itertools.accumulate((group.rows for group in self.groups), initial=0))
 
     @torch.no_grad()
     def fill(self, packed: Tensor, *, free_sources: bool = False) -> None:
@@ -169,8 +166,6 @@ class TableLayout:
             free_sources: let every table become a view of the packed one as soon as it is copied.
         """
         placed = sorted(zip(self.starts, self.groups, strict=False), key=lambda each: each[1].rows * each[1].width)
-        if self.out_of_range is OutOfRange.PADDING_ROW:
-            packed[[start - 1 for start in self.starts]] = 0
         for start, group in reversed(placed):
             rows, column = packed[start : start + group.rows], 0
             for table in group.tables.values():

@@ -208,7 +208,7 @@ def test_tasks_have_labels_of_their_own_and_products_of_probabilities_are_learne
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_rows_of_padding_stay_zero(tasks: Case, packed: bool) -> None:
-    low_rank = afm_fx.pack(tasks.low_rank, out_of_range="padding-row").program if packed else tasks.low_rank
+    low_rank = afm_fx.pack(tasks.low_rank).program if packed else tasks.low_rank
     recovered = afm_fx.recover(low_rank, tasks.teacher, tasks.batches, epochs=2, learning_rate=1e-2).program
     lookups = [node for node in low_rank.graph_module.graph.nodes if node.target is aten.embedding.default]
     names = {str(node.args[0].target) for node in lookups}
