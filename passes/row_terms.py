@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,16 +28,17 @@ from passes.graph_tools import (
     aten,
     buffer,
     call,
+    constant_of,
     derived_name,
     finish,
     parameter,
     rank_of,
+    same_form,
     shape_of,
     value_of,
     weighted_call,
 )
 from passes.provenance import FeatureColumns
-from passes.sum_of_terms import SumOfTerms, read_sum
 
 RULE = "row terms"
 ROWS_PER_BLOCK = 8_192
@@ -57,67 +57,173 @@ class RowTerms(GraphPass):
             if node in done or any(user in done for user in node.users):
                 continue
             columns = FeatureColumns(graph_module)
-            terms = read_sum(graph_module, columns, node)
-            if terms is not None:
-                done.update(terms.inside)
-                rows = _take_rows(graph_module, columns, terms)
-                if rows:
-                    with graph_module.graph.inserting_before(node):
-                        node.replace_all_uses_with(_emit_sum(graph_module, columns, node, terms, rows))
+            if not _is_sum(columns, node):
+                continue
+            terms = _Sum(graph_module, columns, node)
+            done |= terms.inside
+            if rows := _take_rows(terms):
+                with graph_module.graph.inserting_before(node):
+                    node.replace_all_uses_with(_emit_sum(node, terms, list(rows.values())))
 
 
-@dataclass
-class RowTerm:
-    """What one id adds: weighted sums of rows of tables, and of such rows squared; named after the first table."""
+class _Sum:
+    """A tree of additions of single features, read as a constant and weighted sums of all features of nodes.
 
-    index: Node
-    name: str
-    summed: list[tuple[float, Tensor]] = field(default_factory=list)
-    squared: list[tuple[float, Tensor]] = field(default_factory=list)
+    ``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are
+    taken apart. A logit is such a sum: bias, linear term, pairwise term, deep part.
+    """
 
-    @torch.no_grad()
-    def table(self, constant: float) -> Tensor:
-        """[rows, 1]: the number of every row."""
-        first = self.summed[0][1]
-        rows = max(table.shape[0] for _, table in (*self.summed, *self.squared))
-        result = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
-        for start in range(0, rows, ROWS_PER_BLOCK):
-            count = min(ROWS_PER_BLOCK, rows - start)
-            block = torch.full((count, 1), constant, dtype=torch.float64, device=first.device)
-            for terms, power in ((self.summed, 1), (self.squared, 2)):
-                for weight, table in terms:
-                    part = table[start : start + ROWS_PER_BLOCK].double().pow(power).sum(1, keepdim=True)
-                    block[: part.shape[0]] += weight * part
-            result[start : start + ROWS_PER_BLOCK] = block
-        return result
+    def __init__(self, module: GraphModule, columns: FeatureColumns, root: Node) -> None:
+        self.module, self.columns = module, columns
+        self.constant = 0.0
+        self.terms: list[tuple[float, Node]] = []
+        self.inside: set[Node] = {root}
+        self._add(root, 1.0)
+
+    def _add(self, node: Node, weight: float) -> None:
+        """Adds ``weight`` times the sum of all features of a node."""
+        parts = self._parts(node, weight) if node in self.inside or len(node.users) == 1 else None
+        if parts is None:
+            self.terms.append((weight, node))
+            return
+        self.inside.add(node)
+        for part, factor in parts:
+            self._add(part, factor)
+
+    def _parts(self, node: Node, weight: float) -> list[tuple[Any, float]] | None:  # noqa: PLR0911 - one each
+        """What the sum of a node's features is the sum of; constants are added on the way."""
+        if node.op != "call_function" or node.kwargs:
+            return None
+        target = node.target
+        if target in (aten.add.Tensor, aten.sub.Tensor):
+            signs = (1.0, -1.0 if target is aten.sub.Tensor else 1.0)
+            return self._terms(node, weight, signs)
+        if target is aten.neg.default:
+            return [(args_of(node)[0], -weight)]
+        if target is aten.mul.Tensor:
+            return self._scaled(node, weight)
+        if target is aten.sum.dim_IntList:
+            source = args_of(node)[0]
+            return [(source, weight)] if self._sums_within_rows(node) else None
+        if self.columns.is_move(node):
+            return self._rearranged(node, weight)
+        return None
+
+    def _rearranged(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
+        """The sources of a move that holds all features of each once, where nothing else uses them."""
+        wanted = self.columns.of(node)
+        if wanted is None:
+            return None
+        which, places = self.columns.sources(wanted.reshape(-1))
+        parts: list[tuple[Node, float]] = []
+        for number in dict.fromkeys(which.tolist()):
+            source = self.columns.node(int(number))
+            features = math.prod((shape_of(source) or ())[1:])
+            whole = sorted(places[which == number].tolist()) == list(range(features))
+            if not whole or source.op != "call_function" or source.target is aten.embedding.default:
+                return None
+            parts.append((source, weight))
+        behind = self.columns.moves_behind(node) - {node}
+        lone = all(len(each.users) == 1 for each in (*behind, *(part for part, _ in parts)))
+        return parts if lone else None
+
+    def _terms(self, node: Node, weight: float, signs: tuple[float, float]) -> list[tuple[Node, float]] | None:
+        parts: list[tuple[Node, float]] = []
+        constant = 0.0
+        for operand, sign in zip(args_of(node)[:2], signs, strict=True):
+            value = self._constant(operand, node)
+            if value is not None:
+                constant += sign * value
+            elif isinstance(operand, Node) and same_form(operand, node):
+                parts.append((operand, sign * weight))
+            else:
+                return None
+        self.constant += weight * constant
+        return parts
+
+    def _scaled(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
+        left, right = args_of(node)[:2]
+        for one, other in ((left, right), (right, left)):
+            if isinstance(other, Node) and isinstance(one, (int, float)):
+                return [(other, weight * float(one))]
+            tensor = constant_of(self.module, one) if isinstance(other, Node) else None
+            if tensor is not None and tensor.numel() == 1 and not tensor.requires_grad and same_form(other, node):
+                return [(other, weight * float(tensor))]
+        return None
+
+    def _constant(self, operand: Any, like: Node) -> float | None:
+        """The sum over all features of a constant term, which may broadcast."""
+        features: int = math.prod((shape_of(like) or ())[1:])
+        if isinstance(operand, (int, float)):
+            return float(operand) * features
+        tensor = constant_of(self.module, operand)
+        if tensor is None or not tensor.is_floating_point():
+            return None
+        shape = (1, *(shape_of(like) or ())[1:])
+        try:
+            total: Tensor = tensor.detach().double().expand(shape).sum()
+            return float(total)
+        except RuntimeError:
+            return None
+
+    def _sums_within_rows(self, node: Node) -> bool:
+        axes, source = args_of(node)[1], args_of(node)[0]
+        rank = len(shape_of(source) or ())
+        return (
+            isinstance(axes, (list, tuple)) and len(axes) > 0 and 0 not in {axis % rank for axis in axes}
+            and self.columns.trailing(source) is not None
+        )  # fmt: skip
 
 
-def _take_rows(module: GraphModule, columns: FeatureColumns, terms: SumOfTerms) -> list[RowTerm]:
+def _is_sum(columns: FeatureColumns, node: Node) -> bool:
+    """Whether a node adds up two tensors of one float feature."""
+    added = node.op == "call_function" and node.target in (aten.add.Tensor, aten.sub.Tensor)
+    return added and columns.trailing(node) == (1,) and value_of(node).is_floating_point()
+
+
+RowTerm = list[tuple[float, int, WeightedCall]]
+"""What one id adds: (weight, power, lookup): ``weight`` times the sum of the looked-up row to that power."""
+
+
+@torch.no_grad()
+def _numbers(term: RowTerm, constant: float) -> Tensor:
+    """[rows, 1]: what every row adds."""
+    first = term[0][2].weight
+    rows = max(len(lookup.weight) for _, _, lookup in term)
+    result = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
+    for start in range(0, rows, ROWS_PER_BLOCK):
+        count = min(ROWS_PER_BLOCK, rows - start)
+        block = torch.full((count, 1), constant, dtype=torch.float64, device=first.device)
+        for weight, power, lookup in term:
+            part = lookup.weight[start : start + ROWS_PER_BLOCK].double().pow(power).sum(1, keepdim=True)
+            block[: len(part)] += weight * part
+        result[start : start + ROWS_PER_BLOCK] = block
+    return result
+
+
+def _take_rows(terms: _Sum) -> dict[Node, RowTerm]:
     """Moves linear weights and squares that are whole lookups of one id out of the terms; none without squares."""
     rows: dict[Node, RowTerm] = {}
-    squares: list[tuple[float, list[WeightedCall]]] = []
-    kept: list[tuple[float, Node]] = []
+    rest: list[tuple[float, Node]] = []
+    squared = False
     for weight, node in terms.terms:
-        lookups = _whole_lookups(module, columns, node)
+        lookups = _whole_lookups(terms, node)
         if lookups is None or any(lookup.weight.shape[1] != 1 for lookup in lookups):
-            kept.append((weight, node))
+            rest.append((weight, node))
             continue
         for lookup in lookups:
-            rows.setdefault(lookup.source, RowTerm(lookup.source, lookup.name)).summed.append((weight, lookup.weight))
-    rest = list[tuple[float, Node]]()
-    for weight, node in kept:
-        lookups = _whole_lookups(module, columns, _squared(node)) if len(node.users) == 1 else None
-        if lookups is None or any(lookup.source not in rows for lookup in lookups):
-            rest.append((weight, node))
-        else:
-            squares.append((weight, lookups))
-    if not squares:
-        return []
-    for weight, lookups in squares:
-        for lookup in lookups:
-            rows[lookup.source].squared.append((weight, lookup.weight))
+            rows.setdefault(lookup.source, []).append((weight, 1, lookup))
+    for weight, node in list(rest):
+        lookups = _whole_lookups(terms, _squared(node)) if len(node.users) == 1 else None
+        if lookups is not None and all(lookup.source in rows for lookup in lookups):
+            rest.remove((weight, node))
+            squared = True
+            for lookup in lookups:
+                rows[lookup.source].append((weight, 2, lookup))
+    if not squared:
+        return {}
     terms.terms = rest
-    return list(rows.values())
+    return rows
 
 
 def _squared(node: Node) -> Node | None:
@@ -129,15 +235,16 @@ def _squared(node: Node) -> Node | None:
     return None
 
 
-def _whole_lookups(module: GraphModule, columns: FeatureColumns, node: Node | None) -> list[WeightedCall] | None:
+def _whole_lookups(terms: _Sum, node: Node | None) -> list[WeightedCall] | None:
     """The lookups of one id per row that a node's features are, each whole and once."""
+    columns = terms.columns
     wanted = columns.of(node)
     if wanted is None:
         return None
     which, places = columns.sources(wanted.reshape(-1))
     lookups: list[WeightedCall] = []
     for number in dict.fromkeys(which.tolist()):
-        lookup = weighted_call(module, columns.node(int(number)), aten.embedding.default)
+        lookup = weighted_call(terms.module, columns.node(int(number)), aten.embedding.default)
         width = 0 if lookup is None else lookup.weight.shape[1]
         mine = sorted(places[which == number].tolist())
         if lookup is None or columns.trailing(lookup.node) not in ((1, width), (width,)) or mine != list(range(width)):
@@ -146,8 +253,9 @@ def _whole_lookups(module: GraphModule, columns: FeatureColumns, node: Node | No
     return lookups
 
 
-def _emit_sum(module: GraphModule, columns: FeatureColumns, root: Node, terms: SumOfTerms, rows: list[RowTerm]) -> Node:
+def _emit_sum(root: Node, terms: _Sum, rows: list[RowTerm]) -> Node:
     """The sum, term by term: one lookup per id (the constant stands in the rows of the first), then products."""
+    module, columns = terms.module, terms.columns
     like, constant, products = value_of(root), terms.constant, list[tuple[Node, Node]]()
 
     def emit(target: Callable[..., Any], *args: Any) -> Node:
@@ -170,10 +278,11 @@ def _emit_sum(module: GraphModule, columns: FeatureColumns, root: Node, terms: S
             products.insert(0, (flat, buffer(module, "term_weights", ones, rule=RULE)))
     pieces = []
     for position, term in enumerate(rows):
-        trainable = any(table.requires_grad for _, table in term.summed)
-        values = term.table(0.0 if position else constant)
-        table = parameter(module, derived_name(term.name, "row_term"), values, rule=RULE, trainable=trainable)
-        piece = emit(aten.embedding.default, table, term.index)
+        trainable = any(lookup.weight.requires_grad for _, power, lookup in term if power == 1)
+        values = _numbers(term, 0.0 if position else constant)
+        name = derived_name(term[0][2].name, "row_term")
+        table = parameter(module, name, values, rule=RULE, trainable=trainable)
+        piece = emit(aten.embedding.default, table, term[0][2].source)
         pieces.append(emit(aten.unsqueeze.default, piece, 1) if rank_of(piece) == 2 else piece)
     together = emit(aten.cat.default, pieces, 1) if len(pieces) > 1 else pieces[0]
     total = emit(aten.sum.dim_IntList, together, [1])
