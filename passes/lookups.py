@@ -2,11 +2,11 @@
 
 | the model writes | the graph holds |
 |---|---|
-| ``nn.Embedding``, ``index_select``, ``gather``, ``one_hot(ids) @ T`` | ``embedding(T, ids)`` |
-| ``T[ids]``, ``take_along_dim`` | ``index(T, [ids])``, which counts negative ids from the end |
+| ``nn.Embedding``, ``index_select``, ``gather`` | ``embedding(T, ids)`` |
+| ``T[ids]`` | ``index(T, [ids])``, which counts negative ids from the end |
 | ``nn.EmbeddingBag`` | ``embedding_bag(T, ids, offsets, ...)[0]`` |
 
-(:mod:`passes.row_lookups` brings the first two rows to these forms.) A bag is linear in its rows,
+(:mod:`passes.row_lookups` brings the first row to its form.) A bag is linear in its rows,
 ``sum_i w_i A z_i = A sum_i w_i z_i``, so each lookup is done on codes by the same operator with the codes in the
 table's place. An offset is added to a row once: it survives a mean of at least one row, but not a sum, nor a bag that
 may be empty and is then zero.

@@ -69,8 +69,8 @@ class RowTerms(GraphPass):
 class _Sum:
     """A tree of additions of single features, read as a constant and weighted sums of all features of nodes.
 
-    ``add``, ``sub``, ``neg``, multiplication by a number, sums over all features and everything that only moves are
-    taken apart. A logit is such a sum: bias, linear term, pairwise term, deep part.
+    ``add``, ``sub``, ``neg``, multiplication by a number and sums over features are taken apart. A logit is such a sum:
+    bias, linear term, pairwise term, deep part.
     """
 
     def __init__(self, module: GraphModule, columns: FeatureColumns, root: Node) -> None:
@@ -90,55 +90,37 @@ class _Sum:
         for part, factor in parts:
             self._add(part, factor)
 
-    def _parts(self, node: Node, weight: float) -> list[tuple[Any, float]] | None:  # noqa: PLR0911 - one each
+    def _parts(self, node: Node, weight: float) -> list[tuple[Any, float]] | None:
         """What the sum of a node's features is the sum of; constants are added on the way."""
         if node.op != "call_function" or node.kwargs:
             return None
         target = node.target
         if target in (aten.add.Tensor, aten.sub.Tensor):
-            signs = (1.0, -1.0 if target is aten.sub.Tensor else 1.0)
-            return self._terms(node, weight, signs)
+            return self._added(node, weight)
         if target is aten.neg.default:
             return [(args_of(node)[0], -weight)]
         if target is aten.mul.Tensor:
             return self._scaled(node, weight)
         if target is aten.sum.dim_IntList:
-            source = args_of(node)[0]
-            return [(source, weight)] if self._sums_within_rows(node) else None
-        if self.columns.is_move(node):
-            return self._rearranged(node, weight)
+            source, axes = args_of(node)[:2]
+            trailing = self.columns.trailing(source)
+            if trailing is not None and axes and all(axis % (len(trailing) + 1) for axis in axes):
+                return [(source, weight)]
         return None
 
-    def _rearranged(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
-        """The sources of a move that holds all features of each once, where nothing else uses them."""
-        wanted = self.columns.of(node)
-        if wanted is None:
-            return None
-        which, places = self.columns.sources(wanted.reshape(-1))
-        parts: list[tuple[Node, float]] = []
-        for number in dict.fromkeys(which.tolist()):
-            source = self.columns.node(int(number))
-            features = math.prod((shape_of(source) or ())[1:])
-            whole = sorted(places[which == number].tolist()) == list(range(features))
-            if not whole or source.op != "call_function" or source.target is aten.embedding.default:
-                return None
-            parts.append((source, weight))
-        behind = self.columns.moves_behind(node) - {node}
-        lone = all(len(each.users) == 1 for each in (*behind, *(part for part, _ in parts)))
-        return parts if lone else None
-
-    def _terms(self, node: Node, weight: float, signs: tuple[float, float]) -> list[tuple[Node, float]] | None:
+    def _added(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
         parts: list[tuple[Node, float]] = []
         constant = 0.0
-        for operand, sign in zip(args_of(node)[:2], signs, strict=True):
+        signs = (weight, -weight if node.target is aten.sub.Tensor else weight)
+        for operand, signed in zip(args_of(node), signs, strict=True):
             value = self._constant(operand, node)
             if value is not None:
-                constant += sign * value
+                constant += signed * value
             elif isinstance(operand, Node) and same_form(operand, node):
-                parts.append((operand, sign * weight))
+                parts.append((operand, signed))
             else:
                 return None
-        self.constant += weight * constant
+        self.constant += constant
         return parts
 
     def _scaled(self, node: Node, weight: float) -> list[tuple[Node, float]] | None:
@@ -165,14 +147,6 @@ class _Sum:
             return float(total)
         except RuntimeError:
             return None
-
-    def _sums_within_rows(self, node: Node) -> bool:
-        axes, source = args_of(node)[1], args_of(node)[0]
-        rank = len(shape_of(source) or ())
-        return (
-            isinstance(axes, (list, tuple)) and len(axes) > 0 and 0 not in {axis % rank for axis in axes}
-            and self.columns.trailing(source) is not None
-        )  # fmt: skip
 
 
 def _is_sum(columns: FeatureColumns, node: Node) -> bool:

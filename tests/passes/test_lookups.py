@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, one_hot
+from torch.nn.functional import embedding_bag
 
 import afm_fx
 from afm_fx.errors import BatchError
@@ -109,14 +109,6 @@ ROW_LOOKUPS: dict[str, tuple[Function, bool]] = {
     ),
     "gather of repeated ids": (
         lambda m, ids, _: m.linear(torch.gather(m.table.weight, 0, ids[:, :1].repeat(1, WIDTH))),
-        True,
-    ),
-    "take_along_dim that counts from the end": (
-        lambda m, ids, _: m.linear(torch.take_along_dim(m.table.weight, ids[:, :1] - ROWS, 0)),
-        True,
-    ),
-    "product with a one-hot matrix": (
-        lambda m, ids, _: m.linear(one_hot(ids[:, 0], ROWS).to(m.table.weight.dtype) @ m.table.weight),
         True,
     ),
     "three kinds of lookup of one table": (

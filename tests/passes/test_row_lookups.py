@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import one_hot
 
 import afm_fx
 from passes.graph_tools import aten
 from passes.sites import find_sites
-from tests.passes.test_lookups import ROW_LOOKUPS, ROWS, WIDTH, Function, Model, capture, inputs
+from tests.passes.test_lookups import ROW_LOOKUPS, WIDTH, Function, Model, capture, inputs
 
-AS_EMBEDDING = ["index_select", "gather of expanded ids", "gather of repeated ids", "product with a one-hot matrix"]
-AS_INDEX = ["index by a matrix of ids", "take_along_dim that counts from the end"]
+AS_EMBEDDING = ["index_select", "gather of expanded ids", "gather of repeated ids"]
+AS_INDEX = ["index by a matrix of ids", "index that counts from the end"]
 
 
 def targets_of(function: Function) -> set[object]:
@@ -23,14 +22,14 @@ def targets_of(function: Function) -> set[object]:
 def test_becomes_an_embedding(name: str) -> None:
     targets = targets_of(ROW_LOOKUPS[name][0])
     assert aten.embedding.default in targets
-    assert not targets & {aten.index_select.default, aten.gather.default, aten.matmul.default, aten.one_hot.default}
+    assert not targets & {aten.index_select.default, aten.gather.default}
 
 
 @pytest.mark.parametrize("name", AS_INDEX)
 def test_stays_an_index_because_that_counts_negative_ids_from_the_end(name: str) -> None:
     targets = targets_of(ROW_LOOKUPS[name][0])
     assert aten.index.Tensor in targets
-    assert not targets & {aten.embedding.default, aten.take_along_dim.default}
+    assert aten.embedding.default not in targets
 
 
 NO_LOOKUPS: dict[str, Function] = {
@@ -43,10 +42,6 @@ NO_LOOKUPS: dict[str, Function] = {
     ),
     "index_select of columns": lambda m, ids, _: torch.index_select(m.table.weight, 1, ids[0] % WIDTH),
     "index_select of a dense matrix": lambda m, ids, weights: torch.index_select(weights, 0, ids[:, 0] * 0),
-    "one-hot numbers times a dense matrix": lambda m, ids, weights: (
-        one_hot(ids, ROWS).to(weights.dtype) @ m.linear(m.other.weight)
-    ),
-    "several hot numbers": lambda m, ids, weights: one_hot(ids, ROWS).sum(1).to(weights.dtype) @ m.table.weight,
 }
 
 
