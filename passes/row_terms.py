@@ -262,6 +262,6 @@ def _emit_sum(root: Node, terms: _Sum, rows: list[RowTerm]) -> Node:
     total = emit(aten.sum.dim_IntList, together, [1])
     for node in others:
         total = emit(aten.add.Tensor, total, node)
-    for source, matrix in products:
-        total = emit(aten.addmm.default, total, source, matrix)
+    for source, factor in products:
+        total = emit(aten.addmm.default, total, source, factor)
     return total
