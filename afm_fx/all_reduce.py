@@ -14,8 +14,7 @@ from dataclasses import replace
 import torch.distributed as dist
 
 from afm_fx.process_groups import Group, add_up, agreed, check_alike, died, rank_and_size
-from afm_fx.shares import joined_shares
-from afm_fx.statistics import Statistics
+from afm_fx.statistics import Statistics, joined_shares
 from afm_fx.traffic import Traffic
 
 

@@ -16,29 +16,17 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+
+from passes.cost import RankCost, Ranks
 
 Rank = int | None
 """A site's level: its rank, or None where it is left alone."""
 
-Ranks = Mapping[str, Rank]
 Loss = Callable[[str, int], float]
 """What a site adds to the loss at a rank; left alone it adds nothing."""
 
 Measured = Callable[[Ranks], float]
 """What is measured on the whole program at given ranks: its loss, or what it costs."""
-
-
-class Cost(Protocol):
-    """What a program costs, by estimate (:class:`passes.cost.RankCost`)."""
-
-    def __call__(self, ranks: Ranks, /) -> float:
-        """The cost at given ranks."""
-        ...
-
-    def change(self, ranks: Ranks, name: str, rank: Rank, /) -> float:
-        """How much more it costs with another rank for one site."""
-        ...
 
 
 LOOK_AHEAD = 4
@@ -87,7 +75,7 @@ class Frontier:
         self,
         levels: Mapping[str, Sequence[int]],
         loss: Loss,
-        cost: Cost,
+        cost: RankCost,
         *,
         negligible: float = 0.0,
         measured: Measured | None = None,

@@ -22,7 +22,7 @@ from afm_fx.errors import UserError
 from afm_fx.file_batches import FileBatches
 from afm_fx.output_directory import refuse_existing_file
 from afm_fx.process_groups import joined_group, rank_and_size
-from afm_fx.shares import missing_shares
+from afm_fx.statistics import missing_shares
 from afm_fx.user_model import build_model
 
 

@@ -16,7 +16,7 @@ from afm_fx.inputs import Inputs
 from afm_fx.process_groups import Group, agreed, check_group, rank_and_size
 from afm_fx.program import Program
 from afm_fx.progress import track
-from afm_fx.shares import Share
+from afm_fx.statistics import Share
 from afm_fx.statistics import Statistics as Statistics  # noqa: PLC0414 - it is known under this name too
 from afm_fx.statistics_collector import StatisticsCollector
 

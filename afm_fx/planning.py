@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from afm_fx.allocation import Frontier, Rank, Ranks
+from afm_fx.allocation import Frontier, Rank
 from afm_fx.basis import Basis, BasisKind
 from afm_fx.calibration import Statistics
 from afm_fx.constant_units import constant_units, restricted, without_units
@@ -21,7 +21,7 @@ from afm_fx.program import Program
 from afm_fx.simulation import Simulation
 from afm_fx.site_bases import SiteBases, SiteErrors
 from afm_fx.taps import Tap, joined, joint_taps, plain_taps
-from passes.cost import CostKind, RewriteCosts
+from passes.cost import CostKind, Ranks, RewriteCosts
 from passes.sites import Site, find_sites, site_name
 
 MEASURED_ROWS = 4096

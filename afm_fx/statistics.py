@@ -1,22 +1,22 @@
 """What calibration found out, its sums, and its file.
 
 Statistics of disjoint rows add up, site by site, to those of all rows: ``a + b``. Who holds the parts, in which order,
-and whether they come from files, does not matter.
+and whether they come from files, does not matter. Which shares of a data set they are of is kept, so that none counts
+twice and a missing one is noticed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from afm_fx.errors import CalibrationError
 from afm_fx.moments import Moments
 from afm_fx.sensitivity import Sensitivity
-from afm_fx.shares import Share, joined_shares
 from afm_fx.tensor_files import complete, load_tensors, save_tensors
 from afm_fx.traffic import Traffic, merged_traffic
 
@@ -31,6 +31,44 @@ _SUMS: Mapping[str, type[Moments | Sensitivity]] = {
     "activations": Moments,
 }
 """Attributes that hold a sum per site: a number of rows, and tensors."""
+
+
+class Share(NamedTuple):
+    """One of ``of`` equal shares of a data set, ``number`` from 0.
+
+    ``data`` tells the data set from others: its name, rows, rows a batch, and a digest of its first batch.
+    """
+
+    number: int
+    of: int
+    data: str
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of} of {self.data}"
+
+
+def joined_shares(one: Collection[Share], other: Collection[Share]) -> frozenset[Share]:
+    """The shares of both.
+
+    Raises:
+        CalibrationError: rows are in both.
+    """
+    twice = sorted(frozenset(one) & frozenset(other))
+    if twice:
+        raise CalibrationError(f"share {twice[0]} is in both statistics: its rows would count twice")
+    joined = frozenset(one) | frozenset(other)
+    sizes: dict[str, int] = {}
+    for share in sorted(joined):
+        if sizes.setdefault(share.data, share.of) != share.of:
+            raise CalibrationError(f"share {share} cannot be added to shares of another size: rows would count twice")
+    return joined
+
+
+def missing_shares(shares: Collection[Share]) -> list[Share]:
+    """The shares that are not there, of the data sets of which some are."""
+    sets = sorted({(share.data, share.of) for share in shares})
+    every = (Share(number, of, data) for data, of in sets for number in range(of))
+    return [share for share in every if share not in shares]
 
 
 @dataclass(frozen=True)

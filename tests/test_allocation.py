@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from afm_fx.allocation import Frontier, Measured, Rank, Ranks
+from afm_fx.allocation import Frontier, Measured, Rank
+from passes.cost import RankCost, Ranks
 
 LOSSES = {
     "big": [9.0, 4.0, 1.0, 0.5, 0.1],
@@ -21,10 +22,11 @@ def loss(name: str, rank: int) -> float:
     return LOSSES[name][rank - 1]
 
 
-class Rows:
+class Rows(RankCost):
     """What tables of ROWS rows cost, and so many numbers more."""
 
     def __init__(self, more: float = 0.0) -> None:
+        super().__init__([], {}, more)
         self.more = more
 
     def __call__(self, ranks: Ranks) -> float:

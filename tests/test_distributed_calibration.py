@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import afm_fx
 from afm_fx.cli import app
-from afm_fx.shares import missing_shares
+from afm_fx.statistics import missing_shares
 from tests import distributed_worker as worker
 
 ROOT = Path(__file__).resolve().parents[1]

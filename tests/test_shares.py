@@ -17,7 +17,7 @@ import afm_fx
 from afm_fx.data_files import ArrayFile
 from afm_fx.errors import CalibrationError, UserError
 from afm_fx.file_batches import FileBatches
-from afm_fx.shares import missing_shares
+from afm_fx.statistics import missing_shares
 from tests.some_statistics import close
 
 ROWS = 53

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from afm_fx.errors import CalibrationError
 from afm_fx.moments import Moments
-from afm_fx.shares import Share, missing_shares
-from afm_fx.statistics import Statistics
+from afm_fx.statistics import Share, Statistics, missing_shares
 from tests.some_statistics import MANY, WIDTHS, all_rows, assert_whole, parts_of, reloaded, statistics_of
 
 PARTS = 4
