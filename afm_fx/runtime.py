@@ -24,6 +24,9 @@ from afm_fx.onnx_runtime import KINDS, Provider, import_runtime, open_session, p
 WARM_UP_ROWS = 2
 """Rows of the batches that warm a file without buckets up."""
 
+WARM_UP_CALLS = 3
+"""Calls that warm a bucket up; CUDA graphs need 3."""
+
 
 class Session:
     """An exported model, loaded and warm.
@@ -49,7 +52,6 @@ class Session:
         cuda_graph: bool = False,
         device_id: int = 0,
         provider_options: Mapping[str, str] | None = None,
-        warm_up: int = 3,
     ) -> None:
         """Opens and warms up everything, so that the first batch is as fast as any.
 
@@ -64,7 +66,6 @@ class Session:
             cuda_graph: record the launches of every bucket as a CUDA graph and replay them; "cuda" and "tensorrt" only,
                 and only with buckets.
             provider_options: further options of the provider, as ONNX Runtime spells them.
-            warm_up: calls that each bucket is warmed up with, at least 1; CUDA graphs need 3.
 
         Raises:
             FileFormatError: there are no such files, or they are damaged.
@@ -75,8 +76,6 @@ class Session:
         """
         self.path = Path(path)
         self.provider = provider_of(provider)
-        if warm_up < 1:
-            raise UserError(f"a session is warmed up with at least 1 call, got {warm_up}")
         files = artifacts_at(self.path)
         self._file = files[0]
         self.inputs: tuple[FileValue, ...] = self._file.inputs
@@ -97,7 +96,7 @@ class Session:
         try:
             if not self.batch_sizes:
                 feed = random_batch(self._file, WARM_UP_ROWS)
-                for _ in range(warm_up):
+                for _ in range(WARM_UP_CALLS):
                     self._session.run(None, feed)
             for place, rows in enumerate(self.batch_sizes):
                 which = place if len(files) > 1 else 0
@@ -107,7 +106,7 @@ class Session:
                     runtime, sessions[which], files[which], example, rows=rows, device=device, graph_id=graph
                 )
                 tensors = [torch.from_numpy(example[name]) for name in self._names]
-                for _ in range(warm_up):
+                for _ in range(WARM_UP_CALLS):
                     bucket.run(tensors, rows)
                 self._buckets = (*self._buckets, bucket)
         except AfmFxError:

@@ -280,7 +280,6 @@ def test_bucket_files_of_different_exports_are_refused(folder, tasks, tmp_path):
         ({"buckets": ()}, UserError, "different batch sizes of at least 1"),
         ({"buckets": (4, 4)}, UserError, "different batch sizes of at least 1"),
         ({"threads": 0}, UserError, "threads must be at least 1"),
-        ({"warm_up": 0}, UserError, "at least 1 call"),
     ],
 )
 def test_impossible_settings_are_told(folder, settings, error, says):
@@ -328,7 +327,7 @@ def test_on_a_device_a_session_computes_what_torch_does(program, folder, fake, f
 
 @pytest.mark.parametrize("path", ["shop.onnx", "shop"])
 def test_every_bucket_replays_a_cuda_graph_of_its_own_at_the_addresses_it_was_recorded_at(program, folder, fake, path):
-    session = Session(folder / path, "cuda", buckets=BUCKETS, cuda_graph=True, warm_up=3)
+    session = Session(folder / path, "cuda", buckets=BUCKETS, cuda_graph=True)
     assert all(each.asked[0][1]["enable_cuda_graph"] == "1" for each in fake.opened)
     assert fake.graphs == [graph for bucket in "123" for graph in ("-1", bucket, bucket, bucket)]
     fake.graphs.clear()
