@@ -17,7 +17,7 @@ from afm_fx.exported_program import to_exported_program
 from afm_fx.latency_policy import Latency
 from afm_fx.measurement import Measurement
 from afm_fx.moments import Moments
-from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
+from afm_fx.onnx_buckets import export_onnx_buckets
 from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.onnx_over_files import export_onnx_over_files
@@ -46,7 +46,6 @@ __all__ = [
     "AotiReport",
     "AppliedFiles",
     "BasisKind",
-    "BucketsReport",
     "Budget",
     "Chain",
     "Change",

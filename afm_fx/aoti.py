@@ -85,6 +85,11 @@ class AotiReport:
         ]
         return render_table(f"Compiled {self.path}", ("property", "value"), rows, left=2)
 
+    def line(self) -> str:
+        """The report on one line."""
+        difference = f"largest difference to torch {self.max_abs_difference:.2e}"
+        return f"{self.path.name}: compiled in {self.seconds:.0f} s, {difference}"
+
 
 @dataclass(frozen=True)
 class AotiModel:

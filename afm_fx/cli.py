@@ -99,21 +99,13 @@ def compress(config: CompressConfig) -> None:
 
     Example: afm-fx compress shop.models:ctr --checkpoint ctr.pt --data clicks.parquet --budget 0.2 --out compressed
     """
-    done = compress_files(config)
-    compressed = done.compressed
-    reports = (compressed.plan, compressed.report, done.recovery, compressed.packing, done.precision)
+    compressed, facts = compress_files(config)
+    reports = (compressed.plan, compressed.report, facts.recovery, facts.packing, facts.precision)
     for report in reports:
         if report is not None:
             typer.echo(report.table())
-    dense, low_rank = (export.max_abs_difference for export in done.exports)
-    typer.echo(f"Largest difference between ONNX Runtime and torch: dense {dense:.1e}, low-rank {low_rank:.1e}")
-    if done.package is not None:
-        typer.echo(
-            f"Compiled low_rank.pt2 in {done.package.seconds:.0f} s; largest difference between it and "
-            f"torch: {done.package.max_abs_difference:.1e}"
-        )
-    if done.buckets is not None:
-        typer.echo(done.buckets.table())
+    for part in (*(facts.exports or ()), *facts.buckets, *(() if facts.package is None else (facts.package,))):
+        typer.echo(part.line())
     written = [name for name in outputs_of(config) if (config.out / name).exists()]
     typer.echo(f"Written to {config.out}/: {', '.join(written)}")
     if config.report is not None:

@@ -6,11 +6,11 @@ import itertools
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from afm_fx.aoti import AotiReport, export_aoti
+from afm_fx.aoti import export_aoti
 from afm_fx.artifact import bucket_path, existing_buckets, weights_path
 from afm_fx.benchmark import MAX_DIFFERENT_BATCHES, benchmark
 from afm_fx.capture import capture
@@ -18,15 +18,16 @@ from afm_fx.command_options import command_line, spelled
 from afm_fx.compress_config import CompressConfig
 from afm_fx.compression import Compressed, compress, serving_form
 from afm_fx.data_files import open_data
+from afm_fx.documents import builtins_of
 from afm_fx.extras import REPORT_PACKAGES, import_for_report
 from afm_fx.file_batches import FileBatches
-from afm_fx.onnx_buckets import BucketsReport, export_onnx_buckets
+from afm_fx.measurement import Measurement
+from afm_fx.onnx_buckets import export_onnx_buckets
 from afm_fx.onnx_export import ExportReport, export_onnx
 from afm_fx.output_directory import refuse_existing, staged_outputs, write_text
 from afm_fx.quality_comparison import compare_quality
 from afm_fx.recovery import recover
-from afm_fx.recovery_report import RecoveryReport
-from afm_fx.reduced_precision import PrecisionReport, reduce_precision
+from afm_fx.reduced_precision import reduce_precision
 from afm_fx.report import ReportFacts
 from afm_fx.report_page import report_page
 from afm_fx.statistics import Statistics
@@ -44,27 +45,7 @@ COMPARED_ROWS = 65_536
 """Calibration rows on which the error of reduced tables is measured, about."""
 
 
-@dataclass(frozen=True)
-class CompressedFiles:
-    """What a compression did.
-
-    Attributes:
-        exports: of the original and of the low-rank program.
-        buckets: the exports with fixed shapes, None where there are none.
-        precision: what became of the low-rank program's tables, None where they are as they were.
-        package: of the low-rank program compiled with AOTInductor, None where that was not asked for.
-        recovery: how the low-rank program was recovered, None where it was not.
-    """
-
-    compressed: Compressed
-    exports: tuple[ExportReport, ExportReport]
-    buckets: BucketsReport | None = None
-    precision: PrecisionReport | None = None
-    package: AotiReport | None = None
-    recovery: RecoveryReport | None = None
-
-
-def compress_files(config: CompressConfig) -> CompressedFiles:
+def compress_files(config: CompressConfig) -> tuple[Compressed, ReportFacts]:
     """Writes ``dense.onnx``, ``low_rank.onnx``, ``plan.safetensors``, ``report.json`` and ``config.json``, or nothing.
 
     Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
@@ -110,43 +91,37 @@ def compress_files(config: CompressConfig) -> CompressedFiles:
         compressed, precision = replace(compressed, program=reduced.program), reduced.report
     with staged_outputs(config.out, outputs) as staging:
         low_rank = compressed.program
-        buckets = export_onnx_buckets(low_rank, staging / LOW_RANK, config.buckets) if config.buckets else None
-        exports = write_outputs(compressed, staging, buckets, precision, recovery)
-        package = export_aoti(low_rank, staging / PACKAGE) if config.aoti else None
-        outcome = CompressedFiles(compressed, exports, buckets, precision, package, recovery)
+        facts = ReportFacts(
+            buckets=export_onnx_buckets(low_rank, staging / LOW_RANK, config.buckets) if config.buckets else (),
+            package=export_aoti(low_rank, staging / PACKAGE) if config.aoti else None,
+            packing=compressed.packing,
+            precision=precision,
+            recovery=recovery,
+            command=shlex.join(["afm-fx", "compress", *command_line(config)]),
+        )
+        facts = replace(facts, exports=write_outputs(compressed, staging, facts))
         (staging / CONFIG).write_text(json.dumps(spelled(config), indent=2) + "\n", encoding="utf-8")
         page = None
         if config.report is not None:
-            facts = _facts(config, outcome, batches, evaluation, staging)
+            if evaluation is not None:
+                quality = compare_quality(compressed.original, compressed.program, evaluation)
+                facts = replace(facts, quality=quality)
+            facts = replace(facts, timing=_timed(config, batches, staging))
             page = report_page(compressed.report, config.model, facts)
     if config.report is not None and page is not None:
         write_text(config.report, page, force=config.force)
-    return outcome
+    return compressed, facts
 
 
-def _facts(
-    config: CompressConfig,
-    outcome: CompressedFiles,
-    batches: FileBatches,
-    evaluation: FileBatches | None,
-    directory: Path,
-) -> ReportFacts:
-    """What the page tells: quality on labelled rows, and both files side by side on calibration rows, one thread."""
-    compressed, timing, sizes = outcome.compressed, None, config.report_batch_sizes
-    if sizes:
-        rows = min(max(sizes) * MAX_DIFFERENT_BATCHES, batches.file.rows)
-        inputs = next(iter(replace(batches, batch_size=rows, labels=())))
-        files = {"original": directory / DENSE, "low-rank": directory / LOW_RANK}
-        timing = benchmark(files, inputs, batch_sizes=sizes, threads=1, seconds=TIMED_SECONDS)
-    return ReportFacts(
-        timing=timing,
-        quality=None if evaluation is None else compare_quality(compressed.original, compressed.program, evaluation),
-        exports=outcome.exports,
-        packing=compressed.packing,
-        precision=outcome.precision,
-        recovery=outcome.recovery,
-        command=shlex.join(["afm-fx", "compress", *command_line(config)]),
-    )
+def _timed(config: CompressConfig, batches: FileBatches, directory: Path) -> Measurement | None:
+    """Both files side by side on calibration rows, one thread."""
+    sizes = config.report_batch_sizes
+    if not sizes:
+        return None
+    rows = min(max(sizes) * MAX_DIFFERENT_BATCHES, batches.file.rows)
+    inputs = next(iter(replace(batches, batch_size=rows, labels=())))
+    files = {"original": directory / DENSE, "low-rank": directory / LOW_RANK}
+    return benchmark(files, inputs, batch_sizes=sizes, threads=1, seconds=TIMED_SECONDS)
 
 
 def outputs_of(config: CompressConfig) -> tuple[str, ...]:
@@ -164,23 +139,19 @@ def _features(config: CompressConfig, names: Iterable[str]) -> Sequence[str] | N
 
 
 def write_outputs(
-    compressed: Compressed,
-    directory: Path,
-    buckets: BucketsReport | None = None,
-    precision: PrecisionReport | None = None,
-    recovery: RecoveryReport | None = None,
+    compressed: Compressed, directory: Path, facts: ReportFacts | None = None
 ) -> tuple[ExportReport, ExportReport]:
     """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
-    dense = export_onnx(compressed.original, directory / DENSE)
-    low_rank = export_onnx(compressed.program, directory / LOW_RANK)
+    exports = export_onnx(compressed.original, directory / DENSE), export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
+    facts = facts or ReportFacts(packing=compressed.packing)
     report: dict[str, Any] = json.loads(compressed.report.to_json())
-    for name, part in (("packing", compressed.packing), ("precision", precision), ("recovery", recovery)):
-        report[name] = None if part is None else asdict(part)
-    report["exports"] = [_export_entry(each) for each in (dense, low_rank)]
-    report["buckets"] = None if buckets is None else [_export_entry(each) for each in buckets.exports]
+    for name, part in (("packing", facts.packing), ("precision", facts.precision), ("recovery", facts.recovery)):
+        report[name] = None if part is None else builtins_of(part)
+    report["exports"] = [_export_entry(export) for export in exports]
+    report["buckets"] = [_export_entry(export) for export in facts.buckets]
     (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return dense, low_rank
+    return exports
 
 
 def _export_entry(export: ExportReport) -> dict[str, Any]:

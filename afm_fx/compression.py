@@ -22,7 +22,7 @@ from afm_fx.planned_graph import planned_graph
 from afm_fx.planning import MEASURED_ROWS, Policy, make_plan
 from afm_fx.program import Program
 from afm_fx.report import CompressionReport
-from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
+from afm_fx.typed_inputs import InputKind, split_inputs
 from passes.canonicalize import Canonicalize
 from passes.errors import PassError
 from passes.sink_codes import SinkCodes
@@ -87,7 +87,7 @@ def compress(
     Raises:
         UserError: its subclasses say what is wrong with the model, the batches or the policy.
     """
-    check_inputs(inputs)
+    inputs = InputKind(inputs)
     batches = calibration_batches
     if isinstance(model, Program):
         program = model
@@ -103,12 +103,12 @@ def compress(
     return serving_form(Compressed(program, low_rank, statistics, plan, report), pack=pack, inputs=inputs)
 
 
-def serving_form(compressed: Compressed, *, pack: bool, inputs: str | InputKind) -> Compressed:
+def serving_form(compressed: Compressed, *, pack: bool, inputs: InputKind) -> Compressed:
     """A compressed model as it is served: packed where asked for, with the inputs asked for; see :func:`compress`."""
     if pack:
         packed = pack_program(compressed.program, inputs=inputs)
         return replace(compressed, program=packed.program, packing=packed.report)
-    return replace(compressed, program=split_inputs(compressed.program)) if inputs == InputKind.TYPED else compressed
+    return replace(compressed, program=split_inputs(compressed.program)) if inputs is InputKind.TYPED else compressed
 
 
 def _planned(

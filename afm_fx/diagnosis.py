@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from afm_fx.batches import Batch
-from afm_fx.errors import AfmFxError, BatchError, CalibrationError
+from afm_fx.errors import AfmFxError, BatchError, CalibrationError, id_outside
 from afm_fx.program import Program
 from afm_fx.watched_run import WatchedRun
 from passes.graph_tools import aten, shape_of
@@ -39,11 +39,8 @@ def _id_outside(batch: Batch, node: Node, values: Mapping[Node, Any]) -> BatchEr
         return None
     position = outside.nonzero()[0].tolist()
     row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
-    return BatchError(
-        f"{batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)} "
-        f"is outside table '{_table_name(table)}' with {rows:,} rows "
-        f"(ids {lowest:,} to {rows - 1:,})"
-    )
+    what = f"{batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)}"
+    return id_outside(what, _table_name(table), lowest, rows - 1)
 
 
 def _not_finite(batch: Batch, node: Node, value: Tensor) -> CalibrationError:

@@ -84,3 +84,8 @@ def short_reason(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)}"[:MAX_REASON_CHARACTERS]
+
+
+def id_outside(what: str, table: str, low: int, high: int) -> BatchError:
+    """The error for an id outside its table, which takes ``low`` to ``high``; ``what`` says the id and its place."""
+    return BatchError(f"{what} is outside table '{table}' (ids {low:,} to {high:,})")

@@ -14,27 +14,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.documents import from_json, to_json
-from afm_fx.errors import BatchError
+from afm_fx.errors import BatchError, id_outside
 from afm_fx.inputs import Inputs, align_inputs, normalize_inputs
 
 METADATA_KEY = "afm_fx.inputs"
-VERSION = 2
+VERSION = 3
 NO_TENSOR = ""
 """The number format of an input that is no tensor. Such an input is a part of the graph and in no file."""
 _LARGEST_EXACT = 2.0**63
-
-
-@dataclass(frozen=True)
-class OriginalInput:
-    """An input of the program as it was captured.
-
-    Attributes:
-        dtype: its number format, "float32" and the like; empty for what is no tensor.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,13 +41,14 @@ class TypedColumn:
 
 
 @dataclass(frozen=True)
-class TypedInput:
-    """One input of a typed program.
+class MappedInput:
+    """An input of the program as it was captured, or of the typed one.
 
     Attributes:
-        name: its name, in the program and in an exported file.
-        dtype: its number format: "int64" for ids.
-        source: the original input that its columns come from.
+        name: in the program and in an exported file.
+        dtype: its number format, "int64" for ids; empty for what is no tensor.
+        shape: of one row.
+        source: the original input that its columns come from; its own name for an original.
         columns: its columns, row-major; None where it is the original input as it was.
     """
 
@@ -84,8 +72,8 @@ class InputMapping:
         inputs: what the typed program takes, in order.
     """
 
-    originals: tuple[OriginalInput, ...]
-    inputs: tuple[TypedInput, ...]
+    originals: tuple[MappedInput, ...]
+    inputs: tuple[MappedInput, ...]
 
     def convert(self, tensors: Mapping[str, Tensor], *, check: bool = True) -> dict[str, Tensor]:
         """Makes the typed inputs of one batch.
@@ -146,11 +134,11 @@ class InputMapping:
             return self
         name = str(dtype).removeprefix("torch.")
 
-        def changed(given: str) -> str:
-            return name if given != NO_TENSOR and getattr(torch, given).is_floating_point else given
+        def changed(given: MappedInput) -> MappedInput:
+            floats = given.dtype != NO_TENSOR and getattr(torch, given.dtype).is_floating_point
+            return replace(given, dtype=name) if floats else given
 
-        originals = tuple(replace(each, dtype=changed(each.dtype)) for each in self.originals)
-        return InputMapping(originals, tuple(replace(each, dtype=changed(each.dtype)) for each in self.inputs))
+        return InputMapping(tuple(map(changed, self.originals)), tuple(map(changed, self.inputs)))
 
     def tensors_only(self) -> InputMapping:
         """The mapping without inputs that are no tensors, which are in no file."""
@@ -200,7 +188,7 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _flat(given: Any, wanted: OriginalInput) -> Tensor:
+def _flat(given: Any, wanted: MappedInput) -> Tensor:
     """[batch, columns] of an original input."""
     if not isinstance(given, Tensor):
         raise BatchError(f"input '{wanted.name}' is a {type(given).__name__}, the model takes a tensor")
@@ -210,27 +198,32 @@ def _flat(given: Any, wanted: OriginalInput) -> Tensor:
     return given.reshape(given.shape[0], -1)
 
 
-def _check_ids(picked: Tensor, typed: TypedInput, features: set[tuple[str, int]]) -> None:
-    """Refuses the first number, by rows, that is no id of its column."""
+def _check_ids(picked: Tensor, typed: MappedInput, features: set[tuple[str, int]]) -> None:
+    """Refuses the first number that is no id of its column."""
     columns = typed.columns or ()
-    whole = picked
     if picked.is_floating_point():
         whole = picked.trunc()
         strict = torch.tensor([(typed.source, each.column) not in features for each in columns], device=picked.device)
         bad = ~(whole.double().abs() < _LARGEST_EXACT) | ((whole != picked) & strict)
-        _refuse(bad, picked, typed, "is no whole number, but the column carries ids")
-    ids = whole.to(torch.int64)
+        if bool(bad.any()):
+            row, place = bad.nonzero()[0].tolist()
+            field = f"input '{typed.source}', column {columns[place].column}"
+            found = picked[row, place].item()
+            raise BatchError(f"row {row}: {found} of {field} is no whole number, but the column carries ids")
     for place, each in enumerate(columns):
-        if each.smallest is None or each.largest is None:
-            continue
-        outside = torch.zeros_like(ids, dtype=torch.bool)
-        outside[:, place] = (ids[:, place] < each.smallest) | (ids[:, place] > each.largest)
-        _refuse(outside, ids, typed, f"is outside table '{each.table}' (ids {each.smallest:,} to {each.largest:,})")
+        if each.smallest is not None and each.largest is not None:
+            field = f"input '{typed.source}', column {each.column}"
+            refuse_ids_outside(picked[:, place], field, str(each.table), each.smallest, each.largest)
 
 
-def _refuse(bad: Tensor, values: Tensor, typed: TypedInput, reason: str) -> None:
-    if not bool(bad.any()):
-        return
-    row, place = bad.nonzero()[0].tolist()
-    column = (typed.columns or ())[place].column
-    raise BatchError(f"row {row}, column {column} of input '{typed.source}': {values[row, place].item()} {reason}")
+def refuse_ids_outside(ids: Tensor, field: str, table: str, low: int, high: int) -> None:
+    """Refuses ids [batch] of which one is outside its table, which takes ``low`` to ``high``.
+
+    Raises:
+        BatchError: with the first such row.
+    """
+    whole = ids.to(torch.int64)  # a comparison in float32 would round the ends of a large table
+    outside = (whole < low) | (whole > high)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise id_outside(f"row {row}: id {int(whole[row])} of {field}", table, low, high)

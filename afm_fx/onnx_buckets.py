@@ -9,51 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from afm_fx.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
-from afm_fx.onnx_export import ExportReport, staged_export
+from afm_fx.onnx_export import ExportReport, place_outside, staged_export
 from afm_fx.output_directory import refuse_existing_file, staged_outputs
 from afm_fx.program import Program
-from afm_fx.tables import render_table
 
 BATCH_SIZES = (1, 16, 64, 256, 1024)
 INLINE_BYTES = 256
 """Tensors of at most so many bytes stay in the ONNX file: shapes and other small constants, which checks read there."""
 ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class BucketsReport:
-    """What was written.
-
-    Attributes:
-        exports: one report per batch size, in order; ``bytes`` of each includes the weights that all share.
-        data_path: the file of weights that all files refer to.
-        bytes: size of all files together.
-        seconds: wall-clock time of the whole export, checks included.
-    """
-
-    exports: tuple[ExportReport, ...]
-    data_path: Path
-    bytes: int
-    seconds: float
-
-    def table(self) -> str:
-        """The report as text."""
-        rows = []
-        for export in self.exports:
-            difference = export.max_abs_difference
-            parity = "not checked" if difference is None else f"{difference:.2e}"
-            rows.append((export.path.name, str(export.node_count), parity))
-        table = render_table("Exported", ("file", "operators", "largest difference to torch"), rows)
-        return f"{table}\nAll weights are in {self.data_path.name}; {self.bytes:,} bytes in all"
 
 
 def export_onnx_buckets(
@@ -64,7 +35,7 @@ def export_onnx_buckets(
     check: bool = True,
     force: bool = False,
     tolerance: float | None = None,
-) -> BucketsReport:
+) -> tuple[ExportReport, ...]:
     """Writes one ONNX file per batch size, all shapes fixed, and one file of weights that all of them refer to.
 
     For ``model.onnx`` the files are ``model.batch_1.onnx``, ..., and ``model.weights.data``; they belong into one
@@ -79,32 +50,38 @@ def export_onnx_buckets(
         force: replace existing files; those of other batch sizes go too, for their weights are replaced.
         tolerance: see :func:`afm_fx.export_onnx`.
 
+    Returns:
+        One report per batch size, in order; ``bytes`` of each includes the weights that all share.
+
     Raises:
         OutputExistsError: one of the files exists and ``force`` is not set.
         UserError: no batch sizes, or impossible ones; nothing can be written there.
         ExportError: see :func:`afm_fx.export_onnx`.
     """
-    started = time.perf_counter()
     target = Path(path)
     sizes = check_batch_sizes(batch_sizes)
-    existing = [each for each in (weights_path(target), *existing_buckets(target)) if each.exists()]
+    shared = weights_path(target)
+    existing = [file for file in (shared, *existing_buckets(target)) if file.exists()]
     for file in existing:
         refuse_existing_file(file, force=force)
-    exports = []
-    with staged_outputs(target.parent, [each.name for each in existing]) as directory:
-        weights = _SharedWeights(weights_path(directory / target.name))
-        for size in sizes:
-            file = bucket_path(directory / target.name, size)
-            exports.append(
-                staged_export(program, file, weights.save, batch_size=size, check=check, tolerance=tolerance)
+    with staged_outputs(target.parent, [file.name for file in existing]) as directory:
+        weights = _SharedWeights(directory / shared.name)
+        exports = [
+            staged_export(
+                program,
+                bucket_path(directory / target.name, size),
+                weights.save,
+                batch_size=size,
+                check=check,
+                tolerance=tolerance,
             )
-        total = sum(file.stat().st_size for file in directory.iterdir())
-        shared = weights.path.stat().st_size
-    reports = tuple(
-        replace(each, path=target.with_name(each.path.name), data_path=weights_path(target), bytes=each.bytes + shared)
-        for each in exports
+            for size in sizes
+        ]
+        size = weights.path.stat().st_size
+    return tuple(
+        replace(export, path=target.with_name(export.path.name), data_path=shared, bytes=export.bytes + size)
+        for export in exports
     )
-    return BucketsReport(reports, weights_path(target), total, time.perf_counter() - started)
 
 
 class _SharedWeights:
@@ -117,14 +94,12 @@ class _SharedWeights:
 
     def save(self, model: ir.Model, path: Path) -> None:
         """Saves a model beside the file, its larger tensors in the file."""
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is not None and tensor.nbytes > INLINE_BYTES:
-                    value.const_value = self._outside(str(value.name), tensor)
+        place_outside(model, self._place)
         ir.save(model, path)
 
-    def _outside(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    def _place(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor | None:
+        if tensor.nbytes <= INLINE_BYTES:
+            return None
         array = tensor.numpy()
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         digest = hashlib.blake2b(content.data).digest()

@@ -75,10 +75,6 @@ class ExportReport:
 
     def table(self) -> str:
         """The report as text."""
-        if self.max_abs_difference is None:
-            parity = "not checked"
-        else:
-            parity = f"{self.max_abs_difference:.2e} (batch {', '.join(map(str, self.checked_rows))})"
         rows = [
             ("opset", self.opset),
             ("inputs", ", ".join(self.inputs)),
@@ -87,10 +83,20 @@ class ExportReport:
             ("bytes", f"{self.bytes:,}"),
             ("external weights", self.data_path.name if self.data_path else "none"),
             ("operators", f"{self.node_count}: " + ", ".join(f"{name} {count}" for name, count in self.operators)),
-            ("largest difference to torch", parity),
+            ("largest difference to torch", self._parity()),
             ("seconds", f"{self.seconds:.1f}"),
         ]
         return render_table(f"Exported {self.path}", ("property", "value"), rows, left=2)
+
+    def line(self) -> str:
+        """The report on one line."""
+        size = f"{self.bytes:,} bytes with its weights"
+        return f"{self.path.name}: {self.node_count} operators, {size}, largest difference to torch {self._parity()}"
+
+    def _parity(self) -> str:
+        if self.max_abs_difference is None:
+            return "not checked"
+        return f"{self.max_abs_difference:.2e} (batch {', '.join(map(str, self.checked_rows))})"
 
 
 def export_onnx(
@@ -182,6 +188,14 @@ def staged_export(
         checked_rows=rows if check else (),
         seconds=time.perf_counter() - started,
     )
+
+
+def place_outside(model: ir.Model, place: Callable[[str, ir.TensorProtocol], ir.ExternalTensor | None]) -> None:
+    """Exchanges every initializer for the place in another file that ``place`` gives it, None to leave it inside."""
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                value.const_value = place(str(name), value.const_value) or value.const_value
 
 
 def with_batch_size(program: Program, rows: int) -> Program:

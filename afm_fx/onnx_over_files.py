@@ -6,7 +6,6 @@ a length. So the ONNX file beside the tables names their files, and a runtime ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from afm_fx.absent_tables import storage_of
 from afm_fx.apply_files import INDEX, AppliedFiles
-from afm_fx.checkpoints import StoredTensor, open_checkpoint
+from afm_fx.checkpoints import open_checkpoint
 from afm_fx.errors import UserError
-from afm_fx.onnx_export import ExportReport, staged_export
+from afm_fx.onnx_export import ExportReport, place_outside, staged_export
 from afm_fx.output_directory import move_into_place, refuse_existing_file
 
 NAME = "low_rank.onnx"
@@ -57,8 +56,17 @@ def export_onnx_over_files(
     tables = {table.name for table in applied.tables}
     outside = {name: each for name, each in stored.items() if name in tables or each.bytes > INLINE_BYTES}
 
+    def place(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor | None:
+        raw = getattr(tensor, "raw", None)
+        if name not in outside or not isinstance(raw, Tensor) or storage_of(raw) != storage_of(state[name]):
+            return None  # no tensor of the folder, or another one that the exporter made of this name
+        chunk, size, shape = outside[name].chunks[0], outside[name].bytes, ir.Shape(outside[name].shape)
+        return ir.ExternalTensor(
+            chunk.path.name, chunk.offset, size, tensor.dtype, shape=shape, name=name, base_dir=applied.folder
+        )
+
     def save(model: ir.Model, path: Path) -> None:
-        _refer(model, outside, state, applied.folder)
+        place_outside(model, place)
         ir.save(model, path)
 
     refuse_existing_file(target, force=force)
@@ -70,20 +78,3 @@ def export_onnx_over_files(
     finally:
         staged.unlink(missing_ok=True)
     return replace(report, path=target)
-
-
-def _refer(model: ir.Model, stored: Mapping[str, StoredTensor], state: Mapping[str, Tensor], folder: Path) -> None:
-    """Lets every initializer that is a tensor of the folder lie there."""
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
-            tensor, found = value.const_value, stored.get(str(name))
-            raw = getattr(tensor, "raw", None)
-            if tensor is None or found is None or not isinstance(raw, Tensor):
-                continue
-            if storage_of(raw) != storage_of(state[str(name)]):
-                continue  # the exporter made another tensor of this name
-            chunk = found.chunks[0]
-            value.const_value = ir.ExternalTensor(
-                chunk.path.name, chunk.offset, found.bytes, tensor.dtype,
-                shape=ir.Shape(found.shape), name=str(name), base_dir=folder,
-            )  # fmt: skip

@@ -16,7 +16,7 @@ from afm_fx.change import Change
 from afm_fx.errors import UserError
 from afm_fx.program import Program
 from afm_fx.tables import render_table
-from afm_fx.typed_inputs import InputKind, check_inputs, split_inputs
+from afm_fx.typed_inputs import InputKind, split_inputs
 from passes.id_bounds import OutOfRange
 from passes.pack_tables import PackedTable
 from passes.packing import pack_graph
@@ -83,7 +83,7 @@ def pack(
     Raises:
         UserError: an unknown ``out_of_range`` or ``inputs``.
     """
-    check_inputs(inputs)
+    inputs = InputKind(inputs)
     choices = [choice.value for choice in OutOfRange]
     if out_of_range not in choices:
         raise UserError(f"out_of_range is one of {', '.join(choices)}, got {out_of_range!r}")
@@ -95,7 +95,7 @@ def pack(
         id_bounds=(*program.id_bounds, *bounds),
         recipe=program.recipe.then("pack", out_of_range=choice.value),
     )
-    if inputs == InputKind.TYPED:
+    if inputs is InputKind.TYPED:
         packed = split_inputs(packed)
     return Change(packed, PackReport(before, _size(packed), tables))
 

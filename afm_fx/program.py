@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
-from afm_fx.input_mapping import InputMapping, OriginalInputs
+from afm_fx.input_mapping import InputMapping, OriginalInputs, refuse_ids_outside
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from afm_fx.recipe import Recipe
 from passes.graph_tools import clone_graph_module, convert_dtype
@@ -242,15 +242,8 @@ class Program:
         for bound in self.id_bounds:
             given = leaves[bound.input]
             ids = given.reshape(given.shape[0], -1)[:, bound.column]
-            whole = ids.trunc() if ids.is_floating_point() else ids
-            outside = (whole < bound.low) | (whole >= bound.high)
-            if bool(outside.any()):
-                row = int(outside.nonzero()[0])
-                raise BatchError(
-                    f"row {row}: id {int(whole[row])} of input '{bound.input}', column {bound.column} is outside table "
-                    f"'{site_name(bound.table)}' with {bound.high - bound.low:,} rows "
-                    f"(ids {bound.low:,} to {bound.high - 1:,})"
-                )
+            field = f"input '{bound.input}', column {bound.column}"
+            refuse_ids_outside(ids, field, site_name(bound.table), bound.low, bound.high - 1)
 
     def _check_tensor(self, name: str, given: torch.Tensor, example: torch.Tensor, free_batch: bool) -> None:
         shape, want = tuple(given.shape), tuple(example.shape)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from afm_fx.aoti import AotiReport
 from afm_fx.calibration import Statistics
 from afm_fx.measurement import Measurement
 from afm_fx.onnx_export import ExportReport
@@ -24,18 +25,22 @@ from afm_fx.tables import render_table
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What a report's page tells beyond the report; what is None or empty was not measured, or not done.
+    """What was done and measured beyond the report; what is None or empty was not.
 
     Attributes:
         timing: original and compressed model side by side, the original first.
         quality: of both on rows with labels.
         exports: of the original and of the compressed model.
+        buckets: of the compressed model with fixed shapes, one per batch size.
+        package: of the compressed model, compiled with AOTInductor.
         command: the command line that repeats the compression.
     """
 
     timing: Measurement | None = None
     quality: QualityComparison | None = None
     exports: tuple[ExportReport, ExportReport] | None = None
+    buckets: tuple[ExportReport, ...] = ()
+    package: AotiReport | None = None
     packing: PackReport | None = None
     precision: PrecisionReport | None = None
     recovery: RecoveryReport | None = None

@@ -5,22 +5,14 @@ from __future__ import annotations
 import keyword
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from afm_fx.capture import COLLISION
 from afm_fx.errors import UserError
-from afm_fx.input_mapping import (
-    NO_TENSOR,
-    InputMapping,
-    OriginalInput,
-    OriginalInputs,
-    TypedColumn,
-    TypedInput,
-    dtype_name,
-)
+from afm_fx.input_mapping import NO_TENSOR, InputMapping, MappedInput, OriginalInputs, TypedColumn, dtype_name
 from afm_fx.program import Program
 from passes.graph_tools import clone_graph_module, value_of
 from passes.id_bounds import IdBound
@@ -35,17 +27,9 @@ class InputKind(StrEnum):
     ORIGINAL = "original"
     TYPED = "typed"
 
-
-def check_inputs(inputs: str) -> InputKind:
-    """The kind of inputs of that name.
-
-    Raises:
-        UserError: there is no such kind.
-    """
-    kinds = [kind.value for kind in InputKind]
-    if inputs not in kinds:
-        raise UserError(f"inputs is one of {', '.join(kinds)}, got {inputs!r}")
-    return InputKind(inputs)
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise UserError(f"inputs is one of {', '.join(cls)}, got {value!r}")
 
 
 def split_inputs(program: Program) -> Program:
@@ -81,11 +65,9 @@ def split_inputs(program: Program) -> Program:
         name = keywords.get(node.name, node.name)
         source = shown[node.name if new is None else new.source]
         columns = None if new is None else _columns(new, bounds)
-        inputs.append(TypedInput(name, _dtype(value), _row_shape(value), source, columns))
+        inputs.append(_mapped(name, value, source, columns))
     leaves = program.example_leaves
-    originals = tuple(
-        OriginalInput(name, _dtype(leaf), _row_shape(leaf)) for name, leaf in zip(names, leaves, strict=True)
-    )
+    originals = tuple(_mapped(name, leaf, name, None) for name, leaf in zip(names, leaves, strict=True))
     before = OriginalInputs(
         InputMapping(originals, tuple(inputs)),
         names,
@@ -108,12 +90,10 @@ def split_inputs(program: Program) -> Program:
     )
 
 
-def _dtype(value: Any) -> str:
-    return dtype_name(value) if isinstance(value, Tensor) else NO_TENSOR
-
-
-def _row_shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in value.shape[1:]) if isinstance(value, Tensor) else ()
+def _mapped(name: str, value: Any, source: str, columns: tuple[TypedColumn, ...] | None) -> MappedInput:
+    if not isinstance(value, Tensor):
+        return MappedInput(name, NO_TENSOR, (), source, columns)
+    return MappedInput(name, dtype_name(value), tuple(map(int, value.shape[1:])), source, columns)
 
 
 def _columns(made: SplitInput, bounds: tuple[IdBound, ...]) -> tuple[TypedColumn, ...]:

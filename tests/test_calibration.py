@@ -115,7 +115,7 @@ def test_an_id_outside_its_table_is_named_with_batch_row_column_and_table(progra
     bad = ids.clone()
     bad[3, 1] = 99
     with pytest.raises(
-        BatchError, match=r"batch 1, row 3: id 99 of input 'ids', column 1 is outside table 'tables.1' with 12 rows"
+        BatchError, match=r"batch 1, row 3: id 99 of input 'ids', column 1 is outside table 'tables.1' \(ids 0 to 11\)"
     ):
         afm_fx.calibrate(program, [(ids, dense), (bad, dense)])
     bad[3, 1] = -1

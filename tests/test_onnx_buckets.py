@@ -10,12 +10,12 @@ import torch
 import afm_fx
 from afm_fx.artifact import existing_buckets
 from afm_fx.errors import ExportError, OutputExistsError, UserError
-from afm_fx.onnx_buckets import BucketsReport
-from afm_fx.onnx_export import export_onnx
+from afm_fx.onnx_export import ExportReport, export_onnx
 from tests.passes.test_pack_tables import Wide, wide_inputs
 from tests.zoo.models import captured
 
 SIZES = (1, 4, 16)
+Exported = tuple[afm_fx.Program, tuple[ExportReport, ...]]
 
 
 def wide_program() -> afm_fx.Program:
@@ -38,47 +38,48 @@ def external(path: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def buckets(tmp_path_factory: pytest.TempPathFactory) -> tuple[afm_fx.Program, BucketsReport]:
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     program = wide_program()
     return program, afm_fx.export_onnx_buckets(program, tmp_path_factory.mktemp("buckets") / "model.onnx", SIZES)
 
 
-def test_all_files_refer_to_one_file_of_weights(buckets: tuple[afm_fx.Program, BucketsReport], tmp_path: Path) -> None:
-    program, report = buckets
-    directory = report.data_path.parent
+def test_all_files_refer_to_one_file_of_weights(buckets: Exported, tmp_path: Path) -> None:
+    program, exports = buckets
+    shared = exports[0].data_path
+    assert shared is not None
+    directory = shared.parent
     names = [f"model.batch_{size}.onnx" for size in SIZES]
     assert sorted(each.name for each in directory.iterdir()) == sorted([*names, "model.weights.data"])
-    places = [external(export.path) for export in report.exports]
+    places = [external(export.path) for export in exports]
     assert places[0]
     assert all(each == places[0] for each in places)
     assert {entry["location"] for entry in places[0].values()} == {"model.weights.data"}
     single = export_onnx(program, tmp_path / "single.onnx", check=False)
-    assert report.bytes == sum(file.stat().st_size for file in directory.iterdir())
-    weights = report.data_path.stat().st_size
+    weights = shared.stat().st_size
     assert 0.6 * single.bytes < weights < single.bytes
-    graphs = sum(export.bytes - weights for export in report.exports)
-    assert report.bytes == weights + graphs
+    graphs = sum(export.bytes - weights for export in exports)
+    assert weights + graphs == sum(file.stat().st_size for file in directory.iterdir())
     assert graphs < len(SIZES) * (single.bytes - weights) * 1.1  # no weights in them
 
 
 def test_every_file_computes_what_the_dynamic_file_does_and_refuses_other_batches(
-    buckets: tuple[afm_fx.Program, BucketsReport], tmp_path: Path
+    buckets: Exported, tmp_path: Path
 ) -> None:
-    program, report = buckets
+    program, exports = buckets
     dynamic = export_onnx(program, tmp_path / "dynamic.onnx", check=False).path
-    for size, export in zip(SIZES, report.exports, strict=True):
+    for size, export in zip(SIZES, exports, strict=True):
         x = wide_inputs(size)[0].float()
         torch.testing.assert_close(run(export.path, x), run(dynamic, x), rtol=1e-6, atol=1e-6)
         assert export.checked_rows == (size,)
         assert export.max_abs_difference is not None
         with pytest.raises(Exception, match="invalid dimensions"):
             run(export.path, wide_inputs(size + 1)[0].float())
-    assert "model.batch_4.onnx" in report.table()
-    assert "model.weights.data" in report.table()
+    assert exports[1].line().startswith("model.batch_4.onnx: ")
+    assert {export.data_path for export in exports} == {exports[0].path.with_name("model.weights.data")}
 
 
-def test_no_shape_in_a_bucket_is_symbolic(buckets: tuple[afm_fx.Program, BucketsReport]) -> None:
-    for export in buckets[1].exports:
+def test_no_shape_in_a_bucket_is_symbolic(buckets: Exported) -> None:
+    for export in buckets[1]:
         model = onnx.shape_inference.infer_shapes(onnx.load(export.path), strict_mode=True)
         values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
         assert len(values) > len(model.graph.node) // 2

@@ -77,17 +77,17 @@ def test_what_every_export_writes_keeps_every_rule(compressed, file, tmp_path):
     program = compressed.program
     outside = afm_fx.export_onnx(program, tmp_path / "outside.onnx", check=False, external_data_bytes=0)
     buckets = afm_fx.export_onnx_buckets(program, tmp_path / "model.onnx", (1, 4), check=False)
-    for path in (outside.path, *(each.path for each in buckets.exports)):
+    for path in (outside.path, *(each.path for each in buckets)):
         report = afm_fx.check_onnx(path)
         assert report.findings == (), report.table()
         assert report.recipe is not None
         assert report.recipe.recipe.plan == compressed.plan.digest
     assert outside.data_path is not None
     assert afm_fx.check_onnx(outside.path).weights == ((outside.data_path.name, outside.data_path.stat().st_size),)
-    bucket = afm_fx.check_onnx(buckets.exports[1].path)
+    bucket = afm_fx.check_onnx(buckets[1].path)
     assert bucket.recipe is not None
     assert bucket.recipe.batch_size == 4
-    assert bucket.weights == (("model.weights.data", buckets.data_path.stat().st_size),)
+    assert bucket.weights == (("model.weights.data", (tmp_path / "model.weights.data").stat().st_size),)
 
 
 def test_a_typed_file_tells_its_ids(tmp_path):

@@ -245,5 +245,5 @@ def test_an_id_outside_its_table_is_named() -> None:
             return self.table(ids).sum(-1)
 
     program = capture(Lookup(), torch.randint(0, 9, (4,)))
-    with pytest.raises(BatchError, match=r"row 2: id 9 of input 'ids' is outside table 'table' with 9 rows"):
+    with pytest.raises(BatchError, match=r"row 2: id 9 of input 'ids' is outside table 'table' \(ids 0 to 8\)"):
         program.run(torch.tensor([0, 1, 9]))

@@ -248,7 +248,7 @@ def test_typed_files_take_typed_inputs_and_the_originals(tmp_path):
         torch.testing.assert_close(session.run(x), wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(session.run(typed.convert_inputs(x)), wanted, rtol=1e-5, atol=1e-5)
         x[7, 2] = FIELD_SIZES[2]
-        with pytest.raises(BatchError, match=r"row 7, column 2 of input 'x': .* outside table 'tables\.2'"):
+        with pytest.raises(BatchError, match=r"row 7: id .* of input 'x', column 2 is outside table 'tables\.2'"):
             session.run(x)
         with pytest.raises(BatchError, match=r"takes inputs \['sparse', 'dense'\], or the original's \['x'\]"):
             session.run({"wrong": x})

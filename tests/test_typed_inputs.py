@@ -125,10 +125,10 @@ def test_ids_that_collide_in_the_original_give_different_rows() -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (2.5, r"row 3, column 1 of input 'x': 2\.5 is no whole number"),
-        (float("nan"), "row 3, column 1 of input 'x': nan is no whole number"),
-        (-1.0, r"row 3, column 1 of input 'x': -1 is outside table '(tables|weights)\.1' \(ids 0 to 10\)"),
-        (11.0, r"row 3, column 1 of input 'x': 11 is outside table"),
+        (2.5, r"row 3: 2\.5 of input 'x', column 1 is no whole number"),
+        (float("nan"), "row 3: nan of input 'x', column 1 is no whole number"),
+        (-1.0, r"row 3: id -1 of input 'x', column 1 is outside table '(tables|weights)\.1' \(ids 0 to 10\)"),
+        (11.0, r"row 3: id 11 of input 'x', column 1 is outside table"),
     ],
 )
 def test_what_is_no_valid_id_is_refused_with_its_row_and_column(pack: bool, bad: float, reason: str) -> None:
@@ -169,7 +169,7 @@ def test_bounds_follow_columns_that_are_in_another_order() -> None:
         x[1, column] = largest
         typed.run(typed.convert_inputs(x))
         x[1, column] = largest + 1
-        with pytest.raises(BatchError, match=f"row 1, column {column} of input 'x'"):
+        with pytest.raises(BatchError, match=f"row 1: id {largest + 1} of input 'x', column {column}"):
             typed.convert_inputs(x)
 
 
