@@ -2,7 +2,7 @@
 
 from afm_fx.absent_tables import with_tables
 from afm_fx.aoti import AotiModel, AotiReport, export_aoti, load_aoti
-from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files
+from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files, export_onnx_over_files
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
 from afm_fx.budget import Budget
@@ -20,7 +20,6 @@ from afm_fx.moments import Moments
 from afm_fx.onnx_buckets import export_onnx_buckets
 from afm_fx.onnx_check import CheckReport, Finding, check_onnx
 from afm_fx.onnx_export import ExportReport, export_onnx
-from afm_fx.onnx_over_files import export_onnx_over_files
 from afm_fx.packing import PackReport, pack
 from afm_fx.plan import Evidence, Plan, SitePlan
 from afm_fx.planning import Decision, PlanningTask, Policy, make_plan

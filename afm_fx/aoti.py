@@ -33,7 +33,7 @@ from afm_fx.program import Program
 from afm_fx.quiet import quiet
 from afm_fx.tables import render_table
 
-NOTE_KEY, NOTE_VERSION = "afm_fx_package", 2
+NOTE_KEY, NOTE_VERSION = "afm_fx_package", 3
 """Under which a :class:`PackageNote` stands in the package's metadata, and its version."""
 
 NO_COMPILER = (

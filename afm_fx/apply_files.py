@@ -20,18 +20,20 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from afm_fx.absent_tables import LARGE_BYTES, Factory, with_tables, without_tables
+from afm_fx.absent_tables import LARGE_BYTES, Factory, storage_of, with_tables, without_tables
 from afm_fx.calibration import Statistics
 from afm_fx.checkpoints import INDEX_SUFFIX, UNFINISHED, bytes_of, open_checkpoint, open_safetensors
 from afm_fx.errors import FileFormatError, OutputExistsError, UserError
 from afm_fx.inputs import Inputs
-from afm_fx.output_directory import move_into_place
+from afm_fx.onnx_export import ExportReport, place_outside, staged_export
+from afm_fx.output_directory import move_into_place, refuse_existing_file
 from afm_fx.plan import Plan
 from afm_fx.prefetch import prefetched
 from afm_fx.program import Program
@@ -52,6 +54,10 @@ MADE_HERE = f"-{'[0-9a-f]' * DIGITS}.safetensors"
 """How the names of files end that are known by a digest, as a pattern for ``Path.glob``."""
 
 LONGEST_NAME = 100
+
+ONNX_FILE = "low_rank.onnx"
+INLINE_BYTES = 1024
+"""Smaller tensors that are no tables stay in the ONNX file, where shape inference can see them."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,56 @@ def apply_to_files(
     program = with_tables(streamed.program, {source.name: stored[source.name].mapped() for source in streamed.tables})
     size = sum(tensor.bytes for tensor in stored.values())
     return AppliedFiles(folder, program, applied, reports, size, time.perf_counter() - started, refit)
+
+
+def export_onnx_over_files(
+    applied: AppliedFiles, name: str = ONNX_FILE, *, check: bool = True, force: bool = False
+) -> ExportReport:
+    """Writes a low-rank program as an ONNX file beside the tables that refers to their files: nothing is copied.
+
+    A safetensors file is a header and raw little-endian rows, which is what ONNX calls external data: a file, an offset
+    and a length. The program is exported as it is, not packed: packing would stack the tables into another one. The
+    ONNX file holds for the folder's present state; after the next change, export again.
+
+    Args:
+        applied: what :func:`afm_fx.apply_to_files` made.
+        name: of the ONNX file, in the folder of the tables.
+        check, force: see :func:`afm_fx.export_onnx`.
+
+    Raises:
+        OutputExistsError: the file exists and ``force`` is not set.
+        UserError: the name is one of another folder.
+        ExportError: see :func:`afm_fx.export_onnx`.
+    """
+    folder, target = applied.folder, applied.folder / name
+    if target.name != name:
+        raise UserError(f"'{name}' is no name of a file: the ONNX file stands beside the tables that it refers to")
+    refuse_existing_file(target, force=force)
+    state, tables = applied.program.graph_module.state_dict(), {table.name for table in applied.tables}
+    stored = open_checkpoint(folder / INDEX)
+
+    def place(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor | None:
+        raw, held = getattr(tensor, "raw", None), stored.get(name)
+        if held is None or (name not in tables and held.bytes <= INLINE_BYTES):
+            return None
+        if not isinstance(raw, Tensor) or storage_of(raw) != storage_of(state[name]):
+            return None  # the exporter made another tensor of this name
+        chunk, shape = held.chunks[0], ir.Shape(held.shape)
+        file, offset, size = chunk.path.name, chunk.offset, held.bytes
+        return ir.ExternalTensor(file, offset, size, tensor.dtype, shape=shape, name=name, base_dir=folder)
+
+    def save(model: ir.Model, path: Path) -> None:
+        place_outside(model, place)
+        ir.save(model, path)
+
+    # Not in a folder of its own: what it is checked with reads the tables' files beside it.
+    staged = target.with_name(f".{name}.new")
+    try:
+        report = staged_export(applied.program, staged, save, batch_size=None, check=check, tolerance=None)
+        move_into_place(staged, target)
+    finally:
+        staged.unlink(missing_ok=True)
+    return replace(report, path=target)
 
 
 def write_state(streamed: StreamedPlan, plan: Plan, folder: Path) -> tuple[TableReport, ...]:

@@ -14,7 +14,7 @@ import typer
 
 from afm_fx import __version__
 from afm_fx.absent_tables import LARGE_BYTES
-from afm_fx.apply_files import apply_to_files
+from afm_fx.apply_files import ONNX_FILE, apply_to_files, export_onnx_over_files
 from afm_fx.calibrate_command import calibrate
 from afm_fx.calibration import Statistics
 from afm_fx.capture import capture
@@ -24,7 +24,6 @@ from afm_fx.compress_config import CompressConfig
 from afm_fx.compress_files import compress_files, outputs_of
 from afm_fx.explanation import explain as explain_program
 from afm_fx.onnx_check import check_onnx
-from afm_fx.onnx_over_files import NAME, export_onnx_over_files
 from afm_fx.output_directory import refuse_existing_file, write_text
 from afm_fx.plan import Plan
 from afm_fx.serving_command import bench, load
@@ -136,7 +135,7 @@ def apply(
         typer.Option(help="With --statistics: write the plan with the new factors here.", show_default=False),
     ] = None,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help=f"Also export {NAME} beside the tables, which refers to their files.")
+        bool, typer.Option("--onnx", help=f"Also export {ONNX_FILE} beside the tables, which refers to their files.")
     ] = False,
     large_bytes: Annotated[
         int, typer.Option(min=1, help="Tables of so many bytes or more are read in blocks, smaller ones loaded.")

@@ -101,14 +101,14 @@ def compress_files(config: CompressConfig) -> tuple[Compressed, ReportFacts]:
         )
         facts = replace(facts, exports=write_outputs(compressed, staging, facts))
         (staging / CONFIG).write_text(json.dumps(spelled(config), indent=2) + "\n", encoding="utf-8")
-        page = None
+        page = ""
         if config.report is not None:
             if evaluation is not None:
                 quality = compare_quality(compressed.original, compressed.program, evaluation)
                 facts = replace(facts, quality=quality)
             facts = replace(facts, timing=_timed(config, batches, staging))
             page = report_page(compressed.report, config.model, facts)
-    if config.report is not None and page is not None:
+    if config.report is not None:
         write_text(config.report, page, force=config.force)
     return compressed, facts
 

@@ -90,14 +90,9 @@ def explained_failure(program: Program, batch: Batch) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        raise explain_failed_batch(program, batch, error) from error
-
-
-def explain_failed_batch(program: Program, batch: Batch, error: Exception) -> AfmFxError:
-    """The typed error for a batch on which the program raised."""
-    reason = str(error).strip().splitlines()
-    failed = BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
-    return find_culprit(program, batch) or failed
+        reason = str(error).strip().splitlines()
+        failed = BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
+        raise find_culprit(program, batch) or failed from error
 
 
 def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]]) -> AfmFxError:

@@ -71,24 +71,16 @@ class Program:
         """Runs one batch (tensor, tuple or dict) without gradients after checking that it fits.
 
         Raises:
-            BatchError: structure, shape or dtype differ from what the model takes, or an id is outside its table.
+            BatchError: structure, shape or dtype differ from what the model takes, an id is outside its table, or the
+                model fails on the batch.
         """
+        from afm_fx.batches import Batch  # noqa: PLC0415 - it runs programs itself
+        from afm_fx.diagnosis import explained_failure  # noqa: PLC0415 - so does this
+
         args, kwargs = self.bind(inputs)
         self._check_ids(args, kwargs)
-        try:
-            with torch.no_grad():
-                return self(*args, **kwargs)
-        except (IndexError, RuntimeError) as error:
-            from afm_fx.batches import Batch  # noqa: PLC0415 - it runs programs itself
-            from afm_fx.diagnosis import explain_failed_batch, find_culprit  # noqa: PLC0415 - so does this
-
-            batch = Batch(0, 0, pytree.tree_leaves((args, kwargs)))
-            if isinstance(error, IndexError):
-                raise explain_failed_batch(self, batch, error) from error
-            explained = find_culprit(self, batch)
-            if explained is None:
-                raise
-            raise explained from error
+        with torch.no_grad(), explained_failure(self, Batch(0, 0, pytree.tree_leaves((args, kwargs)))):
+            return self(*args, **kwargs)
 
     def bind(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Turns a batch into positional and keyword inputs, checking keys, shapes and dtypes.

@@ -41,11 +41,11 @@ def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, I
         FileFormatError: the checkpoint is missing or damaged.
     """
     factory = import_factory(name)
-    stored = None if checkpoint is None else read_checkpoint(checkpoint)
+    stored = {} if checkpoint is None else read_checkpoint(checkpoint)  # before the model is built: it may be wrong
     model, example_inputs = model_of(name, factory)
-    if stored is not None and checkpoint is not None:
-        stored = fitting(stored, model, checkpoint)
-        state = {name: each if isinstance(each, Tensor) else each.mapped() for name, each in stored.items()}
+    if checkpoint is not None:
+        tensors = fitting(stored, model, checkpoint)
+        state = {name: each if isinstance(each, Tensor) else each.mapped() for name, each in tensors.items()}
         model.load_state_dict(state, strict=False)  # of a tensor with several names one is enough
     return model.eval(), example_inputs
 
