@@ -62,7 +62,6 @@ class AotiReport:
     """What was compiled and how closely it agrees.
 
     Attributes:
-        parameters: scalar parameters of the program.
         max_abs_difference: largest absolute difference from torch on fresh random inputs at several batch sizes.
         seconds: wall-clock time, check included.
     """
@@ -96,7 +95,6 @@ class AotiModel:
     """A loaded package.
 
     Attributes:
-        note: its inputs and threads.
         loader: torch's runner of the compiled code.
         out_spec: structure of the outputs.
     """
@@ -144,13 +142,11 @@ def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int 
     C++ with ``torch::inductor::AOTIModelPackageLoader``. It runs on processors of the kind it was compiled on.
 
     Args:
-        program: what to compile.
         path: the package, ``*.pt2``. Missing directories are created.
         threads: threads that the generated loops run on, fixed when they are compiled; matrix products follow
             ``torch.set_num_threads`` in the serving process, so set the same number there. Where more than one thread
             shares its cores with other work, set OMP_WAIT_POLICY=passive: threads that wait spin otherwise, and the
             thread that they wait for gets no core.
-        force: replace an existing file.
 
     Raises:
         OutputExistsError: the path exists and ``force`` is not set.

@@ -85,12 +85,8 @@ class AppliedFiles:
     """A low-rank program in a folder of files.
 
     Attributes:
-        folder: of the files.
-        program: the program; its large tables are the files, mapped, and may not be written to.
-        plan: that was applied.
+        program: its large tables are the files, mapped, and may not be written to.
         tables: one report per table that was streamed.
-        bytes: of the folder's tensors.
-        seconds: of the whole.
         refit: the drift of the sites since the plan was made, where statistics were given.
     """
 

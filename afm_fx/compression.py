@@ -39,11 +39,7 @@ class Compressed:
     """A compressed model.
 
     Attributes:
-        original: the captured model.
         program: the low-rank program, packed for serving unless that was left out.
-        statistics: what calibration saw.
-        plan: the ranks and factors.
-        report: sizes, ranks and reasons.
         packing: what packing did, None where it was left out.
     """
 

@@ -45,10 +45,8 @@ def export_onnx_buckets(
     Args:
         program: what to export; its batch size must be free.
         path: gives the directory and the beginning of the files' names.
-        batch_sizes: rows of a batch, one file each.
-        check: see :func:`afm_fx.export_onnx`.
         force: replace existing files; those of other batch sizes go too, for their weights are replaced.
-        tolerance: see :func:`afm_fx.export_onnx`.
+        check, tolerance: see :func:`afm_fx.export_onnx`.
 
     Returns:
         One report per batch size, in order; ``bytes`` of each includes the weights that all share.

@@ -46,10 +46,7 @@ class ExportReport:
         data_path: the file of external weights beside it, None where the weights are inside.
         opset: version of the standard operator set.
         bytes: size of the file, external weights included.
-        parameters: scalar parameters of the program.
         operators: (operator, count) pairs, the most frequent first.
-        inputs: their names.
-        outputs: their names.
         max_abs_difference: largest absolute difference between ONNX Runtime and torch on fresh random inputs, None
             where the check was left out.
         checked_rows: batch sizes of that check.
@@ -115,11 +112,9 @@ def export_onnx(
     with typed inputs notes in the file's metadata where their columns come from (:mod:`afm_fx.input_mapping`).
 
     Args:
-        program: what to export.
         path: the ONNX file. Missing directories are created. External weights go to ``<path>.data``.
         batch_size: the one batch size that the file takes, every shape in it fixed; None for a free batch size.
         check: run ``onnx.checker`` on the file and compare ONNX Runtime with torch on fresh random inputs.
-        force: replace an existing file.
         external_data_bytes: weights beyond this many bytes go to the second file.
         tolerance: largest accepted difference relative to ``max(1, |output|)``; by default that of the output's dtype.
 

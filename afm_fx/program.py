@@ -29,13 +29,10 @@ class Program:
     Attributes:
         graph_module: functional ATen graph with the model's parameters; call it like the original model.
         example_args: positional example inputs, kept for re-export and for random checks.
-        example_kwargs: keyword example inputs.
         batched: for every flattened input tensor, whether its axis 0 is the batch.
-        dynamic_batch: whether the graph accepts any batch size.
         front_door: how the model was captured ("torch.export", "torch.fx trace, then torch.export",
             "ExportedProgram").
         single_dict_argument: whether the model takes one dict of features (a dict is then not keyword inputs).
-        warnings: what a user should know about this model.
         dtype: the floating dtype that floating inputs are cast to, or None for "as given".
         id_bounds: the valid ids of input columns that read packed tables, where nothing else would notice others.
         original_inputs: for a program with typed inputs, what it took before and how that is converted.

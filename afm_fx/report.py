@@ -30,7 +30,7 @@ class ReportFacts:
     Attributes:
         timing: original and compressed model side by side, the original first.
         quality: of both on rows with labels.
-        exports: of the original and of the compressed model.
+        exports: of both.
         buckets: of the compressed model with fixed shapes, one per batch size.
         package: of the compressed model, compiled with AOTInductor.
         command: the command line that repeats the compression.
