@@ -16,28 +16,13 @@ from torch.utils import _pytree as pytree
 from afm_fx.documents import from_json, to_json
 from afm_fx.errors import BatchError, id_outside
 from afm_fx.inputs import Inputs, align_inputs, normalize_inputs
+from passes.id_bounds import IdBound
 
 METADATA_KEY = "afm_fx.inputs"
 VERSION = 3
 NO_TENSOR = ""
 """The number format of an input that is no tensor. Such an input is a part of the graph and in no file."""
 _LARGEST_EXACT = 2.0**63
-
-
-@dataclass(frozen=True)
-class TypedColumn:
-    """One column of a typed input.
-
-    Attributes:
-        column: its place among the original input's columns, row-major.
-        table: a table that it is an id of, None where that is not known.
-        smallest: the smallest id that the table takes.
-    """
-
-    column: int
-    table: str | None = None
-    smallest: int | None = None
-    largest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +34,15 @@ class MappedInput:
         dtype: its number format, "int64" for ids; empty for what is no tensor.
         shape: of one row.
         source: the original input that its columns come from; its own name for an original.
-        columns: its columns, row-major; None where it is the original input as it was.
+        columns: the places of its columns among those of the source, row-major; None where it is the original input
+            as it was.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     source: str
-    columns: tuple[TypedColumn, ...] | None = None
+    columns: tuple[int, ...] | None = None
 
     @property
     def holds_ids(self) -> bool:
@@ -70,10 +56,12 @@ class InputMapping:
 
     Attributes:
         inputs: what the typed program takes, in order.
+        bounds: the ids that tables take, of columns of these inputs where they are known.
     """
 
     originals: tuple[MappedInput, ...]
     inputs: tuple[MappedInput, ...]
+    bounds: tuple[IdBound, ...] = ()
 
     def convert(self, tensors: Mapping[str, Tensor], *, check: bool = True) -> dict[str, Tensor]:
         """Makes the typed inputs of one batch.
@@ -93,7 +81,7 @@ class InputMapping:
         """
         wanted = {each.name: each for each in self.originals}
         features = {
-            (each.source, column.column) for each in self.inputs if not each.holds_ids for column in each.columns or ()
+            (each.source, column) for each in self.inputs if not each.holds_ids for column in each.columns or ()
         }
         converted = {}
         for each in self.inputs:
@@ -102,30 +90,50 @@ class InputMapping:
                 converted[each.name] = given
                 continue
             flat = _flat(given, wanted[each.source])
-            picked = flat[:, [column.column for column in each.columns]]
+            picked = flat[:, list(each.columns)]
             if each.holds_ids:
                 if check:
-                    _check_ids(picked, each, features)
+                    self._check_ids(picked, each, features)
                 made = picked.to(torch.int64)
             else:
                 made = picked.to(getattr(torch, each.dtype))
             converted[each.name] = made.reshape(made.shape[0], *each.shape).contiguous()
         return converted
 
+    def _check_ids(self, picked: Tensor, typed: MappedInput, features: set[tuple[str, int]]) -> None:
+        """Refuses the first number that is no id of its column."""
+        columns = typed.columns or ()
+        if picked.is_floating_point():
+            whole = picked.trunc()
+            strict = torch.tensor([(typed.source, each) not in features for each in columns], device=picked.device)
+            bad = ~(whole.double().abs() < _LARGEST_EXACT) | ((whole != picked) & strict)
+            if bool(bad.any()):
+                row, place = bad.nonzero()[0].tolist()
+                what = f"{picked[row, place].item()} of input '{typed.source}', column {columns[place]}"
+                raise BatchError(f"row {row}: {what} is no whole number, but the column carries ids")
+        for bound in (each for each in self.bounds if each.input == typed.name):
+            field = f"input '{typed.source}', column {columns[bound.column]}"
+            refuse_ids_outside(picked[:, bound.column], field, bound.table, bound.low, bound.high - 1)
+
     def id_columns(self, name: str) -> list[int]:
         """The columns of an original input that are ids."""
         typed = (each for each in self.inputs if each.holds_ids and each.source == name)
-        return sorted(column.column for each in typed for column in each.columns or ())
+        return sorted(column for each in typed for column in each.columns or ())
 
     def id_ranges(self, name: str) -> dict[int, tuple[int, int]]:
         """The smallest and largest id of every column, where known, of a typed or an original input."""
-        ranges = {}
-        for each in self.inputs:
-            for place, column in enumerate(each.columns or ()):
-                if each.holds_ids and column.smallest is not None and column.largest is not None:
-                    known = (column.smallest, column.largest)
-                    ranges.update({place: known} if each.name == name else {})
-                    ranges.update({column.column: known} if each.source == name else {})
+        ranges: dict[int, tuple[int, int]] = {}
+        sources = {
+            (each.name, place): (each.source, column)
+            for each in self.inputs
+            for place, column in enumerate(each.columns or ())
+        }
+        for bound in self.bounds:
+            typed = bound.input, bound.column
+            for owner, column in (typed, sources.get(typed, typed)):
+                if owner == name:
+                    low, high = ranges.get(column, (bound.low, bound.high - 1))
+                    ranges[column] = max(low, bound.low), min(high, bound.high - 1)
         return ranges
 
     def with_floats(self, dtype: torch.dtype | None) -> InputMapping:
@@ -138,12 +146,14 @@ class InputMapping:
             floats = given.dtype != NO_TENSOR and getattr(torch, given.dtype).is_floating_point
             return replace(given, dtype=name) if floats else given
 
-        return InputMapping(tuple(map(changed, self.originals)), tuple(map(changed, self.inputs)))
+        originals, inputs = tuple(map(changed, self.originals)), tuple(map(changed, self.inputs))
+        return replace(self, originals=originals, inputs=inputs)
 
     def tensors_only(self) -> InputMapping:
         """The mapping without inputs that are no tensors, which are in no file."""
         originals = tuple(value for value in self.originals if value.dtype != NO_TENSOR)
-        return InputMapping(originals, tuple(value for value in self.inputs if value.dtype != NO_TENSOR))
+        inputs = tuple(value for value in self.inputs if value.dtype != NO_TENSOR)
+        return replace(self, originals=originals, inputs=inputs)
 
     def to_json(self) -> str:
         """The mapping as it stands in an ONNX file's metadata."""
@@ -196,24 +206,6 @@ def _flat(given: Any, wanted: MappedInput) -> Tensor:
         shown = ", ".join(("batch", *map(str, wanted.shape)))
         raise BatchError(f"input '{wanted.name}' has shape {list(given.shape)}, the model takes [{shown}]")
     return given.reshape(given.shape[0], -1)
-
-
-def _check_ids(picked: Tensor, typed: MappedInput, features: set[tuple[str, int]]) -> None:
-    """Refuses the first number that is no id of its column."""
-    columns = typed.columns or ()
-    if picked.is_floating_point():
-        whole = picked.trunc()
-        strict = torch.tensor([(typed.source, each.column) not in features for each in columns], device=picked.device)
-        bad = ~(whole.double().abs() < _LARGEST_EXACT) | ((whole != picked) & strict)
-        if bool(bad.any()):
-            row, place = bad.nonzero()[0].tolist()
-            field = f"input '{typed.source}', column {columns[place].column}"
-            found = picked[row, place].item()
-            raise BatchError(f"row {row}: {found} of {field} is no whole number, but the column carries ids")
-    for place, each in enumerate(columns):
-        if each.smallest is not None and each.largest is not None:
-            field = f"input '{typed.source}', column {each.column}"
-            refuse_ids_outside(picked[:, place], field, str(each.table), each.smallest, each.largest)
 
 
 def refuse_ids_outside(ids: Tensor, field: str, table: str, low: int, high: int) -> None:

@@ -296,7 +296,9 @@ def _weight_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _ids(mapping: InputMapping) -> Iterator[tuple[str, int, str, int | None, int | None]]:
-    for each in mapping.inputs:
-        for place, column in enumerate(each.columns or ()):
-            if each.holds_ids:
-                yield each.name, place, column.table or "", column.smallest, column.largest
+    bounds = {(bound.input, bound.column): bound for bound in mapping.bounds}
+    for each in (each for each in mapping.inputs if each.holds_ids):
+        for place in range(len(each.columns or ())):
+            bound = bounds.get((each.name, place))
+            known = ("", None, None) if bound is None else (bound.table, bound.low, bound.high - 1)
+            yield each.name, place, *known

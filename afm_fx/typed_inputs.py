@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from afm_fx.capture import COLLISION
 from afm_fx.errors import UserError
-from afm_fx.input_mapping import NO_TENSOR, InputMapping, MappedInput, OriginalInputs, TypedColumn, dtype_name
+from afm_fx.input_mapping import NO_TENSOR, InputMapping, MappedInput, OriginalInputs, dtype_name
 from afm_fx.program import Program
 from passes.graph_tools import clone_graph_module, value_of
 from passes.id_bounds import IdBound
@@ -64,12 +64,17 @@ def split_inputs(program: Program) -> Program:
         value, new = value_of(node), made.get(node.name)
         name = keywords.get(node.name, node.name)
         source = shown[node.name if new is None else new.source]
-        columns = None if new is None else _columns(new, bounds)
+        columns = None if new is None else tuple(new.columns)
         inputs.append(_mapped(name, value, source, columns))
     leaves = program.example_leaves
     originals = tuple(_mapped(name, leaf, name, None) for name, leaf in zip(names, leaves, strict=True))
+    known = tuple(
+        replace(bound, input=keywords.get(bound.input, bound.input), table=site_name(bound.table))
+        for bound in bounds
+        if bound.input in made
+    )
     before = OriginalInputs(
-        InputMapping(originals, tuple(inputs)),
+        InputMapping(originals, tuple(inputs), known),
         names,
         program.example_args,
         program.example_kwargs,
@@ -90,22 +95,10 @@ def split_inputs(program: Program) -> Program:
     )
 
 
-def _mapped(name: str, value: Any, source: str, columns: tuple[TypedColumn, ...] | None) -> MappedInput:
+def _mapped(name: str, value: Any, source: str, columns: tuple[int, ...] | None) -> MappedInput:
     if not isinstance(value, Tensor):
         return MappedInput(name, NO_TENSOR, (), source, columns)
     return MappedInput(name, dtype_name(value), tuple(map(int, value.shape[1:])), source, columns)
-
-
-def _columns(made: SplitInput, bounds: tuple[IdBound, ...]) -> tuple[TypedColumn, ...]:
-    columns = []
-    for place, column in enumerate(made.columns):
-        own = [each for each in bounds if (each.input, each.column) == (made.name, place)]
-        if not own:
-            columns.append(TypedColumn(column))
-            continue
-        tightest = min(own, key=lambda each: each.high)
-        columns.append(TypedColumn(column, site_name(tightest.table), max(each.low for each in own), tightest.high - 1))
-    return tuple(columns)
 
 
 def _translated(bounds: tuple[IdBound, ...], made: tuple[SplitInput, ...]) -> tuple[IdBound, ...]:

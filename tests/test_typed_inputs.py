@@ -160,12 +160,10 @@ def test_bounds_follow_columns_that_are_in_another_order() -> None:
     program = afm_fx.capture(Swapped(), torch.zeros(3, 3))
     typed = afm_fx.pack(program, inputs="typed").program
     assert typed.original_inputs is not None
-    (ids, _) = typed.original_inputs.mapping.inputs
-    ranges = {each.column: each.largest for each in ids.columns or ()}
-    assert ranges == {0: 3, 2: 8}
-    for column, largest in ranges.items():
+    ranges = typed.original_inputs.mapping.id_ranges("x")
+    assert ranges == {0: (0, 3), 2: (0, 8)}
+    for column, (_, largest) in ranges.items():
         x = torch.zeros(2, 3)
-        assert largest is not None
         x[1, column] = largest
         typed.run(typed.convert_inputs(x))
         x[1, column] = largest + 1
