@@ -248,17 +248,14 @@ def test_the_mapping_in_the_file_is_enough_to_convert_a_batch(tmp_path: Path) ->
     typed = afm_fx.pack(program, inputs="typed").program
     path = afm_fx.export_onnx(typed, tmp_path / "typed.onnx").path
     note = json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}[METADATA_KEY])
-    assert note["originals"] == [{"name": "x", "dtype": "float32", "shape": [FIELDS + 3]}]
-    by_hand = {
-        each["name"]: x[:, [column["column"] for column in each["columns"]]].numpy().astype(each["dtype"])
-        for each in note["inputs"]
-    }
+    (original,) = note["originals"]
+    assert (original["name"], original["dtype"], original["shape"]) == ("x", "float32", [FIELDS + 3])
+    by_hand = {each["name"]: x[:, each["columns"]].numpy().astype(each["dtype"]) for each in note["inputs"]}
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     torch.testing.assert_close(torch.tensor(session.run(None, by_hand)[0]), program.run(x), rtol=1e-5, atol=1e-5)
-    assert [(each["smallest"], each["largest"]) for each in note["inputs"][0]["columns"]] == [
-        (0, size - 1) for size in SIZES
-    ]
+    bounds = {(each["input"], each["column"], each["low"], each["high"]) for each in note["bounds"]}
+    assert bounds == {(note["inputs"][0]["name"], place, 0, size) for place, size in enumerate(SIZES)}
 
 
 def test_a_file_in_float64_says_so_in_its_note(tmp_path: Path) -> None:
@@ -269,7 +266,7 @@ def test_a_file_in_float64_says_so_in_its_note(tmp_path: Path) -> None:
     assert typed.file_mapping() == mapping
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 2, "originals": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 3, "originals": []}'])
 def test_a_damaged_note_is_told(text: str) -> None:
     with pytest.raises(FileFormatError, match="note on typed inputs"):
         InputMapping.from_json(text)
