@@ -1,12 +1,13 @@
-"""The batches of a recovery: gone through once per epoch, some of them held out, with labels or without.
+"""What a recovery learns from: batches, with labels or without, and the teacher's logits on them.
 
 Held-out batches are kept in memory and never trained on. Which ones they are, and the order of the others, follows from
 the seed alone. Only a list can be gone through in another order; a loader or a function gives its own, which has to be
-the same every time (this is checked), for otherwise rows that were held out would be trained on.
+the same every time, for otherwise rows that were held out would be trained on.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from afm_fx.batches import rows_of
 from afm_fx.errors import BatchError, RecoveryError
 from afm_fx.inputs import Inputs
 from afm_fx.labels import checked_labels, split_pair
+from afm_fx.logits import as_logits, columns_of, expose_logits, probability_columns
 from afm_fx.process_groups import Group, rank_and_size
 from afm_fx.program import Program
 
@@ -31,18 +33,20 @@ class RecoveryBatch:
     """One batch, or the part of it that one process works on.
 
     Attributes:
-        args: positional inputs of the program that is trained.
+        inputs: as the original takes them.
         labels: [rows, columns], numbers from 0 to 1; None without labels.
         rows: its rows; 0 where there were fewer rows than processes, and the one row that is here does not count.
+        share: of the whole batch's rows.
     """
 
     name: str
     inputs: Inputs
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     labels: Tensor | None
     rows: int
     share: float = 1.0
+
+
+LogitsOfBatch = Callable[[RecoveryBatch], Tensor]
 
 
 class RecoveryData:
@@ -60,53 +64,40 @@ class RecoveryData:
     ) -> None:
         self._rank, self._world = rank_and_size(group)
         self._program, self._batches, self._labelled, self._seed = program, batches, labels, seed
-        self._count = _count(batches, "batches")
+        self.keeps_batches = isinstance(batches, list | tuple)  # so that a name always means the same batch
+        self._count = operator.length_hint(batches, 0) or sum(1 for _ in _iterate(batches))
         self._held_out: dict[int, RecoveryBatch] = {}
-        if not isinstance(held_out, int | float):
-            _count(held_out, "held-out batches")
-            self.held_out = tuple(
-                self._checked(given, f"held-out batch {at}") for at, given in enumerate(_iterate(held_out))
-            )
-            return
-        if self._count < 2:
-            raise RecoveryError(
-                f"there is {self._count} batch; at least one is held out, so give two or more, or other batches as "
-                "held_out"
-            )
-        size = min(max(1, round(held_out * self._count)), self._count - 1)
-        chosen = frozenset(self._shuffled(0)[:size])
-        numbered = (pair for pair in enumerate(_iterate(batches)) if pair[0] in chosen)
-        self._held_out = {at: self._checked(given, f"batch {at}") for at, given in numbered}
-        self.held_out = tuple(self._held_out.values())
-
-    @property
-    def steps(self) -> int:
+        if isinstance(held_out, int | float):
+            if self._count < 2:
+                raise RecoveryError(f"a batch is held out and others train, so two are needed; there is {self._count}")
+            chosen = set(self._shuffled(0)[: min(max(1, round(held_out * self._count)), self._count - 1)])
+            chosen_batches = ((at, given) for at, given in enumerate(_iterate(batches)) if at in chosen)
+            self._held_out = {at: self._checked(given, f"batch {at}") for at, given in chosen_batches}
+            self.held_out = tuple(self._held_out.values())
+        else:
+            apart = enumerate(_iterate(held_out))
+            self.held_out = tuple(self._checked(given, f"held-out batch {at}") for at, given in apart)
+        self.steps = self._count - len(self._held_out)
         """Training batches per epoch."""
-        return self._count - len(self._held_out)
-
-    @property
-    def keeps_batches(self) -> bool:
-        """Whether a name always means the same batch, so that what the teacher says about it can be kept."""
-        return isinstance(self._batches, list | tuple)
+        if not (self.steps and self.held_out):
+            raise RecoveryError("there are no batches to train on, or none held out (an iterator that was used up?)")
 
     def training(self, epoch: int) -> Iterator[RecoveryBatch]:
         """The training batches of an epoch (from 1)."""
-        numbered: Iterable[tuple[int, Any]]
+        numbered: Iterable[tuple[int, Any]] = enumerate(_iterate(self._batches))
         if isinstance(self._batches, list | tuple):
-            numbered = ((at, self._batches[at]) for at in self._shuffled(epoch))
-        else:
-            numbered = enumerate(_iterate(self._batches))
+            batches = self._batches
+            numbered = ((at, batches[at]) for at in self._shuffled(epoch))
         seen = 0
         for at, given in numbered:
             seen += 1
             held_out = self._held_out.get(at)
             if held_out is None:
                 yield self._part(given, f"batch {at}")
-            elif not self.keeps_batches and not _same_rows(self._checked(given, held_out.name), held_out):
+            elif not self.keeps_batches and not _same_rows(self._checked(given, held_out.name).inputs, held_out.inputs):
                 raise RecoveryError(
-                    f"batch {at} is held out, and holds other rows in epoch {epoch} than before: held-out rows "
-                    "would be trained on. Give batches in a fixed order (shuffle=False), a list, which is shuffled "
-                    "here, or batches of their own as held_out"
+                    f"batch {at} is held out, and holds other rows in epoch {epoch} than before. Give batches in a "
+                    "fixed order (shuffle=False), a list, which is shuffled here, or batches of their own as held_out"
                 )
         if seen != self._count:
             raise RecoveryError(f"there were {self._count} batches, in epoch {epoch} there are {seen}")
@@ -120,18 +111,13 @@ class RecoveryData:
     def _checked(self, given: Any, name: str) -> RecoveryBatch:
         inputs, labels = split_pair(given, name) if self._labelled else (given, None)
         try:
-            args, kwargs = self._bound(inputs)
+            leaves = pytree.tree_leaves(_bind(self._program, inputs))
         except BatchError as error:
-            is_pair = not self._labelled and isinstance(given, tuple | list) and len(given) == 2
-            hint = "; where batches are pairs of inputs and labels, say labels=True" if is_pair else ""
+            hint = "" if self._labelled else " (pairs of inputs and labels need labels=True)"
             raise BatchError(f"{name}: {error}{hint}") from error
-        rows = rows_of(self._program, pytree.tree_leaves((args, kwargs)))
+        rows = rows_of(self._program, leaves)
         checked = checked_labels(labels, rows, name) if self._labelled else None
-        return RecoveryBatch(name, inputs, args, kwargs, checked, rows)
-
-    def _bound(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        program = self._program
-        return program.bind(inputs if program.original_inputs is None else program.convert_inputs(inputs))
+        return RecoveryBatch(name, inputs, checked, rows)
 
     def _part(self, given: Any, name: str) -> RecoveryBatch:
         """This process's rows of a batch."""
@@ -146,37 +132,68 @@ class RecoveryData:
             return leaf[rows] if has_rows else leaf
 
         inputs, labels = pytree.tree_map(cut, (batch.inputs, batch.labels))
-        args, kwargs = self._bound(inputs)
-        name = f"{name}, rows {start} to {stop}"
-        return RecoveryBatch(name, inputs, args, kwargs, labels, stop - start, (stop - start) / batch.rows)
+        share = (stop - start) / batch.rows
+        return RecoveryBatch(f"{name}, rows {start} to {stop}", inputs, labels, stop - start, share)
+
+
+class TeacherLogits:
+    """The teacher's logits; its outputs that are probabilities without a sigmoid are turned into logits.
+
+    Args:
+        first: a batch to tell the outputs' kinds from.
+        keep: whether logits may be kept by the batch's name, because a name always means the same batch.
+    """
+
+    def __init__(self, teacher: Program, first: RecoveryBatch, *, keep: bool) -> None:
+        self._program, _ = expose_logits(teacher)
+        self._keep, self._kept = keep, dict[str, Tensor]()
+        self._probabilities = probability_columns(teacher, self._program, first.inputs)
+
+    def __call__(self, batch: RecoveryBatch) -> Tensor:
+        """Logits [rows, columns] of a batch."""
+        if batch.name in self._kept:
+            return self._kept[batch.name]
+        try:
+            outputs = self._program.run(batch.inputs)
+        except BatchError as error:
+            place = str(error).removeprefix("batch 0, ")  # a program that is run once knows no number
+            raise BatchError(f"{batch.name}: {place}") from error
+        logits = as_logits(columns_of(outputs), self._probabilities)
+        if not bool(logits.isfinite().all()):
+            raise RecoveryError(f"{batch.name}: the teacher's output is NaN or infinite; leave such rows out")
+        if self._keep:
+            self._kept[batch.name] = logits
+        return logits
+
+    def same_of(self, program: Program) -> LogitsOfBatch:
+        """What gives a program's logits, with gradients."""
+        exposed, _ = expose_logits(program)
+
+        def logits(batch: RecoveryBatch) -> Tensor:
+            args, kwargs = _bind(program, batch.inputs)
+            columns, wanted = columns_of(exposed(*args, **kwargs)), len(self._probabilities)
+            if columns.shape[1] != wanted:
+                raise RecoveryError(f"the program outputs {columns.shape[1]} numbers a row, the teacher {wanted}")
+            return as_logits(columns, self._probabilities)
+
+        return logits
+
+
+def _bind(program: Program, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword inputs of a program, which may take typed inputs, from the original's inputs."""
+    return program.bind(inputs if program.original_inputs is None else program.convert_inputs(inputs))
 
 
 def _iterate(batches: Batches) -> Iterator[Any]:
+    """The batches from the first one."""
+    if isinstance(batches, Tensor | dict | str | Iterator) or not (callable(batches) or isinstance(batches, Iterable)):
+        raise RecoveryError(
+            f"batches are gone through once per epoch; give a list, a DataLoader, or a function that returns a new "
+            f"iterator every time, not one {type(batches).__name__}"
+        )
     return iter(batches() if callable(batches) else batches)
 
 
-def _count(batches: Batches, what: str) -> int:
-    """The number of batches; goes through them where they do not tell."""
-    if isinstance(batches, Tensor | dict | str) or not (callable(batches) or isinstance(batches, Iterable)):
-        raise RecoveryError(f"{what} must be a list of batches, a DataLoader or the like; got one {_kind(batches)}")
-    if (first := _iterate(batches)) is _iterate(batches):
-        raise RecoveryError(
-            f"{what} are gone through once per epoch, and this {_kind(first)} gives them only once; give a list, a "
-            "DataLoader, or a function that returns a new iterator every time"
-        )
-    try:
-        count = len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        count = sum(1 for _ in _iterate(batches))
-    if count == 0:
-        raise RecoveryError(f"there are no {what}; recovery needs data")
-    return count
-
-
-def _same_rows(one: RecoveryBatch, other: RecoveryBatch) -> bool:
-    pairs = zip(*(pytree.tree_leaves((batch.args, batch.kwargs)) for batch in (one, other)), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
-
-
-def _kind(thing: Any) -> str:
-    return type(thing).__name__
+def _same_rows(one: Inputs, other: Inputs) -> bool:
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))

@@ -26,24 +26,21 @@ def choose_parameters(program: Program, teacher: Program, trainable: Trainable) 
     """
     theirs = dict(teacher.graph_module.named_parameters(remove_duplicate=False))
     shared = {id(parameter) for parameter in theirs.values()}
-    chosen = [
-        (name, parameter)
-        for name, parameter in program.graph_module.named_parameters()
-        if parameter.is_floating_point()
-        and (trainable == "all" or not (id(parameter) in shared or _equal(parameter, theirs.get(name))))
-    ]
-    if not chosen:
-        raise RecoveryError(
-            "there is nothing to train: the program has no parameter that the teacher does not have. Where the whole "
-            "model is to be tuned, say trainable='all'"
-        )
-    for name, parameter in chosen:
+    chosen = []
+    for name, parameter in program.graph_module.named_parameters():
+        kept = id(parameter) in shared or (name in theirs and _equal(parameter, theirs[name]))
+        if not parameter.is_floating_point() or (kept and trainable != "all"):
+            continue
         if parameter.dtype not in TRAINED_FORMATS:
             raise RecoveryError(
-                f"parameter '{name}' is {parameter.dtype}, too coarse to train; recover first, reduce the "
-                "precision afterwards"
+                f"'{name}' is {parameter.dtype}, too coarse to train; recover first, then reduce precision"
             )
-    return tuple(name for name, _ in chosen)
+        chosen.append(name)
+    if not chosen:
+        raise RecoveryError(
+            "there is nothing to train that the teacher does not have; for the rest say trainable='all'"
+        )
+    return tuple(chosen)
 
 
 def with_own_copies(program: Program, names: Sequence[str]) -> tuple[Program, dict[str, nn.Parameter]]:
@@ -64,10 +61,7 @@ def with_activations(program: Program) -> tuple[Program, tuple[str, ...]]:
     activate = ActivateCodes()
     activate(module)
     if not activate.sites:
-        raise RecoveryError(
-            "an activation between factors was asked for, and the program has no Linear whose code is decoded by a "
-            "Linear of its own; factor Linears, and recover before packing"
-        )
+        raise RecoveryError("activation: there is no Linear whose code a Linear decodes; recover before packing")
     return program.with_graph(module), activate.sites
 
 
@@ -87,5 +81,5 @@ def zeros_to_keep(program: Program, parameters: Mapping[str, nn.Parameter]) -> d
     return {name: mask.to(parameters[name].dtype) for name, mask in free.items() if not bool(mask.all())}
 
 
-def _equal(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)

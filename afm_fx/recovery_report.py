@@ -29,22 +29,18 @@ class RecoverySettings:
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        if self.epochs < 1:
-            raise RecoveryError(f"epochs must be at least 1, got {self.epochs}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise RecoveryError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.label_weight is not None and not 0 <= self.label_weight <= 1:
-            raise RecoveryError(
-                f"label_weight is the labels' share of the loss, between 0 and 1; got {self.label_weight}"
-            )
-        if self.held_out_share is not None and not 0 < self.held_out_share < 1:
-            raise RecoveryError(
-                f"held_out is a share of the batches between 0 and 1, or batches; got {self.held_out_share}"
-            )
-        if self.activation not in (None, "relu"):
-            raise RecoveryError(f"activation is 'relu' or None, got {self.activation!r}")
-        if self.trainable not in ("factors", "all"):
-            raise RecoveryError(f"trainable is 'factors' or 'all', got {self.trainable!r}")
+        share = self.held_out_share
+        allowed = {
+            "epochs must be at least 1": self.epochs >= 1,
+            "learning_rate must be positive": math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            "label_weight is a share of the loss between 0 and 1": 0 <= (self.label_weight or 0) <= 1,
+            "held_out is a share of the batches between 0 and 1, or batches": share is None or 0 < share < 1,
+            "activation is 'relu' or None": self.activation in (None, "relu"),
+            "trainable is 'factors' or 'all'": self.trainable in ("factors", "all"),
+        }
+        for rule, holds in allowed.items():
+            if not holds:
+                raise RecoveryError(f"{rule}; got {self}")
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,9 @@ class RecoveryReport:
     """How a recovery went.
 
     Attributes:
-        epochs: all of them, from epoch 0.
         best: number of the epoch whose state was returned, 0 for the program as it was given.
         trained: names of the trained parameters.
         parameters_trained: scalars in them.
-        parameters: scalars of the whole program.
-        training_batches: batches per epoch.
         held_out_rows: rows that were measured on and not trained on.
         activated: sites with an activation between their factors, in the program returned.
     """
@@ -88,8 +81,6 @@ class RecoveryReport:
     best: int
     trained: tuple[str, ...]
     parameters_trained: int
-    parameters: int
-    training_batches: int
     held_out_rows: int
     activated: tuple[str, ...]
     settings: RecoverySettings
@@ -101,24 +92,20 @@ class RecoveryReport:
 
     def table(self) -> str:
         """The epochs as text."""
-        labelled = self.epochs[0].log_loss is not None
-        columns = ("epoch", "training loss", "logit error", *(("LogLoss",) if labelled else ()), "seconds", "")
+        columns = ("epoch", "training loss", "logit error", "LogLoss", "seconds", "")
         rows = [
             (
                 epoch.number,
                 "" if epoch.loss is None else f"{epoch.loss:.5f}",
                 f"{epoch.logit_rmse:.5f}",
-                *((f"{epoch.log_loss:.5f}",) if labelled else ()),
+                "" if epoch.log_loss is None else f"{epoch.log_loss:.5f}",
                 f"{epoch.seconds:.1f}",
                 "returned" if epoch.number == self.best else "",
             )
             for epoch in self.epochs
         ]
-        lines = [
-            render_table("recovery", columns, rows, text=("",)),
-            f"{self.parameters_trained:,} of {self.parameters:,} parameters trained, {self.training_batches:,} batches "
-            f"an epoch; errors are those on {self.held_out_rows:,} held-out rows",
-        ]
-        if self.activated:
-            lines.append(f"{self.settings.activation} between the factors of {', '.join(self.activated)}")
-        return "\n".join(lines)
+        activated = f"; relu between the factors of {', '.join(self.activated)}" if self.activated else ""
+        return (
+            f"{render_table('recovery', columns, rows, text=('',))}\n{self.parameters_trained:,} parameters trained; "
+            f"errors are those on {self.held_out_rows:,} held-out rows{activated}"
+        )

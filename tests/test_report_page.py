@@ -43,8 +43,6 @@ def facts(compressed: afm_fx.Compressed) -> afm_fx.ReportFacts:
             best=1,
             trained=("first",),
             parameters_trained=11,
-            parameters=711,
-            training_batches=3,
             held_out_rows=64,
             activated=(),
             settings=RecoverySettings(1, 1e-3, None, "factors", 0.2, None, 0),
