@@ -41,7 +41,7 @@ from afm_fx.process_groups import Group, add_up, agreed, attempt, check_alike, c
 from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.recovery_data import Batches, LogitsOfBatch, RecoveryBatch, RecoveryData, TeacherLogits
-from afm_fx.recovery_parameters import choose_parameters, with_activations, with_own_copies, zeros_to_keep
+from afm_fx.recovery_parameters import trained_copy, zeros_to_keep
 from afm_fx.recovery_report import RecoveryEpoch, RecoveryReport, RecoverySettings, Trainable
 
 
@@ -121,7 +121,6 @@ def recover(
         trained=tuple(run.parameters),
         parameters_trained=sum(parameter.numel() for parameter in run.parameters.values()),
         held_out_rows=sum(batch.rows for batch in run.data.held_out),
-        activated=run.activated if run.best > 0 else (),
         settings=run.settings,
     )
     recipe = program.recipe.then("recover", epochs=run.best, labels=labels, activation=activation, seed=seed)
@@ -137,7 +136,6 @@ class _Run:
     Attributes:
         student: the program that is trained, in place.
         parameters: of the student, by name: those that are trained.
-        activated: sites with an activation between their factors in the student.
         best: number of the epoch with the smallest held-out error.
     """
 
@@ -154,9 +152,7 @@ class _Run:
         first = data.held_out[0]
         original = teacher if isinstance(teacher, Program) else capture(teacher, first.inputs)
         self._teacher = TeacherLogits(original, first, keep=data.keeps_batches)
-        changed, self.activated = (program, ()) if settings.activation is None else with_activations(program)
-        chosen = choose_parameters(program, original, settings.trainable)
-        self.student, self.parameters = with_own_copies(changed, chosen)
+        self.student, self.parameters = trained_copy(program, original, settings)
         self._masks = zeros_to_keep(self.student, self.parameters)
         self._optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.learning_rate)
         self._measured = [(batch, self._teacher(batch)) for batch in data.held_out[self._rank :: world]]
@@ -222,7 +218,7 @@ class _Run:
             # Half a cosine, from the full rate at the first step of all to zero after the last.
             share = step / (self.settings.epochs * self.data.steps)
             self._optimizer.param_groups[0]["lr"] = self.settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
-            loss, size = self._sum(partial(self._gradients, batches, f"epoch {number}"), 2)
+            loss, size = self._sum(partial(self._gradients, batches, f"epoch {number}"))
             for name, parameter in self.parameters.items():
                 if parameter.grad is not None and self._group is not None:
                     parameter.grad.copy_(add_up(parameter.grad, self._group))
@@ -230,7 +226,7 @@ class _Run:
                     parameter.grad.mul_(self._masks[name])
             self._optimizer.step()
             total, rows = total + loss * size, rows + size
-        self._sum(lambda: tuple(batches), 0)  # goes past the last batch, where data that changed say so
+        self._sum(lambda: tuple(batches))  # goes past the last batch, where data that changed say so
         return total / rows
 
     def _gradients(self, batches: Iterator[RecoveryBatch], epoch: str) -> tuple[float, float]:
@@ -248,7 +244,7 @@ class _Run:
         return value, batch.rows
 
     def _measure(self, number: int, loss: float | None, logits: LogitsOfBatch, start: float) -> RecoveryEpoch:
-        squares, entropy, count = self._sum(partial(self._held_out_sums, logits), 3)
+        squares, entropy, count = self._sum(partial(self._held_out_sums, logits))
         log_loss = None if self.settings.label_weight is None else entropy / count
         return RecoveryEpoch(number, loss, math.sqrt(squares / count), log_loss, time.perf_counter() - start)
 
@@ -261,19 +257,12 @@ class _Run:
             squares += float(means[0]) * target.numel()
             entropy += float(means[1]) * target.numel()
             count += target.numel()
-            if not math.isfinite(squares + entropy):
-                raise RecoveryError(f"{batch.name}, held out: the program's output is NaN or infinite")
         return squares, entropy, count
 
-    def _sum(self, compute: Callable[[], Sequence[Any]], count: int) -> list[float]:
+    def _sum(self, compute: Callable[[], Sequence[Any]]) -> list[float]:
         """The sums over all processes of some numbers. Where computing them fails in one, all raise."""
         numbers, failure = attempt(compute)
-        part = torch.tensor([0.0, *numbers] if numbers is not None else [1.0, *[0.0] * count], dtype=torch.float64)
-        total = part if self._group is None else add_up(part, self._group)
-        if total[0] > 0:
-            agreed(self._group, failure)
-        sums: list[float] = total[1:].tolist()
-        return sums
+        return [sum(column) for column in zip(*agreed(self._group, failure, numbers), strict=True)]
 
     def _by_first(self, compute: Callable[[], Any]) -> Any:
         """What the first process computes; all raise where that fails."""

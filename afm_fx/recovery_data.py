@@ -65,7 +65,8 @@ class RecoveryData:
         self._rank, self._world = rank_and_size(group)
         self._program, self._batches, self._labelled, self._seed = program, batches, labels, seed
         self.keeps_batches = isinstance(batches, list | tuple)  # so that a name always means the same batch
-        self._count = operator.length_hint(batches, 0) or sum(1 for _ in _iterate(batches))
+        told = operator.length_hint(batches) if hasattr(batches, "__len__") else 0
+        self._count = told or sum(1 for _ in _iterate(batches))
         self._held_out: dict[int, RecoveryBatch] = {}
         if isinstance(held_out, int | float):
             if self._count < 2:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from afm_fx.errors import RecoveryError
 from afm_fx.program import Program
-from afm_fx.recovery_report import Trainable
+from afm_fx.recovery_report import RecoverySettings
 from passes.activate_codes import ActivateCodes
 from passes.graph_tools import clone_graph_module, constant_of
 from passes.lookups import BAGS, ROW_LOOKUPS
@@ -18,51 +18,37 @@ TRAINED_FORMATS = (torch.float32, torch.float64)
 """Number formats that Adam's small steps survive in."""
 
 
-def choose_parameters(program: Program, teacher: Program, trainable: Trainable) -> tuple[str, ...]:
-    """Names of the parameters to train.
+def trained_copy(
+    program: Program, teacher: Program, settings: RecoverySettings
+) -> tuple[Program, dict[str, nn.Parameter]]:
+    """The program with copies of the parameters to train, and these by name; all others are shared.
 
-    The factors are those that the teacher does not have: neither the same tensor nor one of equal numbers under the
-    same name. That is what a rewrite made or changed, packed or not.
+    Factors are the parameters that the teacher does not have: neither the same tensor nor one of equal numbers under
+    the same name. That is what a rewrite made or changed, packed or not.
     """
+    module = clone_graph_module(program.graph_module)
+    if settings.activation is not None and not ActivateCodes()(module).modified:
+        raise RecoveryError("activation: there is no Linear whose code a Linear decodes; recover before packing")
     theirs = dict(teacher.graph_module.named_parameters(remove_duplicate=False))
     shared = {id(parameter) for parameter in theirs.values()}
-    chosen = []
-    for name, parameter in program.graph_module.named_parameters():
+    copies: dict[int, nn.Parameter] = {}
+    trained: dict[str, nn.Parameter] = {}
+    for name, parameter in module.named_parameters():
         kept = id(parameter) in shared or (name in theirs and _equal(parameter, theirs[name]))
-        if not parameter.is_floating_point() or (kept and trainable != "all"):
+        if not parameter.is_floating_point() or (kept and settings.trainable != "all"):
             continue
         if parameter.dtype not in TRAINED_FORMATS:
             raise RecoveryError(
-                f"'{name}' is {parameter.dtype}, too coarse to train; recover first, then reduce precision"
+                f"'{name}' is {parameter.dtype}, too coarse to train; recover first, reduce the precision afterwards"
             )
-        chosen.append(name)
-    if not chosen:
-        raise RecoveryError(
-            "there is nothing to train that the teacher does not have; for the rest say trainable='all'"
-        )
-    return tuple(chosen)
-
-
-def with_own_copies(program: Program, names: Sequence[str]) -> tuple[Program, dict[str, nn.Parameter]]:
-    """The program with copies of some parameters in their place; all others are shared. Tied names stay tied."""
-    module = clone_graph_module(program.graph_module)
-    named = dict(module.named_parameters())
-    copies = {id(named[name]): nn.Parameter(named[name].detach().clone()) for name in names}
-    for owner in module.modules():
+        trained[name] = copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
+    if not trained:
+        raise RecoveryError("there is nothing to train that the teacher does not have; or say trainable='all'")
+    for owner in module.modules():  # tied names stay tied
         for leaf, held in list(owner._parameters.items()):
             if held is not None and id(held) in copies:
                 owner._parameters[leaf] = copies[id(held)]
-    return program.with_graph(module), {name: copies[id(named[name])] for name in names}
-
-
-def with_activations(program: Program) -> tuple[Program, tuple[str, ...]]:
-    """The program with a ReLU between the factors of its Linears, and their sites."""
-    module = clone_graph_module(program.graph_module)
-    activate = ActivateCodes()
-    activate(module)
-    if not activate.sites:
-        raise RecoveryError("activation: there is no Linear whose code a Linear decodes; recover before packing")
-    return program.with_graph(module), activate.sites
+    return program.with_graph(module), trained
 
 
 def zeros_to_keep(program: Program, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -74,7 +74,6 @@ class RecoveryReport:
         trained: names of the trained parameters.
         parameters_trained: scalars in them.
         held_out_rows: rows that were measured on and not trained on.
-        activated: sites with an activation between their factors, in the program returned.
     """
 
     epochs: tuple[RecoveryEpoch, ...]
@@ -82,7 +81,6 @@ class RecoveryReport:
     trained: tuple[str, ...]
     parameters_trained: int
     held_out_rows: int
-    activated: tuple[str, ...]
     settings: RecoverySettings
 
     @property
@@ -104,7 +102,7 @@ class RecoveryReport:
             )
             for epoch in self.epochs
         ]
-        activated = f"; relu between the factors of {', '.join(self.activated)}" if self.activated else ""
+        activated = "; relu between the factors" if self.settings.activation and self.best else ""
         return (
             f"{render_table('recovery', columns, rows, text=('',))}\n{self.parameters_trained:,} parameters trained; "
             f"errors are those on {self.held_out_rows:,} held-out rows{activated}"

@@ -44,7 +44,6 @@ def facts(compressed: afm_fx.Compressed) -> afm_fx.ReportFacts:
             trained=("first",),
             parameters_trained=11,
             held_out_rows=64,
-            activated=(),
             settings=RecoverySettings(1, 1e-3, None, "factors", 0.2, None, 0),
         ),
         precision=PrecisionReport(1_000, 400, (("tables.0", "int8"),), (), None),
