@@ -41,7 +41,7 @@ from afm_fx.process_groups import Group, add_up, agreed, attempt, check_alike, c
 from afm_fx.program import Program
 from afm_fx.progress import track
 from afm_fx.recovery_data import Batches, LogitsOfBatch, RecoveryBatch, RecoveryData, TeacherLogits
-from afm_fx.recovery_parameters import trained_copy, zeros_to_keep
+from afm_fx.recovery_parameters import trained_copy
 from afm_fx.recovery_report import RecoveryEpoch, RecoveryReport, RecoverySettings, Trainable
 
 
@@ -67,8 +67,8 @@ def recover(
     with ``labels=True`` and ``trainable="all"``.
 
     Args:
-        program: the low-rank program; recover before packing, for a packed program has a few more parameters. It is
-            left as it is.
+        program: the low-rank program, not packed yet: a packed one has parameters that follow from others, and rows
+            of zeros that no operator guards. It is left as it is.
         teacher: the original, a program or a module.
         batches: what the original takes, batch by batch, gone through once per epoch: a list (shuffled here batch by
             batch), a ``DataLoader`` that does not shuffle, or a function that returns a new iterator each time.
@@ -153,7 +153,6 @@ class _Run:
         original = teacher if isinstance(teacher, Program) else capture(teacher, first.inputs)
         self._teacher = TeacherLogits(original, first, keep=data.keeps_batches)
         self.student, self.parameters = trained_copy(program, original, settings)
-        self._masks = zeros_to_keep(self.student, self.parameters)
         self._optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.learning_rate)
         self._measured = [(batch, self._teacher(batch)) for batch in data.held_out[self._rank :: world]]
         self._logits = self._teacher.same_of(self.student)
@@ -219,11 +218,9 @@ class _Run:
             share = step / (self.settings.epochs * self.data.steps)
             self._optimizer.param_groups[0]["lr"] = self.settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
             loss, size = self._sum(partial(self._gradients, batches, f"epoch {number}"))
-            for name, parameter in self.parameters.items():
+            for parameter in self.parameters.values():
                 if parameter.grad is not None and self._group is not None:
                     parameter.grad.copy_(add_up(parameter.grad, self._group))
-                if parameter.grad is not None and name in self._masks:
-                    parameter.grad.mul_(self._masks[name])
             self._optimizer.step()
             total, rows = total + loss * size, rows + size
         self._sum(lambda: tuple(batches))  # goes past the last batch, where data that changed say so
@@ -289,8 +286,7 @@ def _load(path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> dict
         raise FileFormatError(f"'{path}' is damaged, or no checkpoint of a recovery: {error}") from error
     if differing:
         raise RecoveryError(
-            f"checkpoint '{path}' is of another run, which differs in {', '.join(differing)}; name another checkpoint, "
-            "or remove this one to start over"
+            f"checkpoint '{path}' is of another run, which differs in {', '.join(differing)}; remove it to start over"
         )
     return document
 

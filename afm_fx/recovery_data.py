@@ -112,7 +112,7 @@ class RecoveryData:
     def _checked(self, given: Any, name: str) -> RecoveryBatch:
         inputs, labels = split_pair(given, name) if self._labelled else (given, None)
         try:
-            leaves = pytree.tree_leaves(_bind(self._program, inputs))
+            leaves = pytree.tree_leaves(self._program.bind(inputs))
         except BatchError as error:
             hint = "" if self._labelled else " (pairs of inputs and labels need labels=True)"
             raise BatchError(f"{name}: {error}{hint}") from error
@@ -171,18 +171,13 @@ class TeacherLogits:
         exposed, _ = expose_logits(program)
 
         def logits(batch: RecoveryBatch) -> Tensor:
-            args, kwargs = _bind(program, batch.inputs)
+            args, kwargs = program.bind(batch.inputs)
             columns, wanted = columns_of(exposed(*args, **kwargs)), len(self._probabilities)
             if columns.shape[1] != wanted:
                 raise RecoveryError(f"the program outputs {columns.shape[1]} numbers a row, the teacher {wanted}")
             return as_logits(columns, self._probabilities)
 
         return logits
-
-
-def _bind(program: Program, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of a program, which may take typed inputs, from the original's inputs."""
-    return program.bind(inputs if program.original_inputs is None else program.convert_inputs(inputs))
 
 
 def _iterate(batches: Batches) -> Iterator[Any]:

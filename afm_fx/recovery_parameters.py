@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +9,7 @@ from afm_fx.errors import RecoveryError
 from afm_fx.program import Program
 from afm_fx.recovery_report import RecoverySettings
 from passes.activate_codes import ActivateCodes
-from passes.graph_tools import clone_graph_module, constant_of
-from passes.lookups import BAGS, ROW_LOOKUPS
+from passes.graph_tools import clone_graph_module
 
 TRAINED_FORMATS = (torch.float32, torch.float64)
 """Number formats that Adam's small steps survive in."""
@@ -24,8 +21,10 @@ def trained_copy(
     """The program with copies of the parameters to train, and these by name; all others are shared.
 
     Factors are the parameters that the teacher does not have: neither the same tensor nor one of equal numbers under
-    the same name. That is what a rewrite made or changed, packed or not.
+    the same name. That is what a rewrite made or changed.
     """
+    if any(step.name in {"pack", "typed inputs"} for step in program.recipe.steps):
+        raise RecoveryError("a packed program cannot be trained: recover first, then pack")
     module = clone_graph_module(program.graph_module)
     if settings.activation is not None and not ActivateCodes()(module).modified:
         raise RecoveryError("activation: there is no Linear whose code a Linear decodes; recover before packing")
@@ -49,22 +48,6 @@ def trained_copy(
             if held is not None and id(held) in copies:
                 owner._parameters[leaf] = copies[id(held)]
     return program.with_graph(module), trained
-
-
-def zeros_to_keep(program: Program, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """For looked-up tables with zeros in them: 1 where a number may change and 0 where it is exactly zero.
-
-    Zeros are how tables say padding: the row of a padding id, of an id outside a packed table, or the columns that fill
-    a packed table's narrower rows. In a packed table no operator tells any more which rows those are.
-    """
-    module = program.graph_module
-    tables = {
-        id(constant_of(module, node))
-        for node in module.graph.nodes
-        if node.op == "get_attr" and any(user.target in ROW_LOOKUPS | BAGS for user in node.users)
-    }
-    free = {name: each.detach() != 0 for name, each in parameters.items() if id(each) in tables}
-    return {name: mask.to(parameters[name].dtype) for name, mask in free.items() if not bool(mask.all())}
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -205,42 +205,24 @@ def test_tasks_have_labels_of_their_own_and_products_of_probabilities_are_learne
     assert last.decisive < first.decisive
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_rows_of_padding_stay_zero(tasks: Case, packed: bool) -> None:
-    low_rank = afm_fx.pack(tasks.low_rank).program if packed else tasks.low_rank
+def test_rows_of_padding_stay_zero(tasks: Case) -> None:
+    low_rank = tasks.low_rank
     recovered = afm_fx.recover(low_rank, tasks.teacher, tasks.batches, epochs=2, learning_rate=1e-2).program
     lookups = [node for node in low_rank.graph_module.graph.nodes if node.target is aten.embedding.default]
     names = {str(node.args[0].target) for node in lookups}
-    assert len(names) == (1 if packed else 2)
-    padded = 0
+    assert len(names) == 2
     for name in names:
         before, after = (each.graph_module.get_parameter(name) for each in (low_rank, recovered))
         zero = (before == 0).all(dim=1)
-        padded += int(zero.sum())
+        assert int(zero.sum()) == 1
         assert torch.equal(after == 0, before == 0)
         assert not torch.equal(after[~zero], before[~zero])
-    assert padded >= 2
 
 
-def test_a_packed_program_recovers_and_takes_typed_inputs_from_the_originals(tower: Case) -> None:
-    class Matrix(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.users, self.items, self.out = nn.Embedding(6, 4), nn.Embedding(7, 4), nn.Linear(10, 5)
-            self.last = nn.Linear(5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            looked_up = [self.users(x[:, 0].long()), self.items(x[:, 1].long())]
-            return torch.sigmoid(self.last(torch.relu(self.out(torch.cat([*looked_up, x[:, 2:]], 1)))))
-
-    batches = [(torch.cat([torch.randint(0, 6, (ROWS, 2)).float(), torch.randn(ROWS, 2)], 1),) for _ in range(6)]
-    case = make_case(Matrix(), batches, embedding=2, linear=2)
-    typed = afm_fx.pack(case.low_rank, inputs="typed").program
-    recovered = afm_fx.recover(typed, case.teacher, batches, epochs=2, learning_rate=1e-2)
-    assert list(recovered.program.example_kwargs) == ["sparse", "dense"]
-    assert recovered.report.epochs[2].logit_rmse < 0.9 * recovered.report.epochs[0].logit_rmse
-    with pytest.raises(BatchError, match="outside"):
-        afm_fx.recover(typed, case.teacher, [(batch + 7,) for (batch,) in batches])
+def test_a_packed_program_is_refused(tasks: Case) -> None:
+    packed = afm_fx.pack(tasks.low_rank).program
+    with pytest.raises(RecoveryError, match="recover first, then pack"):
+        afm_fx.recover(packed, tasks.teacher, tasks.batches)
 
 
 def test_the_authors_activation_stands_between_the_factors_and_is_reported(tower: Case) -> None:
