@@ -105,20 +105,14 @@ class Assembler:
         if box is not None:
             return [box]
         runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
-        lengths = {len(run) for run in runs}
-        if len(runs) > MOST_RUNS and len(lengths) == 1:
-            box = _strided(source, math.prod(trailing), runs) or _rows(source, math.prod(trailing), runs)
-            if box is not None:
-                return [box]
-        if len(runs) > MOST_RUNS and len(trailing) > 1:
-            box = (
-                _rows(source, math.prod(trailing), np.split(places, len(places) // trailing[-1]))
-                if (len(places) % trailing[-1] == 0)
-                else None
-            )
-            if box is not None:
-                return [box]
-        return [Box(source, (math.prod(trailing),), ((int(run[0]), int(run[-1]) + 1),)) for run in runs]
+        width, many = math.prod(trailing), len(runs) > MOST_RUNS
+        if many and len({len(run) for run in runs}) == 1:
+            box = _strided(source, width, runs) or _rows(source, width, runs)
+        if box is None and many and len(trailing) > 1 and len(places) % trailing[-1] == 0:
+            box = _rows(source, width, np.split(places, len(places) // trailing[-1]))
+        if box is not None:
+            return [box]
+        return [Box(source, (width,), ((int(run[0]), int(run[-1]) + 1),)) for run in runs]
 
     def _cut(self, box: Box, like: Node) -> Node:
         node = self.columns.node(box.source)

@@ -40,7 +40,7 @@ from passes.graph_tools import (
 from passes.id_bounds import IdBound, OutOfRange, guarded, input_bounds
 from passes.provenance import Columns, FeatureColumns, IdColumn, TracedLookup
 from passes.serving_cost import ServingCost, serving_cost
-from passes.table_layout import RowGroup, TableLayout, packed_tables, row_groups
+from passes.table_layout import RowGroup, TableLayout, packed_tables, row_groups, widest
 from passes.widen_linears import WidenLinears
 
 RULE = "pack tables"
@@ -146,7 +146,7 @@ class _Packing:
         like = self.lookups[0].table
         trainable = any(lookup.table.requires_grad for lookup in self.lookups)
         stand_in = torch.zeros((1, 1), dtype=like.dtype, device=like.device)
-        stand_in = stand_in.expand(self.layout.starts[-1], self.layout.width)
+        stand_in = stand_in.expand(self.layout.starts[-1], widest(self.groups))
         table = parameter(self.module, "packed_table.weight", stand_in, rule=RULE, trainable=trainable)
         self._name = str(table.target)
         fields = [(position, column) for position, group in enumerate(self.groups) for column in group.ids]
@@ -177,10 +177,10 @@ class _Packing:
 
     def report(self) -> PackedTable:
         """What was packed, the ids that may be read in it included."""
-        rows, width = self.layout.starts[-1], self.layout.width
+        rows, width = self.layout.starts[-1], widest(self.groups)
         padding = rows * width - sum(group.rows * group.width for group in self.groups)
-        widest = [(list(group.tables)[-1], group.rows, group.ids) for group in self.groups]
-        bounds = dict.fromkeys(bound for each in widest for bound in input_bounds(self.columns, *each))
+        tables = [(list(group.tables)[-1], group.rows, group.ids) for group in self.groups]
+        bounds = dict.fromkeys(bound for each in tables for bound in input_bounds(self.columns, *each))
         return PackedTable(self._name, rows, width, self.layout.tables, len(self.lookups), padding, tuple(bounds))
 
     def _make_ids_before(self, first: Node) -> None:

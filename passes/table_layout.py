@@ -148,11 +148,6 @@ class TableLayout:
         return tuple(name for group in self.groups for name in group.tables)
 
     @property
-    def width(self) -> int:
-        """The width that all are padded to."""
-        return widest(self.groups)
-
-    @property
     def starts(self) -> list[int]:
         """First row of every group, and the number of rows."""
         return list(itertools.accumulate((group.rows for group in self.groups), initial=0))
