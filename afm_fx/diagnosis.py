@@ -89,6 +89,8 @@ def explained_failure(program: Program, batch: Batch) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:  # nothing is wrong with the batch
+        raise
     except (IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         failed = BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
