@@ -308,7 +308,8 @@ def test_an_id_outside_the_table_is_named_with_its_input_and_row(name: str) -> N
     program = capture(LOOKUPS[name][0])
     ids, weights = inputs()
     ids[3, 1] = 99
-    message = r"row 3: id 99 of input 'ids'.* is outside table 'table' \(ids 0 to 10\)"
+    lowest = -ROWS if name.startswith("index by") else 0
+    message = rf"row 3: id 99 of input 'ids'.* is outside table 'table' \(ids {lowest} to {ROWS - 1}\)"
     with pytest.raises(BatchError, match=f"batch 0, {message}"):
         program.run((ids, weights))
     with pytest.raises(BatchError, match=f"batch 1, {message}"):
