@@ -81,20 +81,25 @@ def _field(node: Node, ids: Node) -> str:
 
 
 @contextlib.contextmanager
-def explained_failure(program: Program, batch: Batch) -> Iterator[None]:
+def explained_failure(program: Program, batch: Batch, *, only_ids: bool = False) -> Iterator[None]:
     """Turns what goes wrong while the program runs on a batch into a typed error.
+
+    Args:
+        only_ids: let an error that no id causes through as it is.
 
     Raises:
         BatchError: the batch holds an id outside its table, or the model fails on it.
     """
     try:
         yield
-    except torch.OutOfMemoryError:  # nothing is wrong with the batch
-        raise
     except (IndexError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
-        failed = BatchError(f"{batch.name}: the model fails on it: {reason[0] if reason else type(error).__name__}")
-        raise find_culprit(program, batch) or failed from error
+        culprit = find_culprit(program, batch)
+        if culprit is not None:
+            raise culprit from error
+        if only_ids:
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BatchError(f"{batch.name}: the model fails on it: {reason[0]}") from error
 
 
 def explain_non_finite(program: Program, suspects: Sequence[tuple[Batch, Tensor]]) -> AfmFxError:

@@ -68,15 +68,15 @@ class Program:
         """Runs one batch (tensor, tuple or dict) without gradients after checking that it fits.
 
         Raises:
-            BatchError: structure, shape or dtype differ from what the model takes, an id is outside its table, or the
-                model fails on the batch.
+            BatchError: structure, shape or dtype differ from what the model takes, or an id is outside its table.
         """
         from afm_fx.batches import Batch  # noqa: PLC0415 - it runs programs itself
         from afm_fx.diagnosis import explained_failure  # noqa: PLC0415 - so does this
 
         args, kwargs = self.bind(inputs)
         self._check_ids(args, kwargs)
-        with torch.no_grad(), explained_failure(self, Batch(0, 0, pytree.tree_leaves((args, kwargs)))):
+        batch = Batch(0, 0, pytree.tree_leaves((args, kwargs)))
+        with torch.no_grad(), explained_failure(self, batch, only_ids=True):
             return self(*args, **kwargs)
 
     def bind(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
