@@ -161,7 +161,8 @@ def _export(kind: str, program: afm_fx.Program, path: Path) -> tuple[int, float]
         report = afm_fx.export_onnx(program, path, force=True, external_data_bytes=0)
         return report.bytes, report.max_abs_difference or 0.0
     buckets = afm_fx.export_onnx_buckets(program, path, BUCKETS, force=True)
-    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    files = {file for each in buckets for file in (each.path, each.data_path) if file is not None}
+    size = sum(file.stat().st_size for file in files)
     return size, max(each.max_abs_difference or 0.0 for each in buckets)
 
 
