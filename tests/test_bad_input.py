@@ -108,7 +108,8 @@ def test_a_batch_that_does_not_fit(program, batches, spoil, message):
 def test_an_id_outside_its_table(program, batches, bad):
     ids = batches[1]["item"].clone()
     ids[17] = bad
-    with pytest.raises(BatchError, match=rf"batch 1, row 17: id {bad} of input '.*item'.*'tables\.item' \(ids 0 to 96\)"):
+    message = rf"batch 1, row 17: id {bad} of input '.*item'.*'tables\.item' \(ids 0 to 96\)"
+    with pytest.raises(BatchError, match=message):
         afm_fx.calibrate(program, [batches[0], {**batches[1], "item": ids}])
 
 
