@@ -3,6 +3,7 @@
 from afm_fx.absent_tables import with_tables
 from afm_fx.aoti import AotiModel, AotiReport, export_aoti, load_aoti
 from afm_fx.apply_files import AppliedFiles, TableReport, apply_to_files, export_onnx_over_files
+from afm_fx.apply_plan import apply_plan
 from afm_fx.basis import BasisKind
 from afm_fx.benchmark import benchmark
 from afm_fx.budget import Budget
@@ -10,7 +11,7 @@ from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
 from afm_fx.chains import Chain
 from afm_fx.change import Change
-from afm_fx.compression import Compressed, apply_plan, compress
+from afm_fx.compression import Compressed, compress
 from afm_fx.contenders import Compiled, ModelFactory, OnnxFile
 from afm_fx.explanation import Explanation, explain, explain_plan
 from afm_fx.exported_program import to_exported_program

@@ -16,11 +16,11 @@ from afm_fx.calibration import calibrate as calibrate_program
 from afm_fx.capture import capture
 from afm_fx.command_errors import reported_errors
 from afm_fx.command_options import CheckpointOption, DebugOption, ForceOption, names_of
-from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.errors import UserError
 from afm_fx.file_batches import FileBatches
 from afm_fx.output_directory import refuse_existing_file
+from afm_fx.planning import SENSITIVITY_ROWS
 from afm_fx.process_groups import joined_group, rank_and_size
 from afm_fx.statistics import missing_shares
 from afm_fx.user_model import build_model

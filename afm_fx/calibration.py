@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from afm_fx.all_reduce import all_reduced
-from afm_fx.batches import Batch, checked_batches
+from afm_fx.batch import Batch
+from afm_fx.batches import checked_batches
 from afm_fx.errors import CalibrationError, UserError
 from afm_fx.file_batches import FileBatches
 from afm_fx.inputs import Inputs

@@ -8,28 +8,21 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.export import ExportedProgram
 
+from afm_fx.apply_plan import apply_plan
 from afm_fx.basis import BasisKind
 from afm_fx.batches import peek
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.capture import capture
-from afm_fx.errors import CalibrationError, PlanError
+from afm_fx.errors import CalibrationError
 from afm_fx.held_out import HoldOut
 from afm_fx.inputs import Inputs
 from afm_fx.packing import PackReport
 from afm_fx.packing import pack as pack_program
-from afm_fx.plan import Plan, SitePlan
-from afm_fx.planned_graph import planned_graph
-from afm_fx.planning import MEASURED_ROWS, Policy, make_plan
+from afm_fx.plan import Plan
+from afm_fx.planning import MEASURED_ROWS, SENSITIVITY_ROWS, Policy, make_plan
 from afm_fx.program import Program
 from afm_fx.report import CompressionReport
 from afm_fx.typed_inputs import InputKind, split_inputs
-from passes.canonicalize import Canonicalize
-from passes.errors import PassError
-from passes.sink_codes import SinkCodes
-from passes.sites import Site, SiteKind, find_sites
-
-SENSITIVITY_ROWS = 32_768
-"""Calibration rows on which gradients are taken."""
 
 _WITHOUT_GRADIENTS = (BasisKind.AFM, BasisKind.WEIGHT_SVD)
 
@@ -130,42 +123,3 @@ def _planned(
         )
     held_out = rest.some_rows() if measured else None
     return statistics, make_plan(program, statistics, policy, basis=basis, held_out=held_out)
-
-
-def apply_plan(program: Program, plan: Plan) -> Program:
-    """Applies a plan; the input program is left untouched.
-
-    Tables may have rows added at their end since the plan was made: a factor does not depend on how many there are.
-
-    Raises:
-        PlanError: the plan belongs to another model or to a checkpoint of other shapes.
-    """
-    try:
-        clone, factors = planned_graph(program, plan)
-        sites = {site.name: site for site in find_sites(clone)}
-        for planned in plan.sites:
-            if planned.rank is not None or not planned.tables:
-                check_site(planned, sites.get(planned.name))
-        SinkCodes(factors)(clone)
-    except PassError as error:
-        raise PlanError(f"the plan does not fit this program: {error}") from error
-    Canonicalize()(clone)
-    return replace(program.with_graph(clone), recipe=program.recipe.with_plan(plan.digest))
-
-
-def check_site(planned: SitePlan, site: Site | None) -> None:
-    """Refuses a plan for another site than a program's; tables may have rows added at their end.
-
-    Raises:
-        PlanError: the program has no such site, or one of another shape.
-    """
-    if site is None or site.kind is not planned.kind:
-        raise PlanError(
-            f"the plan is for another model: it knows {planned.kind} site '{planned.name}', the program does not"
-        )
-    shape = site.shape
-    grown = site.kind is SiteKind.EMBEDDING and shape[0] > planned.shape[0] and shape[1] == planned.shape[1]
-    if shape != planned.shape and not grown:
-        raise PlanError(
-            f"the plan is for another checkpoint: '{site.name}' is {list(shape)}, in the plan {list(planned.shape)}"
-        )

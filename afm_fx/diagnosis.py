@@ -8,20 +8,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from afm_fx.batches import Batch
+from afm_fx.batch import Batch
 from afm_fx.errors import AfmFxError, BatchError, CalibrationError, id_outside
-from afm_fx.program import Program
 from afm_fx.watched_run import WatchedRun
 from passes.graph_tools import aten, shape_of
 from passes.lookups import BAGS, ids_of
 from passes.sites import site_name
 from passes.verdicts import source_line
+
+if TYPE_CHECKING:
+    from afm_fx.program import Program
 
 
 def _id_outside(batch: Batch, node: Node, values: Mapping[Node, Any]) -> BatchError | None:

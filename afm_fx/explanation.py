@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from afm_fx.apply_plan import planned_graph
 from afm_fx.capture import capture
 from afm_fx.chains import Chain, chains_of, groups_of, listed
 from afm_fx.documents import from_json, to_json
@@ -23,7 +24,6 @@ from afm_fx.inputs import Inputs
 from afm_fx.output_directory import refuse_existing_file, write_text
 from afm_fx.pages import render_page
 from afm_fx.plan import Plan
-from afm_fx.planned_graph import planned_graph
 from afm_fx.program import Program
 from afm_fx.tables import render_sections
 from passes.sink_codes import Analysis, analyze

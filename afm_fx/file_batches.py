@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afm_fx.batches import inputs_of
+from afm_fx.batch import inputs_of
 from afm_fx.data_files import DataFile
 from afm_fx.errors import BatchError
 from afm_fx.inputs import Inputs

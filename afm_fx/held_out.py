@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.batches import inputs_of, rows_of, some_rows_of
+from afm_fx.batch import inputs_of, rows_of, some_rows_of
 from afm_fx.errors import BatchError, CalibrationError, CalibrationWarning
 from afm_fx.inputs import Inputs
 from afm_fx.program import Program

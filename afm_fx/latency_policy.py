@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils import _pytree as pytree
 
 from afm_fx.allocation import Allocation
-from afm_fx.compression import apply_plan
+from afm_fx.apply_plan import apply_plan
+from afm_fx.benchmark import benchmark
+from afm_fx.contenders import OnnxFile
 from afm_fx.errors import PolicyError
+from afm_fx.onnx_export import export_onnx
 from afm_fx.onnx_runtime import import_runtime, provider_of, require_provider
 from afm_fx.packing import pack
 from afm_fx.plan import Evidence
 from afm_fx.planning import Decision, PlanningTask, Policy
-from afm_fx.program_times import program_p50_us
+from afm_fx.program import Program
+from afm_fx.random_inputs import random_inputs
 from passes.cost import CostKind
 
 MAX_EXPORTS = 6
@@ -23,6 +31,9 @@ CLOSE = 0.97
 
 SECONDS = 0.5
 """Timed calls of one program, about."""
+
+BATCHES = 8
+"""Different random batches that a program is timed on."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +111,19 @@ def _slowest_within(
         timed[place] = time(states[place])
         low, high = (place, high) if timed[place] <= limit else (low, place)
     return low, timed
+
+
+def program_p50_us(program: Program, batch_size: int, threads: int, provider: str, seconds: float) -> float:
+    """Median latency of a program on random rows that are valid for it, in microseconds.
+
+    Raises:
+        ExportError: the program cannot be exported.
+        BenchmarkError: there is no such provider here, or it does not run the program.
+    """
+    rows = BATCHES * batch_size if program.dynamic_batch else batch_size
+    inputs = tuple(pytree.tree_leaves(random_inputs(program).draw(rows)))
+    with tempfile.TemporaryDirectory() as directory:
+        file = OnnxFile(Path(directory) / "program.onnx", provider)
+        export_onnx(program, file.path, check=False)
+        result = benchmark({"program": file}, inputs, batch_sizes=(batch_size,), threads=threads, seconds=seconds)
+    return result.timing("program", batch_size).p50_us

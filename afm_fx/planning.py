@@ -24,6 +24,9 @@ from afm_fx.taps import Tap, joined, joint_taps, plain_taps
 from passes.cost import CostKind, Ranks, RewriteCosts
 from passes.sites import Site, find_sites, site_name
 
+SENSITIVITY_ROWS = 32_768
+"""Calibration rows on which gradients are taken."""
+
 MEASURED_ROWS = 4096
 """Held-out rows on which logit errors are measured."""
 

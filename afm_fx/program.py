@@ -11,6 +11,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from afm_fx.batch import Batch
+from afm_fx.diagnosis import explained_failure
 from afm_fx.errors import BatchError
 from afm_fx.input_mapping import InputMapping, OriginalInputs, refuse_ids_outside
 from afm_fx.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
@@ -70,9 +72,6 @@ class Program:
         Raises:
             BatchError: structure, shape or dtype differ from what the model takes, or an id is outside its table.
         """
-        from afm_fx.batches import Batch  # noqa: PLC0415 - it runs programs itself
-        from afm_fx.diagnosis import explained_failure  # noqa: PLC0415 - so does this
-
         args, kwargs = self.bind(inputs)
         self._check_ids(args, kwargs)
         batch = Batch(0, 0, pytree.tree_leaves((args, kwargs)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.batches import rows_of
+from afm_fx.batch import rows_of
 from afm_fx.errors import BatchError, RecoveryError
 from afm_fx.inputs import Inputs
 from afm_fx.labels import checked_labels, split_pair

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.batches import checked_batches, inputs_of
+from afm_fx.batch import inputs_of
+from afm_fx.batches import checked_batches
 from afm_fx.change import Change
 from afm_fx.errors import UserError
 from afm_fx.inputs import Inputs

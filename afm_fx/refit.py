@@ -18,14 +18,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from afm_fx.apply_plan import check_site
 from afm_fx.basis import BasisKind
 from afm_fx.calibration import Statistics, calibrate
-from afm_fx.compression import SENSITIVITY_ROWS, check_site
 from afm_fx.constant_units import restricted, without_units
 from afm_fx.errors import PlanError
 from afm_fx.inputs import Inputs
 from afm_fx.moments import Moments, table_moments
 from afm_fx.plan import Plan, SitePlan
+from afm_fx.planning import SENSITIVITY_ROWS
 from afm_fx.program import Program
 from afm_fx.site_bases import SiteBases, weights_of
 from afm_fx.tables import render_table

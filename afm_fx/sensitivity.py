@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from afm_fx.batches import Batch
+from afm_fx.batch import Batch
 from afm_fx.logits import columns_of, expose_logits
 from afm_fx.moments import gram
 from afm_fx.program import Program

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from afm_fx.batches import Batch
+from afm_fx.batch import Batch
 from afm_fx.diagnosis import explain_non_finite, explained_failure
 from afm_fx.moments import NARROW_WIDTH, Moments
 from afm_fx.program import Program

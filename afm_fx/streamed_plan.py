@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from afm_fx.absent_tables import AbsentTables, storage_of
+from afm_fx.apply_plan import apply_plan
 from afm_fx.checkpoints import StoredTensor
-from afm_fx.compression import apply_plan
 from afm_fx.errors import PlanError
 from afm_fx.plan import Plan, SitePlan
 from afm_fx.program import Program

@@ -13,10 +13,10 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from afm_fx.apply_plan import apply_plan
 from afm_fx.basis import BasisKind
 from afm_fx.budget import Budget
 from afm_fx.calibration import Statistics
-from afm_fx.compression import apply_plan
 from afm_fx.errors import MissingPackageError, PolicyError, UserError
 from afm_fx.evaluation import LabelledBatch, labelled_rows, predicted_logits
 from afm_fx.inputs import Inputs

@@ -20,13 +20,12 @@ from afm_fx.command_options import (
     MaxRowsOption,
     ModelArgument,
 )
-from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.errors import CalibrationError, UserError
 from afm_fx.file_batches import FileBatches
 from afm_fx.held_out import HoldOut
 from afm_fx.output_directory import refuse_existing_file, write_text
-from afm_fx.planning import MEASURED_ROWS
+from afm_fx.planning import MEASURED_ROWS, SENSITIVITY_ROWS
 from afm_fx.sweep import BUDGETS
 from afm_fx.sweep import sweep as sweep_budgets
 from afm_fx.user_model import build_model

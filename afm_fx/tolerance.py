@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afm_fx.allocation import Allocation
-from afm_fx.compression import apply_plan
+from afm_fx.apply_plan import apply_plan
 from afm_fx.errors import PolicyError
 from afm_fx.evaluation import LabelledBatch, LabelledRows, labelled_rows, predicted_logits
 from afm_fx.plan import Evidence

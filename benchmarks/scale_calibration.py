@@ -29,9 +29,9 @@ from torch import Tensor
 import afm_fx
 from afm_fx import calibration
 from afm_fx.all_reduce import all_reduced
-from afm_fx.compression import SENSITIVITY_ROWS
 from afm_fx.data_files import open_data
 from afm_fx.file_batches import FileBatches
+from afm_fx.planning import SENSITIVITY_ROWS
 from afm_fx.process_groups import Group, joined_group, rank_and_size
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes

@@ -131,6 +131,11 @@ def args_of(node: Node) -> tuple[Any, ...]:
     return node.args
 
 
+def argument(node: Node, position: int, default: Any) -> Any:
+    """A positional argument or its default."""
+    return node.args[position] if len(node.args) > position else default
+
+
 def constant_of(module: GraphModule, node: Any) -> torch.Tensor | None:
     """The tensor behind a ``get_attr`` node, or None."""
     if isinstance(node, Node) and node.op == "get_attr":

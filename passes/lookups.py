@@ -25,7 +25,6 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.code_builder import CodeBuilder
 from passes.graph_tools import aten, shape_of, value_of
 
 ROW_LOOKUPS = frozenset({aten.embedding.default, aten.index.Tensor})
@@ -90,16 +89,6 @@ def ids_of(node: Node) -> Node | None:
         ids = node.args[1]
         return ids if isinstance(ids, Node) else None
     return _row_index(node) if node.target is aten.index.Tensor else None
-
-
-def looked_up(builder: CodeBuilder, lookup: Lookup, codes: Node) -> Node:
-    """The same lookup in another table of as many rows."""
-    node = lookup.node
-    if lookup.pooling is None:
-        return builder.emit(node.target, codes, *node.args[1:], **node.kwargs)
-    arguments = {**bag_arguments(node), "weight": codes}
-    bag = builder.emit(node.target, *arguments.values())
-    return builder.emit(operator.getitem, bag, 0)
 
 
 def bag_arguments(node: Node) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder, width_of
-from passes.graph_tools import args_of, aten, constant_of, value_of
+from passes.graph_tools import args_of, argument, aten, constant_of, value_of
 from passes.low_rank_value import LowRankValue, move_blocks
 from passes.outcomes import Absorbed, Carried, Outcome, Restored, Rule, Values
 from passes.provenance import run_on_positions
@@ -48,11 +48,6 @@ def single(node: Node, values: Values) -> LowRankValue | None:
     """The low-rank first operand of a node."""
     value = values.get(node.args[0]) if isinstance(node.args[0], Node) else None
     return value if isinstance(value, LowRankValue) else None
-
-
-def argument(node: Node, position: int, default: Any) -> Any:
-    """A positional argument or its default."""
-    return node.args[position] if len(node.args) > position else default
 
 
 def reduced_axes(node: Node, rank: int) -> list[int]:

@@ -16,9 +16,9 @@ import numpy as np
 from torch.fx import Node
 
 from passes.code_builder import CodeBuilder
-from passes.graph_tools import aten, value_of
+from passes.graph_tools import argument, aten, value_of
 from passes.low_rank_value import LowRankValue
-from passes.moves import argument, equal_sizes, keeps_axes, on_features, reduced_axes, static
+from passes.moves import equal_sizes, keeps_axes, on_features, reduced_axes, static
 from passes.need_features import BENDS, MULTIPLIES
 from passes.outcomes import Carried, Law, Outcome, Restored, Rule, Summed, Values
 from passes.products import Product, ProductTerm, inner_products, sums_of_codes, sums_of_features

@@ -27,7 +27,7 @@ from passes.graph_change import GraphPicture, replaced_operands
 from passes.graph_pass import GraphPass
 from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, value_of
 from passes.laws import law_of
-from passes.lookups import Lookup, looked_up, lookup_of
+from passes.lookups import Lookup, bag_arguments, lookup_of
 from passes.low_rank_value import Block, LowRankValue
 from passes.need_features import MULTIPLIES
 from passes.outcomes import Absorbed, Carried, Law, Restored, Summed
@@ -236,7 +236,7 @@ class _Walk:
             self.builder.shared[name] = self.builder.new_parameter(
                 name, factor.encode_table(table), table, columns=[(site.name, site.width)]
             )
-        code = looked_up(self.builder, lookup, self.builder.shared[name])
+        code = _looked_up(self.builder, lookup, self.builder.shared[name])
         return LowRankValue(code, lead, (site.width,), (block,))
 
     def _no_code(self, node: Node, lookup: Lookup) -> Node:
@@ -376,3 +376,13 @@ def _sites_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(dict.fromkeys(site for part in value for site in part.sites))
     return value.sites if isinstance(value, (LowRankValue, Product)) else ()
+
+
+def _looked_up(builder: CodeBuilder, lookup: Lookup, codes: Node) -> Node:
+    """The same lookup in another table of as many rows."""
+    node = lookup.node
+    if lookup.pooling is None:
+        return builder.emit(node.target, codes, *node.args[1:], **node.kwargs)
+    arguments = {**bag_arguments(node), "weight": codes}
+    bag = builder.emit(node.target, *arguments.values())
+    return builder.emit(operator.getitem, bag, 0)

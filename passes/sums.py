@@ -24,9 +24,9 @@ from passes.code_builder import CodeBuilder, width_of
 from passes.common_form import along_features, spread, through_lead, units_as_columns
 from passes.decoder import Decoder
 from passes.gates import scaled
-from passes.graph_tools import args_of, aten, value_of
+from passes.graph_tools import args_of, argument, aten, value_of
 from passes.low_rank_value import Block, LowRankValue, align, split_rows
-from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, argument, keeps_axes, keeps_shape, reduced_axes, single, static
+from passes.moves import OTHER_DTYPE, UNKNOWN_SIZES, keeps_axes, keeps_shape, reduced_axes, single, static
 from passes.outcomes import Absorbed, Carried, Law, Outcome, Restored, Rule, Values
 
 MIXED = "it adds dense features to features that are written in a code"

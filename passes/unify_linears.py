@@ -19,8 +19,17 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from passes.graph_pass import GraphPass
-from passes.graph_tools import PROVENANCE, aten, call, constant_of, derived_name, parameter, replace_node, shape_of
-from passes.moves import argument
+from passes.graph_tools import (
+    PROVENANCE,
+    argument,
+    aten,
+    call,
+    constant_of,
+    derived_name,
+    parameter,
+    replace_node,
+    shape_of,
+)
 
 RULE = "linear form"
 
