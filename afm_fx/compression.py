@@ -8,21 +8,30 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.export import ExportedProgram
 
-from afm_fx.apply_plan import apply_plan
-from afm_fx.basis import BasisKind
-from afm_fx.batches import peek
-from afm_fx.calibration import Statistics, calibrate
-from afm_fx.capture import capture
+from afm_fx.calibration import (
+    Statistics,
+    calibrate,
+)
+from afm_fx.data import HoldOut, peek
 from afm_fx.errors import CalibrationError
-from afm_fx.held_out import HoldOut
-from afm_fx.inputs import Inputs
-from afm_fx.packing import PackReport
-from afm_fx.packing import pack as pack_program
-from afm_fx.plan import Plan
-from afm_fx.planning import MEASURED_ROWS, SENSITIVITY_ROWS, Policy, make_plan
-from afm_fx.program import Program
+from afm_fx.planning import (
+    MEASURED_ROWS,
+    SENSITIVITY_ROWS,
+    BasisKind,
+    Plan,
+    Policy,
+    apply_plan,
+    make_plan,
+)
+from afm_fx.program import (
+    InputKind,
+    Inputs,
+    Program,
+    capture,
+    split_inputs,
+)
 from afm_fx.report import CompressionReport
-from afm_fx.typed_inputs import InputKind, split_inputs
+from afm_fx.runtime import PackReport, pack as pack_program
 
 _WITHOUT_GRADIENTS = (BasisKind.AFM, BasisKind.WEIGHT_SVD)
 

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from passes import graph_tools
-from passes.canonicalize import Canonicalize
-from passes.factor import Factor
-from passes.graph_tools import aten, clone_graph_module
+from passes.canonical import Canonicalize
+from passes.codes import Factor
+from passes.graph import (
+    COMPUTED,
+    aten,
+    clone_graph_module,
+)
 from passes.sink_codes import SinkCodes, analyze
 from passes.sites import find_sites
 
@@ -82,7 +85,7 @@ def _round(captured: GraphModule) -> list[tuple[float, float]]:
     """(wall, processor) seconds of every stage, from the graph as exported to the rewritten one."""
     module = clone_graph_module(captured)
     for node in module.graph.nodes:
-        node.meta.pop(graph_tools.COMPUTED, None)  # or checks would find their work done
+        node.meta.pop(COMPUTED, None)  # or checks would find their work done
     seconds = [_timed(lambda: Canonicalize()(module)), _timed(lambda: analyze(module))]
     factors = _factors(module)
     seconds.append(_timed(lambda: SinkCodes(factors)(module)))

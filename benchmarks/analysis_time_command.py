@@ -12,8 +12,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from afm_fx.machine import Machine, this_machine
-from afm_fx.tables import render_table
+from afm_fx.io import (
+    Machine,
+    render_table,
+    this_machine,
+)
 from benchmarks.analysis_cost import STAGES, AnalysisCost, analysis_cost, growth
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes

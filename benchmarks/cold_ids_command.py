@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from afm_fx.tables import render_table
+from afm_fx.io import render_table
 from benchmarks.cold_ids_experiment import ColdLine, as_json, cold_ids_experiment
 from benchmarks.ctr_models import ModelConfig, check_model_name
 from benchmarks.datasets import EncodingConfig

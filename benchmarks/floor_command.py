@@ -12,8 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from afm_fx.errors import UserError
-from afm_fx.machine import Machine, this_machine
-from afm_fx.tables import render_table
+from afm_fx.io import (
+    Machine,
+    render_table,
+    this_machine,
+)
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import COMPILED, CONTENDERS, THIS_PASS, LatencyModel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from afm_fx.quiet import quiet
+from afm_fx.io import quiet
 
 SMALLEST_WEIGHT = 4096
 """Linears of fewer weights stay as they are: quantising what flows in costs more than the product."""

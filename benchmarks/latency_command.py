@@ -10,11 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.benchmark import benchmark
 from afm_fx.errors import UserError
-from afm_fx.machine import available_cores
-from afm_fx.measurement import Measurement
-from afm_fx.tables import render_table
+from afm_fx.io import available_cores, render_table
+from afm_fx.measure import Measurement, benchmark
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import CONTENDERS, Entry, LatencyModel

@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 
 from afm_fx.errors import BenchmarkError
-from afm_fx.loadgen import SUMMARY
-from afm_fx.serving_load import LoadResult
+from afm_fx.measure import SUMMARY, LoadResult
 
 FLAT = 0.01
 """Memory is called flat where it grows by no more than this share of itself."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import afm_fx
-from afm_fx.packing import pack
+from afm_fx.runtime import pack
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 

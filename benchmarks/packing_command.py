@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.measurement import Measurement
-from afm_fx.tables import render_table
+from afm_fx.io import render_table
+from afm_fx.measure import Measurement
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.ctr_models import check_model_name
 from benchmarks.exit_codes import exit_codes

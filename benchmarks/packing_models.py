@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 import afm_fx
-from afm_fx.benchmark import benchmark
 from afm_fx.errors import BenchmarkError
-from afm_fx.measurement import Measurement
-from afm_fx.onnx_export import ExportReport, export_onnx
+from afm_fx.measure import Measurement, benchmark
+from afm_fx.runtime import (
+    ExportReport,
+    export_onnx,
+)
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.ctr_models import MODELS, MULTI_TASK, ModelConfig, build_model
 from benchmarks.datasets import CtrDataset, Rows, SparseField

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from afm_fx.errors import UserError
-from afm_fx.progress import track
+from afm_fx.io import track
 from benchmarks.ranking_metrics import RankedScores
 
 

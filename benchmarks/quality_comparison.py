@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 import afm_fx
+from afm_fx.calibration import plain_taps
 from afm_fx.errors import PolicyError
-from afm_fx.simulation import Simulation
-from afm_fx.site_bases import SiteBases, SiteErrors
-from afm_fx.taps import plain_taps
+from afm_fx.planning import (
+    Simulation,
+    SiteBases,
+    SiteErrors,
+)
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.quality_latency import time_plans
@@ -42,7 +45,7 @@ class Setting:
     """One policy to compress by, with the words that name it in the tables."""
 
     label: str
-    policy: afm_fx.Policy
+    policy: afm_fx.planning.Policy
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Comparison:
     seconds: float
     rank_correlation: float | None = None
     random_plans: int = 0
-    timing: afm_fx.Measurement | None = None
+    timing: afm_fx.measure.Measurement | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import afm_fx
-from afm_fx.benchmark import MAX_DIFFERENT_BATCHES
+from afm_fx.measure import MAX_DIFFERENT_BATCHES
 
 SECONDS = 1.0
 
@@ -21,7 +21,7 @@ def time_plans(
     batch_sizes: Sequence[int],
     *,
     seconds: float = SECONDS,
-) -> afm_fx.Measurement:
+) -> afm_fx.measure.Measurement:
     """Exports the original and every plan's program, packed, and times the files side by side on one thread.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from afm_fx.errors import OutputExistsError
-from afm_fx.tables import render_table
+from afm_fx.io import render_table
 from benchmarks.ctr_models import ModelConfig
 from benchmarks.datasets import CtrDataset, EncodingConfig
 from benchmarks.quality_comparison import MEASURED, ORIGINAL, Comparison, Variant

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from afm_fx.tables import render_table
+from afm_fx.io import render_table
 from benchmarks.ctr_models import ModelConfig, check_model_name
 from benchmarks.datasets import CtrDataset, EncodingConfig
 from benchmarks.exit_codes import exit_codes

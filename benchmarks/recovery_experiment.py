@@ -78,7 +78,7 @@ class Line:
     log_loss: float
     to_original: AucDifference | None
     logit_rmse: float | None = None
-    recovery: afm_fx.RecoveryReport | None = None
+    recovery: afm_fx.recovery.RecoveryReport | None = None
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ class _Contender:
     stage: str
     program: afm_fx.Program
     scores: NDArray[np.float64]
-    recovery: afm_fx.RecoveryReport | None = None
+    recovery: afm_fx.recovery.RecoveryReport | None = None
 
 
 def experiment(
@@ -140,7 +140,7 @@ def _recover(
     *,
     labels: bool,
     folder: Path | None,
-) -> tuple[afm_fx.RecoveryReport, afm_fx.Program]:
+) -> tuple[afm_fx.recovery.RecoveryReport, afm_fx.Program]:
     options = schedule.options(labels=labels)
     recovered = afm_fx.recover(
         low_rank,

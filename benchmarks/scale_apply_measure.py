@@ -26,11 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.checkpoints import open_checkpoint
-from afm_fx.tensor_files import write_table
+from afm_fx.io import open_checkpoint, write_table
 from benchmarks.large_file_memory import LargeTableModel, random_ids
 from benchmarks.resident_memory import mapped_bytes, peak_bytes, reset_peak, resident_bytes
-from passes.factor import factor_of
+from passes.codes import factor_of
 from passes.sites import SiteKind
 
 TINY = 10_000
@@ -121,7 +120,7 @@ def plan_of(rows: int, width: int, rank: int) -> afm_fx.Plan:
         torch.randn(width, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     )
     factor = factor_of(basis.mT.contiguous(), basis, torch.ones(width, dtype=torch.float64))
-    site = afm_fx.SitePlan("table", SiteKind.EMBEDDING, (rows, width), rank, "", 1.0, 0.0, "afm")
+    site = afm_fx.planning.SitePlan("table", SiteKind.EMBEDDING, (rows, width), rank, "", 1.0, 0.0, "afm")
     return afm_fx.Plan((site,), {"table": factor})
 
 
@@ -129,7 +128,7 @@ def _model(rows: int, width: int) -> nn.Module:
     return LargeTableModel(rows, width).eval()
 
 
-def apply(checkpoint: Path, rows: int, width: int, rank: int, out: Path) -> afm_fx.AppliedFiles:
+def apply(checkpoint: Path, rows: int, width: int, rank: int, out: Path) -> afm_fx.large_tables.AppliedFiles:
     """Applies the plan, as a user would."""
 
     def factory() -> tuple[nn.Module, tuple[Tensor]]:
@@ -201,7 +200,7 @@ def _timed(work: Any) -> float:
     return time.perf_counter() - start
 
 
-def _difference(applied: afm_fx.AppliedFiles, index: Path, rows: int, width: int, rank: int) -> float:
+def _difference(applied: afm_fx.large_tables.AppliedFiles, index: Path, rows: int, width: int, rank: int) -> float:
     """Of codes in the files from those of the same rows, encoded in memory."""
     stored = open_checkpoint(index)["table.weight"]
     found = open_checkpoint(applied.folder)["table.codes.weight"]

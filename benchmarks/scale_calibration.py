@@ -27,12 +27,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 import afm_fx
-from afm_fx import calibration
-from afm_fx.all_reduce import all_reduced
-from afm_fx.data_files import open_data
-from afm_fx.file_batches import FileBatches
+from afm_fx.calibration import all_reduced
+from afm_fx.data import FileBatches, open_data
+from afm_fx.io import (
+    Group,
+    joined_group,
+    rank_and_size,
+)
 from afm_fx.planning import SENSITIVITY_ROWS
-from afm_fx.process_groups import Group, joined_group, rank_and_size
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes
 
@@ -174,7 +176,7 @@ class _Counted:
         self._patches = ExitStack()
 
     def __enter__(self) -> Self:
-        self._patches.enter_context(mock.patch.object(calibration, "all_reduced", self._look))
+        self._patches.enter_context(mock.patch("afm_fx.calibration.calibration.all_reduced", self._look))
         return self
 
     def __exit__(self, *_: object) -> None:

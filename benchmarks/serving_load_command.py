@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from afm_fx.latencies import shown_us
+from afm_fx.measure import shown_us
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import DENSE, THIS_PASS, LatencyModel

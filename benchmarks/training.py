@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from afm_fx.errors import FileFormatError, UserError
-from afm_fx.progress import progress_bar
+from afm_fx.io import progress_bar
 from benchmarks.datasets import Rows
 from benchmarks.ranking_metrics import auc, log_loss
 

@@ -19,23 +19,61 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from passes import absorb
-from passes.code_builder import CodeBuilder, NewParameter
-from passes.errors import GraphInvariantError, PassError, RewriteError, TableIndexError
-from passes.factor import Factor, blank_factor
-from passes.graph_change import GraphPicture, replaced_operands
-from passes.graph_pass import GraphPass
-from passes.graph_tools import FACTORED_SITE, aten, clone_graph_module, value_of
-from passes.laws import law_of
-from passes.lookups import Lookup, bag_arguments, lookup_of
-from passes.low_rank_value import Block, LowRankValue
-from passes.need_features import MULTIPLIES
-from passes.outcomes import Absorbed, Carried, Law, Restored, Summed
-from passes.products import Product
-from passes.restore import restore
-from passes.sites import Site, SiteKind, find_sites
-from passes.unify_linears import CHANNELS, makes_channels
-from passes.verdicts import ON_CODES, Fate, Verdict, operator_name, source_line
+from passes.canonical import (
+    CHANNELS,
+    makes_channels,
+)
+from passes.codes import (
+    Block,
+    CodeBuilder,
+    Factor,
+    LowRankValue,
+    NewParameter,
+    Product,
+    blank_factor,
+    restore,
+)
+from passes.graph import (
+    FACTORED_SITE,
+    GraphInvariantError,
+    GraphPass,
+    GraphPicture,
+    PassError,
+    RewriteError,
+    TableIndexError,
+    aten,
+    clone_graph_module,
+    replaced_operands,
+    value_of,
+)
+from passes.laws import (
+    ABSORBED,
+    MULTIPLIES,
+    ON_CODES,
+    PER_FIELD,
+    Absorbed,
+    Carried,
+    Fate,
+    Law,
+    Restored,
+    Summed,
+    Verdict,
+    affine_of_linear,
+    decoder_of,
+    dense_source,
+    law_of,
+    linear_site,
+    operator_name,
+    source_line,
+)
+from passes.sites import (
+    Lookup,
+    Site,
+    SiteKind,
+    bag_arguments,
+    find_sites,
+    lookup_of,
+)
 
 LOOKUP = "look up"
 
@@ -225,7 +263,7 @@ class _Walk:
     def _look_up(self, node: Node, site: Site, factor: Factor) -> LowRankValue:
         lookup = _lookup_of(node)
         lead = tuple(value_of(node).shape)[:-1]
-        block = Block(tuple(range(factor.rank)), absorb.decoder_of(factor, site.name))
+        block = Block(tuple(range(factor.rank)), decoder_of(factor, site.name))
         if factor.rank == 0:
             return LowRankValue(self._no_code(node, lookup), lead, (site.width,), (block,))
         name = f"{site.name}.codes.weight"
@@ -249,19 +287,19 @@ class _Walk:
         source = node.args[0]
         if not isinstance(source, Node):
             raise TableIndexError(f"the input of '{node.name}' is not a tensor of the graph")
-        affine = absorb.affine_of_linear(self.builder, node)
+        affine = affine_of_linear(self.builder, node)
         if affine is None:
             raise TableIndexError(f"the weight or bias of '{node.name}' is not a constant")
         factored, value = (factor, site.name), self.values.get(source)
         if isinstance(value, LowRankValue):
             ready = self.builder.push(value)
             if ready is not None:
-                self._judge(node, Fate.ABSORBED, Law.LINEAR, absorb.ABSORBED)
-                return absorb.linear_site(self.builder, ready, affine, factored)
-            self._judge(node, Fate.RESTORED, Law.LINEAR, absorb.PER_FIELD)
+                self._judge(node, Fate.ABSORBED, Law.LINEAR, ABSORBED)
+                return linear_site(self.builder, ready, affine, factored)
+            self._judge(node, Fate.RESTORED, Law.LINEAR, PER_FIELD)
         if value is not None:
             source = self._features_of(source)
-        return absorb.linear_site(self.builder, absorb.dense_source(source), affine, factored)
+        return linear_site(self.builder, dense_source(source), affine, factored)
 
     def _need_features(self, node: Node, outcome: Restored, law: Law) -> None:
         """Restores what a node takes. Products that it takes are computed first, and are dense from then on."""

@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.all_reduce import all_reduced
-from afm_fx.data_files import open_data
+from afm_fx.calibration.all_reduce import all_reduced
+from afm_fx.data.data_files import open_data
+from afm_fx.data.file_batches import FileBatches
 from afm_fx.errors import AfmFxError
-from afm_fx.file_batches import FileBatches
-from afm_fx.process_groups import joined_group
+from afm_fx.io.process_groups import joined_group
 from tests.some_statistics import MANY, WIDTHS, assert_whole, parts_of, reloaded
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
@@ -160,7 +160,7 @@ def low_rank() -> afm_fx.Program:
     return afm_fx.apply_plan(program(), afm_fx.make_plan(program(), statistics, afm_fx.Fixed(linear=4), basis="afm"))
 
 
-def recovered(**options: Any) -> afm_fx.Change[afm_fx.RecoveryReport]:
+def recovered(**options: Any) -> afm_fx.program.Change[afm_fx.recovery.RecoveryReport]:
     """Few batches, the last of 2 rows, so that three processes have one without rows."""
     batches, held_out = tensors(0, 20 * 24 + 2, 24), tensors(500, 900, 50)
     return afm_fx.recover(

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from afm_fx.cli import app
-from passes import laws
+from afm_fx.commands.cli import app
+from passes.laws import table as laws
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ def run_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         How many were run.
     """
     monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.setattr("afm_fx.compress_files.TIMED_SECONDS", 0.01)
+    monkeypatch.setattr("afm_fx.commands.compress_files.TIMED_SECONDS", 0.01)
     page = path.read_text(encoding="utf-8")
     monkeypatch.setattr(laws, "_TABLE", dict(laws._TABLE))  # what a page registers is gone with it
     variables: dict[str, object] = {"__name__": "page"}

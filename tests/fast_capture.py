@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils import _pytree as pytree
 
 import afm_fx
-from passes.canonicalize import Canonicalize
+from passes.canonical.canonicalize import Canonicalize
 
 
 def fast_capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> afm_fx.Program:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from passes import laws
-from passes.laws import Entry
-from passes.outcomes import Law
+from passes.laws import table as laws
+from passes.laws.outcomes import Law
+from passes.laws.table import Entry
 
 PAGE = Path(__file__).parents[1] / "docs" / "laws.md"
 COMMAND = "make golden"
 
 INTRODUCTION = f"""# The table of laws
 
-Written by `{COMMAND}` from `passes/laws.py`; a test holds it to the code.
+Written by `{COMMAND}` from `passes/laws/table.py`; a test holds it to the code.
 
 Every operator that takes low-rank features asks this table what becomes of them. The rewrite, the analysis and the
 explanation all ask the same table, so they cannot disagree. An operator that is not in it needs the features themselves

@@ -50,11 +50,11 @@ def _work(folder: Path, rank: int, processes: int, program: afm_fx.Program | Non
     mine = {name: tensor for at, (name, tensor) in enumerate(state.items()) if at % processes == rank}
     found["table-wise"] = encoded(plans["plain"], mine)
     try:
-        afm_fx.encode_sharded(plans["joint"], by_rows | {"weights.0.weight": state["weights.0.weight"]})
+        afm_fx.large_tables.encode_sharded(plans["joint"], by_rows | {"weights.0.weight": state["weights.0.weight"]})
     except PlanError as error:
         found["placed differently"] = str(error)
     if program is not None:
-        sharded = afm_fx.with_tables(program, by_rows)
+        sharded = afm_fx.large_tables.with_tables(program, by_rows)
         found["program"] = {name: applied(sharded, plan) for name, plan in plans.items()}
     return found
 
@@ -62,7 +62,7 @@ def _work(folder: Path, rank: int, processes: int, program: afm_fx.Program | Non
 def encoded(plan: afm_fx.Plan, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The encoded tensors, whole and in part, how they are placed, and what was sent until they were made."""
     with CommDebugMode() as sent:
-        result = afm_fx.encode_sharded(plan, state)
+        result = afm_fx.large_tables.encode_sharded(plan, state)
     counts = {str(each): count for each, count in sent.get_comm_counts().items() if count}
     sharded = {name: tensor for name, tensor in result.items() if isinstance(tensor, DTensor)}
     return {

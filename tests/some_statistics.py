@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from afm_fx.moments import Moments
-from afm_fx.sensitivity import Sensitivity
-from afm_fx.statistics import Statistics
-from afm_fx.traffic import Traffic
+from afm_fx.calibration.moments import Moments
+from afm_fx.calibration.sensitivity import Sensitivity
+from afm_fx.calibration.statistics import Statistics
+from afm_fx.calibration.traffic import Traffic
 from tests.graphs import correlated
 
 WIDTHS = {"table": 3, "tables": 4, "layer": 5, "a layer": 4, "Z": 4}

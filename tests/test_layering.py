@@ -1,8 +1,9 @@
-"""Holds the direction of the dependencies: ``afm_fx`` imports ``passes``, never back."""
+"""Holds the house: rooms import downwards and by their doors, ``afm_fx`` imports ``passes`` and never back."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"io", "json", "os", "pathlib", "pickle", "shutil", "tempfile"}
-PASSES_MAY_IMPORT = {"numpy", "torch", "passes"} | (sys.stdlib_module_names - FILES)
+PASSES_MAY_IMPORT = {"lazy_loader", "numpy", "torch", "passes"} | (sys.stdlib_module_names - FILES)
 """Graph passes know graphs and tensors: no data, no ONNX, no files."""
 
 OPTIONAL = {
@@ -20,9 +21,27 @@ OPTIONAL = {
 }  # fmt: skip
 """Distributions of an extra: importing ``afm_fx`` must not need them."""
 
+FROM_THE_GROUND = (
+    "passes.graph", "passes.canonical", "passes.sites", "passes.codes", "passes.laws", "passes.serving", "passes",
+    "afm_fx.errors", "afm_fx.version", "afm_fx.io", "afm_fx.program", "afm_fx.data", "afm_fx.calibration",
+    "afm_fx.runtime", "afm_fx.measure", "afm_fx.planning", "afm_fx.recovery", "afm_fx.large_tables", "afm_fx.report",
+    "afm_fx.compression", "afm_fx.commands", "afm_fx",
+)  # fmt: skip
+"""The rooms, and the modules that stand outside of any; each may import those before it."""
+
+DRAWS_A_PAGE = {"afm_fx/report/compression_report.py"}
+"""May import inside a function: what draws pages imports the report, which offers them."""
+
 
 def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+LIBRARY = modules("afm_fx") + modules("passes")
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
@@ -36,26 +55,86 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.lineno
 
 
-def roots(path: Path, *, everywhere: bool = True) -> dict[str, int]:
-    """Top-level packages that a file imports, with a line; ``everywhere`` also looks inside functions."""
+def imports(path: Path, *, everywhere: bool = True) -> list[tuple[str, int]]:
+    """Modules that a file imports, each with its line; ``everywhere`` also looks inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if everywhere else ast.iter_child_nodes(tree)
-    return {name.split(".")[0]: line for name, line in imported(nodes)}
+    return list(imported(ast.walk(tree) if everywhere else ast.iter_child_nodes(tree)))
 
 
-@pytest.mark.parametrize("path", modules("passes"), ids=lambda path: path.name)
+def roots(path: Path, *, everywhere: bool = True) -> dict[str, int]:
+    return {name.split(".")[0]: line for name, line in imports(path, everywhere=everywhere)}
+
+
+def room_of(module: str) -> str:
+    """The room of a module, or the package of one that stands outside of any."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in FROM_THE_GROUND else parts[0]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def ours(path: Path) -> list[tuple[str, int]]:
+    return [(name, line) for name, line in imports(path) if name.split(".")[0] in ("afm_fx", "passes")]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=shown)
+def test_a_room_imports_only_rooms_below_it(path):
+    height = FROM_THE_GROUND.index(room_of(module_of(path)))
+    above = [(name, line) for name, line in ours(path) if FROM_THE_GROUND.index(room_of(name)) > height]
+    assert not above, f"{shown(path)} imports {above} (module, line), which lie above it"
+
+
+@pytest.mark.parametrize("path", LIBRARY + modules("benchmarks") + modules("examples"), ids=shown)
+def test_a_room_is_entered_by_its_door(path):
+    here = room_of(module_of(path))
+    past = [
+        (name, line)
+        for name, line in ours(path)
+        if name not in (room := room_of(name), "afm_fx", "passes") and room != here
+    ]
+    past = [(name, line) for name, line in past if not name.startswith(("passes.sink_codes", "passes.pipeline"))]
+    assert not past, f"{shown(path)} reaches past the door for {past} (module, line)"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=shown)
+def test_nothing_of_ours_is_imported_inside_a_function(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {
+        name for node in functions for name, _ in imported(ast.walk(node)) if name.startswith(("afm_fx", "passes"))
+    }
+    assert not inside or shown(path) in DRAWS_A_PAGE, f"{shown(path)} imports {sorted(inside)} inside a function"
+
+
+@pytest.mark.parametrize("room", [room for room in FROM_THE_GROUND if (ROOT / room.replace(".", "/")).is_dir()])
+def test_a_door_tells_what_the_room_is_for_and_hands_on_what_is_there(room):
+    door = importlib.import_module(room)
+    assert len((door.__doc__ or "").split()) > 20
+    assert door.__all__
+    for name in door.__all__:
+        assert getattr(door, name) is not None
+    folder = ROOT / room.replace(".", "/")
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    if "." in room:
+        unread = {name for name in files if f"``{name}``" not in (door.__doc__ or "")}
+        assert not unread, f"{room}'s docstring does not say when to read {sorted(unread)}"
+
+
+@pytest.mark.parametrize("path", modules("passes"), ids=shown)
 def test_passes_know_only_tensors_graphs_and_themselves(path):
     foreign = {name: line for name, line in roots(path).items() if name not in PASSES_MAY_IMPORT}
-    assert not foreign, f"{path.relative_to(ROOT)} imports {foreign} (module: line)"
+    assert not foreign, f"{shown(path)} imports {foreign} (module: line)"
 
 
-@pytest.mark.parametrize("path", modules("afm_fx"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", modules("afm_fx"), ids=shown)
 def test_afm_fx_imports_packages_of_extras_only_where_they_are_used(path):
     eager = {name: line for name, line in roots(path, everywhere=False).items() if name in OPTIONAL}
-    assert not eager, f"{path.relative_to(ROOT)} imports {eager} (module: line) at the top"
+    assert not eager, f"{shown(path)} imports {eager} (module: line) at the top"
 
 
-@pytest.mark.parametrize("path", modules("afm_fx") + modules("passes"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", LIBRARY, ids=shown)
 def test_the_library_imports_neither_tests_nor_benchmarks(path):
     assert not {"tests", "benchmarks"} & set(roots(path))
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from afm_fx.errors import FileFormatError
-from afm_fx.progress import track
+from afm_fx.io import track
 
 BLOCK_BYTES = 16 << 20
 

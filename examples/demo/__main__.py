@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from afm_fx.command_errors import reported_errors
+from afm_fx.commands import reported_errors
 from examples.demo.model import Training
 from examples.demo.run import DemoSettings, run_demo
 from examples.generated_clicks import ClickGenerator

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from afm_fx.errors import UserError
-from afm_fx.progress import progress_bar
-from afm_fx.worsening import auc
+from afm_fx.io import progress_bar
+from afm_fx.measure import auc
 from examples.generated_clicks import ClickData
 
 INSTALL_HINT = "the demo needs deepctr-torch: pip install 'afm-fx[deepctr,cpu]'"

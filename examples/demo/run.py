@@ -14,19 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from afm_fx.benchmark import benchmark
-from afm_fx.capture import capture
-from afm_fx.compress_files import DENSE, LOW_RANK, OUTPUTS, write_outputs
+from afm_fx.commands import (
+    DENSE,
+    LOW_RANK,
+    OUTPUTS,
+    write_outputs,
+)
 from afm_fx.compression import Compressed, compress
-from afm_fx.contenders import make_contender
 from afm_fx.errors import UserError
-from afm_fx.measurement import Measurement
-from afm_fx.onnx_export import ExportReport
-from afm_fx.output_directory import refuse_existing, staged_outputs
-from afm_fx.planning import Policy
-from afm_fx.policies import Fixed
-from afm_fx.progress import track
-from afm_fx.tables import render_table
+from afm_fx.io import (
+    refuse_existing,
+    render_table,
+    staged_outputs,
+    track,
+)
+from afm_fx.measure import Measurement, benchmark, make_contender
+from afm_fx.planning import Fixed, Policy
+from afm_fx.program import capture
+from afm_fx.runtime import ExportReport
 from examples.demo.model import Quality, Training, build_deepfm, model_inputs, score, train
 from examples.generated_clicks import ClickGenerator
 

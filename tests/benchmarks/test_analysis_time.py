@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from benchmarks import analysis_time_command
 from benchmarks.analysis_cost import STAGES, AnalysisCost, analysis_cost, growth
 from benchmarks.many_towers import NODES_PER_TOWER, ManyTowers, TowerShape
-from passes.canonicalize import Canonicalize
-from passes.graph_tools import clone_graph_module
-from passes.outcomes import Law
+from passes.canonical.canonicalize import Canonicalize
+from passes.graph.graph_tools import clone_graph_module
+from passes.laws.outcomes import Law
+from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze
-from passes.verdicts import Fate
 from tests.passes.test_sink_codes import orthonormal_factors
 
 SMALL = TowerShape(fields=6, dense=3, width=4, hidden=(8, 8))

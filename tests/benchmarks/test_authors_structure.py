@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from afm_fx.capture import capture
-from afm_fx.onnx_export import export_onnx
+from afm_fx.program.capture import capture
+from afm_fx.runtime.onnx_export import export_onnx
 from benchmarks.peers.authors_structure import AuthorsDeepFM
 
 

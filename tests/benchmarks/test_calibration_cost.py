@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from afm_fx.capture import capture
+from afm_fx.program.capture import capture
 from benchmarks.apply_memory import LargeTableModel
 from benchmarks.calibration_cost import calibration_cost, interleave
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from afm_fx.aoti import load_aoti
-from afm_fx.benchmark import benchmark
 from afm_fx.errors import UserError
+from afm_fx.measure.benchmark import benchmark
+from afm_fx.runtime.aoti import load_aoti
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.latency_command import _chosen, app, as_json, markdown
 from benchmarks.latency_contenders import (

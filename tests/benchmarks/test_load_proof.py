@@ -13,10 +13,10 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from afm_fx.cli import app
+from afm_fx.commands.cli import app
 from afm_fx.errors import BenchmarkError
-from afm_fx.latencies import Latencies
-from afm_fx.serving_load import LoadResult
+from afm_fx.measure.latencies import Latencies
+from afm_fx.measure.serving_load import LoadResult
 from benchmarks.load_proof import LoadProof, ProofSettings, Run, memory_growth, prove, run_apart
 from benchmarks.serving_load_command import PROOF_COLUMNS, SPEED_COLUMNS, as_json, markdown, proof_rows, speed_rows
 
@@ -50,7 +50,9 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> LoadProof:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
     np.save(folder / "rows.npy", np.random.default_rng(0).random((64, 16), dtype=np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("afm_fx.serving_load.highest_qps", lambda holds, first: 600.0)  # its search takes many seconds
+        patch.setattr(
+            "afm_fx.measure.serving_load.highest_qps", lambda holds, first: 600.0
+        )  # its search takes many seconds
         return prove({"small": path}, folder / "rows.npy", folder / "logs", SETTINGS, run_here)["small"]
 
 

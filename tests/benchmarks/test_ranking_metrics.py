@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.metrics import log_loss as sklearn_log_loss
-from sklearn.metrics import roc_auc_score
+from hypothesis import given, strategies as st
+from sklearn.metrics import log_loss as sklearn_log_loss, roc_auc_score
 
 from benchmarks.ranking_metrics import RankedScores, auc, log_loss
 

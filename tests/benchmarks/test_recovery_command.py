@@ -45,7 +45,7 @@ def test_every_budget_has_three_lines_and_the_control_comes_last(lines: list[Lin
     assert whole.parameters == control.parameters
     assert whole.to_original is None
     reports = [line.recovery for line in (distilled, labelled, control)]
-    assert all(isinstance(report, afm_fx.RecoveryReport) for report in reports)
+    assert all(isinstance(report, afm_fx.recovery.RecoveryReport) for report in reports)
     assert [report and report.settings.label_weight is not None for report in reports] == [False, True, True]
     assert [report and report.settings.trainable for report in reports] == ["factors", "factors", "all"]
     assert control.auc > whole.auc  # which was not trained at all

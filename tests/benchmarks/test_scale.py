@@ -44,8 +44,8 @@ def test_bytes_of_all_sites_are_shown_or_added_up() -> None:
 
 def test_data_have_the_columns_and_rows_asked_for(tmp_path) -> None:
     pytest.importorskip("pyarrow")
-    from afm_fx.data_files import open_data
-    from afm_fx.parquet_files import ParquetData
+    from afm_fx.data.data_files import open_data
+    from afm_fx.data.parquet_files import ParquetData
 
     assert write_data(tmp_path, 1_001) > 39 * 1_001
     file = open_data(tmp_path)

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.errors import ExportError
-from passes.graph_tools import clone_graph_module
+from passes.graph.graph_tools import clone_graph_module
 from passes.sink_codes import Analysis, SinkCodes
-from passes.sites import find_sites
+from passes.sites.sites import find_sites
 from tests.fast_capture import fast_capture
 from tests.passes.rewrite_check import check_rewrite, random_factors
 from tests.random_models import Recipe, Step, Table, build, describe, random_inputs
@@ -142,6 +142,6 @@ def test_a_recipe_is_shown_as_the_source_of_its_model() -> None:
 def test_the_check_finds_a_lost_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe((Table(4),), (Step("lookup"), Step("relu")))
     check(recipe)
-    monkeypatch.setattr("passes.decoder_constants.DecoderConstants.offset", lambda self, decoder: None)
+    monkeypatch.setattr("passes.codes.decoder_constants.DecoderConstants.offset", lambda self, decoder: None)
     with pytest.raises(AssertionError, match="rows differ by"):
         check(recipe)

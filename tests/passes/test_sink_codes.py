@@ -11,14 +11,24 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.watched_run import WatchedRun
-from passes.cost import CostKind, cost
-from passes.errors import TableIndexError
-from passes.factor import Factor, factor_of
-from passes.graph_tools import PROVENANCE, aten, clone_graph_module
+from afm_fx.planning.cost import (
+    CostKind,
+    cost,
+)
+from afm_fx.program.watched_run import WatchedRun
+from passes.codes.factor import (
+    Factor,
+    factor_of,
+)
+from passes.graph.errors import TableIndexError
+from passes.graph.graph_tools import (
+    PROVENANCE,
+    aten,
+    clone_graph_module,
+)
+from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze
-from passes.sites import find_sites
-from passes.verdicts import Fate
+from passes.sites.sites import find_sites
 
 pytestmark = pytest.mark.xdist_group("sink codes")  # one worker captures every case once
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from afm_fx.program import Program
+from afm_fx.program.program import Program
+from passes.laws.verdicts import Fate
 from passes.sink_codes import analyze
-from passes.verdicts import Fate
 from tests.zoo.models import ZOO, captured
 
 GOLDEN = Path(__file__).with_name("golden_verdicts.json")

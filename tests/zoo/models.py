@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from afm_fx.capture import capture
-from afm_fx.program import Program
+from afm_fx.program.capture import capture
+from afm_fx.program.program import Program
 from tests.zoo.deepctr_models import deepctr_entries, deepctr_installed
 from tests.zoo.entry import ZooEntry
 from tests.zoo.paper_models import paper_entries

@@ -9,11 +9,20 @@ import torch
 from torch.fx import GraphModule, Node
 
 import afm_fx
-from passes.factor import Factor, factor_of
-from passes.graph_tools import PROVENANCE, aten
+from passes.codes.factor import (
+    Factor,
+    factor_of,
+)
+from passes.graph.graph_tools import (
+    PROVENANCE,
+    aten,
+)
+from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes
-from passes.sites import SiteKind, find_sites
-from passes.verdicts import Fate
+from passes.sites.sites import (
+    SiteKind,
+    find_sites,
+)
 from tests.zoo.deepctr_models import _deepctr
 from tests.zoo.entry import randomize
 

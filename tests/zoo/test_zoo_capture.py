@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from afm_fx.absent_tables import storage_of
-from afm_fx.capture import capture
 from afm_fx.errors import CaptureError
-from afm_fx.program import Program
-from passes import unify_linears
-from passes.graph_tools import PROVENANCE
-from passes.unify_linears import parts_of
+from afm_fx.large_tables.absent_tables import storage_of
+from afm_fx.program.capture import capture
+from afm_fx.program.program import Program
+from passes.canonical import unify_linears
+from passes.canonical.unify_linears import parts_of
+from passes.graph.graph_tools import PROVENANCE
 from tests.zoo.entry import EXAMPLE_ROWS, ZooEntry, call
 from tests.zoo.models import ZOO, captured, zoo_params
 

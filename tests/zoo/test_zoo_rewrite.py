@@ -13,7 +13,10 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from afm_fx.logits import columns_of, expose_logits
+from afm_fx.program.logits import (
+    columns_of,
+    expose_logits,
+)
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import ZOO, captured, zoo_params
 
@@ -144,7 +147,7 @@ def test_every_site_has_its_chains_and_every_verdict_a_reason(entry: ZooEntry) -
         assert chain.verdict.source or chain.verdict.fate in ("refused", "restored")
 
 
-def statistics_sites(name: str) -> tuple[afm_fx.SitePlan, ...]:
+def statistics_sites(name: str) -> tuple[afm_fx.planning.SitePlan, ...]:
     return afm_fx.make_plan(captured(name)[1], statistics_of(name), afm_fx.FullRank()).sites
 
 

@@ -1,0 +1,121 @@
+"""Folders that ``torch.distributed.checkpoint`` wrote, read without running what they say.
+
+Their ``.metadata`` is a pickle, which could make its reader execute anything. It is read by an unpickler that knows the
+data classes of such a file, ``torch.Size``, number formats and paths, and refuses every other name. Each tensor in the
+other files is what ``torch.save`` wrote; torch's reader with ``weights_only`` says, without reading the numbers, where
+they lie, and from then on they are read in rows like those of any checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from afm_fx.errors import FileFormatError, UnsafeFileError
+from afm_fx.io.stored_tensor import Chunk, StoredTensor, beside
+
+DISTRIBUTED_METADATA = ".metadata"
+_DTYPES = {str(each).removeprefix("torch.") for each in vars(torch).values() if isinstance(each, torch.dtype)}
+_MODULE = "torch.distributed.checkpoint"
+_KNOWN = {
+    f"{_MODULE}.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    f"{_MODULE}.filesystem": {"_StorageInfo"},
+    "torch": {"Size", *_DTYPES},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "collections": {"OrderedDict"},
+}  # fmt: skip
+"""What a ``.metadata`` may name, by module."""
+
+
+class _KnownNames(pickle.Unpickler):
+    """Unpickles nothing but the names of ``_KNOWN``."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if name not in _KNOWN.get(module, ()):
+            raise UnsafeFileError(f"it names '{module}.{name}', which no checkpoint needs and which is not run")
+        return super().find_class(module, name)
+
+
+def open_distributed(folder: Path) -> dict[str, StoredTensor]:
+    """Finds the tensors of a distributed checkpoint; what else it holds is left out.
+
+    Raises:
+        FileFormatError: it is damaged, or was written with another storage than torch's files.
+        UnsafeFileError: its metadata names objects beside tensors, or files outside the folder.
+    """
+    path = folder / DISTRIBUTED_METADATA
+    try:
+        metadata = _KnownNames(io.BytesIO(path.read_bytes())).load()
+        kinds = dict(metadata.state_dict_metadata)
+        places = {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items()}
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"'{path}' is not opened: {error}") from error
+    except Exception as error:  # a pickle that was made to mislead may raise anything
+        raise FileFormatError(
+            f"'{path}' is damaged, or no metadata of torch.distributed.checkpoint: {error}"
+        ) from error
+    tensors = {}
+    for name, kind in kinds.items():
+        if type(kind).__name__ != "TensorStorageMetadata":
+            continue
+        shape, dtype = tuple(kind.size), kind.properties.dtype
+        try:
+            chunks = tuple(_chunk(path, name, dtype, box, places) for box in kind.chunks)
+        except (AttributeError, TypeError, KeyError) as error:
+            raise FileFormatError(f"'{path}' is damaged, '{name}' is incomplete: {error!r}") from error
+        if not _are_whole(chunks, shape):
+            raise FileFormatError(f"'{path}' is damaged: the pieces of '{name}' are not the whole tensor")
+        tensors[name] = StoredTensor(shape, dtype, chunks)
+    return tensors
+
+
+def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> Chunk:
+    start, shape = tuple(box.offsets), tuple(box.sizes)
+    info = places[(name, start)] if (name, start) in places else places[(name, ())]
+    if info.transform_descriptors:
+        raise FileFormatError(
+            f"'{name}' was written through {info.transform_descriptors}, which cannot be read in rows"
+        )
+    file = beside(path, info.relative_path)
+    with file.open("rb") as stream:
+        part = _create_file_view(stream, int(info.offset), int(info.length))
+        try:
+            with FakeTensorMode():  # shapes and places, no numbers
+                tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+            offset = tensor.untyped_storage()._checkpoint_offset
+        except Exception as error:  # torch raises many unrelated types
+            raise FileFormatError(f"'{file}' is damaged, or holds no tensor '{name}' of torch.save: {error}") from error
+    plain = tensor.is_contiguous() and tuple(tensor.shape) == shape and tensor.dtype == dtype
+    if not plain or offset is None:
+        raise FileFormatError(f"'{file}' holds '{name}' in another form than '{path}' says")
+    begin = int(info.offset) + offset + tensor.storage_offset() * dtype.itemsize
+    if begin + math.prod(shape) * dtype.itemsize > int(info.offset) + int(info.length):
+        raise FileFormatError(f"'{file}' is damaged: '{name}' ends beyond its place")
+    return Chunk(file, begin, start, shape)
+
+
+def _are_whole(chunks: tuple[Chunk, ...], shape: tuple[int, ...]) -> bool:
+    """Whether boxes cover a tensor and nothing twice."""
+    inside = all(
+        len(chunk.start) == len(chunk.shape) == len(shape)
+        and all(a >= 0 and a + n <= size for a, n, size in zip(chunk.start, chunk.shape, shape, strict=True))
+        for chunk in chunks
+    )
+    apart = all(
+        any(a + n <= b or b + m <= a for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True))
+        for one, other in itertools.combinations(chunks, 2)
+    )
+    return inside and apart and sum(math.prod(chunk.shape) for chunk in chunks) == math.prod(shape)

@@ -1,0 +1,199 @@
+"""Products of features with features, and the inner products that one orthonormal decoder leaves to the codes.
+
+Where both features have the same decoder, with orthonormal columns and an offset orthogonal to them,
+``<A z + o, A z' + o'> = <z, z'> + <o, o'>``: a product of codes, which are shorter than the features. With different
+decoders it takes a matrix for every pair, ``[z; 1]^T [A, o]^T [A', o'] [z'; 1]``. Those fewer multiply-adds are no
+faster than decoding: 1.0 to 2.0 times its time for PNN's pairs, 1.2 to 2.3 for the dot interaction of a DLRM (ONNX
+Runtime, one core, batches of 1 to 4096). So nothing is computed that way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from passes.codes.code_builder import (
+    CodeBuilder,
+    width_of,
+)
+from passes.codes.decoder import Decoder
+from passes.codes.decoder_constants import DecoderConstants
+from passes.codes.low_rank_value import (
+    Block,
+    LowRankValue,
+    align,
+)
+from passes.graph import (
+    aten,
+    value_of,
+)
+
+Positions = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ProductTerm:
+    """One elementwise product of two low-rank values.
+
+    Attributes:
+        left: the first operand's value; its feature axes are those of the product.
+        right: the second operand's; the leading axes of both broadcast.
+        results: for each feature of the product, the feature of the whole that it is added to.
+        scale: a number that the product is multiplied by.
+    """
+
+    node: Node
+    left: LowRankValue
+    right: LowRankValue
+    results: Positions
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Product:
+    """A sum of elementwise products, summed over some of their features; the node that has it is computed as ever."""
+
+    terms: tuple[ProductTerm, ...]
+    lead: tuple[Any, ...]
+    trailing: tuple[int, ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The factored sites inside."""
+        sides = (side for term in self.terms for side in (term.left, term.right))
+        return tuple(dict.fromkeys(site for side in sides for site in side.sites))
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """The logical shape."""
+        return (*self.lead, *self.trailing)
+
+    @property
+    def count(self) -> int:
+        """Number of features of the whole."""
+        return math.prod(self.trailing)
+
+    def scaled(self, number: float) -> Product:
+        """The whole times a number."""
+        return replace(self, terms=tuple(replace(term, scale=term.scale * number) for term in self.terms))
+
+    def relabelled(self, targets: Positions, trailing: Sequence[int]) -> Product:
+        """The whole whose feature k went to (was added to) feature ``targets[k]`` of the given axes."""
+        flat = targets.reshape(-1)
+        terms = tuple(replace(term, results=flat[term.results]) for term in self.terms)
+        return replace(self, terms=terms, trailing=tuple(trailing))
+
+
+@dataclass(frozen=True)
+class InnerProduct:
+    """Two blocks, equally wide, whose inner product is added to one feature of the whole."""
+
+    left: Block
+    right: Block
+    result: int
+
+    @property
+    def is_of_codes(self) -> bool:
+        """Whether it is the inner product of the codes, plus a constant."""
+        one, other = self.left, self.right
+        orthogonal = one.decoder.orthogonal and other.decoder.orthogonal
+        return one.decoder.key == other.decoder.key and orthogonal and one.unit is None and other.unit is None
+
+
+def inner_products(term: ProductTerm, results: int) -> list[InnerProduct] | None:
+    """The inner products that a term consists of, by result; None where it is not made of whole ones for all."""
+    pairs, first = list[InnerProduct](), 0
+    for left, right in align(term.left.blocks, term.right.blocks) or ():
+        added_to = term.results[first : first + left.width].tolist()
+        first += left.width
+        if len(set(added_to)) == 1:
+            pairs.append(InnerProduct(left, right, added_to[0]))
+        elif left.decoder.is_identity and right.decoder.is_identity:
+            pairs += [InnerProduct(left.take([k]), right.take([k]), result) for k, result in enumerate(added_to)]
+        else:
+            return None
+    covers_all = {pair.result for pair in pairs} == set(range(results))
+    return sorted(pairs, key=lambda pair: pair.result) if covers_all else None
+
+
+def sums_of_codes(builder: CodeBuilder, term: ProductTerm, pairs: Sequence[InnerProduct]) -> Node:
+    """Sums [*lead, results], one for each result."""
+    groups = [list(group) for _, group in itertools.groupby(pairs, key=lambda pair: pair.result)]
+    columns = [[column for pair in group for column in pair.left.columns] for group in groups]
+    others = [[column for pair in group for column in pair.right.columns] for group in groups]
+    codes = _rows(builder, term.left, columns)
+    same = term.left.code is term.right.code and columns == others
+    product = builder.emit(aten.mul.Tensor, codes, codes if same else _rows(builder, term.right, others))
+    sums = builder.emit(aten.sum.dim_IntList, product, [-1])
+    constant = _offset_products(builder, term.left, groups)
+    return sums if constant is None else builder.emit(aten.add.Tensor, sums, constant)
+
+
+def sums_of_features(builder: CodeBuilder, term: ProductTerm, results: int) -> Node:
+    """The same of a term whose products are computed from features."""
+    shape = tuple(value_of(term.node).shape)
+    products = builder.features(term.node)
+    lead = shape[: len(shape) - len(term.left.trailing)]
+    flat = builder.view(products, lead, term.left.features)
+    members = torch.zeros(results, term.left.features, dtype=value_of(flat).dtype)
+    members[term.results, torch.arange(term.left.features)] = 1
+    if results == 1:
+        return builder.emit(aten.sum.dim_IntList, flat, [-1], True)
+    key = ("members", tuple(term.results.tolist()), results)
+    return builder.emit(aten.linear.default, flat, builder.new_buffer("members", members, key, flat))
+
+
+def _rows(builder: CodeBuilder, value: LowRankValue, columns: Sequence[Sequence[int]]) -> Node:
+    """Code columns [*lead, rows, longest], filled up with zeros."""
+    longest = max(1, *(len(row) for row in columns))
+    source, filler = value.code, width_of(value.code)
+    if any(len(row) < longest for row in columns):
+        first = builder.pick(source, [0])
+        zeros = builder.emit(aten.zeros_like.default, first)
+        source = builder.beside([source, zeros])
+    flat = [column for row in columns for column in [*row, *[filler] * (longest - len(row))]]
+    picked = _picked(builder, source, flat)
+    return builder.view(picked, value.lead, len(columns), longest)
+
+
+def _picked(builder: CodeBuilder, source: Node, columns: list[int]) -> Node:
+    """Columns of the last axis: a few slices beat a gather of single numbers."""
+    breaks = sum(after != before + 1 for before, after in itertools.pairwise(columns))
+    if breaks < 4:
+        return builder.pick(source, columns)
+    return builder.emit(aten.index_select.default, source, -1, builder.new_index(columns, source))
+
+
+def _offset_products(
+    builder: CodeBuilder, value: LowRankValue, groups: Sequence[Sequence[InnerProduct]]
+) -> Node | None:
+    """For each group the sum of ``<o, o'>``, [groups]; None where all are zero."""
+    decoders = [[(pair.left.decoder, pair.right.decoder) for pair in group] for group in groups]
+    shifted = [[pair for pair in group if all(one.offset is not None for one in pair)] for group in decoders]
+    if not any(shifted):
+        return None
+    constants = DecoderConstants(builder, value)
+    key = ("offset products", *(tuple((*a.constants, *b.constants) for a, b in group) for group in shifted))
+    if key not in builder.shared:
+        with constants.at_start():
+            sums = [_offset_product(builder, constants, group) for group in shifted]
+            builder.shared[key] = builder.beside(sums)
+    node: Node = builder.shared[key]
+    return node
+
+
+def _offset_product(
+    builder: CodeBuilder, constants: DecoderConstants, pairs: Sequence[tuple[Decoder, Decoder]]
+) -> Node:
+    """The sum of ``<o, o'>``, [1]."""
+    if not pairs:
+        return constants.zeros(1)
+    joined = [builder.beside([constants.offset_or_zeros(each) for each in side]) for side in zip(*pairs, strict=True)]
+    return builder.emit(aten.sum.dim_IntList, builder.emit(aten.mul.Tensor, *joined), [0], True)

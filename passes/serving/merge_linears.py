@@ -1,0 +1,175 @@
+"""Merges Linears: with one another, with constants and scales around them, and with the sum they are a term of.
+
+Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
+                                      with ``linear(x, W^T)``,
+         ``W2 (W1 x + b1) + b2``      with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
+         ``(W x + b) + c``            with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
+         ``s (W x + b)``              with ``(s W) x + s b``,
+         ``u + W x``                  with ``addmm(u, x, W^T)``, one product that starts from ``u``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from passes.graph import (
+    GraphPass,
+    WeightedCall,
+    args_of,
+    aten,
+    call,
+    constant_of,
+    derived_name,
+    emit_linear,
+    is_call,
+    parameter,
+    rank_of,
+    replace_node,
+    rewrite_each,
+    same_form,
+    value_of,
+    weighted_call,
+)
+from passes.serving.serving_cost import products
+
+RULE = "merge linears"
+
+
+class MergeLinears(GraphPass):
+    """Replaces Linears and the constants, scales and sums beside them with fewer operators."""
+
+    after = ("FoldBatchNorm",)
+    """A batch-norm between two Linears keeps them apart."""
+
+    def rewrite(self, graph_module: GraphModule) -> None:
+        for rule in (_as_linear, _scaled, _product, _shifted):
+            rewrite_each(graph_module, rule)
+
+
+class StartProducts(GraphPass):
+    """Replaces a sum with a product by a product that starts from the other term."""
+
+    after = ("MergeLinears", "SumsAsProducts", "CollapseMoves")
+    """It makes products of Linears that no other pass can read any more."""
+
+    def rewrite(self, graph_module: GraphModule) -> None:
+        rewrite_each(graph_module, _accumulated)
+
+
+def _linear_call(module: GraphModule, node: object) -> WeightedCall | None:
+    return weighted_call(module, node, aten.linear.default)
+
+
+def _merged(  # noqa: PLR0917 - a Linear is its input and its constants
+    module: GraphModule, like: Node, source: Node, weight: Tensor, bias: Tensor | None, name: str
+) -> Node:
+    with module.graph.inserting_before(like):
+        return emit_linear(module, source, weight, bias, name, "merged", rule=RULE, like=like)
+
+
+def _as_linear(module: GraphModule, node: Node) -> Node | None:
+    product = weighted_call(module, node, aten.matmul.default, aten.mm.default)
+    if product is not None and (rank_of(product.source) or 0) > 1:
+        return _merged(module, node, product.source, product.weight, None, product.name)
+    if not is_call(node, aten.tensordot.default) or len(node.args) != 4:
+        return None
+    source, weight_node, axes, others = args_of(node)
+    weight, rank = constant_of(module, weight_node), rank_of(source) or 0
+    if weight is None or weight.dim() != 2 or rank < 2 or constant_of(module, source) is not None:
+        return None
+    if [axis % rank for axis in axes] != [rank - 1] or list(others) not in ([0], [-2]):
+        return None
+    return _merged(module, node, source, weight.mT, None, str(weight_node.target))
+
+
+def _scaled(module: GraphModule, node: Node) -> Node | None:
+    """A Linear times a number."""
+    if not is_call(node, aten.mul.Tensor) or not isinstance(node.args[1], (int, float)):
+        return None
+    inner, factor = _linear_call(module, node.args[0]), node.args[1]
+    if inner is None or len(inner.node.users) != 1 or value_of(inner.node).dtype != value_of(node).dtype:
+        return None
+    bias = None if inner.bias is None else inner.bias * factor
+    return _merged(module, node, inner.source, inner.weight * factor, bias, inner.name)
+
+
+def _product(module: GraphModule, node: Node) -> Node | None:
+    """A Linear of a Linear, where the product has no more entries than both."""
+    outer = _linear_call(module, node)
+    inner = None if outer is None else _linear_call(module, outer.source)
+    if outer is None or inner is None or len(inner.node.users) != 1:
+        return None
+    inputs, outputs = inner.weight.shape[1], outer.weight.shape[0]
+    if inputs * outputs > inner.weight.numel() + outer.weight.numel():
+        return None
+    if products(inputs, outputs) > products(*inner.weight.shape[::-1]) + products(*outer.weight.shape[::-1]):
+        return None
+    weight, dtype = outer.weight.double(), outer.weight.dtype
+    bias = None if inner.bias is None else (weight @ inner.bias.double()).to(dtype)
+    if outer.bias is not None:
+        bias = outer.bias if bias is None else bias + outer.bias
+    return _merged(module, node, inner.source, (weight @ inner.weight.double()).to(dtype), bias, outer.name)
+
+
+def _shifted(module: GraphModule, node: Node) -> Node | None:
+    """A constant term of a sum, into the bias of a Linear among the sum's terms."""
+    if not is_call(node, aten.add.Tensor):
+        return None
+    for given, term in (node.args[::-1], node.args):
+        constant = _row(module, given)
+        if constant is None or not isinstance(term, Node) or not same_form(node, term):
+            continue
+        linear = _linear_term(module, term, constant.numel())
+        if linear is None:
+            continue
+        bias = constant.to(linear.weight.dtype).expand(linear.weight.shape[0])
+        bias = bias if linear.bias is None else linear.bias + bias
+        made = _merged(module, linear.node, linear.source, linear.weight, bias, linear.name)
+        if term is linear.node:
+            return made
+        replace_node(linear.node, made)
+        return term
+    return None
+
+
+def _row(module: GraphModule, node: object) -> Tensor | None:
+    """A constant that is the same for every row, as [features] or [1]."""
+    if isinstance(node, (int, float)) and not isinstance(node, bool):
+        return torch.tensor([node], dtype=torch.float64)
+    constant = constant_of(module, node)
+    if constant is None or not constant.is_floating_point() or math.prod(constant.shape[:-1]) != 1:
+        return None
+    return constant.reshape(-1)
+
+
+def _linear_term(module: GraphModule, node: Node, width: int) -> WeightedCall | None:
+    """The first Linear that a sum adds up, where nothing but the sum uses it."""
+    if len(node.users) != 1:
+        return None
+    linear = _linear_call(module, node)
+    if linear is not None:
+        return linear if width in (1, linear.weight.shape[0]) else None
+    if not is_call(node, aten.add.Tensor):
+        return None
+    terms = [operand for operand in node.args if isinstance(operand, Node) and same_form(operand, node)]
+    return next((found for term in terms if (found := _linear_term(module, term, width)) is not None), None)
+
+
+def _accumulated(module: GraphModule, node: Node) -> Node | None:
+    """A sum with a Linear that has no bias: the product starts from the other term."""
+    if not is_call(node, aten.add.Tensor) or rank_of(node) != 2:
+        return None
+    for given, term in (node.args[::-1], node.args):
+        linear = _linear_call(module, given)
+        if linear is None or linear.bias is not None or len(linear.node.users) != 1 or not isinstance(term, Node):
+            continue
+        if constant_of(module, term) is not None or not (same_form(node, term) and same_form(node, linear.node)):
+            continue
+        name = derived_name(linear.name, "transposed")
+        transposed = parameter(module, name, linear.weight.mT.contiguous(), rule=RULE)
+        return call(module.graph, aten.addmm.default, term, linear.source, transposed, rule=RULE, like=node)
+    return None

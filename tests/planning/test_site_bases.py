@@ -1,0 +1,106 @@
+"""Bases of tables that calibration saw only a part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import afm_fx
+from afm_fx.calibration.taps import plain_taps
+from afm_fx.calibration.traffic import Traffic
+from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.site_bases import SiteBases
+from tests.fast_capture import fast_capture
+from tests.graphs import ROWS, Tower, tower_batch
+
+SEEN = 6
+
+
+@pytest.fixture(scope="module")
+def program() -> afm_fx.Program:
+    """Rows that traffic asks for vary along one axis, the others along another, about other means."""
+    torch.manual_seed(0)
+    model = Tower()
+    with torch.no_grad():
+        table = model.looked_up()[0].weight
+        table.mul_(0.01)
+        table[:SEEN, 0] += torch.randn(SEEN) + 2
+        table[SEEN:, 1] += torch.randn(ROWS - SEEN) - 2
+    return fast_capture(model, tower_batch(4)).to(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def statistics(program: afm_fx.Program) -> afm_fx.Statistics:
+    torch.manual_seed(1)
+    ids, dense = tower_batch(200)
+    return afm_fx.calibrate(program, [(ids % SEEN, dense)])
+
+
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SiteBases]:
+    def made(program: afm_fx.Program, statistics: afm_fx.Statistics, share: float) -> SiteBases:
+        """The bases made for a share of later lookups on rows not seen."""
+        monkeypatch.setattr(Traffic, "unseen_share", share)
+        found = SiteBases(program, plain_taps(program.graph_module)[0], statistics)
+        assert found[BasisKind.AFM]  # bases are made when they are asked for
+        return found
+
+    return made
+
+
+def error_on(program: afm_fx.Program, rows: slice, found: SiteBases) -> float:
+    table = program.graph_module.get_parameter("tables.0.weight").detach()[rows]
+    factor = found[BasisKind.AFM].factor(1)
+    codes = table @ factor.encoder.mT + (0 if factor.shift is None else factor.shift)
+    return float((factor.decode(codes) - table).square().sum(dim=1).mean())
+
+
+def test_the_basis_is_that_of_calibration_on_the_mixture_it_is_made_for(program, statistics, bases) -> None:
+    share = 0.25
+    traffic = statistics.traffic["tables.0"]
+    weights = traffic.counts / traffic.lookups * (1 - share)
+    weights[SEEN:] = share / (ROWS - SEEN)
+    table = program.graph_module.get_parameter("tables.0.weight").detach()
+    centre = weights @ table
+    covariance = (table - centre).mT @ ((table - centre) * weights[:, None])
+    found = bases(program, statistics, share)[BasisKind.AFM]
+    assert found.centre is not None
+    torch.testing.assert_close(found.centre, centre, rtol=1e-10, atol=1e-12)
+    expected = torch.linalg.eigh(covariance).eigenvectors[:, -1]
+    assert float((found.vectors[:, 0] @ expected).abs()) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_rows_not_seen_are_described_better_and_the_stated_error_stays_that_of_the_traffic(
+    program, statistics, bases
+) -> None:
+    ignorant, mixed = bases(program, statistics, 0.0), bases(program, statistics, 0.5)
+    unseen = slice(SEEN, ROWS)
+    assert error_on(program, unseen, mixed) < 0.5 * error_on(program, unseen, ignorant)
+    counts = statistics.traffic["tables.0"].counts[:SEEN]
+    each = [error_on(program, slice(row, row + 1), mixed) for row in range(SEEN)]
+    measured = sum(error * float(count) for error, count in zip(each, counts, strict=True)) / float(counts.sum())
+    assert mixed[BasisKind.AFM].error(1) == pytest.approx(measured, rel=1e-9)
+
+
+def test_a_table_seen_whole_has_the_plain_basis_whatever_the_share(program, bases) -> None:
+    torch.manual_seed(2)
+    whole = afm_fx.calibrate(program, [tower_batch(200)])
+    assert whole.traffic["tables.0"].rows_seen == ROWS
+    assert torch.equal(
+        bases(program, whole, 0.0)[BasisKind.AFM].vectors, bases(program, whole, 0.9)[BasisKind.AFM].vectors
+    )
+
+
+def test_the_plan_tells_coverage(program, statistics, tmp_path) -> None:
+    policy = afm_fx.Fixed(embedding=1, linear=None)
+    plan = afm_fx.make_plan(program, statistics, policy)
+    coverage = plan.sites[0].coverage
+    assert coverage is not None
+    assert coverage.rows_seen == SEEN
+    assert coverage.expected_unseen == statistics.traffic["tables.0"].unseen_share > 0
+    least = max(plan.sites, key=lambda site: site.coverage.expected_unseen if site.coverage is not None else 0.0)
+    assert f"knows least, {least.name}: {SEEN} of {least.shape[0]} rows seen" in plan.table()
+    plan.save(tmp_path / "plan.safetensors")
+    assert afm_fx.Plan.load(tmp_path / "plan.safetensors").sites == plan.sites

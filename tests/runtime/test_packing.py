@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import afm_fx
+from afm_fx.errors import BatchError, UserError
+from afm_fx.runtime.packing import pack
+from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
+
+
+def wide_program() -> afm_fx.Program:
+    return afm_fx.capture(Wide().double().eval(), wide_inputs(3))
+
+
+def test_pack_leaves_the_program_given_as_it_is_and_reports_what_it_did():
+    program = wide_program()
+    before = str(program.graph_module.graph)
+    packed = pack(program)
+    assert str(program.graph_module.graph) == before
+    assert (packed.report.before.lookups, packed.report.after.lookups) == (12, 1)
+    assert packed.report.after.operators < packed.report.before.operators
+    assert "12 lookups in one" in packed.report.table()
+    batch = wide_inputs(5)
+    torch.testing.assert_close(packed.program.run(batch), program.run(batch), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [-1, SIZES[1]])
+def test_a_packed_program_refuses_an_id_outside_its_own_table(bad: int):
+    packed = afm_fx.pack(wide_program()).program
+    (batch,) = wide_inputs(4)
+    batch[2, 1] = bad
+    with pytest.raises(BatchError, match=rf"row 2: id {bad} of input 'x', column 1 is outside table 'tables.1'"):
+        packed.run((batch,))
+
+
+def test_an_unknown_choice_for_other_ids_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="unchecked, error"):
+        afm_fx.pack(wide_program(), out_of_range="ignore")
+
+
+@pytest.mark.parametrize("choice", ["unchecked", "error"])
+def test_every_choice_exports_and_onnx_runtime_agrees(choice: str, tmp_path: Path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "packed.onnx"
+    report = afm_fx.export_onnx(afm_fx.pack(wide_program(), out_of_range=choice).program, path)
+    assert dict(report.operators)["Gather"] == 1
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (batch,) = wide_inputs(4)
+    batch[2, 1] = SIZES[1] + 1
+    if choice == "error":
+        with pytest.raises(Exception, match="out of data bounds"):
+            session.run(None, {"x": batch.numpy()})
+    else:
+        assert session.run(None, {"x": batch.numpy()})[0].shape == (4, 1)
+
+
+def test_compress_packs_unless_told_not_to():
+    program = wide_program()
+    batches = [wide_inputs(40)]
+    packed = afm_fx.compress(program, batches, afm_fx.Fixed(embedding=2, linear=None))
+    plain = afm_fx.compress(program, batches, afm_fx.Fixed(embedding=2, linear=None), pack=False)
+    assert plain.packing is None
+    assert packed.packing is not None
+    assert packed.packing.after.lookups == 1
+    batch = wide_inputs(6)
+    torch.testing.assert_close(packed.program.run(batch), plain.program.run(batch), rtol=1e-10, atol=1e-10)
