@@ -1,4 +1,4 @@
-"""One of several processes that hold the shards of one model, for ``tests/test_sharded_tables.py``.
+"""One of several processes that hold the shards of one model, for ``tests/large_tables/test_sharded_tables.py``.
 
 The first is the process of the test itself, which has the captured model already; the others are started by it.
 """

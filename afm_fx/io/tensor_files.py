@@ -17,11 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from afm_fx.errors import FileFormatError
-from afm_fx.io.checkpoints import (
-    DTYPES,
-    bytes_of,
-)
+from afm_fx.io.checkpoints import DTYPES
 from afm_fx.io.output_directory import staged_file
+from afm_fx.io.stored_tensor import bytes_of
 
 HEADER = "afm_fx"
 PAGE = 4096

@@ -31,7 +31,7 @@ def render_page(template: str, explanation: Explanation, **context: object) -> s
     """
     jinja2 = import_for_report("jinja2")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("afm_fx", "templates"),
+        loader=jinja2.PackageLoader("afm_fx.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

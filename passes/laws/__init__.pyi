@@ -1,3 +1,4 @@
+from . import moves as moves
 from .absorb import (
     ABSORBED as ABSORBED,
     PER_FIELD as PER_FIELD,

@@ -111,15 +111,10 @@ def law_of(node: Node, values: Values = MappingProxyType({})) -> Entry:
     return entry
 
 
-def table() -> dict[str, Entry]:
-    """All laws by operator name, for documentation."""
-    return _by_name(_TABLE)
-
-
 def tables() -> dict[str, dict[str, Entry]]:
-    """All laws by what the operands are, and by operator name, for documentation; first those of :func:`table`."""
+    """All laws by what the operands are, and by operator name, for documentation."""
     return {
-        "one low-rank operand": table(),
+        "one low-rank operand": _by_name(_TABLE),
         "products of features that are not summed up yet": _by_name(_OF_PRODUCTS),
     }
 

@@ -78,7 +78,7 @@ class Case:
 
     def other_checkpoint(self) -> None:
         torch.save(self.wider.state_dict(), "other.pt")
-        build_model("tests.test_faq:factory", Path("other.pt"))
+        build_model("tests.docs.test_faq:factory", Path("other.pt"))
 
     def damaged(self) -> None:
         self.plan.save("plan.safetensors")

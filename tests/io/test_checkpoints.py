@@ -18,10 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from afm_fx.errors import FileFormatError, ModelError, UnsafeFileError
-from afm_fx.io.checkpoints import (
-    StoredTensor,
-    open_checkpoint,
-)
+from afm_fx.io.checkpoints import open_checkpoint
+from afm_fx.io.stored_tensor import StoredTensor
 from afm_fx.program.user_model import build_model
 from tests.streamed_models import every_table, save_sharded
 
