@@ -1,9 +1,13 @@
-"""The README's Python and its commands are those of the quickstart, which is run, and of the script in examples/."""
+"""The README's Python and commands are those of the quickstart, which is run; its table and picture are a record's."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import pytest
+
+from docs import front_page
 from tests.doc_blocks import ROOT, blocks_of, commands_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +39,48 @@ def test_the_commands_are_the_quickstarts_which_a_test_runs() -> None:
         assert any(words[:2] == each[:2] and set(words) <= set(each) for each in run), words
 
 
-def test_every_link_into_the_tree_leads_to_a_file() -> None:
+def test_every_link_into_the_tree_leads_to_a_file_and_a_heading() -> None:
     links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README)
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for path, _, heading in (link.partition("#") for link in links):
+        assert (ROOT / path).exists(), path
+        assert not heading or f"\n## {heading.capitalize()}\n" in (ROOT / path).read_text(encoding="utf-8"), heading
+
+
+def test_the_page_is_short_and_its_python_comes_early() -> None:
+    assert len(README.splitlines()) <= 180
+    first = README.index("```python\n")
+    assert README.count("\n", 0, README.index("\n```\n", first)) < 60
+
+
+@pytest.mark.parametrize("page", front_page.PAGES, ids=lambda page: page.stem)
+def test_the_table_is_that_of_the_record(page: Path) -> None:
+    written = page.read_text(encoding="utf-8")
+    assert front_page.with_table(written, front_page.Record.load(), front_page.PAGES[page]) == written
+
+
+@pytest.mark.parametrize("theme", front_page.PICTURES)
+def test_the_picture_is_that_of_the_record(theme: str) -> None:
+    path = front_page.PICTURES[theme]
+    assert front_page.drawn(front_page.Record.load(), theme) == path.read_text(encoding="utf-8")
+    assert str(path.relative_to(ROOT)) in README
+
+
+def test_the_picture_draws_all_weights_to_one_scale() -> None:
+    record = front_page.Record.load()
+    for side in ("before", "after"):
+        counted = sum(rows * columns for rows, columns in record.weights[side].values())
+        drawn = sum(each.rows * each.columns for each in front_page.weights(record.weights[side]))
+        assert 0.98 * counted < drawn <= counted  # decoders of tables and matrices of one column are not drawn
+    table, layer = (
+        next(each for each in front_page.weights(record.weights["before"]) if each.kind == kind)
+        for kind in ("table", "layer")
+    )
+    areas = [
+        float(width) * float(height)
+        for width, height, _ in re.findall(
+            r'width="([\d.]+)" height="([\d.]+)" fill="(\S+)"', front_page.drawn(record, "light")
+        )
+    ]
+    of_table, of_layer = areas[0], areas[26]  # the layers come after 26 tables
+    assert of_layer / of_table == pytest.approx(layer.rows * layer.columns / (table.rows * table.columns), rel=0.01)
