@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import afm_fx
 from docs.front_page_picture import Bars, Side, Weight, picture
@@ -133,9 +134,10 @@ def measure() -> Record:
     )
 
 
-def _scores(path: Path, rows: torch.Tensor) -> np.ndarray:
+def _scores(path: Path, rows: torch.Tensor) -> NDArray[np.float32]:
     session = afm_fx.Session(path)
-    return np.concatenate([session.run(batch).numpy().reshape(-1) for batch in rows.split(BATCH)])  # type: ignore[no-untyped-call]
+    scores = [torch.as_tensor(session.run(batch)) for batch in rows.split(BATCH)]  # type: ignore[no-untyped-call]
+    return torch.cat(scores).flatten().numpy()
 
 
 def _matrices(program: afm_fx.Program) -> dict[str, tuple[int, int]]:
