@@ -47,13 +47,13 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES) docs
+	$(BIN)/ruff format --check $(SOURCES) docs
 	$(BIN)/mypy $(SOURCES)
 
 format: $(INSTALLED)
-	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES) docs
+	$(BIN)/ruff format $(SOURCES) docs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
