@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 FIELDS, ROWS, WIDTH, DENSE = 3, 11, 6, 2
 
@@ -43,3 +44,8 @@ def correlated(rows: int, width: int, rank: int, noise: float = 0.01, mean: floa
     """Rows [rows, width] in float64 that lie near a random subspace of the given rank."""
     basis = torch.randn(rank, width, dtype=torch.float64)
     return torch.randn(rows, rank, dtype=torch.float64) @ basis + noise * torch.randn(rows, width).double() + mean
+
+
+def node_of(module: GraphModule, target: object) -> Node:
+    """The first node that calls an operator."""
+    return next(node for node in module.graph.nodes if node.target == target)

@@ -1,7 +1,8 @@
 """What every pass stands on: ATen nodes and their edits, the frame of a pass, its checks, provenance, the fixpoint.
 
-Read ``errors``, ``graph_tools`` (nodes, constants, edits), ``graph_pass`` (what a pass is) with ``graph_checks`` and
-``graph_change`` (what is held of it), ``provenance`` (where a feature comes from), ``subgraphs``, ``fixpoint``.
+Read ``errors``, ``nodes``, ``values``, ``edits`` and ``copies`` (ATen graphs), ``graph_pass`` (what a pass is) with
+``graph_checks`` and ``graph_change`` (what is held of it), ``provenance`` (where a feature comes from), ``subgraphs``,
+``fixpoint``.
 """
 
 import lazy_loader

@@ -1,3 +1,20 @@
+from .copies import (
+    clone_graph_module as clone_graph_module,
+    convert_dtype as convert_dtype,
+)
+from .edits import (
+    buffer as buffer,
+    call as call,
+    derived_name as derived_name,
+    drop_unused_state as drop_unused_state,
+    emit_linear as emit_linear,
+    finish as finish,
+    parameter as parameter,
+    replace_node as replace_node,
+    reserve_names as reserve_names,
+    rewrite_each as rewrite_each,
+    stamp as stamp,
+)
 from .errors import (
     GraphInvariantError as GraphInvariantError,
     PassError as PassError,
@@ -9,8 +26,7 @@ from .errors import (
 from .fixpoint import run_to_fixpoint as run_to_fixpoint
 from .graph_change import GraphPicture as GraphPicture, replaced_operands as replaced_operands
 from .graph_pass import GraphPass as GraphPass
-from .graph_tools import (
-    COMPUTED as COMPUTED,
+from .nodes import (
     FACTORED_SITE as FACTORED_SITE,
     PROVENANCE as PROVENANCE,
     SOURCE_AND_WEIGHT as SOURCE_AND_WEIGHT,
@@ -18,29 +34,15 @@ from .graph_tools import (
     args_of as args_of,
     argument as argument,
     aten as aten,
-    buffer as buffer,
-    call as call,
-    clone_graph_module as clone_graph_module,
     constant_of as constant_of,
-    convert_dtype as convert_dtype,
-    derived_name as derived_name,
-    drop_unused_state as drop_unused_state,
-    emit_linear as emit_linear,
     equal_sizes as equal_sizes,
     fake_mode as fake_mode,
-    finish as finish,
     get_attribute as get_attribute,
     is_call as is_call,
     is_random as is_random,
-    parameter as parameter,
     rank_of as rank_of,
-    replace_node as replace_node,
-    reserve_names as reserve_names,
-    rewrite_each as rewrite_each,
     same_form as same_form,
-    set_value as set_value,
     shape_of as shape_of,
-    stamp as stamp,
     value_of as value_of,
     weighted_call as weighted_call,
 )
@@ -55,3 +57,7 @@ from .provenance import (
     run_on_positions as run_on_positions,
 )
 from .subgraphs import readers_inside as readers_inside, runs_subgraphs as runs_subgraphs
+from .values import (
+    COMPUTED as COMPUTED,
+    set_value as set_value,
+)

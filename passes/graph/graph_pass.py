@@ -15,6 +15,9 @@ from typing import Any, ClassVar
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from passes.graph.edits import (
+    finish,
+)
 from passes.graph.errors import (
     GraphInvariantError,
     PassError,
@@ -31,7 +34,6 @@ from passes.graph.graph_checks import (
     check_values,
     check_well_formed,
 )
-from passes.graph.graph_tools import finish
 
 
 class GraphPass(PassBase):

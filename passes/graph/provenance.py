@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph.graph_tools import (
+from passes.graph.nodes import (
     args_of,
     aten,
     constant_of,

@@ -20,7 +20,7 @@ from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pas
 import afm_fx
 import passes
 from passes.codes.factor import Factor
-from passes.graph.graph_tools import (
+from passes.graph import (
     PROVENANCE,
     aten,
     clone_graph_module,

@@ -20,12 +20,12 @@ from passes.codes.factor import (
     Factor,
     factor_of,
 )
-from passes.graph.errors import TableIndexError
-from passes.graph.graph_tools import (
+from passes.graph import (
     PROVENANCE,
     aten,
     clone_graph_module,
 )
+from passes.graph.errors import TableIndexError
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze
 from passes.sites.sites import find_sites

@@ -13,7 +13,7 @@ from passes.codes.factor import (
     Factor,
     factor_of,
 )
-from passes.graph.graph_tools import (
+from passes.graph import (
     PROVENANCE,
     aten,
 )

@@ -17,7 +17,9 @@ from passes.canonical.unify_linears import (
     UnifyLinears,
     parts_of,
 )
-from passes.graph.graph_tools import clone_graph_module
+from passes.graph import (
+    clone_graph_module,
+)
 
 ROWS, CHANNELS, POSITIONS = 6, 8, 5
 

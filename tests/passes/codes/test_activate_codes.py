@@ -10,7 +10,7 @@ from passes.codes.activate_codes import (
     RULE,
     ActivateCodes,
 )
-from passes.graph.graph_tools import (
+from passes.graph import (
     PROVENANCE,
     aten,
     clone_graph_module,

@@ -7,6 +7,10 @@ import torch
 from torch.fx import GraphModule
 
 import passes.serving.packing
+from passes.graph import (
+    aten,
+    call,
+)
 from passes.graph.errors import (
     PassError,
     RewriteError,
@@ -16,10 +20,6 @@ from passes.graph.fixpoint import (
     run_to_fixpoint,
 )
 from passes.graph.graph_pass import GraphPass
-from passes.graph.graph_tools import (
-    aten,
-    call,
-)
 from tests.passes.serving_checks import graph_of
 
 

@@ -13,6 +13,12 @@ import afm_fx
 from passes.canonical.canonicalize import Canonicalize
 from passes.canonical.state_writes import EraseStateWrites
 from passes.codes.factor import factor_of
+from passes.graph import (
+    PROVENANCE,
+    aten,
+    call,
+    clone_graph_module,
+)
 from passes.graph.errors import (
     PassPostconditionError,
     PassPreconditionError,
@@ -21,12 +27,6 @@ from passes.graph.errors import (
 )
 from passes.graph.graph_checks import check_values
 from passes.graph.graph_pass import GraphPass
-from passes.graph.graph_tools import (
-    PROVENANCE,
-    aten,
-    call,
-    clone_graph_module,
-)
 from passes.sink_codes import SinkCodes
 from passes.sites.sites import find_sites
 from tests.graphs import Tower, tower_batch

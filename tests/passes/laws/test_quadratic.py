@@ -17,7 +17,7 @@ from passes.codes.factor import (
     Factor,
     factor_of,
 )
-from passes.graph.graph_tools import (
+from passes.graph import (
     PROVENANCE,
     aten,
     clone_graph_module,

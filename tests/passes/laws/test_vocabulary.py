@@ -11,7 +11,7 @@ from afm_fx.planning.cost import (
     CostKind,
     cost,
 )
-from passes.graph.graph_tools import (
+from passes.graph import (
     PROVENANCE,
     clone_graph_module,
 )

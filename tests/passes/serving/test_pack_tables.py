@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.program.capture import capture
-from passes.graph.graph_tools import get_attribute
+from passes.graph import (
+    get_attribute,
+)
 from passes.graph.provenance import FeatureColumns
 from passes.serving.collapse_moves import CollapseMoves
 from passes.serving.pack_tables import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from afm_fx.program.capture import capture
-from passes.graph.graph_tools import (
+from passes.graph import (
     clone_graph_module,
     get_attribute,
 )

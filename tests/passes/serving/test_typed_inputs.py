@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from afm_fx.program.capture import capture
+from passes.graph import (
+    clone_graph_module,
+)
 from passes.graph.errors import PassPostconditionError
 from passes.graph.graph_pass import GraphPass
-from passes.graph.graph_tools import clone_graph_module
 from passes.serving.collapse_moves import CollapseMoves
 from passes.serving.pack_tables import PackTables
 from passes.serving.typed_inputs import (

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 import afm_fx
-from passes.graph.graph_tools import (
+from passes.graph import (
     aten,
     clone_graph_module,
 )

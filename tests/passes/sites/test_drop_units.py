@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
+from passes.graph import (
+    clone_graph_module,
+)
 from passes.graph.errors import TableIndexError
-from passes.graph.graph_tools import clone_graph_module
 from passes.sites.drop_units import (
     DropUnits,
     Units,

@@ -13,11 +13,11 @@ from passes.codes.factor import (
     JointFactor,
     factor_of,
 )
-from passes.graph.errors import TableIndexError
-from passes.graph.graph_tools import (
+from passes.graph import (
     aten,
     clone_graph_module,
 )
+from passes.graph.errors import TableIndexError
 from passes.sites.join_tables import (
     JoinTables,
     joinable_tables,

@@ -17,11 +17,11 @@ from afm_fx.planning.cost import (
     cost,
 )
 from passes.codes.factor import factor_of
-from passes.graph.errors import TableIndexError
-from passes.graph.graph_tools import (
+from passes.graph import (
     aten,
     clone_graph_module,
 )
+from passes.graph.errors import TableIndexError
 from passes.sink_codes import SinkCodes, analyze
 from passes.sites.lookups import bag_length
 from passes.sites.sites import (

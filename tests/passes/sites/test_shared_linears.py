@@ -14,7 +14,9 @@ from afm_fx.planning.cost import (
     CostKind,
     cost,
 )
-from passes.graph.graph_tools import clone_graph_module
+from passes.graph import (
+    clone_graph_module,
+)
 from passes.sink_codes import SinkCodes, analyze
 from tests.passes.test_sink_codes import orthonormal_factors
 
