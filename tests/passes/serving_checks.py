@@ -6,9 +6,6 @@ from collections import Counter
 from typing import Any
 
 import torch
-from passes.graph.values import (
-    compute_value,
-)
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
@@ -16,6 +13,9 @@ from torch.fx.passes.infra.pass_base import PassBase
 from afm_fx.program.capture import capture
 from passes.graph import (
     clone_graph_module,
+)
+from passes.graph.values import (
+    compute_value,
 )
 
 ROWS = (2, 5)

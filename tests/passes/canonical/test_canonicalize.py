@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from passes.graph.values import (
-    compute_value,
-)
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.canonical.canonicalize import Canonicalize
 from passes.canonical.state_writes import erase_state_writes
 from passes.graph.errors import GraphInvariantError
+from passes.graph.values import (
+    compute_value,
+)
 
 aten = torch.ops.aten
 ROWS = 5
