@@ -14,11 +14,7 @@ from torch.fx import GraphModule
 
 from passes.canonical import Canonicalize
 from passes.codes import Factor
-from passes.graph import (
-    COMPUTED,
-    aten,
-    clone_graph_module,
-)
+from passes.graph import COMPUTED, aten, clone_graph_module
 from passes.sink_codes import SinkCodes, analyze
 from passes.sites import find_sites
 

@@ -12,11 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from afm_fx.io import (
-    Machine,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, render_table, this_machine
 from benchmarks.analysis_cost import STAGES, AnalysisCost, analysis_cost, growth
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes

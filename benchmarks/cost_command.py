@@ -10,12 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import afm_fx
-from afm_fx.io import (
-    Machine,
-    available_cores,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, available_cores, render_table, this_machine
 from benchmarks.apply_memory import ApplyMemory, measure_apart
 from benchmarks.calibration_cost import CalibrationCost, calibration_cost
 from benchmarks.criteo_shape import CriteoShape

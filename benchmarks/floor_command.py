@@ -12,11 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from afm_fx.errors import UserError
-from afm_fx.io import (
-    Machine,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, render_table, this_machine
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.exit_codes import exit_codes
 from benchmarks.latency_contenders import COMPILED, CONTENDERS, THIS_PASS, LatencyModel

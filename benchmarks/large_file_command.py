@@ -11,11 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.io import (
-    Machine,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, render_table, this_machine
 from benchmarks.exit_codes import exit_codes
 from benchmarks.large_file_memory import KINDS, ExportMemory, ServeMemory, export_apart, serve_apart
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command

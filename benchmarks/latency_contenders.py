@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 import afm_fx
-from afm_fx.measure import (
-    Competitor,
-    Compiled,
-)
+from afm_fx.measure import Competitor, Compiled
 from afm_fx.program import Program
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.int8_linears import SMALLEST_WEIGHT, quantize_linears

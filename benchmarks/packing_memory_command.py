@@ -10,11 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from afm_fx.io import (
-    Machine,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, render_table, this_machine
 from benchmarks.exit_codes import exit_codes
 from benchmarks.pack_memory import PackMemory, measure_apart
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command

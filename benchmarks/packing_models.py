@@ -11,10 +11,7 @@ import torch
 import afm_fx
 from afm_fx.errors import BenchmarkError
 from afm_fx.measure import Measurement, benchmark
-from afm_fx.runtime import (
-    ExportReport,
-    export_onnx,
-)
+from afm_fx.runtime import ExportReport, export_onnx
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.ctr_models import MODELS, MULTI_TASK, ModelConfig, build_model
 from benchmarks.datasets import CtrDataset, Rows, SparseField

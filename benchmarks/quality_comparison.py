@@ -14,11 +14,7 @@ from torch import nn
 import afm_fx
 from afm_fx.calibration import plain_taps
 from afm_fx.errors import PolicyError
-from afm_fx.planning import (
-    Simulation,
-    SiteBases,
-    SiteErrors,
-)
+from afm_fx.planning import Simulation, SiteBases, SiteErrors
 from benchmarks.datasets import CtrDataset, Rows
 from benchmarks.paired_bootstrap import AucDifference, bootstrap_auc_differences
 from benchmarks.quality_latency import time_plans

@@ -12,11 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from afm_fx.commands import numbers_of
-from afm_fx.io import (
-    Machine,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, render_table, this_machine
 from benchmarks.exit_codes import exit_codes
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 from benchmarks.scale_apply_measure import ApplyMeasurement, measure_apart

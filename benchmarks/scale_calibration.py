@@ -29,11 +29,7 @@ from torch import Tensor
 import afm_fx
 from afm_fx.calibration import all_reduced
 from afm_fx.data import FileBatches, open_data
-from afm_fx.io import (
-    Group,
-    joined_group,
-    rank_and_size,
-)
+from afm_fx.io import Group, joined_group, rank_and_size
 from afm_fx.planning import SENSITIVITY_ROWS
 from benchmarks.criteo_shape import CriteoShape
 from benchmarks.resident_memory import peak_bytes, reset_peak, resident_bytes

@@ -14,11 +14,7 @@ import numpy as np
 import typer
 
 from afm_fx.commands import numbers_of
-from afm_fx.io import (
-    Machine,
-    render_table,
-    this_machine,
-)
+from afm_fx.io import Machine, render_table, this_machine
 from benchmarks.exit_codes import exit_codes
 from benchmarks.result_files import RESULTS, markdown_table, result_files, shown_command
 from benchmarks.scale_calibration import BATCH_SIZE, SHAPE, CalibrationRun, measure_apart, write_data

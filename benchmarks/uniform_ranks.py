@@ -7,16 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 import afm_fx
-from afm_fx.planning import (
-    CostKind,
-    RewriteCosts,
-    Simulation,
-)
-from passes.sites import (
-    Site,
-    SiteKind,
-    find_sites,
-)
+from afm_fx.planning import CostKind, RewriteCosts, Simulation
+from passes.sites import Site, SiteKind, find_sites
 
 TABLE_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 

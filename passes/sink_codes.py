@@ -19,20 +19,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.canonical import (
-    CHANNELS,
-    makes_channels,
-)
-from passes.codes import (
-    Block,
-    CodeBuilder,
-    Factor,
-    LowRankValue,
-    NewParameter,
-    Product,
-    blank_factor,
-    restore,
-)
+from passes.canonical import CHANNELS, makes_channels
+from passes.codes import Block, CodeBuilder, Factor, LowRankValue, NewParameter, Product, blank_factor, restore
 from passes.graph import (
     FACTORED_SITE,
     GraphInvariantError,
@@ -66,14 +54,7 @@ from passes.laws import (
     operator_name,
     source_line,
 )
-from passes.sites import (
-    Lookup,
-    Site,
-    SiteKind,
-    bag_arguments,
-    find_sites,
-    lookup_of,
-)
+from passes.sites import Lookup, Site, SiteKind, bag_arguments, find_sites, lookup_of
 
 LOOKUP = "look up"
 

@@ -13,19 +13,9 @@ from dataclasses import replace
 
 import torch.distributed as dist
 
-from afm_fx.calibration.statistics import (
-    Statistics,
-    joined_shares,
-)
+from afm_fx.calibration.statistics import Statistics, joined_shares
 from afm_fx.calibration.traffic import Traffic
-from afm_fx.io import (
-    Group,
-    add_up,
-    agreed,
-    check_alike,
-    died,
-    rank_and_size,
-)
+from afm_fx.io import Group, add_up, agreed, check_alike, died, rank_and_size
 
 
 def all_reduced(own: Statistics, group: Group) -> Statistics:

@@ -16,13 +16,7 @@ from afm_fx.calibration.statistics import (
 from afm_fx.calibration.statistics_collector import StatisticsCollector
 from afm_fx.data import FileBatches, checked_batches
 from afm_fx.errors import CalibrationError, UserError
-from afm_fx.io import (
-    Group,
-    agreed,
-    check_group,
-    rank_and_size,
-    track,
-)
+from afm_fx.io import Group, agreed, check_group, rank_and_size, track
 from afm_fx.program import Batch, Inputs, Program
 
 SAMPLED_NUMBERS = 65_536

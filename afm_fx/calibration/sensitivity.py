@@ -20,17 +20,8 @@ from torch.fx import GraphModule, Node
 
 from afm_fx.calibration.moments import gram
 from afm_fx.calibration.taps import Tap
-from afm_fx.program import (
-    Batch,
-    Program,
-    WatchedRun,
-    columns_of,
-    expose_logits,
-)
-from passes.graph import (
-    aten,
-    weighted_call,
-)
+from afm_fx.program import Batch, Program, WatchedRun, columns_of, expose_logits
+from passes.graph import aten, weighted_call
 
 
 @dataclass(frozen=True)

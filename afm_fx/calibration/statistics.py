@@ -16,16 +16,9 @@ from torch import Tensor
 
 from afm_fx.calibration.moments import Moments
 from afm_fx.calibration.sensitivity import Sensitivity
-from afm_fx.calibration.traffic import (
-    Traffic,
-    merged_traffic,
-)
+from afm_fx.calibration.traffic import Traffic, merged_traffic
 from afm_fx.errors import CalibrationError
-from afm_fx.io import (
-    complete,
-    load_tensors,
-    save_tensors,
-)
+from afm_fx.io import complete, load_tensors, save_tensors
 
 Mergeable = TypeVar("Mergeable", Moments, Sensitivity)
 

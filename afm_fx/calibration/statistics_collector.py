@@ -8,26 +8,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from afm_fx.calibration.moments import (
-    NARROW_WIDTH,
-    Moments,
-)
+from afm_fx.calibration.moments import NARROW_WIDTH, Moments
 from afm_fx.calibration.sensitivity import SensitivityCollector
 from afm_fx.calibration.statistics import Statistics
-from afm_fx.calibration.taps import (
-    Tap,
-    joint_taps,
-    parts_of,
-    plain_taps,
-)
+from afm_fx.calibration.taps import Tap, joint_taps, parts_of, plain_taps
 from afm_fx.calibration.traffic import TrafficCounter
-from afm_fx.program import (
-    Batch,
-    Program,
-    explain_non_finite,
-    explained_failure,
-    node_values,
-)
+from afm_fx.program import Batch, Program, explain_non_finite, explained_failure, node_values
 from passes.sites import hidden_layers
 
 Value = TypeVar("Value")

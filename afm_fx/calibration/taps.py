@@ -10,13 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.graph import clone_graph_module
-from passes.sites import (
-    JoinTables,
-    JointTable,
-    Site,
-    find_sites,
-    joinable_tables,
-)
+from passes.sites import JoinTables, JointTable, Site, find_sites, joinable_tables
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,7 @@ from torch.fx import GraphModule
 
 from afm_fx.calibration.taps import Tap
 from afm_fx.errors import CalibrationError
-from passes.sites import (
-    BAGS,
-    ids_of,
-)
+from passes.sites import BAGS, ids_of
 
 MAX_ROWS = 1 << 26
 """Rows of a table up to which each is counted, in 8 bytes; of larger tables nothing is known about coverage."""

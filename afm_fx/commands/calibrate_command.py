@@ -13,19 +13,10 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.calibration import Statistics, calibrate as calibrate_program, missing_shares
 from afm_fx.commands.command_errors import reported_errors
-from afm_fx.commands.command_options import (
-    CheckpointOption,
-    DebugOption,
-    ForceOption,
-    names_of,
-)
+from afm_fx.commands.command_options import CheckpointOption, DebugOption, ForceOption, names_of
 from afm_fx.data import FileBatches, open_data
 from afm_fx.errors import UserError
-from afm_fx.io import (
-    joined_group,
-    rank_and_size,
-    refuse_existing_file,
-)
+from afm_fx.io import joined_group, rank_and_size, refuse_existing_file
 from afm_fx.planning import SENSITIVITY_ROWS
 from afm_fx.program import build_model, capture
 

@@ -14,10 +14,7 @@ import typer
 
 from afm_fx.calibration import Statistics
 from afm_fx.commands.calibrate_command import calibrate
-from afm_fx.commands.command_errors import (
-    EXIT_FAILURE,
-    reported_errors,
-)
+from afm_fx.commands.command_errors import EXIT_FAILURE, reported_errors
 from afm_fx.commands.command_options import (
     CheckpointOption,
     DebugOption,
@@ -27,28 +24,11 @@ from afm_fx.commands.command_options import (
     command_of,
 )
 from afm_fx.commands.compress_config import CompressConfig
-from afm_fx.commands.compress_files import (
-    compress_files,
-    outputs_of,
-)
-from afm_fx.commands.serving_command import (
-    bench,
-    load,
-)
-from afm_fx.commands.sweep_command import (
-    SweepConfig,
-    sweep,
-)
-from afm_fx.io import (
-    refuse_existing_file,
-    write_text,
-)
-from afm_fx.large_tables import (
-    LARGE_BYTES,
-    ONNX_FILE,
-    apply_to_files,
-    export_onnx_over_files,
-)
+from afm_fx.commands.compress_files import compress_files, outputs_of
+from afm_fx.commands.serving_command import bench, load
+from afm_fx.commands.sweep_command import SweepConfig, sweep
+from afm_fx.io import refuse_existing_file, write_text
+from afm_fx.large_tables import LARGE_BYTES, ONNX_FILE, apply_to_files, export_onnx_over_files
 from afm_fx.planning import Plan
 from afm_fx.program import build_model, capture
 from afm_fx.report import explain as explain_program

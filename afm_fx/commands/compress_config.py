@@ -25,18 +25,7 @@ from afm_fx.commands.command_options import (
 )
 from afm_fx.errors import UserError
 from afm_fx.measure import LabelledBatch
-from afm_fx.planning import (
-    CONFIDENCE,
-    BasisKind,
-    Budget,
-    CostKind,
-    Energy,
-    Fixed,
-    FullRank,
-    Latency,
-    Policy,
-    Tolerance,
-)
+from afm_fx.planning import CONFIDENCE, BasisKind, Budget, CostKind, Energy, Fixed, FullRank, Latency, Policy, Tolerance
 from afm_fx.program import InputKind
 from afm_fx.runtime import check_batch_sizes
 from passes.serving import TableFormat

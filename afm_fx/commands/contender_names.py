@@ -13,23 +13,10 @@ from typing import Annotated, TypeAlias
 import typer
 from torch import Tensor
 
-from afm_fx.data import (
-    match_columns,
-    open_data,
-    read_tensors,
-)
+from afm_fx.data import match_columns, open_data, read_tensors
 from afm_fx.errors import BenchmarkError, UserError
-from afm_fx.measure import (
-    AOTI_SUFFIX,
-    ModelFactory,
-    OnnxFile,
-)
-from afm_fx.runtime import (
-    file_examples,
-    load_aoti,
-    random_file_inputs,
-    traffic_examples,
-)
+from afm_fx.measure import AOTI_SUFFIX, ModelFactory, OnnxFile
+from afm_fx.runtime import file_examples, load_aoti, random_file_inputs, traffic_examples
 
 Named: TypeAlias = Path | OnnxFile | ModelFactory
 """An AOTInductor package, an ONNX file or a model."""

@@ -8,17 +8,8 @@ from typing import Annotated
 
 import typer
 
-from afm_fx.commands.command_errors import (
-    EXIT_FAILURE,
-    reported_errors,
-)
-from afm_fx.commands.command_options import (
-    CheckpointOption,
-    DebugOption,
-    ForceOption,
-    JsonOption,
-    numbers_of,
-)
+from afm_fx.commands.command_errors import EXIT_FAILURE, reported_errors
+from afm_fx.commands.command_options import CheckpointOption, DebugOption, ForceOption, JsonOption, numbers_of
 from afm_fx.commands.contender_names import (
     ContendersArgument,
     InputsOption,
@@ -27,18 +18,8 @@ from afm_fx.commands.contender_names import (
     parse_contenders,
 )
 from afm_fx.errors import OutputExistsError
-from afm_fx.io import (
-    refuse_existing_file,
-    write_text,
-)
-from afm_fx.measure import (
-    MAX_DIFFERENT_BATCHES,
-    LoadResult,
-    Measurement,
-    benchmark,
-    load_test,
-    requests_of,
-)
+from afm_fx.io import refuse_existing_file, write_text
+from afm_fx.measure import MAX_DIFFERENT_BATCHES, LoadResult, Measurement, benchmark, load_test, requests_of
 
 
 def bench(

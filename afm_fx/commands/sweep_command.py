@@ -20,17 +20,8 @@ from afm_fx.commands.command_options import (
 )
 from afm_fx.data import FileBatches, HoldOut, open_data
 from afm_fx.errors import CalibrationError, UserError
-from afm_fx.io import (
-    refuse_existing_file,
-    write_text,
-)
-from afm_fx.planning import (
-    BUDGETS,
-    MEASURED_ROWS,
-    SENSITIVITY_ROWS,
-    Budget,
-    sweep as sweep_budgets,
-)
+from afm_fx.io import refuse_existing_file, write_text
+from afm_fx.planning import BUDGETS, MEASURED_ROWS, SENSITIVITY_ROWS, Budget, sweep as sweep_budgets
 from afm_fx.program import build_model, capture
 
 

@@ -10,13 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, CalibrationError
-from afm_fx.program import (
-    Batch,
-    Inputs,
-    Program,
-    rows_of,
-    some_rows_of,
-)
+from afm_fx.program import Batch, Inputs, Program, rows_of, some_rows_of
 
 
 def checked_batches(

@@ -14,12 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afm_fx.data.parquet_files import (
-    Array,
-    Columns,
-    ParquetData,
-    open_parquet,
-)
+from afm_fx.data.parquet_files import Array, Columns, ParquetData, open_parquet
 from afm_fx.errors import BatchError, FileFormatError
 
 

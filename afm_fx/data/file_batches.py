@@ -20,11 +20,7 @@ import torch
 from torch import Tensor
 
 from afm_fx.data.data_files import DataFile
-from afm_fx.data.parquet_files import (
-    Array,
-    Columns,
-    ParquetData,
-)
+from afm_fx.data.parquet_files import Array, Columns, ParquetData
 from afm_fx.errors import BatchError
 from afm_fx.io import prefetched
 from afm_fx.program import Inputs, Program, inputs_of

@@ -11,13 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, CalibrationError, CalibrationWarning
-from afm_fx.program import (
-    Inputs,
-    Program,
-    inputs_of,
-    rows_of,
-    some_rows_of,
-)
+from afm_fx.program import Inputs, Program, inputs_of, rows_of, some_rows_of
 
 EVERY = 5
 """One row of so many is kept back, until there are enough."""

@@ -20,24 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import ModelError, PlanError
-from afm_fx.io import (
-    StoredTensor,
-    open_checkpoint,
-)
-from afm_fx.program import (
-    Inputs,
-    Program,
-    capture,
-    fitting,
-    import_factory,
-    model_of,
-)
+from afm_fx.io import StoredTensor, open_checkpoint
+from afm_fx.program import Inputs, Program, capture, fitting, import_factory, model_of
 from passes.canonical import parts_of
 from passes.graph import fake_mode
-from passes.sites import (
-    SiteKind,
-    find_sites,
-)
+from passes.sites import SiteKind, find_sites
 
 LARGE_BYTES = 1 << 20
 """Tables of so many bytes or more are not loaded."""

@@ -43,29 +43,11 @@ from afm_fx.io import (
     serialized,
     write_table,
 )
-from afm_fx.large_tables.absent_tables import (
-    LARGE_BYTES,
-    Factory,
-    storage_of,
-    with_tables,
-    without_tables,
-)
-from afm_fx.large_tables.streamed_plan import (
-    StreamedPlan,
-    TableSource,
-    streamed_plan,
-)
-from afm_fx.planning import (
-    Plan,
-    Refit,
-    refit_plan,
-)
+from afm_fx.large_tables.absent_tables import LARGE_BYTES, Factory, storage_of, with_tables, without_tables
+from afm_fx.large_tables.streamed_plan import StreamedPlan, TableSource, streamed_plan
+from afm_fx.planning import Plan, Refit, refit_plan
 from afm_fx.program import Inputs, Program
-from afm_fx.runtime import (
-    ExportReport,
-    place_outside,
-    staged_export,
-)
+from afm_fx.runtime import ExportReport, place_outside, staged_export
 from passes.codes import ROWS_PER_BLOCK
 
 INDEX = f"model{INDEX_SUFFIX}"

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from afm_fx.errors import PlanError
 from afm_fx.large_tables.streamed_plan import table_names
-from afm_fx.planning import (
-    Plan,
-    SitePlan,
-)
-from passes.codes import (
-    Factor,
-    encode_table,
-    is_sharded,
-    replicated,
-)
+from afm_fx.planning import Plan, SitePlan
+from passes.codes import Factor, encode_table, is_sharded, replicated
 from passes.graph import PassError
 from passes.sites import SiteKind
 

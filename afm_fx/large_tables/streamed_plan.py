@@ -14,15 +14,8 @@ from torch import Tensor
 
 from afm_fx.errors import PlanError
 from afm_fx.io import StoredTensor
-from afm_fx.large_tables.absent_tables import (
-    AbsentTables,
-    storage_of,
-)
-from afm_fx.planning import (
-    Plan,
-    SitePlan,
-    apply_plan,
-)
+from afm_fx.large_tables.absent_tables import AbsentTables, storage_of
+from afm_fx.planning import Plan, SitePlan, apply_plan
 from afm_fx.program import Program
 from passes.codes import Factor
 from passes.sites import SiteKind

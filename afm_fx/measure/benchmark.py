@@ -23,23 +23,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, BenchmarkError
-from afm_fx.io import (
-    available_cores,
-    progress_bar,
-    this_machine,
-)
-from afm_fx.measure.contenders import (
-    Call,
-    Competitor,
-    Contender,
-    make_contender,
-    which_carry_the_batch,
-)
+from afm_fx.io import available_cores, progress_bar, this_machine
+from afm_fx.measure.contenders import Call, Competitor, Contender, make_contender, which_carry_the_batch
 from afm_fx.measure.latencies import latencies
-from afm_fx.measure.measurement import (
-    Measurement,
-    Timing,
-)
+from afm_fx.measure.measurement import Measurement, Timing
 from afm_fx.program import Inputs
 
 MAX_DIFFERENT_BATCHES = 16

@@ -15,23 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, BenchmarkError, UserError
-from afm_fx.program import (
-    Inputs,
-    Program,
-    batch_flags,
-    build_model,
-    normalize_inputs,
-    takes_single_dict,
-)
-from afm_fx.runtime import (
-    KINDS,
-    Provider,
-    bind_batch,
-    load_aoti,
-    open_session,
-    provider_of,
-    read_artifact,
-)
+from afm_fx.program import Inputs, Program, batch_flags, build_model, normalize_inputs, takes_single_dict
+from afm_fx.runtime import KINDS, Provider, bind_batch, load_aoti, open_session, provider_of, read_artifact
 
 Competitor: TypeAlias = "str | os.PathLike[str] | OnnxFile | ModelFactory | Program | Compiled | Callable[..., Any]"
 """What a user may enter: the path of an ONNX file or of a ``.pt2`` package, an ONNX file with its execution provider, a

@@ -10,20 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from afm_fx.data import (
-    checked_batches,
-    checked_labels,
-    split_pair,
-)
+from afm_fx.data import checked_batches, checked_labels, split_pair
 from afm_fx.errors import CalibrationError, PolicyError
-from afm_fx.program import (
-    Inputs,
-    Program,
-    as_logits,
-    columns_of,
-    expose_logits,
-    probability_columns,
-)
+from afm_fx.program import Inputs, Program, as_logits, columns_of, expose_logits, probability_columns
 
 LabelledBatch = tuple[Inputs, Any]
 """What the model takes, and labels [rows] or [rows, columns], 0 or 1, as a tensor or an array."""

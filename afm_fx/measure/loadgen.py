@@ -25,14 +25,8 @@ from typing import Any
 import torch
 
 from afm_fx.errors import BenchmarkError, FileFormatError, MissingPackageError
-from afm_fx.measure.benchmark import (
-    failure_of,
-    no_garbage_collection,
-)
-from afm_fx.measure.contenders import (
-    Call,
-    Contender,
-)
+from afm_fx.measure.benchmark import failure_of, no_garbage_collection
+from afm_fx.measure.contenders import Call, Contender
 from afm_fx.measure.latencies import Latencies
 
 WARMUP_CALLS = 20

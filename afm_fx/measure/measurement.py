@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from afm_fx.io import (
-    Machine,
-    from_json,
-    render_table,
-    to_json,
-)
-from afm_fx.measure.latencies import (
-    TOO_FEW,
-    Latencies,
-    calls_needed,
-)
+from afm_fx.io import Machine, from_json, render_table, to_json
+from afm_fx.measure.latencies import TOO_FEW, Latencies, calls_needed
 
 VERSION = 4
 """Of the JSON."""

@@ -8,18 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from afm_fx.measure.evaluation import (
-    LabelledBatch,
-    labelled_rows,
-    predicted_logits,
-)
-from afm_fx.measure.worsening import (
-    Worsening,
-    auc,
-    auc_drop,
-    log_loss_rise,
-    log_losses,
-)
+from afm_fx.measure.evaluation import LabelledBatch, labelled_rows, predicted_logits
+from afm_fx.measure.worsening import Worsening, auc, auc_drop, log_loss_rise, log_losses
 from afm_fx.program import Program
 
 

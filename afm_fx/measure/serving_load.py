@@ -10,30 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from afm_fx.errors import BenchmarkError
-from afm_fx.io import (
-    Machine,
-    from_json,
-    render_table,
-    this_machine,
-    to_json,
-)
-from afm_fx.measure.benchmark import (
-    cut_batches,
-    torch_threads,
-)
-from afm_fx.measure.contenders import (
-    Call,
-    Competitor,
-    Contender,
-    make_contender,
-    which_carry_the_batch,
-)
-from afm_fx.measure.loadgen import (
-    LoadRun,
-    LoadTest,
-    run_load_test,
-    warm_up,
-)
+from afm_fx.io import Machine, from_json, render_table, this_machine, to_json
+from afm_fx.measure.benchmark import cut_batches, torch_threads
+from afm_fx.measure.contenders import Call, Competitor, Contender, make_contender, which_carry_the_batch
+from afm_fx.measure.loadgen import LoadRun, LoadTest, run_load_test, warm_up
 from afm_fx.program import Inputs
 
 MOST_REQUESTS, MOST_ROWS = 256, 1 << 20

@@ -17,10 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from afm_fx.planning.cost import (
-    RankCost,
-    Ranks,
-)
+from afm_fx.planning.cost import RankCost, Ranks
 
 Rank = int | None
 """A site's level: its rank, or None where it is left alone."""

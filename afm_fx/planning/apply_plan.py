@@ -9,24 +9,13 @@ from torch.fx import GraphModule
 from afm_fx.calibration import joined
 from afm_fx.errors import PlanError
 from afm_fx.planning.constant_units import without_units
-from afm_fx.planning.plan import (
-    Plan,
-    SitePlan,
-)
+from afm_fx.planning.plan import Plan, SitePlan
 from afm_fx.program import Program
 from passes.canonical import Canonicalize
-from passes.codes import (
-    Factor,
-    JointFactor,
-)
+from passes.codes import Factor, JointFactor
 from passes.graph import PassError
 from passes.sink_codes import SinkCodes
-from passes.sites import (
-    Site,
-    SiteKind,
-    find_sites,
-    joinable_tables,
-)
+from passes.sites import Site, SiteKind, find_sites, joinable_tables
 
 
 def apply_plan(program: Program, plan: Plan) -> Program:

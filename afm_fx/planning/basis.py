@@ -21,10 +21,7 @@ from torch import Tensor
 
 from afm_fx.calibration import table_moments
 from afm_fx.errors import PolicyError
-from passes.codes import (
-    Factor,
-    factor_of,
-)
+from passes.codes import Factor, factor_of
 from passes.sites import SiteKind
 
 RIDGE = 1e-7

@@ -6,15 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from afm_fx.errors import PolicyError
-from afm_fx.planning.cost import (
-    CostKind,
-    cost,
-)
-from afm_fx.planning.planning import (
-    Decision,
-    PlanningTask,
-    Policy,
-)
+from afm_fx.planning.cost import CostKind, cost
+from afm_fx.planning.planning import Decision, PlanningTask, Policy
 from afm_fx.planning.policies import check_share
 
 

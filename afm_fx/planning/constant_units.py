@@ -15,11 +15,7 @@ from afm_fx.calibration import Statistics
 from afm_fx.planning.simulation import Simulation
 from afm_fx.program import Inputs, Program
 from passes.graph import clone_graph_module
-from passes.sites import (
-    DropUnits,
-    Units,
-    hidden_layers,
-)
+from passes.sites import DropUnits, Units, hidden_layers
 
 VARIANCE_SHARES = (1e-5, 1e-7, 0.0)
 """Units whose activation varies up to this share of their layer's most varying unit are tried, from the boldest on."""

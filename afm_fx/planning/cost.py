@@ -22,16 +22,10 @@ from functools import cached_property
 from torch import Tensor
 from torch.fx import GraphModule
 
-from afm_fx.planning.multiply_adds import (
-    multiply_adds,
-    uses_of_parameters,
-)
+from afm_fx.planning.multiply_adds import multiply_adds, uses_of_parameters
 from passes.codes import NewParameter
 from passes.sink_codes import Analysis, analyze
-from passes.sites import (
-    SiteKind,
-    find_sites,
-)
+from passes.sites import SiteKind, find_sites
 
 Ranks = Mapping[str, int | None]
 """Rank by site name; a site that is not there, or None, is left alone."""

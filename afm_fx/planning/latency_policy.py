@@ -15,19 +15,9 @@ from afm_fx.planning.allocation import Allocation
 from afm_fx.planning.apply_plan import apply_plan
 from afm_fx.planning.cost import CostKind
 from afm_fx.planning.plan import Evidence
-from afm_fx.planning.planning import (
-    Decision,
-    PlanningTask,
-    Policy,
-)
+from afm_fx.planning.planning import Decision, PlanningTask, Policy
 from afm_fx.program import Program, random_inputs
-from afm_fx.runtime import (
-    export_onnx,
-    import_runtime,
-    pack,
-    provider_of,
-    require_provider,
-)
+from afm_fx.runtime import export_onnx, import_runtime, pack, provider_of, require_provider
 
 MAX_EXPORTS = 6
 """Programs that are exported and timed at most."""

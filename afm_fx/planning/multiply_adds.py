@@ -17,11 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from passes.graph import (
-    RewriteError,
-    aten,
-    value_of,
-)
+from passes.graph import RewriteError, aten, value_of
 
 ROWS = 2
 """Rows of the batch that is run: one would be a special case to many operators."""

@@ -13,12 +13,7 @@ import msgspec
 from torch import Tensor
 
 from afm_fx.calibration import Coverage
-from afm_fx.io import (
-    complete,
-    load_tensors,
-    render_table,
-    save_tensors,
-)
+from afm_fx.io import complete, load_tensors, render_table, save_tensors
 from passes.codes import Factor
 from passes.sites import SiteKind, Units
 

@@ -10,48 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from afm_fx.calibration import (
-    Statistics,
-    Tap,
-    joined,
-    joint_taps,
-    plain_taps,
-)
+from afm_fx.calibration import Statistics, Tap, joined, joint_taps, plain_taps
 from afm_fx.errors import CalibrationWarning, PolicyError
-from afm_fx.planning.allocation import (
-    Frontier,
-    Rank,
-)
-from afm_fx.planning.basis import (
-    Basis,
-    BasisKind,
-)
-from afm_fx.planning.constant_units import (
-    constant_units,
-    restricted,
-    without_units,
-)
-from afm_fx.planning.cost import (
-    CostKind,
-    Ranks,
-    RewriteCosts,
-)
-from afm_fx.planning.plan import (
-    Evidence,
-    Plan,
-    SitePlan,
-)
+from afm_fx.planning.allocation import Frontier, Rank
+from afm_fx.planning.basis import Basis, BasisKind
+from afm_fx.planning.constant_units import constant_units, restricted, without_units
+from afm_fx.planning.cost import CostKind, Ranks, RewriteCosts
+from afm_fx.planning.plan import Evidence, Plan, SitePlan
 from afm_fx.planning.simulation import Simulation
-from afm_fx.planning.site_bases import (
-    SiteBases,
-    SiteErrors,
-)
+from afm_fx.planning.site_bases import SiteBases, SiteErrors
 from afm_fx.program import Inputs, Program
-from passes.sites import (
-    Site,
-    find_sites,
-    site_name,
-)
+from passes.sites import Site, find_sites, site_name
 
 SENSITIVITY_ROWS = 32_768
 """Calibration rows on which gradients are taken."""

@@ -10,15 +10,8 @@ from typing import ClassVar
 from afm_fx.errors import PolicyError
 from afm_fx.planning.allocation import Rank
 from afm_fx.planning.cost import CostKind
-from afm_fx.planning.planning import (
-    Decision,
-    PlanningTask,
-    Policy,
-)
-from passes.sites import (
-    Site,
-    SiteKind,
-)
+from afm_fx.planning.planning import Decision, PlanningTask, Policy
+from passes.sites import Site, SiteKind
 
 
 @dataclass(frozen=True)

@@ -18,32 +18,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from afm_fx.calibration import (
-    Moments,
-    Statistics,
-    Tap,
-    calibrate,
-    joint_taps,
-    plain_taps,
-    table_moments,
-)
+from afm_fx.calibration import Moments, Statistics, Tap, calibrate, joint_taps, plain_taps, table_moments
 from afm_fx.errors import PlanError
 from afm_fx.io import render_table
 from afm_fx.planning.apply_plan import check_site
 from afm_fx.planning.basis import BasisKind
-from afm_fx.planning.constant_units import (
-    restricted,
-    without_units,
-)
-from afm_fx.planning.plan import (
-    Plan,
-    SitePlan,
-)
+from afm_fx.planning.constant_units import restricted, without_units
+from afm_fx.planning.plan import Plan, SitePlan
 from afm_fx.planning.planning import SENSITIVITY_ROWS
-from afm_fx.planning.site_bases import (
-    SiteBases,
-    weights_of,
-)
+from afm_fx.planning.site_bases import SiteBases, weights_of
 from afm_fx.program import Inputs, Program
 from passes.codes import Factor
 from passes.graph import PassError

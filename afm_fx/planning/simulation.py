@@ -17,14 +17,7 @@ from torch.fx import Node
 from afm_fx.calibration import Tap
 from afm_fx.data import checked_batches
 from afm_fx.errors import CalibrationError
-from afm_fx.program import (
-    Inputs,
-    Program,
-    WatchedRun,
-    columns_of,
-    explained_failure,
-    expose_logits,
-)
+from afm_fx.program import Inputs, Program, WatchedRun, columns_of, explained_failure, expose_logits
 from passes.codes import Factor
 
 Values = dict[Node, Any]

@@ -18,30 +18,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from afm_fx.calibration import (
-    Moments,
-    Sensitivity,
-    Statistics,
-    Tap,
-    table_moments,
-)
+from afm_fx.calibration import Moments, Sensitivity, Statistics, Tap, table_moments
 from afm_fx.errors import CalibrationError
-from afm_fx.planning.basis import (
-    Basis,
-    BasisKind,
-    eigenbasis,
-    metric_basis,
-    scaled,
-    weight_second_moment,
-)
+from afm_fx.planning.basis import Basis, BasisKind, eigenbasis, metric_basis, scaled, weight_second_moment
 from afm_fx.planning.simulation import Simulation
 from afm_fx.program import Program
 from passes.codes import Factor
 from passes.graph import constant_of
-from passes.sites import (
-    Site,
-    SiteKind,
-)
+from passes.sites import Site, SiteKind
 
 ANCHORS = (1, 3, 8, 24, 64, 160)
 """Ranks at which all kinds of bases are tried. In between, those are that did well at the anchor below."""

@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 from afm_fx.calibration import Statistics
 from afm_fx.errors import MissingPackageError, PolicyError, UserError
 from afm_fx.io import render_table, staged_file, track
-from afm_fx.measure import (
-    LabelledBatch,
-    labelled_rows,
-    predicted_logits,
-    task_qualities,
-)
+from afm_fx.measure import LabelledBatch, labelled_rows, predicted_logits, task_qualities
 from afm_fx.planning.apply_plan import apply_plan
 from afm_fx.planning.basis import BasisKind
 from afm_fx.planning.budget import Budget

@@ -25,11 +25,7 @@ from afm_fx.planning.allocation import Allocation
 from afm_fx.planning.apply_plan import apply_plan
 from afm_fx.planning.cost import CostKind
 from afm_fx.planning.plan import Evidence
-from afm_fx.planning.planning import (
-    Decision,
-    PlanningTask,
-    Policy,
-)
+from afm_fx.planning.planning import Decision, PlanningTask, Policy
 from afm_fx.program import Program
 
 CONFIDENCE = 0.95

@@ -34,12 +34,7 @@ from afm_fx.program.inputs import (
 )
 from afm_fx.program.program import Program
 from passes.canonical import Canonicalize, UnifyLinears, erase_state_writes
-from passes.graph import (
-    PassError,
-    aten,
-    get_attribute,
-    is_random,
-)
+from passes.graph import PassError, aten, get_attribute, is_random
 from passes.sites import coarse_ids
 
 COLLISION = "COLLIDE with their neighbours"

@@ -17,16 +17,9 @@ from torch.fx import Node
 from afm_fx.errors import AfmFxError, BatchError, CalibrationError, id_outside
 from afm_fx.program.batch import Batch
 from afm_fx.program.watched_run import WatchedRun
-from passes.graph import (
-    aten,
-    shape_of,
-)
+from passes.graph import aten, shape_of
 from passes.laws import source_line
-from passes.sites import (
-    BAGS,
-    ids_of,
-    site_name,
-)
+from passes.sites import BAGS, ids_of, site_name
 
 if TYPE_CHECKING:
     from afm_fx.program.program import Program

@@ -14,15 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, id_outside
-from afm_fx.io import (
-    from_json,
-    to_json,
-)
-from afm_fx.program.inputs import (
-    Inputs,
-    align_inputs,
-    normalize_inputs,
-)
+from afm_fx.io import from_json, to_json
+from afm_fx.program.inputs import Inputs, align_inputs, normalize_inputs
 from passes.sites import IdBound
 
 METADATA_KEY = "afm_fx.inputs"

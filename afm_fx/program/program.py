@@ -14,22 +14,10 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import BatchError
 from afm_fx.program.batch import Batch
 from afm_fx.program.diagnosis import explained_failure
-from afm_fx.program.input_mapping import (
-    InputMapping,
-    OriginalInputs,
-    refuse_ids_outside,
-)
-from afm_fx.program.inputs import (
-    Inputs,
-    align_inputs,
-    dynamic_shapes_for,
-    normalize_inputs,
-)
+from afm_fx.program.input_mapping import InputMapping, OriginalInputs, refuse_ids_outside
+from afm_fx.program.inputs import Inputs, align_inputs, dynamic_shapes_for, normalize_inputs
 from afm_fx.program.recipe import Recipe
-from passes.graph import (
-    clone_graph_module,
-    convert_dtype,
-)
+from passes.graph import clone_graph_module, convert_dtype
 from passes.sites import IdBound, site_name
 
 __all__ = ["Inputs", "Program"]

@@ -20,13 +20,7 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import BatchError
 from afm_fx.program.program import Program
 from afm_fx.program.watched_run import WatchedRun
-from passes.graph import (
-    KEEPS_IDS,
-    MOVES,
-    aten,
-    run_on_positions,
-    shape_of,
-)
+from passes.graph import KEEPS_IDS, MOVES, aten, run_on_positions, shape_of
 from passes.sites import BAGS
 
 _SHIFTS: dict[Any, int] = {aten.add.Tensor: 1, aten.add.Scalar: 1, aten.sub.Tensor: -1, aten.sub.Scalar: -1}

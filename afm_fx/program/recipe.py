@@ -11,10 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from afm_fx.io import (
-    from_json,
-    to_json,
-)
+from afm_fx.io import from_json, to_json
 
 PLAN_KEY = "afm_fx.plan"
 RECIPE_KEY = "afm_fx.recipe"

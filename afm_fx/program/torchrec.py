@@ -20,12 +20,7 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, MissingPackageError, ModelError
 from afm_fx.program.inputs import Inputs
-from afm_fx.program.plain_collections import (
-    Padding,
-    PlainBags,
-    PlainEmbeddings,
-    padded,
-)
+from afm_fx.program.plain_collections import Padding, PlainBags, PlainEmbeddings, padded
 
 _COLLECTION = re.compile(r"Embedding(Bag)?Collection$")
 """Classes that take a ``KeyedJaggedTensor``, sharded ones and those with feature processors included."""

@@ -12,22 +12,10 @@ from torch.fx import GraphModule
 
 from afm_fx.errors import UserError
 from afm_fx.program.capture import COLLISION
-from afm_fx.program.input_mapping import (
-    NO_TENSOR,
-    InputMapping,
-    MappedInput,
-    OriginalInputs,
-    dtype_name,
-)
+from afm_fx.program.input_mapping import NO_TENSOR, InputMapping, MappedInput, OriginalInputs, dtype_name
 from afm_fx.program.program import Program
-from passes.graph import (
-    clone_graph_module,
-    value_of,
-)
-from passes.serving import (
-    SplitInput,
-    SplitInputs,
-)
+from passes.graph import clone_graph_module, value_of
+from passes.serving import SplitInput, SplitInputs
 from passes.sites import IdBound, coarse_ids, site_name
 
 

@@ -14,11 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.errors import FileFormatError, ModelError
-from afm_fx.io import (
-    INDEX_SUFFIX,
-    StoredTensor,
-    open_checkpoint,
-)
+from afm_fx.io import INDEX_SUFFIX, StoredTensor, open_checkpoint
 from afm_fx.program.inputs import Inputs
 
 MAX_NAMES = 5

@@ -34,32 +34,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from afm_fx.errors import BatchError, FileFormatError, RecoveryError
-from afm_fx.io import (
-    Group,
-    add_up,
-    agreed,
-    attempt,
-    check_alike,
-    check_group,
-    rank_and_size,
-    staged_file,
-    track,
-)
+from afm_fx.io import Group, add_up, agreed, attempt, check_alike, check_group, rank_and_size, staged_file, track
 from afm_fx.program import Change, Program, capture
-from afm_fx.recovery.recovery_data import (
-    Batches,
-    LogitsOfBatch,
-    RecoveryBatch,
-    RecoveryData,
-    TeacherLogits,
-)
+from afm_fx.recovery.recovery_data import Batches, LogitsOfBatch, RecoveryBatch, RecoveryData, TeacherLogits
 from afm_fx.recovery.recovery_parameters import trained_copy
-from afm_fx.recovery.recovery_report import (
-    RecoveryEpoch,
-    RecoveryReport,
-    RecoverySettings,
-    Trainable,
-)
+from afm_fx.recovery.recovery_report import RecoveryEpoch, RecoveryReport, RecoverySettings, Trainable
 
 
 def recover(

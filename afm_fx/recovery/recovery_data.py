@@ -16,24 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from afm_fx.data import (
-    checked_labels,
-    split_pair,
-)
+from afm_fx.data import checked_labels, split_pair
 from afm_fx.errors import BatchError, RecoveryError
-from afm_fx.io import (
-    Group,
-    rank_and_size,
-)
-from afm_fx.program import (
-    Inputs,
-    Program,
-    as_logits,
-    columns_of,
-    expose_logits,
-    probability_columns,
-    rows_of,
-)
+from afm_fx.io import Group, rank_and_size
+from afm_fx.program import Inputs, Program, as_logits, columns_of, expose_logits, probability_columns, rows_of
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """Batches that can be gone through many times: a list, a ``DataLoader``, or a function that starts over."""

@@ -9,16 +9,9 @@ from typing import TypeAlias
 from torch.fx import GraphModule, Node
 
 from passes.graph import aten
-from passes.laws import (
-    Fate,
-    Law,
-    Verdict,
-)
+from passes.laws import Fate, Law, Verdict
 from passes.sink_codes import Analysis
-from passes.sites import (
-    Site,
-    SiteKind,
-)
+from passes.sites import Site, SiteKind
 
 LINEAR_CHAIN = "linear -> activation -> linear"
 _UP_TO_LINEAR = frozenset(

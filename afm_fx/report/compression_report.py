@@ -10,11 +10,7 @@ from pathlib import Path
 import msgspec
 
 from afm_fx.calibration import Statistics
-from afm_fx.io import (
-    refuse_existing_file,
-    render_table,
-    write_text,
-)
+from afm_fx.io import refuse_existing_file, render_table, write_text
 from afm_fx.measure import Measurement, QualityComparison
 from afm_fx.planning import Plan
 from afm_fx.program import Program

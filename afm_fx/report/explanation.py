@@ -15,25 +15,11 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from afm_fx.io import (
-    from_json,
-    refuse_existing_file,
-    render_sections,
-    to_json,
-    write_text,
-)
+from afm_fx.io import from_json, refuse_existing_file, render_sections, to_json, write_text
 from afm_fx.planning import Plan, planned_graph
 from afm_fx.program import Inputs, Program, capture
-from afm_fx.report.chains import (
-    Chain,
-    chains_of,
-    groups_of,
-    listed,
-)
-from afm_fx.report.flow import (
-    FlowNode,
-    flow_of,
-)
+from afm_fx.report.chains import Chain, chains_of, groups_of, listed
+from afm_fx.report.flow import FlowNode, flow_of
 from afm_fx.report.page_templates import render_page
 from passes.laws import Fate
 from passes.sink_codes import Analysis, analyze

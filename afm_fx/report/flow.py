@@ -10,11 +10,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from passes.graph import shape_of
-from passes.laws import (
-    Fate,
-    operator_name,
-    source_line,
-)
+from passes.laws import Fate, operator_name, source_line
 from passes.sink_codes import Analysis
 
 _SYMBOL = re.compile(r"\b[a-z]+\d+\b")

@@ -11,18 +11,10 @@ from rich import filesize
 from afm_fx.io import this_machine
 from afm_fx.measure import QualityComparison
 from afm_fx.planning import SitePlan
-from afm_fx.report.compression_report import (
-    CompressionReport,
-    ReportFacts,
-    size_row,
-)
+from afm_fx.report.compression_report import CompressionReport, ReportFacts, size_row
 from afm_fx.report.explanation import explain_plan
 from afm_fx.report.page_templates import render_page
-from afm_fx.report.plots import (
-    spectra_of,
-    spectrum_plot,
-    speed_plot,
-)
+from afm_fx.report.plots import spectra_of, spectrum_plot, speed_plot
 from afm_fx.version import __version__
 from passes.sites import SiteKind
 

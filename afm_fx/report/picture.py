@@ -13,15 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from afm_fx.report.chains import groups_of
-from afm_fx.report.flow import (
-    FlowEdge,
-    FlowNode,
-)
+from afm_fx.report.flow import FlowEdge, FlowNode
 from passes.laws import Fate
-from passes.sites import (
-    Site,
-    SiteKind,
-)
+from passes.sites import Site, SiteKind
 
 if TYPE_CHECKING:
     from afm_fx.report.explanation import Explanation

@@ -15,16 +15,9 @@ from pathlib import Path
 
 from afm_fx.io import import_for_report
 from afm_fx.report.chains import listed
-from afm_fx.report.picture import (
-    FORMS,
-    Box,
-    Picture,
-)
+from afm_fx.report.picture import FORMS, Box, Picture
 from passes.laws import Fate
-from passes.sites import (
-    Site,
-    SiteKind,
-)
+from passes.sites import Site, SiteKind
 
 _LONGEST_NAME, _MOST_NAMES = 38, 12
 _VERDICTS: dict[Fate | None, str] = {**{fate: str(fate) for fate in Fate}, Fate.ABSORBED: "absorbs the decoder"}

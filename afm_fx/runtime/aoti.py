@@ -19,19 +19,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, ExportError, FileFormatError, MissingPackageError, UserError, short_reason
-from afm_fx.io import (
-    from_json,
-    quiet,
-    render_table,
-    staged_file,
-    to_json,
-)
+from afm_fx.io import from_json, quiet, render_table, staged_file, to_json
 from afm_fx.program import InputMapping, Inputs, Program, exported
 from afm_fx.runtime.artifact import FileValue
-from afm_fx.runtime.file_inputs import (
-    batch_rows,
-    bind_batch,
-)
+from afm_fx.runtime.file_inputs import batch_rows, bind_batch
 from afm_fx.runtime.onnx_parity import compare_with_torch
 from afm_fx.runtime.onnx_runtime import check_threads
 from afm_fx.runtime.onnx_signature import input_values

@@ -15,12 +15,7 @@ from torch import Tensor
 
 from afm_fx.errors import FileFormatError, UserError
 from afm_fx.io import read_safe_onnx
-from afm_fx.program import (
-    METADATA_KEY,
-    FileRecipe,
-    InputMapping,
-    file_recipe,
-)
+from afm_fx.program import METADATA_KEY, FileRecipe, InputMapping, file_recipe
 
 SUFFIX = ".onnx"
 

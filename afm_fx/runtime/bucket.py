@@ -21,10 +21,7 @@ import torch
 from torch import Tensor
 
 from afm_fx.errors import FileFormatError
-from afm_fx.runtime.artifact import (
-    Artifact,
-    FileValue,
-)
+from afm_fx.runtime.artifact import Artifact, FileValue
 
 GRAPH_ID = "gpu_graph_id"
 WITHOUT_GRAPH = "-1"

@@ -12,15 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError
-from afm_fx.program import (
-    InputMapping,
-    Inputs,
-    dtype_name,
-)
-from afm_fx.runtime.artifact import (
-    FileValue,
-    read_artifact,
-)
+from afm_fx.program import InputMapping, Inputs, dtype_name
+from afm_fx.runtime.artifact import FileValue, read_artifact
 
 
 def bind_batch(

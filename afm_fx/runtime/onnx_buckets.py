@@ -16,22 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from afm_fx.io import (
-    refuse_existing_file,
-    staged_outputs,
-)
+from afm_fx.io import refuse_existing_file, staged_outputs
 from afm_fx.program import Program
-from afm_fx.runtime.artifact import (
-    bucket_path,
-    check_batch_sizes,
-    existing_buckets,
-    weights_path,
-)
-from afm_fx.runtime.onnx_export import (
-    ExportReport,
-    place_outside,
-    staged_export,
-)
+from afm_fx.runtime.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
+from afm_fx.runtime.onnx_export import ExportReport, place_outside, staged_export
 
 BATCH_SIZES = (1, 16, 64, 256, 1024)
 INLINE_BYTES = 256

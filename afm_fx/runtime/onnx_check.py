@@ -39,20 +39,8 @@ from afm_fx.io import (
     render_table,
     storage_problems,
 )
-from afm_fx.program import (
-    PLAN_KEY,
-    PRODUCER,
-    RECIPE_KEY,
-    FileRecipe,
-    InputMapping,
-    file_recipe,
-)
-from afm_fx.runtime.artifact import (
-    FileValue,
-    described,
-    mapping_of,
-    metadata_of,
-)
+from afm_fx.program import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe, InputMapping, file_recipe
+from afm_fx.runtime.artifact import FileValue, described, mapping_of, metadata_of
 from afm_fx.runtime.onnx_parity import check_file
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})

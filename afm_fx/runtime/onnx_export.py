@@ -20,33 +20,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import ExportError, UserError, short_reason
-from afm_fx.io import (
-    operator_counts,
-    quiet,
-    refuse_existing_file,
-    render_table,
-    staged_outputs,
-)
-from afm_fx.program import (
-    METADATA_KEY,
-    Program,
-    dict_key,
-    exported,
-    random_inputs,
-    unique_name,
-)
+from afm_fx.io import operator_counts, quiet, refuse_existing_file, render_table, staged_outputs
+from afm_fx.program import METADATA_KEY, Program, dict_key, exported, random_inputs, unique_name
 from afm_fx.runtime.artifact import external_data_path
 from afm_fx.runtime.onnx_check import refuse_findings
-from afm_fx.runtime.onnx_parity import (
-    check_file,
-    check_parity,
-    parity_rows,
-)
-from afm_fx.runtime.onnx_signature import (
-    input_values,
-    program_recipe,
-    sign,
-)
+from afm_fx.runtime.onnx_parity import check_file, check_parity, parity_rows
+from afm_fx.runtime.onnx_signature import input_values, program_recipe, sign
 from passes.graph import runs_subgraphs
 
 EXTERNAL_DATA_BYTES = 1_500_000_000

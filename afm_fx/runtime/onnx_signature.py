@@ -10,14 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from afm_fx.program import (
-    PLAN_KEY,
-    PRODUCER,
-    RECIPE_KEY,
-    FileRecipe,
-    Program,
-    dtype_name,
-)
+from afm_fx.program import PLAN_KEY, PRODUCER, RECIPE_KEY, FileRecipe, Program, dtype_name
 from afm_fx.runtime.artifact import FileValue
 from afm_fx.version import __version__
 from passes.graph import shape_of

@@ -14,12 +14,7 @@ from dataclasses import dataclass, replace
 
 from afm_fx.errors import UserError
 from afm_fx.io import render_table
-from afm_fx.program import (
-    Change,
-    InputKind,
-    Program,
-    split_inputs,
-)
+from afm_fx.program import Change, InputKind, Program, split_inputs
 from passes.serving import PackedTable, pack_graph
 from passes.sites import OutOfRange
 

@@ -17,12 +17,7 @@ from afm_fx.data import checked_batches
 from afm_fx.errors import UserError
 from afm_fx.program import Change, Inputs, Program, expose_logits, inputs_of
 from passes.graph import clone_graph_module
-from passes.serving import (
-    SMALLEST_BYTES,
-    ReduceTables,
-    TableFormat,
-    UnpoolBags,
-)
+from passes.serving import SMALLEST_BYTES, ReduceTables, TableFormat, UnpoolBags
 
 
 @dataclass(frozen=True)

@@ -16,26 +16,10 @@ from torch import Tensor
 
 from afm_fx.errors import AfmFxError, BatchError, ProviderError, UserError, short_reason
 from afm_fx.program import Inputs
-from afm_fx.runtime.artifact import (
-    Artifact,
-    FileValue,
-    artifacts_at,
-    check_batch_sizes,
-)
+from afm_fx.runtime.artifact import Artifact, FileValue, artifacts_at, check_batch_sizes
 from afm_fx.runtime.bucket import Bucket
-from afm_fx.runtime.file_inputs import (
-    batch_rows,
-    bind_batch,
-    file_examples,
-    random_file_inputs,
-)
-from afm_fx.runtime.onnx_runtime import (
-    KINDS,
-    Provider,
-    import_runtime,
-    open_session,
-    provider_of,
-)
+from afm_fx.runtime.file_inputs import batch_rows, bind_batch, file_examples, random_file_inputs
+from afm_fx.runtime.onnx_runtime import KINDS, Provider, import_runtime, open_session, provider_of
 
 WARM_UP_ROWS = 2
 """Rows of the batches that warm a file without buckets up."""

@@ -14,20 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from afm_fx.commands import (
-    DENSE,
-    LOW_RANK,
-    OUTPUTS,
-    write_outputs,
-)
+from afm_fx.commands import DENSE, LOW_RANK, OUTPUTS, write_outputs
 from afm_fx.compression import Compressed, compress
 from afm_fx.errors import UserError
-from afm_fx.io import (
-    refuse_existing,
-    render_table,
-    staged_outputs,
-    track,
-)
+from afm_fx.io import refuse_existing, render_table, staged_outputs, track
 from afm_fx.measure import Measurement, benchmark, make_contender
 from afm_fx.planning import Fixed, Policy
 from afm_fx.program import capture

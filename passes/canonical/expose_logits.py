@@ -10,12 +10,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    MOVES,
-    GraphPass,
-    args_of,
-    aten,
-)
+from passes.graph import MOVES, GraphPass, args_of, aten
 
 
 class ExposeLogits(GraphPass):

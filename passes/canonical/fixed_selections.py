@@ -10,17 +10,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    args_of,
-    aten,
-    buffer,
-    call,
-    constant_of,
-    is_call,
-    rewrite_each,
-    set_value,
-    shape_of,
-)
+from passes.graph import args_of, aten, buffer, call, constant_of, is_call, rewrite_each, set_value, shape_of
 
 RULE = "fixed selection"
 

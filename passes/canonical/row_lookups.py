@@ -11,14 +11,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    aten,
-    call,
-    constant_of,
-    rewrite_each,
-    shape_of,
-    value_of,
-)
+from passes.graph import aten, call, constant_of, rewrite_each, shape_of, value_of
 
 RULE = "row lookup"
 _REPEATS = frozenset({aten.expand.default, aten.repeat.default})

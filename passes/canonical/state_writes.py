@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    GraphPass,
-    aten,
-    replace_node,
-)
+from passes.graph import GraphPass, aten, replace_node
 
 
 class EraseStateWrites(GraphPass):

@@ -15,14 +15,7 @@ from functools import partial
 from torch.fx import GraphModule, Node
 
 from passes.codes import restore
-from passes.graph import (
-    FACTORED_SITE,
-    PROVENANCE,
-    GraphPass,
-    args_of,
-    aten,
-    call,
-)
+from passes.graph import FACTORED_SITE, PROVENANCE, GraphPass, args_of, aten, call
 
 RULE = "activate code"
 

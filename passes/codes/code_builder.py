@@ -20,21 +20,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passes.codes.decoder import Part
-from passes.codes.low_rank_value import (
-    Block,
-    LowRankValue,
-    merge_identities,
-    plain_block,
-    split_rows,
-)
-from passes.graph import (
-    aten,
-    buffer,
-    call,
-    constant_of,
-    parameter,
-    value_of,
-)
+from passes.codes.low_rank_value import Block, LowRankValue, merge_identities, plain_block, split_rows
+from passes.graph import aten, buffer, call, constant_of, parameter, value_of
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,7 @@ from torch.fx import Node
 from passes.codes.code_builder import CodeBuilder
 from passes.codes.decoder import Decoder
 from passes.codes.low_rank_value import LowRankValue
-from passes.graph import (
-    aten,
-    fake_mode,
-    stamp,
-    value_of,
-)
+from passes.graph import aten, fake_mode, stamp, value_of
 
 
 class DecoderConstants:

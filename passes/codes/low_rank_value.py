@@ -21,10 +21,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from passes.codes.decoder import (
-    Decoder,
-    identity,
-)
+from passes.codes.decoder import Decoder, identity
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from passes.codes.code_builder import (
-    CodeBuilder,
-    width_of,
-)
+from passes.codes.code_builder import CodeBuilder, width_of
 from passes.codes.decoder import Decoder
 from passes.codes.decoder_constants import DecoderConstants
-from passes.codes.low_rank_value import (
-    Block,
-    LowRankValue,
-    align,
-)
-from passes.graph import (
-    aten,
-    value_of,
-)
+from passes.codes.low_rank_value import Block, LowRankValue, align
+from passes.graph import aten, value_of
 
 Positions = np.ndarray[Any, Any]
 

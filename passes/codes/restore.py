@@ -16,10 +16,7 @@ from torch.fx import Node
 from passes.codes.code_builder import CodeBuilder
 from passes.codes.decoder import Decoder
 from passes.codes.decoder_constants import DecoderConstants
-from passes.codes.low_rank_value import (
-    Block,
-    LowRankValue,
-)
+from passes.codes.low_rank_value import Block, LowRankValue
 from passes.graph import aten
 
 RULE = "restore"

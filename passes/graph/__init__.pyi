@@ -1,7 +1,4 @@
-from .copies import (
-    clone_graph_module as clone_graph_module,
-    convert_dtype as convert_dtype,
-)
+from .copies import clone_graph_module as clone_graph_module, convert_dtype as convert_dtype
 from .edits import (
     buffer as buffer,
     call as call,
@@ -57,7 +54,4 @@ from .provenance import (
     run_on_positions as run_on_positions,
 )
 from .subgraphs import readers_inside as readers_inside, runs_subgraphs as runs_subgraphs
-from .values import (
-    COMPUTED as COMPUTED,
-    set_value as set_value,
-)
+from .values import COMPUTED as COMPUTED, set_value as set_value

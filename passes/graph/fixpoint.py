@@ -12,10 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from torch.fx import GraphModule
 
-from passes.graph.errors import (
-    PassError,
-    RewriteError,
-)
+from passes.graph.errors import PassError, RewriteError
 from passes.graph.graph_pass import GraphPass
 
 MOST_CHANGES = 8

@@ -16,10 +16,7 @@ from torch.utils import _pytree as pytree
 
 from passes.graph.errors import GraphInvariantError
 from passes.graph.graph_checks import same_value
-from passes.graph.nodes import (
-    PROVENANCE,
-    value_of,
-)
+from passes.graph.nodes import PROVENANCE, value_of
 
 _OPERAND = object()
 """Stands in a picture where a node stood among the arguments."""

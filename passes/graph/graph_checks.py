@@ -15,16 +15,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from passes.graph.errors import GraphInvariantError
-from passes.graph.nodes import (
-    aten,
-    get_attribute,
-    value_of,
-)
-from passes.graph.values import (
-    compute_value,
-    is_computed,
-    note_computed,
-)
+from passes.graph.nodes import aten, get_attribute, value_of
+from passes.graph.values import compute_value, is_computed, note_computed
 
 _DEPENDS_ON_DATA = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 

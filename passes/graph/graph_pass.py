@@ -15,9 +15,7 @@ from typing import Any, ClassVar
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from passes.graph.edits import (
-    finish,
-)
+from passes.graph.edits import finish
 from passes.graph.errors import (
     GraphInvariantError,
     PassError,
@@ -25,15 +23,8 @@ from passes.graph.errors import (
     PassPreconditionError,
     RewriteError,
 )
-from passes.graph.graph_change import (
-    GraphPicture,
-    check_change,
-    picture_of,
-)
-from passes.graph.graph_checks import (
-    check_values,
-    check_well_formed,
-)
+from passes.graph.graph_change import GraphPicture, check_change, picture_of
+from passes.graph.graph_checks import check_values, check_well_formed
 
 
 class GraphPass(PassBase):

@@ -23,15 +23,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph.nodes import (
-    args_of,
-    aten,
-    constant_of,
-    is_call,
-    shape_of,
-    value_of,
-    weighted_call,
-)
+from passes.graph.nodes import args_of, aten, constant_of, is_call, shape_of, value_of, weighted_call
 
 _PICKS = frozenset(
     {

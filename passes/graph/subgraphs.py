@@ -12,9 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passes.graph.nodes import (
-    get_attribute,
-)
+from passes.graph.nodes import get_attribute
 
 
 def runs_subgraphs(node: Node) -> bool:

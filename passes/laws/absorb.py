@@ -14,31 +14,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.codes import (
-    Block,
-    CodeBuilder,
-    Decoder,
-    Factor,
-    LowRankValue,
-    Part,
-    plain_block,
-    split_rows,
-    width_of,
-)
-from passes.graph import (
-    aten,
-    constant_of,
-    value_of,
-)
+from passes.codes import Block, CodeBuilder, Decoder, Factor, LowRankValue, Part, plain_block, split_rows, width_of
+from passes.graph import aten, constant_of, value_of
 from passes.laws.common_form import units_as_columns
-from passes.laws.outcomes import (
-    Absorbed,
-    Carried,
-    Law,
-    Outcome,
-    Restored,
-    Values,
-)
+from passes.laws.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 from passes.sites import site_name
 
 ABSORBED = "a Linear takes the decoder into its weight, so the features are never built"

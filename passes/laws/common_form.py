@@ -16,21 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.codes import (
-    Block,
-    CodeBuilder,
-    LowRankValue,
-    width_of,
-)
-from passes.graph import (
-    aten,
-    value_of,
-)
-from passes.laws.moves import (
-    equal_sizes,
-    on_features,
-    static,
-)
+from passes.codes import Block, CodeBuilder, LowRankValue, width_of
+from passes.graph import aten, value_of
+from passes.laws.moves import equal_sizes, on_features, static
 from passes.laws.outcomes import Restored
 
 

@@ -22,29 +22,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.codes import CodeBuilder, LowRankValue
-from passes.graph import (
-    aten,
-    shape_of,
-    value_of,
-)
+from passes.graph import aten, shape_of, value_of
 from passes.laws import absorb
 from passes.laws.absorb import Affine
 from passes.laws.common_form import through_lead
 from passes.laws.gates import gated
-from passes.laws.moves import (
-    MIXED_AXES,
-    OTHER_DTYPE,
-    on_features,
-)
+from passes.laws.moves import MIXED_AXES, OTHER_DTYPE, on_features
 from passes.laws.need_features import MULTIPLIES
-from passes.laws.outcomes import (
-    Absorbed,
-    Carried,
-    Law,
-    Outcome,
-    Restored,
-    Values,
-)
+from passes.laws.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
 
 EVERY_FIELD = "every result mixes the codes of all fields, so none of them would have a shorter code"
 REPEATS = "it sums features along axes, or takes diagonals, while it multiplies them"

@@ -18,39 +18,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.codes import (
-    Block,
-    CodeBuilder,
-    LowRankValue,
-    width_of,
-)
-from passes.graph import (
-    aten,
-    shape_of,
-    value_of,
-)
+from passes.codes import Block, CodeBuilder, LowRankValue, width_of
+from passes.graph import aten, shape_of, value_of
 from passes.laws import quadratic
-from passes.laws.common_form import (
-    separated,
-    spread_features,
-    units_as_columns,
-)
-from passes.laws.moves import (
-    OTHER_DTYPE,
-    UNKNOWN_SIZES,
-    Positions,
-    equal_sizes,
-    static,
-)
+from passes.laws.common_form import separated, spread_features, units_as_columns
+from passes.laws.moves import OTHER_DTYPE, UNKNOWN_SIZES, Positions, equal_sizes, static
 from passes.laws.need_features import MULTIPLIES
-from passes.laws.outcomes import (
-    Carried,
-    Law,
-    Outcome,
-    Restored,
-    Rule,
-    Values,
-)
+from passes.laws.outcomes import Carried, Law, Outcome, Restored, Rule, Values
 
 REPEATS = (
     "it repeats the features and scales every copy by constants of its own, which would lengthen the weights after it"

@@ -15,18 +15,8 @@ from passes.codes import CodeBuilder, LowRankValue
 from passes.graph import MOVES, aten
 from passes.laws.common_form import spread
 from passes.laws.gates import gated
-from passes.laws.moves import (
-    UNKNOWN_SIZES,
-    known_numbers,
-)
-from passes.laws.outcomes import (
-    Carried,
-    Law,
-    Outcome,
-    Restored,
-    Rule,
-    Values,
-)
+from passes.laws.moves import UNKNOWN_SIZES, known_numbers
+from passes.laws.outcomes import Carried, Law, Outcome, Restored, Rule, Values
 from passes.laws.sums import added
 
 DENSE = "it writes dense features or a number other than zero over features that are written in a code"

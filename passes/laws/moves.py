@@ -19,28 +19,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import Node
 
-from passes.codes import (
-    CodeBuilder,
-    LowRankValue,
-    move_blocks,
-    width_of,
-)
-from passes.graph import (
-    args_of,
-    argument,
-    aten,
-    constant_of,
-    run_on_positions,
-    value_of,
-)
-from passes.laws.outcomes import (
-    Absorbed,
-    Carried,
-    Outcome,
-    Restored,
-    Rule,
-    Values,
-)
+from passes.codes import CodeBuilder, LowRankValue, move_blocks, width_of
+from passes.graph import args_of, argument, aten, constant_of, run_on_positions, value_of
+from passes.laws.outcomes import Absorbed, Carried, Outcome, Restored, Rule, Values
 
 Positions = np.ndarray[Any, Any]
 

@@ -25,31 +25,10 @@ from passes.codes import (
     sums_of_codes,
     sums_of_features,
 )
-from passes.graph import (
-    argument,
-    aten,
-    value_of,
-)
-from passes.laws.moves import (
-    equal_sizes,
-    keeps_axes,
-    on_features,
-    reduced_axes,
-    static,
-)
-from passes.laws.need_features import (
-    BENDS,
-    MULTIPLIES,
-)
-from passes.laws.outcomes import (
-    Carried,
-    Law,
-    Outcome,
-    Restored,
-    Rule,
-    Summed,
-    Values,
-)
+from passes.graph import argument, aten, value_of
+from passes.laws.moves import equal_sizes, keeps_axes, on_features, reduced_axes, static
+from passes.laws.need_features import BENDS, MULTIPLIES
+from passes.laws.outcomes import Carried, Law, Outcome, Restored, Rule, Summed, Values
 
 NEEDS_PRODUCTS = Restored(MULTIPLIES, Law.INTERACTION)
 

@@ -18,48 +18,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.codes import (
-    Block,
-    CodeBuilder,
-    Decoder,
-    LowRankValue,
-    align,
-    split_rows,
-    width_of,
-)
-from passes.graph import (
-    args_of,
-    argument,
-    aten,
-    value_of,
-)
+from passes.codes import Block, CodeBuilder, Decoder, LowRankValue, align, split_rows, width_of
+from passes.graph import args_of, argument, aten, value_of
 from passes.laws import absorb
 from passes.laws.absorb import Affine
-from passes.laws.common_form import (
-    along_features,
-    spread,
-    through_lead,
-    units_as_columns,
-)
+from passes.laws.common_form import along_features, spread, through_lead, units_as_columns
 from passes.laws.gates import scaled
-from passes.laws.moves import (
-    OTHER_DTYPE,
-    UNKNOWN_SIZES,
-    keeps_axes,
-    keeps_shape,
-    reduced_axes,
-    single,
-    static,
-)
-from passes.laws.outcomes import (
-    Absorbed,
-    Carried,
-    Law,
-    Outcome,
-    Restored,
-    Rule,
-    Values,
-)
+from passes.laws.moves import OTHER_DTYPE, UNKNOWN_SIZES, keeps_axes, keeps_shape, reduced_axes, single, static
+from passes.laws.outcomes import Absorbed, Carried, Law, Outcome, Restored, Rule, Values
 
 MIXED = "it adds dense features to features that are written in a code"
 SHAPES = "it repeats the features along other axes while it adds them"

@@ -26,25 +26,9 @@ from torch.fx import Node
 
 from passes.codes import Product
 from passes.graph import aten, runs_subgraphs
-from passes.laws import (
-    absorb,
-    contractions,
-    gates,
-    masks,
-    moves,
-    quadratic,
-    sums,
-)
-from passes.laws.need_features import (
-    BENDS,
-    MULTIPLIES,
-    NEED_FEATURES,
-)
-from passes.laws.outcomes import (
-    Law,
-    Rule,
-    Values,
-)
+from passes.laws import absorb, contractions, gates, masks, moves, quadratic, sums
+from passes.laws.need_features import BENDS, MULTIPLIES, NEED_FEATURES
+from passes.laws.outcomes import Law, Rule, Values
 
 
 @dataclass(frozen=True)

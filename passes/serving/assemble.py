@@ -15,16 +15,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    Columns,
-    FeatureColumns,
-    aten,
-    buffer,
-    call,
-    shape_of,
-    stamp,
-    value_of,
-)
+from passes.graph import Columns, FeatureColumns, aten, buffer, call, shape_of, stamp, value_of
 
 MOST_RUNS = 3
 """So many pieces of one source are cut out one by one; more are picked in one ``index_select`` where rows allow it."""

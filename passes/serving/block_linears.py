@@ -29,11 +29,7 @@ from passes.graph import (
     replace_node,
     weighted_call,
 )
-from passes.serving.serving_cost import (
-    PIECE_US,
-    PRODUCTS_PER_US,
-    products,
-)
+from passes.serving.serving_cost import PIECE_US, PRODUCTS_PER_US, products
 
 RULE = "block linears"
 

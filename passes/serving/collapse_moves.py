@@ -16,17 +16,9 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    Columns,
-    FeatureColumns,
-    GraphPass,
-    finish,
-)
+from passes.graph import Columns, FeatureColumns, GraphPass, finish
 from passes.serving.assemble import Assembler
-from passes.serving.serving_cost import (
-    ServingCost,
-    cost_of,
-)
+from passes.serving.serving_cost import ServingCost, cost_of
 
 RULE = "collapse moves"
 MOST_PIECES = 2

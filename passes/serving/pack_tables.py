@@ -42,24 +42,10 @@ from passes.graph import (
 )
 from passes.serving.assemble import Assembler
 from passes.serving.collapse_moves import CollapseMoves
-from passes.serving.serving_cost import (
-    ServingCost,
-    serving_cost,
-)
-from passes.serving.table_layout import (
-    RowGroup,
-    TableLayout,
-    packed_tables,
-    row_groups,
-    widest,
-)
+from passes.serving.serving_cost import ServingCost, serving_cost
+from passes.serving.table_layout import RowGroup, TableLayout, packed_tables, row_groups, widest
 from passes.serving.widen_linears import WidenLinears
-from passes.sites import (
-    IdBound,
-    OutOfRange,
-    guarded,
-    input_bounds,
-)
+from passes.sites import IdBound, OutOfRange, guarded, input_bounds
 
 RULE = "pack tables"
 

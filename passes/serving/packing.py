@@ -10,14 +10,8 @@ from passes.serving.block_linears import BlockLinears
 from passes.serving.collapse_moves import CollapseMoves
 from passes.serving.fold_batch_norm import FoldBatchNorm
 from passes.serving.logit_rows import LogitRows
-from passes.serving.merge_linears import (
-    MergeLinears,
-    StartProducts,
-)
-from passes.serving.pack_tables import (
-    PackedTable,
-    PackTables,
-)
+from passes.serving.merge_linears import MergeLinears, StartProducts
+from passes.serving.pack_tables import PackedTable, PackTables
 from passes.serving.row_terms import RowTerms
 from passes.serving.sums_as_products import SumsAsProducts
 from passes.serving.unpool_bags import UnpoolBags

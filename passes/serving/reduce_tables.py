@@ -23,16 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    PROVENANCE,
-    GraphPass,
-    args_of,
-    aten,
-    call,
-    constant_of,
-    derived_name,
-    parameter,
-)
+from passes.graph import PROVENANCE, GraphPass, args_of, aten, call, constant_of, derived_name, parameter
 
 RULE = "reduce tables"
 ROWS_PER_BLOCK = 16_384

@@ -14,12 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    args_of,
-    aten,
-    shape_of,
-    value_of,
-)
+from passes.graph import args_of, aten, shape_of, value_of
 
 LAUNCH_US = 1.2
 """One operator."""

@@ -15,14 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from passes.graph import (
-    IdColumn,
-    TracedLookup,
-)
-from passes.serving.serving_cost import (
-    BYTES_PER_US,
-    LAUNCH_US,
-)
+from passes.graph import IdColumn, TracedLookup
+from passes.serving.serving_cost import BYTES_PER_US, LAUNCH_US
 
 ROWS_PER_BLOCK = 65_536
 MOST_PADDING = 0.125

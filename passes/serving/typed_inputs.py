@@ -27,23 +27,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from passes.graph import (
-    Columns,
-    FeatureColumns,
-    GraphPass,
-    aten,
-    call,
-    fake_mode,
-    finish,
-    is_size,
-    stamp,
-    value_of,
-)
+from passes.graph import Columns, FeatureColumns, GraphPass, aten, call, fake_mode, finish, is_size, stamp, value_of
 from passes.serving.assemble import Assembler
-from passes.sites import (
-    IdBound,
-    input_bounds,
-)
+from passes.sites import IdBound, input_bounds
 
 RULE = "split inputs"
 IDS, FEATURES = "sparse", "dense"

@@ -15,23 +15,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    GraphPass,
-    args_of,
-    aten,
-    call,
-    rewrite_each,
-    shape_of,
-    value_of,
-)
-from passes.sites import (
-    BAGS,
-    Pooling,
-    bag_arguments,
-    bag_length,
-    bag_padding,
-    pooling_of,
-)
+from passes.graph import GraphPass, args_of, aten, call, rewrite_each, shape_of, value_of
+from passes.sites import BAGS, Pooling, bag_arguments, bag_length, bag_padding, pooling_of
 
 RULE = "unpool bag"
 

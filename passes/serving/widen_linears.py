@@ -34,16 +34,8 @@ from passes.graph import (
     weighted_call,
 )
 from passes.serving.assemble import Assembler
-from passes.serving.collapse_moves import (
-    Demand,
-    Family,
-    assemble_if_cheaper,
-    families_of,
-)
-from passes.serving.serving_cost import (
-    PRODUCTS_PER_US,
-    products,
-)
+from passes.serving.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
+from passes.serving.serving_cost import PRODUCTS_PER_US, products
 
 RULE = "widen linears"
 

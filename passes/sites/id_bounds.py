@@ -16,14 +16,7 @@ from enum import StrEnum
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    FeatureColumns,
-    IdColumn,
-    aten,
-    buffer,
-    call,
-    value_of,
-)
+from passes.graph import FeatureColumns, IdColumn, aten, buffer, call, value_of
 
 RULE = "guard ids"
 BEYOND = 2**40

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    KEEPS_IDS,
-    args_of,
-    aten,
-    constant_of,
-)
+from passes.graph import KEEPS_IDS, args_of, aten, constant_of
 from passes.sites.lookups import ids_of
 
 

@@ -18,16 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    GraphPass,
-    TableIndexError,
-    aten,
-    call,
-    constant_of,
-    derived_name,
-    parameter,
-    shape_of,
-)
+from passes.graph import GraphPass, TableIndexError, aten, call, constant_of, derived_name, parameter, shape_of
 from passes.sites.sites import site_name
 
 RULE = "join tables"

@@ -25,11 +25,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph import (
-    aten,
-    shape_of,
-    value_of,
-)
+from passes.graph import aten, shape_of, value_of
 
 ROW_LOOKUPS = frozenset({aten.embedding.default, aten.index.Tensor})
 BAGS = frozenset(

@@ -9,16 +9,8 @@ from enum import StrEnum
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from passes.graph import (
-    aten,
-    constant_of,
-    readers_inside,
-    runs_subgraphs,
-)
-from passes.sites.lookups import (
-    Lookup,
-    lookup_of,
-)
+from passes.graph import aten, constant_of, readers_inside, runs_subgraphs
+from passes.sites.lookups import Lookup, lookup_of
 
 
 class SiteKind(StrEnum):

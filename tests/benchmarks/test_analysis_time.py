@@ -16,9 +16,7 @@ from benchmarks import analysis_time_command
 from benchmarks.analysis_cost import STAGES, AnalysisCost, analysis_cost, growth
 from benchmarks.many_towers import NODES_PER_TOWER, ManyTowers, TowerShape
 from passes.canonical.canonicalize import Canonicalize
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.graph import clone_graph_module
 from passes.laws.outcomes import Law
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze

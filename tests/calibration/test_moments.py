@@ -10,11 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from afm_fx.calibration import moments as moments_module
-from afm_fx.calibration.moments import (
-    Moments,
-    gram,
-    table_moments,
-)
+from afm_fx.calibration.moments import Moments, gram, table_moments
 from afm_fx.errors import CalibrationError
 
 TIGHT = 1e-10

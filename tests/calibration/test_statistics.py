@@ -10,11 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from afm_fx.calibration.moments import Moments
-from afm_fx.calibration.statistics import (
-    Share,
-    Statistics,
-    missing_shares,
-)
+from afm_fx.calibration.statistics import Share, Statistics, missing_shares
 from afm_fx.errors import CalibrationError
 from tests.some_statistics import MANY, WIDTHS, all_rows, assert_whole, parts_of, reloaded, statistics_of
 

@@ -6,10 +6,7 @@ import pytest
 import torch
 
 import afm_fx
-from afm_fx.calibration.traffic import (
-    PARTIAL,
-    Traffic,
-)
+from afm_fx.calibration.traffic import PARTIAL, Traffic
 from afm_fx.errors import CalibrationError
 from tests.fast_capture import fast_capture
 from tests.graphs import Tower, tower_batch

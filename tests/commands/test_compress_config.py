@@ -11,10 +11,7 @@ from typer.testing import CliRunner
 
 import afm_fx
 from afm_fx.commands.cli import app
-from afm_fx.commands.command_options import (
-    command_line,
-    spelled,
-)
+from afm_fx.commands.command_options import command_line, spelled
 from afm_fx.commands.compress_config import CompressConfig
 from afm_fx.errors import UserError
 from afm_fx.planning.basis import BasisKind

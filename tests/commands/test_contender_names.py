@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from afm_fx.commands.contender_names import (
-    contender_inputs,
-    parse_contenders,
-)
+from afm_fx.commands.contender_names import contender_inputs, parse_contenders
 from afm_fx.errors import BenchmarkError, UserError
-from afm_fx.measure.contenders import (
-    ModelFactory,
-    OnnxFile,
-    make_contender,
-)
+from afm_fx.measure.contenders import ModelFactory, OnnxFile, make_contender
 from afm_fx.program.capture import capture
 from afm_fx.program.user_model import build_model
 from afm_fx.runtime.onnx_export import export_onnx

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 
 import afm_fx
-from afm_fx.data.held_out import (
-    EVERY,
-    HoldOut,
-)
+from afm_fx.data.held_out import EVERY, HoldOut
 from tests.graphs import Tower, tower_batch
 
 

@@ -18,10 +18,7 @@ import afm_fx
 from afm_fx.data.data_files import open_data
 from afm_fx.data.file_batches import FileBatches
 from afm_fx.errors import CalibrationWarning, UserError
-from afm_fx.program.user_model import (
-    build_model,
-    read_checkpoint,
-)
+from afm_fx.program.user_model import build_model, read_checkpoint
 from tests.doc_blocks import ROOT
 from tests.graphs import Tower, tower_batch
 

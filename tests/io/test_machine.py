@@ -2,10 +2,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from afm_fx.io.machine import (
-    available_cores,
-    this_machine,
-)
+from afm_fx.io.machine import available_cores, this_machine
 
 
 def test_the_machine_is_described_with_the_versions_that_matter() -> None:

@@ -6,12 +6,7 @@ import sys
 
 import pytest
 
-from afm_fx.io.tables import (
-    WIDTH,
-    render_sections,
-    render_table,
-    text_width,
-)
+from afm_fx.io.tables import WIDTH, render_sections, render_table, text_width
 
 
 class Terminal:

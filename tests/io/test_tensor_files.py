@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afm_fx.io.tensor_files import (
-    load_tensors,
-    save_tensors,
-)
+from afm_fx.io.tensor_files import load_tensors, save_tensors
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077])

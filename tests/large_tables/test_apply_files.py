@@ -23,25 +23,12 @@ from typer.testing import CliRunner
 import afm_fx
 from afm_fx.commands.cli import app
 from afm_fx.errors import FileFormatError, ModelError, OutputExistsError, PlanError, UserError
-from afm_fx.io.checkpoints import (
-    UNFINISHED,
-    open_checkpoint,
-)
+from afm_fx.io.checkpoints import UNFINISHED, open_checkpoint
 from afm_fx.io.tensor_files import write_table
 from afm_fx.large_tables import apply_files
-from afm_fx.large_tables.absent_tables import (
-    storage_of,
-    without_tables,
-)
-from afm_fx.large_tables.apply_files import (
-    INDEX,
-    apply_to_files,
-)
-from afm_fx.large_tables.streamed_plan import (
-    StreamedPlan,
-    TableSource,
-    streamed_plan,
-)
+from afm_fx.large_tables.absent_tables import storage_of, without_tables
+from afm_fx.large_tables.apply_files import INDEX, apply_to_files
+from afm_fx.large_tables.streamed_plan import StreamedPlan, TableSource, streamed_plan
 from tests.streamed_models import (
     LARGE,
     EveryTable,

@@ -14,12 +14,7 @@ from torch import Tensor, nn
 
 from afm_fx.errors import BatchError, BenchmarkError
 from afm_fx.measure.benchmark import benchmark
-from afm_fx.measure.contenders import (
-    Competitor,
-    Compiled,
-    OnnxFile,
-    make_contender,
-)
+from afm_fx.measure.contenders import Competitor, Compiled, OnnxFile, make_contender
 from afm_fx.program.capture import capture
 from afm_fx.program.program import Program
 from afm_fx.runtime.aoti import export_aoti

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.measure.evaluation import (
-    labelled_rows,
-    predicted_logits,
-)
+from afm_fx.measure.evaluation import labelled_rows, predicted_logits
 
 
 class ClickAndConversion(nn.Module):

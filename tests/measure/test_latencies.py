@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afm_fx.measure.latencies import (
-    calls_needed,
-    latencies,
-    shown_us,
-)
+from afm_fx.measure.latencies import calls_needed, latencies, shown_us
 
 
 def test_percentiles_are_numpys_in_microseconds() -> None:

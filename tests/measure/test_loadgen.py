@@ -11,14 +11,7 @@ import pytest
 
 from afm_fx.errors import BenchmarkError, FileFormatError
 from afm_fx.measure.contenders import make_contender
-from afm_fx.measure.loadgen import (
-    DETAIL,
-    WARMUP_CALLS,
-    LoadTest,
-    read_log,
-    read_run,
-    run_load_test,
-)
+from afm_fx.measure.loadgen import DETAIL, WARMUP_CALLS, LoadTest, read_log, read_run, run_load_test
 
 TEST = LoadTest(latency_bound_ms=100.0, qps=2000.0, seconds=0.1, min_queries=50, threads=1)
 SERVER = make_contender("server", lambda _: None, 1)

@@ -7,10 +7,7 @@ import pytest
 from afm_fx.errors import FileFormatError
 from afm_fx.io.machine import Machine
 from afm_fx.measure.latencies import Latencies
-from afm_fx.measure.measurement import (
-    Measurement,
-    Timing,
-)
+from afm_fx.measure.measurement import Measurement, Timing
 
 
 def timing(contender: str, batch_size: int, p50: float, ratio: float) -> Timing:

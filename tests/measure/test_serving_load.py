@@ -19,12 +19,7 @@ from afm_fx.errors import BenchmarkError, FileFormatError
 from afm_fx.io.machine import this_machine
 from afm_fx.measure.contenders import Contender
 from afm_fx.measure.latencies import Latencies
-from afm_fx.measure.loadgen import (
-    SUMMARY,
-    WARMUP_CALLS,
-    LoadRun,
-    LoadTest,
-)
+from afm_fx.measure.loadgen import SUMMARY, WARMUP_CALLS, LoadRun, LoadTest
 from afm_fx.measure.serving_load import (
     MOST_PROBES,
     PRECISION,

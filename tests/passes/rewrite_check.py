@@ -14,19 +14,10 @@ from torch.utils import _pytree as pytree
 import afm_fx
 from afm_fx.program.watched_run import WatchedRun
 from passes.canonical.canonicalize import Canonicalize
-from passes.codes.factor import (
-    Factor,
-    factor_of,
-)
-from passes.graph import (
-    PROVENANCE,
-    clone_graph_module,
-)
+from passes.codes.factor import Factor, factor_of
+from passes.graph import PROVENANCE, clone_graph_module
 from passes.sink_codes import Analysis, SinkCodes, analyze
-from passes.sites.sites import (
-    Site,
-    find_sites,
-)
+from passes.sites.sites import Site, find_sites
 
 TOLERANCE = 1e-10
 SHARE_OF_ALL_SITES, SHARE_OF_SITES, SHARE_UNCENTRED = 0.4, 0.6, 0.3

@@ -11,12 +11,8 @@ from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
 
 from afm_fx.program.capture import capture
-from passes.graph import (
-    clone_graph_module,
-)
-from passes.graph.values import (
-    compute_value,
-)
+from passes.graph import clone_graph_module
+from passes.graph.values import compute_value
 
 ROWS = (2, 5)
 

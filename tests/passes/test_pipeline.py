@@ -20,11 +20,7 @@ from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pas
 import afm_fx
 import passes
 from passes.codes.factor import Factor
-from passes.graph import (
-    PROVENANCE,
-    aten,
-    clone_graph_module,
-)
+from passes.graph import PROVENANCE, aten, clone_graph_module
 from passes.sites.sites import find_sites
 from tests.graphs import Tower, tower_batch
 from tests.passes.test_sink_codes import orthonormal_factors

@@ -19,9 +19,7 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.errors import ExportError
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.graph import clone_graph_module
 from passes.sink_codes import Analysis, SinkCodes
 from passes.sites.sites import find_sites
 from tests.fast_capture import fast_capture

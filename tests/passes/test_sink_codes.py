@@ -11,20 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.planning.cost import (
-    CostKind,
-    cost,
-)
+from afm_fx.planning.cost import CostKind, cost
 from afm_fx.program.watched_run import WatchedRun
-from passes.codes.factor import (
-    Factor,
-    factor_of,
-)
-from passes.graph import (
-    PROVENANCE,
-    aten,
-    clone_graph_module,
-)
+from passes.codes.factor import Factor, factor_of
+from passes.graph import PROVENANCE, aten, clone_graph_module
 from passes.graph.errors import TableIndexError
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze

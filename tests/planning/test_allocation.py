@@ -6,15 +6,8 @@ import itertools
 
 import pytest
 
-from afm_fx.planning.allocation import (
-    Frontier,
-    Measured,
-    Rank,
-)
-from afm_fx.planning.cost import (
-    RankCost,
-    Ranks,
-)
+from afm_fx.planning.allocation import Frontier, Measured, Rank
+from afm_fx.planning.cost import RankCost, Ranks
 
 LOSSES = {
     "big": [9.0, 4.0, 1.0, 0.5, 0.1],

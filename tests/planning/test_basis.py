@@ -7,10 +7,7 @@ import pytest
 import torch
 
 from afm_fx.calibration.moments import Moments
-from afm_fx.planning.basis import (
-    eigenbasis,
-    weight_second_moment,
-)
+from afm_fx.planning.basis import eigenbasis, weight_second_moment
 from passes.sites.sites import SiteKind
 from tests.graphs import correlated
 

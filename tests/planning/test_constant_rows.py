@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from passes.graph import (
-    aten,
-)
+from passes.graph import aten
 from tests.graphs import FIELDS, Tower, tower_batch
 
 POLICY = afm_fx.Fixed(embedding=2, linear=None, overrides={"tables.1": 0})

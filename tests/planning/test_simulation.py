@@ -6,18 +6,11 @@ import pytest
 import torch
 
 import afm_fx
-from afm_fx.calibration.taps import (
-    Tap,
-    joint_taps,
-    plain_taps,
-)
+from afm_fx.calibration.taps import Tap, joint_taps, plain_taps
 from afm_fx.errors import CalibrationError
 from afm_fx.planning.simulation import Simulation
 from afm_fx.program.logits import expose_logits
-from passes.codes.factor import (
-    Factor,
-    factor_of,
-)
+from passes.codes.factor import Factor, factor_of
 from tests.graphs import Tower, tower_batch
 from tests.wide_and_deep import rows_of_ids, wide_and_deep
 

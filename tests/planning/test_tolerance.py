@@ -17,11 +17,7 @@ import afm_fx
 from afm_fx.errors import BatchError, PolicyError
 from afm_fx.planning.basis import BasisKind
 from afm_fx.planning.planning import PlanningTask
-from afm_fx.planning.tolerance import (
-    CLOSE,
-    GROWTH,
-    smallest_passing,
-)
+from afm_fx.planning.tolerance import CLOSE, GROWTH, smallest_passing
 from afm_fx.program.logits import expose_logits
 from tests.wide_and_deep import rows_of_ids, wide_and_deep
 

@@ -6,10 +6,7 @@ from torch import Tensor, nn
 
 from afm_fx.errors import BatchError
 from afm_fx.program.capture import capture
-from afm_fx.program.random_inputs import (
-    InputRange,
-    random_inputs,
-)
+from afm_fx.program.random_inputs import InputRange, random_inputs
 
 
 class FloatMatrixModel(nn.Module):

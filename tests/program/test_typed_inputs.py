@@ -11,19 +11,10 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.errors import BatchError, FileFormatError, UserError
-from afm_fx.measure.contenders import (
-    Competitor,
-    make_contender,
-)
-from afm_fx.program.input_mapping import (
-    METADATA_KEY,
-    InputMapping,
-)
+from afm_fx.measure.contenders import Competitor, make_contender
+from afm_fx.program.input_mapping import METADATA_KEY, InputMapping
 from afm_fx.runtime.artifact import mapping_of
-from afm_fx.runtime.file_inputs import (
-    random_file_inputs,
-    traffic_examples,
-)
+from afm_fx.runtime.file_inputs import random_file_inputs, traffic_examples
 from tests.fast_capture import fast_capture
 from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
 from tests.zoo.entry import ZooEntry

@@ -11,10 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from afm_fx.errors import FileFormatError, ModelError
-from afm_fx.program.user_model import (
-    build_model,
-    read_checkpoint,
-)
+from afm_fx.program.user_model import build_model, read_checkpoint
 
 SOURCE = """
 import torch

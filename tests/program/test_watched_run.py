@@ -10,10 +10,7 @@ from torch import nn
 from torch.fx import Node
 
 import afm_fx
-from afm_fx.program.watched_run import (
-    WatchedRun,
-    node_values,
-)
+from afm_fx.program.watched_run import WatchedRun, node_values
 from tests.graphs import Tower, tower_batch
 
 

@@ -17,9 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import afm_fx
 from afm_fx.errors import BatchError, FileFormatError, RecoveryError
 from afm_fx.program.logits import columns_of
-from passes.graph import (
-    aten,
-)
+from passes.graph import aten
 from tests.fast_capture import fast_capture
 from tests.graphs import Tower, tower_batch
 

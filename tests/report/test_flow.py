@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.report.flow import (
-    FlowEdge,
-    FlowNode,
-)
+from afm_fx.report.flow import FlowEdge, FlowNode
 from tests.graphs import ROWS, Tower, tower_batch
 
 

@@ -6,11 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.report.picture import (
-    Box,
-    Picture,
-    picture_of,
-)
+from afm_fx.report.picture import Box, Picture, picture_of
 from afm_fx.report.picture_svg import short_operator
 from tests.graphs import ROWS, Tower, tower_batch
 

@@ -10,10 +10,7 @@ import torch
 import afm_fx
 from afm_fx.errors import ExportError, OutputExistsError, UserError
 from afm_fx.runtime.artifact import existing_buckets
-from afm_fx.runtime.onnx_export import (
-    ExportReport,
-    export_onnx,
-)
+from afm_fx.runtime.onnx_export import ExportReport, export_onnx
 from tests.passes.serving.test_pack_tables import Wide, wide_inputs
 from tests.zoo.models import captured
 

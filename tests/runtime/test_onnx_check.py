@@ -20,15 +20,8 @@ from typer.testing import CliRunner
 import afm_fx
 from afm_fx.commands.cli import app
 from afm_fx.errors import ExportError, FileFormatError
-from afm_fx.program.recipe import (
-    RECIPE_KEY,
-    file_recipe,
-)
-from afm_fx.runtime.onnx_check import (
-    CheckReport,
-    Severity,
-    refuse_findings,
-)
+from afm_fx.program.recipe import RECIPE_KEY, file_recipe
+from afm_fx.runtime.onnx_check import CheckReport, Severity, refuse_findings
 from tests.graphs import Tower, tower_batch
 from tests.passes.serving.test_pack_tables import Wide, wide_inputs
 

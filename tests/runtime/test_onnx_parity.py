@@ -10,11 +10,7 @@ from afm_fx.errors import ExportError
 from afm_fx.program.capture import capture
 from afm_fx.program.program import Program
 from afm_fx.runtime.onnx_export import export_onnx
-from afm_fx.runtime.onnx_parity import (
-    check_file,
-    check_parity,
-    parity_rows,
-)
+from afm_fx.runtime.onnx_parity import check_file, check_parity, parity_rows
 
 
 class Scale(nn.Module):

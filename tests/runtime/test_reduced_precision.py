@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import BatchError, CalibrationError, UserError
-from afm_fx.runtime.reduced_precision import (
-    output_error,
-    reduce_precision,
-)
+from afm_fx.runtime.reduced_precision import output_error, reduce_precision
 
 ROWS = 500
 

@@ -14,14 +14,8 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import BatchError, FileFormatError, MissingPackageError, ProviderError, UserError
-from afm_fx.runtime.onnx_runtime import (
-    KINDS,
-    Provider,
-)
-from afm_fx.runtime.session import (
-    Session,
-    cuts,
-)
+from afm_fx.runtime.onnx_runtime import KINDS, Provider
+from afm_fx.runtime.session import Session, cuts
 from tests.passes.serving.test_pack_tables import SIZES as FIELD_SIZES, Wide, wide_inputs
 
 onnxruntime = pytest.importorskip("onnxruntime")

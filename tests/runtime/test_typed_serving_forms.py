@@ -12,10 +12,7 @@ from torch import Tensor
 import afm_fx
 from afm_fx.errors import BatchError
 from afm_fx.measure.benchmark import benchmark
-from afm_fx.measure.contenders import (
-    Competitor,
-    Compiled,
-)
+from afm_fx.measure.contenders import Competitor, Compiled
 from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
 
 

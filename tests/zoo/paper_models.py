@@ -7,16 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.zoo.entry import ZooEntry
-from tests.zoo.plain_models import (
-    DENSE,
-    VOCABULARIES,
-    WIDTH,
-    _generator,
-    _ids,
-    _mlp,
-    ids_and_dense,
-    two_tower_inputs,
-)
+from tests.zoo.plain_models import DENSE, VOCABULARIES, WIDTH, _generator, _ids, _mlp, ids_and_dense, two_tower_inputs
 
 HISTORY = 5
 TASKS, EXPERTS = 2, 3

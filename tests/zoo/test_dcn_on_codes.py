@@ -9,20 +9,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 import afm_fx
-from passes.codes.factor import (
-    Factor,
-    factor_of,
-)
-from passes.graph import (
-    PROVENANCE,
-    aten,
-)
+from passes.codes.factor import Factor, factor_of
+from passes.graph import PROVENANCE, aten
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes
-from passes.sites.sites import (
-    SiteKind,
-    find_sites,
-)
+from passes.sites.sites import SiteKind, find_sites
 from tests.zoo.deepctr_models import _deepctr
 from tests.zoo.entry import randomize
 

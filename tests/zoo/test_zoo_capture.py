@@ -13,9 +13,7 @@ from afm_fx.program.capture import capture
 from afm_fx.program.program import Program
 from passes.canonical import unify_linears
 from passes.canonical.unify_linears import parts_of
-from passes.graph import (
-    PROVENANCE,
-)
+from passes.graph import PROVENANCE
 from tests.zoo.entry import EXAMPLE_ROWS, ZooEntry, call
 from tests.zoo.models import ZOO, captured, zoo_params
 

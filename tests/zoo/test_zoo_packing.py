@@ -11,10 +11,7 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.program.change import Change
-from afm_fx.runtime.packing import (
-    PackReport,
-    pack,
-)
+from afm_fx.runtime.packing import PackReport, pack
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import captured, zoo_params
 from tests.zoo.test_zoo_rewrite import FRESH_SEED, assert_batch_is_symbolic, budgeted

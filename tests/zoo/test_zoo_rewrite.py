@@ -13,10 +13,7 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from afm_fx.program.logits import (
-    columns_of,
-    expose_logits,
-)
+from afm_fx.program.logits import columns_of, expose_logits
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import ZOO, captured, zoo_params
 

@@ -10,9 +10,7 @@ from torch.fx import GraphModule
 from passes.canonical.canonicalize import Canonicalize
 from passes.canonical.state_writes import erase_state_writes
 from passes.graph.errors import GraphInvariantError
-from passes.graph.values import (
-    compute_value,
-)
+from passes.graph.values import compute_value
 
 aten = torch.ops.aten
 ROWS = 5

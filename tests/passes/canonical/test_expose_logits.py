@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.program.logits import (
-    columns_of,
-    expose_logits,
-)
+from afm_fx.program.logits import columns_of, expose_logits
 
 
 class Model(nn.Module):

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from passes.graph import (
-    aten,
-)
+from passes.graph import aten
 
 FIELDS, WIDTH, ROWS = 4, 6, 30
 

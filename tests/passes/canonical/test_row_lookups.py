@@ -6,9 +6,7 @@ import pytest
 import torch
 
 import afm_fx
-from passes.graph import (
-    aten,
-)
+from passes.graph import aten
 from passes.sites.sites import find_sites
 from tests.passes.sites.test_lookups import ROW_LOOKUPS, WIDTH, Function, Model, capture, inputs
 

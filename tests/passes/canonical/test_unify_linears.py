@@ -13,13 +13,8 @@ import afm_fx
 from afm_fx.large_tables.absent_tables import without_tables
 from afm_fx.program.exported_program import to_exported_program
 from passes.canonical.pointwise_convolutions import PointwiseConvolutions
-from passes.canonical.unify_linears import (
-    UnifyLinears,
-    parts_of,
-)
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.canonical.unify_linears import UnifyLinears, parts_of
+from passes.graph import clone_graph_module
 
 ROWS, CHANNELS, POSITIONS = 6, 8, 5
 

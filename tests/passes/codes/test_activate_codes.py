@@ -6,15 +6,8 @@ import torch
 from torch import nn
 
 import afm_fx
-from passes.codes.activate_codes import (
-    RULE,
-    ActivateCodes,
-)
-from passes.graph import (
-    PROVENANCE,
-    aten,
-    clone_graph_module,
-)
+from passes.codes.activate_codes import RULE, ActivateCodes
+from passes.graph import PROVENANCE, aten, clone_graph_module
 from tests.fast_capture import fast_capture
 from tests.graphs import Tower, tower_batch
 

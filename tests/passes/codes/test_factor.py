@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from passes.codes import table_codes
-from passes.codes.factor import (
-    blank_factor,
-    factor_of,
-)
+from passes.codes.factor import blank_factor, factor_of
 
 
 def random_factor(width: int, rank: int, *, centred: bool = True):

@@ -9,14 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from passes.codes.decoder import Decoder
-from passes.codes.low_rank_value import (
-    Block,
-    align,
-    merge_identities,
-    move_blocks,
-    plain_block,
-    split_rows,
-)
+from passes.codes.low_rank_value import Block, align, merge_identities, move_blocks, plain_block, split_rows
 
 
 def block(width: int, rank: int, site: str, first: int = 0) -> Block:

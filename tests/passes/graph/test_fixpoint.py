@@ -7,18 +7,9 @@ import torch
 from torch.fx import GraphModule
 
 import passes.serving.packing
-from passes.graph import (
-    aten,
-    call,
-)
-from passes.graph.errors import (
-    PassError,
-    RewriteError,
-)
-from passes.graph.fixpoint import (
-    in_order,
-    run_to_fixpoint,
-)
+from passes.graph import aten, call
+from passes.graph.errors import PassError, RewriteError
+from passes.graph.fixpoint import in_order, run_to_fixpoint
 from passes.graph.graph_pass import GraphPass
 from tests.passes.serving_checks import graph_of
 

@@ -13,18 +13,8 @@ import afm_fx
 from passes.canonical.canonicalize import Canonicalize
 from passes.canonical.state_writes import EraseStateWrites
 from passes.codes.factor import factor_of
-from passes.graph import (
-    PROVENANCE,
-    aten,
-    call,
-    clone_graph_module,
-)
-from passes.graph.errors import (
-    PassPostconditionError,
-    PassPreconditionError,
-    RewriteError,
-    TableIndexError,
-)
+from passes.graph import PROVENANCE, aten, call, clone_graph_module
+from passes.graph.errors import PassPostconditionError, PassPreconditionError, RewriteError, TableIndexError
 from passes.graph.graph_checks import check_values
 from passes.graph.graph_pass import GraphPass
 from passes.sink_codes import SinkCodes

@@ -12,10 +12,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 import afm_fx
 from passes.laws.verdicts import Fate
-from passes.sites.sites import (
-    SiteKind,
-    find_sites,
-)
+from passes.sites.sites import SiteKind, find_sites
 
 ROWS, WIDTH = 11, 6
 

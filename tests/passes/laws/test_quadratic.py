@@ -9,20 +9,9 @@ import torch
 from torch import Tensor
 
 import afm_fx
-from afm_fx.planning.cost import (
-    CostKind,
-    cost,
-)
-from passes.codes.factor import (
-    Factor,
-    factor_of,
-)
-from passes.graph import (
-    PROVENANCE,
-    aten,
-    clone_graph_module,
-    get_attribute,
-)
+from afm_fx.planning.cost import CostKind, cost
+from passes.codes.factor import Factor, factor_of
+from passes.graph import PROVENANCE, aten, clone_graph_module, get_attribute
 from passes.laws.outcomes import Law
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze

@@ -9,10 +9,7 @@ import pytest
 import torch
 
 import afm_fx
-from passes.laws import (
-    moves,
-    table as laws,
-)
+from passes.laws import moves, table as laws
 from passes.laws.outcomes import Law
 from passes.sink_codes import analyze
 from tests.graphs import ROWS

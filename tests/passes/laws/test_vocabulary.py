@@ -7,14 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.planning.cost import (
-    CostKind,
-    cost,
-)
-from passes.graph import (
-    PROVENANCE,
-    clone_graph_module,
-)
+from afm_fx.planning.cost import CostKind, cost
+from passes.graph import PROVENANCE, clone_graph_module
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze
 from tests.passes.test_sink_codes import WIDTH, Looked, assert_equal, build, orthonormal_factors, rewritten

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.graph import clone_graph_module
 from passes.serving.block_linears import BlockLinears
 from passes.serving.collapse_moves import CollapseMoves
 from tests.passes.serving_checks import graph_of, operators, rewritten

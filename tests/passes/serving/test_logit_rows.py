@@ -4,10 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes.serving.logit_rows import (
-    LEAST_FEATURES,
-    LogitRows,
-)
+from passes.serving.logit_rows import LEAST_FEATURES, LogitRows
 from tests.passes.serving_checks import graph_of, operators, rewritten
 
 

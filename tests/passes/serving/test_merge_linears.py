@@ -5,10 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from passes.serving.fold_batch_norm import FoldBatchNorm
-from passes.serving.merge_linears import (
-    MergeLinears,
-    StartProducts,
-)
+from passes.serving.merge_linears import MergeLinears, StartProducts
 from passes.serving.row_terms import RowTerms
 from tests.passes.serving_checks import graph_of, operators, rewritten
 from tests.zoo.entry import randomize

@@ -5,15 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.program.capture import capture
-from passes.graph import (
-    get_attribute,
-)
+from passes.graph import get_attribute
 from passes.graph.provenance import FeatureColumns
 from passes.serving.collapse_moves import CollapseMoves
-from passes.serving.pack_tables import (
-    PackTables,
-    _Packing,
-)
+from passes.serving.pack_tables import PackTables, _Packing
 from passes.sites.id_bounds import OutOfRange
 from tests.passes.serving_checks import graph_of, operators, rewritten
 

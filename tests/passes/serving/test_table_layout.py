@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passes.serving.table_layout import (
-    RowGroup,
-    TableLayout,
-)
+from passes.serving.table_layout import RowGroup, TableLayout
 
 SIZES = {"small": (3, 2), "large": (40, 2), "middle": (9, 1)}
 STARTS = [0, 3, 43]

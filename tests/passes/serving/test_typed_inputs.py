@@ -8,17 +8,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from afm_fx.program.capture import capture
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.graph import clone_graph_module
 from passes.graph.errors import PassPostconditionError
 from passes.graph.graph_pass import GraphPass
 from passes.serving.collapse_moves import CollapseMoves
 from passes.serving.pack_tables import PackTables
-from passes.serving.typed_inputs import (
-    SplitInput,
-    SplitInputs,
-)
+from passes.serving.typed_inputs import SplitInput, SplitInputs
 from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
 from tests.passes.serving_checks import graph_of, operators
 

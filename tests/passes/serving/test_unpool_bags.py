@@ -9,10 +9,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 import afm_fx
-from passes.graph import (
-    aten,
-    clone_graph_module,
-)
+from passes.graph import aten, clone_graph_module
 from passes.serving.unpool_bags import UnpoolBags
 from passes.sites.lookups import BAGS as BAG_OPERATORS
 from tests.passes.sites.test_lookups import BAGS, LENGTH, Function, capture, inputs

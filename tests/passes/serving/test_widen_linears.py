@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.graph import clone_graph_module
 from passes.serving.collapse_moves import CollapseMoves
 from passes.serving.pack_tables import PackTables
 from passes.serving.widen_linears import WidenLinears

@@ -7,15 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from passes.graph import (
-    clone_graph_module,
-)
+from passes.graph import clone_graph_module
 from passes.graph.errors import TableIndexError
-from passes.sites.drop_units import (
-    DropUnits,
-    Units,
-    hidden_layers,
-)
+from passes.sites.drop_units import DropUnits, Units, hidden_layers
 
 
 class Mlp(nn.Module):

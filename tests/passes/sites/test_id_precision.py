@@ -5,11 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from afm_fx.program.capture import capture
-from passes.sites.id_precision import (
-    CoarseIds,
-    coarse_ids,
-    exact_integers,
-)
+from passes.sites.id_precision import CoarseIds, coarse_ids, exact_integers
 
 HALF_LIMIT = 2**11
 

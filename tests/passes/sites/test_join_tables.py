@@ -9,19 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from passes.codes.factor import (
-    JointFactor,
-    factor_of,
-)
-from passes.graph import (
-    aten,
-    clone_graph_module,
-)
+from passes.codes.factor import JointFactor, factor_of
+from passes.graph import aten, clone_graph_module
 from passes.graph.errors import TableIndexError
-from passes.sites.join_tables import (
-    JoinTables,
-    joinable_tables,
-)
+from passes.sites.join_tables import JoinTables, joinable_tables
 from passes.sites.sites import find_sites
 from tests.wide_and_deep import FIELDS, ROWS, WIDTH, rows_of_ids, wide_and_deep
 

@@ -12,22 +12,13 @@ from torch.nn.functional import embedding_bag
 
 import afm_fx
 from afm_fx.errors import BatchError
-from afm_fx.planning.cost import (
-    CostKind,
-    cost,
-)
+from afm_fx.planning.cost import CostKind, cost
 from passes.codes.factor import factor_of
-from passes.graph import (
-    aten,
-    clone_graph_module,
-)
+from passes.graph import aten, clone_graph_module
 from passes.graph.errors import TableIndexError
 from passes.sink_codes import SinkCodes, analyze
 from passes.sites.lookups import bag_length
-from passes.sites.sites import (
-    Site,
-    find_sites,
-)
+from passes.sites.sites import Site, find_sites
 from tests.passes.test_sink_codes import orthonormal_factors
 
 BATCH, LENGTH, ROWS, WIDTH = 5, 4, 11, 6

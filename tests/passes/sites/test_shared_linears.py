@@ -10,13 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from afm_fx.planning.cost import (
-    CostKind,
-    cost,
-)
-from passes.graph import (
-    clone_graph_module,
-)
+from afm_fx.planning.cost import CostKind, cost
+from passes.graph import clone_graph_module
 from passes.sink_codes import SinkCodes, analyze
 from tests.passes.test_sink_codes import orthonormal_factors
 

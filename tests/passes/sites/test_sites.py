@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from passes.sites.sites import (
-    Site,
-    SiteKind,
-    find_sites,
-)
+from passes.sites.sites import Site, SiteKind, find_sites
 
 IDS = torch.randint(0, 9, (5,))
 
