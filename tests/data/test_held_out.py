@@ -41,6 +41,25 @@ def test_dict_and_one_tensor_batches_keep_their_form() -> None:
     assert [part.shape for part in next(iter(single))] == [(16, 3)]
 
 
+def test_a_model_of_one_dict_gets_a_dict() -> None:
+    class OfOneDict(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = Tower()
+
+        def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.tower(features["ids"], features["dense"])
+
+    batch = dict(zip(("ids", "dense"), tower_batch(20), strict=True))
+    program = afm_fx.capture(OfOneDict(), batch)
+    held = HoldOut(program, [batch], 10)
+    (rest,) = held
+    for inputs, rows in ((rest, 16), (held.rows[0], 4)):
+        (features,) = inputs
+        assert {name: len(each) for name, each in features.items()} == {"ids": rows, "dense": rows}
+        assert program.run(inputs).shape == (rows, 1)
+
+
 def test_a_batch_that_does_not_fit_is_passed_on_for_others_to_name() -> None:
     bad = (torch.zeros(3, 9),)
     assert list(HoldOut(program(), [bad], 10)) == [bad]

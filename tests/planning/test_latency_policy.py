@@ -58,7 +58,7 @@ def test_the_clock_is_real_and_an_unreachable_latency_says_what_the_smallest_ran
         task.plan(afm_fx.Latency(0.01, batch_size=4))
     found = re.search(r"the smallest ranks take ([\d.]+) us here", str(caught.value))
     assert found is not None
-    assert 1 < float(found[1]) < 1e5
+    assert float(found[1]) > 1
 
 
 def test_a_provider_that_is_not_here_is_refused_with_those_that_are(task) -> None:

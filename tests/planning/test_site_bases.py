@@ -1,19 +1,22 @@
-"""Bases of tables that calibration saw only a part of."""
+"""Bases: each errs least in the metric that it is for; those of tables that calibration saw only a part of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 import afm_fx
+from afm_fx.calibration.sensitivity import Sensitivity
 from afm_fx.calibration.taps import plain_taps
 from afm_fx.calibration.traffic import Traffic
 from afm_fx.planning.basis import BasisKind
 from afm_fx.planning.site_bases import SiteBases
 from tests.fast_capture import fast_capture
-from tests.graphs import ROWS, Tower, tower_batch
+from tests.graphs import ROWS, WIDTH, Tower, correlated, tower_batch
 
 SEEN = 6
 
@@ -104,3 +107,60 @@ def test_the_plan_tells_coverage(program, statistics, tmp_path) -> None:
     assert f"knows least, {least.name}: {SEEN} of {least.shape[0]} rows seen" in plan.table()
     plan.save(tmp_path / "plan.safetensors")
     assert afm_fx.Plan.load(tmp_path / "plan.safetensors").sites == plan.sites
+
+
+RANK = 2
+
+
+def metrics_of(sensitivity: Sensitivity, covariance: Tensor) -> dict[BasisKind, Tensor]:
+    """What the squared error of features is weighed with; of two together, each costs as much on these features."""
+    eye = torch.eye(len(covariance), dtype=torch.float64)
+    gradient, consumer, afm = (
+        each * covariance.trace() / (each * covariance).sum()
+        for each in (sensitivity.gradient, sensitivity.consumer, eye)
+    )
+    return {
+        BasisKind.AFM: afm,
+        BasisKind.GRADIENT: gradient,
+        BasisKind.CONSUMER: consumer,
+        BasisKind.GRADIENT_AND_AFM: gradient + afm,
+        BasisKind.GRADIENT_AND_CONSUMER: gradient + consumer,
+    }
+
+
+def test_each_basis_errs_least_in_the_metric_that_it_is_for(program) -> None:
+    torch.manual_seed(3)
+    statistics = afm_fx.calibrate(program, [tower_batch(200)])
+    gradients, jacobians = (correlated(200, WIDTH, 2) for _ in range(2))
+    sensitivity = Sensitivity(200, gradients.mT @ gradients, jacobians.mT @ jacobians)
+    statistics = replace(statistics, sensitivities={"tables.0": sensitivity})
+    found = SiteBases(program, plain_taps(program.graph_module)[0], statistics)
+    table = program.graph_module.get_parameter("tables.0.weight").detach()
+    counts = statistics.traffic["tables.0"].counts
+    covariance = statistics.moments["tables.0"].covariance
+    metrics = metrics_of(sensitivity, covariance)
+
+    def error(kind: BasisKind, metric: Tensor) -> float:
+        factor = found[kind].factor(RANK)
+        codes = table @ factor.encoder.mT + (0 if factor.shift is None else factor.shift)
+        off = factor.decode(codes) - table
+        return float(counts @ ((off @ metric) * off).sum(dim=1))
+
+    for kind, metric in metrics.items():
+        errors = {other: error(other, metric) for other in metrics}
+        assert min(errors, key=errors.__getitem__) is kind, (kind, errors)
+
+
+@pytest.mark.parametrize("rows", [1, 3, WIDTH - 1])
+def test_few_rows_are_mixed_with_the_weights_as_if_those_were_as_many_rows_as_features(program, rows: int) -> None:
+    torch.manual_seed(4)
+    statistics = afm_fx.calibrate(program, [tower_batch(rows)])
+    site = plain_taps(program.graph_module)[3]
+    assert site.site.name == "first"
+    weight = program.graph_module.get_parameter("first.weight").detach()
+    moments = statistics.moments["first"]
+    covariance, prior, width = moments.covariance, weight @ weight.mT, moments.width
+    prior = prior * (covariance.trace() / prior.trace() if rows > 1 else 1)
+    expected = torch.linalg.eigh((rows * covariance + width * prior) / (rows + width)).eigenvectors[:, -1]
+    found = SiteBases(program, site, statistics)[BasisKind.AFM]
+    assert float((found.vectors[:, 0] @ expected).abs()) == pytest.approx(1.0, abs=1e-9)
