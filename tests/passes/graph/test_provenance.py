@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 import afm_fx
 from afm_fx.program.watched_run import WatchedRun
-from passes.graph.graph_tools import aten
+from passes.graph.nodes import aten
 from passes.graph.provenance import FeatureColumns, IdColumn
 from tests.fast_capture import fast_capture
 
