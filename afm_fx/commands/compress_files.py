@@ -15,11 +15,11 @@ from afm_fx.commands.command_options import command_line, spelled
 from afm_fx.commands.compress_config import CompressConfig
 from afm_fx.compression import Compressed, compress, serving_form
 from afm_fx.data import FileBatches, open_data
-from afm_fx.io import REPORT_PACKAGES, builtins_of, import_for_report, refuse_existing, staged_outputs, write_text
+from afm_fx.io import builtins_of, refuse_existing, staged_outputs, write_text
 from afm_fx.measure import MAX_DIFFERENT_BATCHES, Measurement, benchmark, compare_quality
 from afm_fx.program import build_model, capture
 from afm_fx.recovery import recover
-from afm_fx.report import ReportFacts, report_page
+from afm_fx.report import REPORT_PACKAGES, ReportFacts, import_for_report, report_page
 from afm_fx.runtime import (
     ExportReport,
     bucket_path,

@@ -2,7 +2,7 @@
 
 Read ``output_directory`` (outputs are complete or absent), ``documents`` (JSON), ``tensor_files``, ``stored_tensor``,
 ``checkpoints`` and ``distributed_checkpoint``, ``onnx_file`` (reading without trust); ``tables``, ``progress``,
-``quiet``; ``machine``, ``process_groups``, ``prefetch``, ``extras``.
+``quiet``; ``machine``, ``process_groups``, ``prefetch``.
 """
 
 import lazy_loader

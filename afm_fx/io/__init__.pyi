@@ -5,7 +5,6 @@ from .checkpoints import (
     open_safetensors as open_safetensors,
 )
 from .documents import builtins_of as builtins_of, from_json as from_json, to_json as to_json
-from .extras import REPORT_PACKAGES as REPORT_PACKAGES, import_for_report as import_for_report
 from .machine import Machine as Machine, available_cores as available_cores, this_machine as this_machine
 from .onnx_file import (
     all_nodes as all_nodes,

@@ -1,7 +1,7 @@
 """What a person reads: the explanation of a model, the report of a compression, their tables and pages.
 
 Read ``chains`` and ``explanation``, ``compression_report``; for pages ``flow``, ``picture``, ``picture_svg``,
-``plots``, ``page_templates``, ``page``.
+``plots``, ``page_templates``, ``page``, ``extras``.
 """
 
 import lazy_loader

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from afm_fx.io import import_for_report
 from afm_fx.report.chains import groups_of, listed
+from afm_fx.report.extras import import_for_report
 from afm_fx.report.picture import FORMS, picture_of
 from afm_fx.report.picture_svg import css_class, picture_svg, size_of
 

@@ -13,8 +13,8 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from afm_fx.io import import_for_report
 from afm_fx.report.chains import listed
+from afm_fx.report.extras import import_for_report
 from afm_fx.report.picture import FORMS, Box, Picture
 from passes.laws import Fate
 from passes.sites import Site, SiteKind

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from afm_fx.calibration import Statistics
-from afm_fx.io import import_for_report
 from afm_fx.measure import Measurement
 from afm_fx.planning import Plan, SitePlan, restricted
+from afm_fx.report.extras import import_for_report
 
 WIDEST = 2_048
 """Features of the widest site whose eigenvalues are taken: their price grows with the third power."""

@@ -96,3 +96,11 @@ def test_the_documentation_is_read_without_a_warning(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "path", list(sys.path))  # the configuration adds to it
         assert build_main([*options, str(DOCS), str(tmp_path / "out")]) == 0
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    page = (DOCS / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page))
+    assert len(named) > 20
+    missing = {name for name in named if not any((ROOT / top / name).exists() for top in ("", "afm_fx"))}
+    assert not missing
