@@ -14,7 +14,7 @@ from functools import partial
 
 from torch.fx import GraphModule, Node
 
-from passes.codes import restore
+from passes.codes.restore import RULE as RESTORE
 from passes.graph import FACTORED_SITE, PROVENANCE, GraphPass, args_of, aten, call
 
 RULE = "activate code"
@@ -52,5 +52,5 @@ def _decoded_codes(module: GraphModule) -> Iterator[Node]:
 
 
 def _decodes(user: Node, code: Node) -> bool:
-    is_decoder = user.meta.get(PROVENANCE) == restore.RULE and user.target is aten.linear.default
+    is_decoder = user.meta.get(PROVENANCE) == RESTORE and user.target is aten.linear.default
     return is_decoder and args_of(user)[0] is code
