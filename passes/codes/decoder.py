@@ -30,8 +30,9 @@ class Decoder:
         gated: [width], ``g``; None for zero.
         terms: the factored parts of the code; what they leave of the rank are plain features.
         parts: the decoders whose matrices stand side by side in this one's, and whose offsets add up to its own.
-        orthogonal: whether the columns of ``A`` are orthonormal and ``o`` and ``g`` orthogonal to them, so that inner
-            products of features are those of codes: ``|A z + o|^2 = |z|^2 + |o|^2``.
+        completion: the decoder of the features that are left out of orthonormal columns ``[A; A']``, to which offsets
+            are orthogonal, so that inner products of features are those of codes less those of the features left out:
+            ``|A z + o|^2 = |z|^2 + |[o; o']|^2 - |A' z + o'|^2``. None where there is no such decoder.
         is_diagonal: whether ``A`` is square and diagonal: every feature is its own code times a number.
     """
 
@@ -45,7 +46,7 @@ class Decoder:
     gated: Tensor | None = None
     terms: tuple[Part, ...] = ()
     parts: tuple[Decoder, ...] = ()
-    orthogonal: bool = False
+    completion: Decoder | None = None
     is_diagonal: bool = False
 
     @property
@@ -62,6 +63,11 @@ class Decoder:
     def is_plain(self) -> bool:
         """Whether the code is the features, nothing added."""
         return self.matrix is None and self.offset is None and self.gated is None
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the columns of ``A`` themselves are orthonormal and orthogonal to the offsets."""
+        return self.completion is not None and not self.completion.width
 
     @property
     def sites(self) -> frozenset[str]:
@@ -91,7 +97,7 @@ class Decoder:
         offset_key = _rows_or_none(self.offset_key, index)
         if self.matrix is None:
             kept = replace(identity(len(index)), offset_key=offset_key, offset=offset, gated=gated)
-            return replace(kept, gated_key=_rows_or_none(self.gated_key, index), orthogonal=self.orthogonal)
+            return replace(kept, gated_key=_rows_or_none(self.gated_key, index), completion=self._completed())
         if self.is_diagonal:
             return replace(
                 self,
@@ -115,13 +121,24 @@ class Decoder:
             gated=gated,
             terms=tuple((site, min(width, len(index))) for site, width in self.terms),
             parts=(),
-            orthogonal=False,
+            completion=self._without(index),
         )
+
+    def _without(self, rows: Sequence[int]) -> Decoder | None:
+        """What completes some of the features, in ascending order, of orthonormal columns: the others."""
+        rest = sorted(set(range(self.width)) - set(rows))
+        if not self.orthogonal or self.gated is not None or len(rest) + len(rows) != self.width:
+            return None
+        return replace(self, completion=None).take(rest) if rest and self.rank else self.completion
+
+    def _completed(self) -> Decoder | None:
+        """The completion where the columns need none: of a change that is not made to the features left out."""
+        return self.completion if self.orthogonal else None
 
     def shifted(self, constant: Tensor, key: Hashable) -> Decoder:
         """``y + c`` for a constant [width]."""
         offset = constant if self.offset is None else self.offset + constant
-        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), parts=(), orthogonal=False)
+        return replace(self, offset=offset, offset_key=("shift", self.offset_key, key), parts=(), completion=None)
 
     def offsets_scaled(self, factor: float) -> Decoder:
         """The same matrix with offsets times a number: what scaling does once the code itself was scaled."""
@@ -132,6 +149,7 @@ class Decoder:
             offset_key=("scale", self.offset_key, factor),
             gated_key=None if self.gated_key is None else ("scale", self.gated_key, factor),
             parts=(),
+            completion=self._completed(),
             offset=None if self.offset is None else self.offset * factor,
             gated=None if self.gated is None else self.gated * factor,
         )
@@ -140,7 +158,8 @@ class Decoder:
         """The same with the constant offset alone times a number."""
         if self.offset is None:
             return self
-        return replace(self, offset=self.offset * factor, offset_key=("times", self.offset_key, factor), parts=())
+        key = ("times", self.offset_key, factor)
+        return replace(self, offset=self.offset * factor, offset_key=key, parts=(), completion=self._completed())
 
     def plus_offsets(self, other: Decoder) -> Decoder:
         """``A (z + z') + (o + o') + ...`` of two decoders with one matrix, and one gated vector where both have it."""
@@ -153,7 +172,7 @@ class Decoder:
             offset_key=("plus", self.offset_key, other.offset_key),
             gated_key=gated.gated_key,
             parts=(),
-            orthogonal=self.orthogonal and other.orthogonal,
+            completion=self._completed() if other.orthogonal else None,
         )
 
     def gated_offset(self) -> Decoder:
@@ -161,7 +180,15 @@ class Decoder:
         if self.offset is None:
             return self
         key = ("gate", self.offset_key)
-        return replace(self, offset=None, gated=self.offset, offset_key=key, gated_key=key, parts=())
+        return replace(
+            self,
+            offset=None,
+            gated=self.offset,
+            offset_key=key,
+            gated_key=key,
+            parts=(),
+            completion=self._completed(),
+        )
 
     def mapped(self, weight: Tensor, key: Hashable) -> Decoder:
         """``W y`` for a constant W [k, width]."""
@@ -175,7 +202,7 @@ class Decoder:
             offset=None if self.offset is None else weight @ self.offset,
             gated=None if self.gated is None else weight @ self.gated,
             parts=(),
-            orthogonal=False,
+            completion=None,
             is_diagonal=False,
         )
 
@@ -200,7 +227,7 @@ class Decoder:
             matrix=torch.cat([self.full_matrix(), self.gated.unsqueeze(1)], dim=1),
             gated=None,
             parts=(),
-            orthogonal=False,
+            completion=None,
             is_diagonal=False,
         )
 
@@ -218,14 +245,18 @@ class Decoder:
             gated_key=self.gated_key if other.gated is None else other.gated_key,
             terms=(*self.terms, *other.terms),
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
-            orthogonal=False,
+            completion=None,
             is_diagonal=False,
         )
 
 
+NO_FEATURES = Decoder(0, 0, ("no features",))
+"""What completes columns that are orthonormal."""
+
+
 def identity(width: int) -> Decoder:
     """The decoder of features that are their own code."""
-    return Decoder(width, width, ("identity", width), orthogonal=True)
+    return Decoder(width, width, ("identity", width), completion=NO_FEATURES)
 
 
 def _rows_key(key: Hashable, rows: tuple[int, ...]) -> Hashable:

@@ -1,10 +1,13 @@
 """Products of features with features, and the inner products that one orthonormal decoder leaves to the codes.
 
 Where both features have the same decoder, with orthonormal columns and an offset orthogonal to them,
-``<A z + o, A z' + o'> = <z, z'> + <o, o'>``: a product of codes, which are shorter than the features. With different
-decoders it takes a matrix for every pair, ``[z; 1]^T [A, o]^T [A', o'] [z'; 1]``. Those fewer multiply-adds are no
-faster than decoding: 1.0 to 2.0 times its time for PNN's pairs, 1.2 to 2.3 for the dot interaction of a DLRM (ONNX
-Runtime, one core, batches of 1 to 4096). So nothing is computed that way.
+``<A z + o, A z' + o'> = <z, z'> + <o, o'>``: a product of codes, which are shorter than the features. Where the columns
+are orthonormal but for one more row ``w`` (the weight of the linear term, under one code with the embedding), its
+products are taken off again: ``<A z + o, A z' + o'> = <z, z'> + <[o; p], [o'; p']> - (w z + p) (w z' + p')``.
+
+With different decoders it takes a matrix for every pair, ``[z; 1]^T [A, o]^T [A', o'] [z'; 1]``. Those fewer
+multiply-adds are no faster than decoding: 1.0 to 2.0 times its time for PNN's pairs, 1.2 to 2.3 for the dot interaction
+of a DLRM (ONNX Runtime, one core, batches of 1 to 4096). So nothing is computed that way.
 """
 
 from __future__ import annotations
@@ -91,10 +94,15 @@ class InnerProduct:
 
     @property
     def is_of_codes(self) -> bool:
-        """Whether it is the inner product of the codes, plus a constant."""
+        """Whether it is the inner product of the codes, plus a constant, less a product of one feature."""
         one, other = self.left, self.right
-        orthogonal = one.decoder.orthogonal and other.decoder.orthogonal
+        orthogonal = all(_is_complete(each.decoder) for each in (one, other))
         return one.decoder.key == other.decoder.key and orthogonal and one.unit is None and other.unit is None
+
+
+def _is_complete(decoder: Decoder) -> bool:
+    """Whether the columns are orthonormal with one more feature at most."""
+    return decoder.completion is not None and decoder.completion.width <= 1
 
 
 def inner_products(term: ProductTerm, results: int) -> list[InnerProduct] | None:
@@ -123,7 +131,10 @@ def sums_of_codes(builder: CodeBuilder, term: ProductTerm, pairs: Sequence[Inner
     product = builder.emit(aten.mul.Tensor, codes, codes if same else _rows(builder, term.right, others))
     sums = builder.emit(aten.sum.dim_IntList, product, [-1])
     constant = _offset_products(builder, term.left, groups)
-    return sums if constant is None else builder.emit(aten.add.Tensor, sums, constant)
+    if constant is not None:
+        sums = builder.emit(aten.add.Tensor, sums, constant)
+    left_out = _products_left_out(builder, term, groups)
+    return sums if left_out is None else builder.emit(aten.sub.Tensor, sums, left_out)
 
 
 def sums_of_features(builder: CodeBuilder, term: ProductTerm, results: int) -> Node:
@@ -131,13 +142,55 @@ def sums_of_features(builder: CodeBuilder, term: ProductTerm, results: int) -> N
     shape = tuple(value_of(term.node).shape)
     products = builder.features(term.node)
     lead = shape[: len(shape) - len(term.left.trailing)]
-    flat = builder.view(products, lead, term.left.features)
-    members = torch.zeros(results, term.left.features, dtype=value_of(flat).dtype)
-    members[term.results, torch.arange(term.left.features)] = 1
+    return _added_up(builder, builder.view(products, lead, term.left.features), term.results.tolist(), results)
+
+
+def _added_up(builder: CodeBuilder, numbers: Node, owners: Sequence[int], results: int) -> Node:
+    """Numbers [*lead, n] added up to [*lead, results], each to the result that owns it."""
     if results == 1:
-        return builder.emit(aten.sum.dim_IntList, flat, [-1], True)
-    key = ("members", tuple(term.results.tolist()), results)
-    return builder.emit(aten.linear.default, flat, builder.new_buffer("members", members, key, flat))
+        return builder.emit(aten.sum.dim_IntList, numbers, [-1], True)
+    return builder.emit(aten.linear.default, numbers, _members(builder, owners, results, numbers))
+
+
+def _members(builder: CodeBuilder, owners: Sequence[int], results: int, like: Node) -> Node:
+    """Which numbers belong to which result, [results, n] of ones and zeros."""
+    members = torch.zeros(results, len(owners), dtype=value_of(like).dtype)
+    members[list(owners), torch.arange(len(owners))] = 1
+    return builder.new_buffer("members", members, ("members", tuple(owners), results), like)
+
+
+def _products_left_out(
+    builder: CodeBuilder, term: ProductTerm, groups: Sequence[Sequence[InnerProduct]]
+) -> Node | None:
+    """For each group the sum of the products of the features that the products of codes have too much."""
+    pairs = [(pair, result) for result, group in enumerate(groups) for pair in group if _left_out(pair.left)]
+    if not pairs:
+        return None
+    left = _features_left_out(builder, term.left, [pair.left for pair, _ in pairs])
+    alike = all(pair.left.columns == pair.right.columns and pair.left.decodes_like(pair.right) for pair, _ in pairs)
+    same = alike and term.left.code is term.right.code
+    right = left if same else _features_left_out(builder, term.right, [pair.right for pair, _ in pairs])
+    return _added_up(builder, builder.emit(aten.mul.Tensor, left, right), [each for _, each in pairs], len(groups))
+
+
+def _left_out(block: Block) -> tuple[Decoder, ...]:
+    """The decoder of the one feature that completes a block's columns, if they need one."""
+    rest = block.decoder.completion
+    return () if rest is None or not rest.width else (rest,)
+
+
+def _features_left_out(builder: CodeBuilder, value: LowRankValue, blocks: Sequence[Block]) -> Node:
+    """The feature that completes each of some blocks, [*lead, blocks]: one product for all of them."""
+    constants = DecoderConstants(builder, value)
+    decoders = [decoder for block in blocks for decoder in _left_out(block)]
+    code = builder.pick(value.code, [column for block in blocks for column in block.columns])
+    owners = [place for place, block in enumerate(blocks) for _ in block.columns]
+    with constants.at_start():
+        weights = builder.beside([constants.matrix(decoder) for decoder in decoders])
+        weight = builder.emit(aten.mul.Tensor, _members(builder, owners, len(blocks), code), weights)
+        shifted = any(decoder.offset is not None for decoder in decoders)
+        offset = builder.beside([constants.offset_or_zeros(decoder) for decoder in decoders]) if shifted else None
+    return builder.emit(aten.linear.default, code, weight, offset)
 
 
 def _rows(builder: CodeBuilder, value: LowRankValue, columns: Sequence[Sequence[int]]) -> Node:
@@ -165,7 +218,17 @@ def _offset_products(
     builder: CodeBuilder, value: LowRankValue, groups: Sequence[Sequence[InnerProduct]]
 ) -> Node | None:
     """For each group the sum of ``<o, o'>``, [groups]; None where all are zero."""
-    decoders = [[(pair.left.decoder, pair.right.decoder) for pair in group] for group in groups]
+    decoders = [
+        [
+            sides
+            for pair in group
+            for sides in [
+                (pair.left.decoder, pair.right.decoder),
+                *zip(_left_out(pair.left), _left_out(pair.right), strict=True),
+            ]
+        ]
+        for group in groups
+    ]
     shifted = [[pair for pair in group if all(one.offset is not None for one in pair)] for group in decoders]
     if not any(shifted):
         return None

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.codes import Block, CodeBuilder, Decoder, Factor, LowRankValue, Part, plain_block, split_rows, width_of
+from passes.codes import (
+    NO_FEATURES,
+    Block,
+    CodeBuilder,
+    Decoder,
+    Factor,
+    LowRankValue,
+    Part,
+    plain_block,
+    split_rows,
+    width_of,
+)
 from passes.graph import aten, constant_of, value_of
 from passes.laws.common_form import units_as_columns
 from passes.laws.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
@@ -140,7 +151,7 @@ def decoder_of(factor: Factor, site: str) -> Decoder:
         matrix=factor.decoder,
         offset=factor.offset,
         terms=((site, factor.width),),
-        orthogonal=True,
+        completion=NO_FEATURES,
     )
 
 

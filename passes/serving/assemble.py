@@ -36,6 +36,13 @@ class Box:
     ranges: tuple[tuple[int, int], ...]
     rows: tuple[int, ...] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes that it is cut out with."""
+        if self.rows is not None:
+            return (len(self.rows), *self.view[1:])
+        return tuple(end - start for start, end in self.ranges)
+
 
 class Assembler:
     """Emits the nodes that assemble columns of a graph, stamped with a rule; equal nodes are made once."""
@@ -43,6 +50,7 @@ class Assembler:
     def __init__(self, module: GraphModule, columns: FeatureColumns, rule: str) -> None:
         self.module, self.columns, self.rule = module, columns, rule
         self._made: dict[Hashable, Node] = {}
+        self._assembled: dict[bytes, Node] = {}
 
     @property
     def nodes(self) -> list[Node]:
@@ -50,24 +58,29 @@ class Assembler:
         return list(self._made.values())
 
     def assemble(self, columns: Columns, like: Node) -> Node:
-        """A node ``[batch, *columns.shape]`` before the graph's insertion point."""
+        """A node ``[batch, *columns.shape]`` before the graph's insertion point, and behind those assembled before."""
+        key = columns.tobytes()
+        if key not in self._assembled:
+            self._assembled[key] = self._joined(columns, like)
+        return self._shaped(self._assembled[key], columns.shape, like)
+
+    def _joined(self, columns: Columns, like: Node) -> Node:
+        """A node that holds the columns in row-major order, in the shape that takes the fewest reshapes."""
         boxes = self.boxes(columns)
         if len(boxes) == 1:
-            return self._shaped(self._cut(boxes[0], like), columns.shape, like)
+            return self._cut(boxes[0], like)
         scalars = self._scalars(boxes, like)
         if scalars is not None:
-            return self._shaped(scalars, columns.shape, like)
-        axis = self._joint(columns, boxes)
-        if axis is not None:
-            parts, start = [], 0
-            for box in boxes:
-                size = _size(box) // math.prod((*columns.shape[:axis], *columns.shape[axis + 1 :]))
-                shape = (*columns.shape[:axis], size, *columns.shape[axis + 1 :])
-                parts.append(self._shaped(self._cut(box, like), shape, like))
-                start += size
-            return self._emit(aten.cat.default, parts, axis + 1, like=like)
-        parts = [self._shaped(self._cut(box, like), (_size(box),), like) for box in boxes]
-        return self._shaped(self._emit(aten.cat.default, parts, 1, like=like), columns.shape, like)
+            return scalars
+        axis, shapes = 0, [(math.prod(box.shape),) for box in boxes]
+        joint = self._joint(columns, boxes)
+        if joint is not None:
+            outer, inner = columns.shape[:joint], columns.shape[joint + 1 :]
+            side_by_side = [(*outer, math.prod(box.shape) // math.prod((*outer, *inner)), *inner) for box in boxes]
+            if _reshapes(boxes, side_by_side) <= _reshapes(boxes, shapes) + (columns.ndim != 1):
+                axis, shapes = joint, side_by_side
+        parts = [self._shaped(self._cut(box, like), shape, like) for box, shape in zip(boxes, shapes, strict=True)]
+        return self._emit(aten.cat.default, parts, axis + 1, like=like)
 
     def _scalars(self, boxes: Sequence[Box], like: Node) -> Node | None:
         """Many inputs ``[batch]`` as the columns of one tensor: one below the other, then transposed."""
@@ -84,7 +97,7 @@ class Assembler:
             if math.prod(columns.shape[:axis]) != 1:
                 break
             inner = math.prod(columns.shape[axis + 1 :])
-            if all(_size(box) % inner == 0 for box in boxes):
+            if all(math.prod(box.shape) % inner == 0 for box in boxes):
                 return axis
         return None
 
@@ -102,7 +115,7 @@ class Assembler:
         trailing = tuple(shape_of(self.columns.node(source)) or ())[1:]
         box = _box(source, trailing, places)
         if box is not None:
-            return [box]
+            return [_as_run(box, places)]
         runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
         width, many = math.prod(trailing), len(runs) > MOST_RUNS
         if many and len({len(run) for run in runs}) == 1:
@@ -149,10 +162,16 @@ class Assembler:
         return known
 
 
-def _size(box: Box) -> int:
-    if box.rows is not None:
-        return len(box.rows) * math.prod(box.view[1:])
-    return math.prod(end - start for start, end in box.ranges)
+def _as_run(box: Box, places: Columns) -> Box:
+    """A box that is cut along several axes as one cut of the source's features, where they are one run of these."""
+    first, end, features = int(places[0]), int(places[-1]) + 1, math.prod(box.view)
+    cuts = sum(whole != (0, size) for whole, size in zip(box.ranges, box.view, strict=True))
+    return Box(box.source, (features,), ((first, end),)) if cuts > 1 and end - first == len(places) else box
+
+
+def _reshapes(boxes: Sequence[Box], shapes: Sequence[tuple[int, ...]]) -> int:
+    """How many boxes are not cut out in these shapes."""
+    return sum(box.shape != shape for box, shape in zip(boxes, shapes, strict=True))
 
 
 def _box(source: int, trailing: tuple[int, ...], places: Columns) -> Box | None:

@@ -234,15 +234,17 @@ class _Packing:
         if base is None:
             raise AssertionError("a gather is [batch, fields, width]")
         assembler = Assembler(self.module, columns, RULE)
-        for position, group in enumerate(self.groups):
-            for lookup in group.lookups:
-                start = group.column_of(lookup.name)
-                rows = [places[position, column] for column in lookup.ids]
-                wanted: Columns = base[rows, start : start + lookup.table.shape[1]]
-                trailing = tuple(shape_of(lookup.node) or ())[1:]
-                with self.module.graph.inserting_before(lookup.node):
-                    made = assembler.assemble(wanted.reshape(trailing), lookup.node)
-                replace_node(lookup.node, made)
+        made = dict[Node, Node]()
+        with self.module.graph.inserting_before(gathered.next):  # slices may share what they are cut from
+            for position, group in enumerate(self.groups):
+                for lookup in group.lookups:
+                    start = group.column_of(lookup.name)
+                    rows = [places[position, column] for column in lookup.ids]
+                    wanted: Columns = base[rows, start : start + lookup.table.shape[1]]
+                    trailing = tuple(shape_of(lookup.node) or ())[1:]
+                    made[lookup.node] = assembler.assemble(wanted.reshape(trailing), lookup.node)
+        for node, rows_of_it in made.items():
+            replace_node(node, rows_of_it)
 
 
 def _in_consumer_order(groups: list[RowGroup], columns: FeatureColumns) -> list[RowGroup]:
