@@ -4,7 +4,10 @@ Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
                                       with ``linear(x, W^T)``,
          ``W2 (W1 x + b1) + b2``      with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
          ``(W x + b) + c``            with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
-         ``s (W x + b)``              with ``(s W) x + s b``,
+         ``s (W x + b)``              with ``(s W) x + s b``, also for every term of a sum,
+         ``u - (W x + b)``            with ``u + ((-W) x - b)``,
+         ``u + (W x + W2 y)``         with ``(u + W x) + W2 y``,
+         ``(W x + b) + (W2 y + b2)``  with ``(W x + (b + b2)) + W2 y``,
          ``u + W x``                  with ``addmm(u, x, W^T)``, one product that starts from ``u``.
 """
 
@@ -31,7 +34,6 @@ from passes.graph import (
     replace_node,
     rewrite_each,
     same_form,
-    value_of,
     weighted_call,
 )
 from passes.serving.serving_cost import products
@@ -46,7 +48,7 @@ class MergeLinears(GraphPass):
     """A batch-norm between two Linears keeps them apart."""
 
     def rewrite(self, graph_module: GraphModule) -> None:
-        for rule in (_as_linear, _scaled, _product, _shifted):
+        for rule in (_as_linear, _scaled, _subtracted, _in_a_row, _product, _shifted, _with_one_bias):
             rewrite_each(graph_module, rule)
 
 
@@ -87,14 +89,52 @@ def _as_linear(module: GraphModule, node: Node) -> Node | None:
 
 
 def _scaled(module: GraphModule, node: Node) -> Node | None:
-    """A Linear times a number."""
+    """A Linear, or a sum of Linears, times a number."""
     if not is_call(node, aten.mul.Tensor) or not isinstance(node.args[1], (int, float)):
         return None
-    inner, factor = _linear_call(module, node.args[0]), node.args[1]
-    if inner is None or len(inner.node.users) != 1 or value_of(inner.node).dtype != value_of(node).dtype:
+    return _times(module, node.args[0], node.args[1]) if _is_sum_of_linears(module, node.args[0], node) else None
+
+
+def _subtracted(module: GraphModule, node: Node) -> Node | None:
+    """A difference of which the Linears of the second term are subtracted."""
+    if not is_call(node, aten.sub.Tensor) or not all(isinstance(term, Node) for term in node.args):
         return None
+    first, second = args_of(node)
+    if not same_form(first, node) or not _is_sum_of_linears(module, second, node):
+        return None
+    return call(module.graph, aten.add.Tensor, first, _times(module, second, -1.0), rule=RULE, like=node)
+
+
+def _in_a_row(module: GraphModule, node: Node) -> Node | None:
+    """A sum with a sum of Linears, as one sum after the other."""
+    if not is_call(node, aten.add.Tensor):
+        return None
+    for first, second in (node.args, node.args[::-1]):
+        if is_call(second, aten.add.Tensor) and isinstance(first, Node) and same_form(first, node):
+            if not _is_sum_of_linears(module, second, node) or _linear_call(module, first) is not None:
+                continue
+            made = call(module.graph, aten.add.Tensor, first, second.args[0], rule=RULE, like=second)
+            return call(module.graph, aten.add.Tensor, made, second.args[1], rule=RULE, like=node)
+    return None
+
+
+def _is_sum_of_linears(module: GraphModule, node: object, like: Node) -> bool:
+    """Whether a node that nothing else reads is a Linear of a node's form, or a sum or difference of such."""
+    if not isinstance(node, Node) or len(node.users) != 1 or not same_form(node, like):
+        return False
+    if is_call(node, aten.add.Tensor, aten.sub.Tensor):
+        return all(_is_sum_of_linears(module, term, like) for term in node.args)
+    return _linear_call(module, node) is not None
+
+
+def _times(module: GraphModule, node: Node, factor: float) -> Node:
+    """A sum of Linears times a number, at the graph's insertion point."""
+    inner = _linear_call(module, node)
+    if inner is None:
+        first, second = (_times(module, term, factor) for term in args_of(node))
+        return call(module.graph, node.target, first, second, rule=RULE, like=node)  # type: ignore[arg-type]
     bias = None if inner.bias is None else inner.bias * factor
-    return _merged(module, node, inner.source, inner.weight * factor, bias, inner.name)
+    return emit_linear(module, inner.source, inner.weight * factor, bias, inner.name, "merged", rule=RULE, like=node)
 
 
 def _product(module: GraphModule, node: Node) -> Node | None:
@@ -136,6 +176,24 @@ def _shifted(module: GraphModule, node: Node) -> Node | None:
     return None
 
 
+def _with_one_bias(module: GraphModule, node: Node) -> Node | None:
+    """A sum with a Linear whose bias another Linear of the sum can take."""
+    if not is_call(node, aten.add.Tensor):
+        return None
+    for given, term in (node.args, node.args[::-1]):
+        linear = _linear_call(module, given)
+        if linear is None or linear.bias is None or len(linear.node.users) != 1 or not isinstance(term, Node):
+            continue
+        width, alike = linear.weight.shape[0], same_form(linear.node, term)
+        other = _linear_term(module, term, width, with_bias=True) if alike else None
+        if other is None or other.bias is None:
+            continue
+        bias = other.bias + linear.bias.to(other.bias.dtype)
+        replace_node(other.node, _merged(module, other.node, other.source, other.weight, bias, other.name))
+        replace_node(linear.node, _merged(module, linear.node, linear.source, linear.weight, None, linear.name))
+    return None
+
+
 def _row(module: GraphModule, node: object) -> Tensor | None:
     """A constant that is the same for every row, as [features] or [1]."""
     if isinstance(node, (int, float)) and not isinstance(node, bool):
@@ -146,17 +204,19 @@ def _row(module: GraphModule, node: object) -> Tensor | None:
     return constant.reshape(-1)
 
 
-def _linear_term(module: GraphModule, node: Node, width: int) -> WeightedCall | None:
-    """The first Linear that a sum adds up, where nothing but the sum uses it."""
+def _linear_term(module: GraphModule, node: Node, width: int, *, with_bias: bool = False) -> WeightedCall | None:
+    """The first Linear (with a bias) that a sum adds up, where nothing but the sum uses it."""
     if len(node.users) != 1:
         return None
     linear = _linear_call(module, node)
     if linear is not None:
-        return linear if width in (1, linear.weight.shape[0]) else None
+        fits = width in (1, linear.weight.shape[0]) and (linear.bias is not None or not with_bias)
+        return linear if fits else None
     if not is_call(node, aten.add.Tensor):
         return None
     terms = [operand for operand in node.args if isinstance(operand, Node) and same_form(operand, node)]
-    return next((found for term in terms if (found := _linear_term(module, term, width)) is not None), None)
+    found = (_linear_term(module, term, width, with_bias=with_bias) for term in terms)
+    return next((linear for linear in found if linear is not None), None)
 
 
 def _accumulated(module: GraphModule, node: Node) -> Node | None:

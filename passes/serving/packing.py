@@ -8,6 +8,7 @@ from passes.canonical import Canonicalize, FoldConstants, PointwiseConvolutions
 from passes.graph import clone_graph_module, run_to_fixpoint
 from passes.serving.block_linears import BlockLinears
 from passes.serving.collapse_moves import CollapseMoves
+from passes.serving.flat_rows import FlatRows
 from passes.serving.fold_batch_norm import FoldBatchNorm
 from passes.serving.logit_rows import LogitRows
 from passes.serving.merge_linears import MergeLinears, StartProducts
@@ -26,7 +27,7 @@ def pack_graph(
     tables = PackTables(out_of_range=out_of_range, free_sources=free_sources)
     passes = (
         PointwiseConvolutions(), UnpoolBags(), FoldConstants(), Canonicalize(), FoldBatchNorm(), MergeLinears(),
-        BlockLinears(), RowTerms(), tables, CollapseMoves(), WidenLinears(), SumsAsProducts(), StartProducts(),
-        LogitRows(),
+        BlockLinears(), RowTerms(), tables, CollapseMoves(), FlatRows(), WidenLinears(), SumsAsProducts(),
+        StartProducts(), LogitRows(),
     )  # fmt: skip
     return run_to_fixpoint(clone_graph_module(module), passes), tables.packed
