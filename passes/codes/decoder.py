@@ -149,7 +149,7 @@ class Decoder:
             offset_key=("scale", self.offset_key, factor),
             gated_key=None if self.gated_key is None else ("scale", self.gated_key, factor),
             parts=(),
-            completion=self._completed(),
+            completion=self.completion and self.completion.offsets_scaled(factor),
             offset=None if self.offset is None else self.offset * factor,
             gated=None if self.gated is None else self.gated * factor,
         )
@@ -158,8 +158,9 @@ class Decoder:
         """The same with the constant offset alone times a number."""
         if self.offset is None:
             return self
-        key = ("times", self.offset_key, factor)
-        return replace(self, offset=self.offset * factor, offset_key=key, parts=(), completion=self._completed())
+        key, rest = ("times", self.offset_key, factor), self.completion
+        completion = rest and rest.offset_scaled(factor)
+        return replace(self, offset=self.offset * factor, offset_key=key, parts=(), completion=completion)
 
     def plus_offsets(self, other: Decoder) -> Decoder:
         """``A (z + z') + (o + o') + ...`` of two decoders with one matrix, and one gated vector where both have it."""
@@ -172,7 +173,7 @@ class Decoder:
             offset_key=("plus", self.offset_key, other.offset_key),
             gated_key=gated.gated_key,
             parts=(),
-            completion=self._completed() if other.orthogonal else None,
+            completion=self.completion and other.completion and self.completion.plus_offsets(other.completion),
         )
 
     def gated_offset(self) -> Decoder:

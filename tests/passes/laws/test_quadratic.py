@@ -59,12 +59,19 @@ ON_CODES: dict[str, Function] = {
     "scaled, negated, added": lambda x: (
         -(x.own[0] * x.own[0]) / 3.0 + x.own[2] ** 2 - x.stacked[:, 0] * x.stacked[:, 1]
     ).sum(-1),
+    "squares of all features but one": lambda x: (x.own[0][:, 1:] ** 2).sum(-1),
+    "squares of all features but one, a sum per table": lambda x: (torch.stack(x.own, 1)[:, :, :-1] ** 2).sum(2),
+    "inner product of two rows but for one feature": lambda x: (
+        x.stacked[:, 0, :-1] * (x.stacked[:, 1, :-1] * 0.5)
+    ).sum(-1),
+    "FM of all features but one of one table for all": lambda x: factorization_machine(x.stacked[:, :, :-1]),
     "reshaped before the sum": lambda x: (x.own[0] * x.own[0]).unsqueeze(1).view(-1, WIDTH).sum(1),
 }
 """Inner products of features of one orthonormal decoder."""
 
 IN_PART: dict[str, Function] = {
     "FM of one table each": lambda x: factorization_machine(torch.stack(x.own, 1)),
+    "FM beside a linear term": lambda x: factorization_machine(torch.stack(x.own, 1)[:, :, :-1]) + x.rows[0][:, :, -1],
     "FM with a dense row": lambda x: factorization_machine(torch.stack([*x.own, dense_row(x)], 1)),
     "FM of gated rows and a square": lambda x: (x.own[0] ** 2 - (x.own[1] * x.dense[:, :1]) ** 2).sum(-1),
     "squares of several, apart": lambda x: (torch.stack(x.own, 1) ** 2 - torch.stack([_total(x)] * 4, 1) ** 2).sum(2),
@@ -75,6 +82,8 @@ RESTORED: dict[str, Function] = {
     "norm of a gated value": lambda x: ((x.own[0] * x.dense[:, :1]) ** 2).sum(-1),
     "norm of a shifted value": lambda x: ((x.own[0] + 1.5) ** 2).mean(-1),
     "inner products of all pairs": lambda x: (pairs(x.rows, ONES) * pairs(x.rows, OTHERS)).sum(2, keepdim=True),
+    "squares of all features but two": lambda x: (x.own[0][:, 2:] ** 2).sum(-1),
+    "squares of all features but one, scaled": lambda x: ((x.own[0] * x.dense[:, :1] + 1.0)[:, 1:] ** 2).sum(-1),
     "inner product of two tables": lambda x: (x.own[0] * x.own[1]).sum(-1),
     "one row against a sequence": lambda x: (x.rows[0] * x.stacked).sum(-1),
     "dot interaction of all fields": lambda x: interaction(torch.stack(x.own, 1)),
