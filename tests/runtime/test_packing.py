@@ -8,7 +8,13 @@ import torch
 import afm_fx
 from afm_fx.errors import BatchError, UserError
 from afm_fx.runtime.packing import pack
+from passes import SinkCodes, factor_of, find_sites
+from passes.graph import clone_graph_module
+from passes.serving import pack_graph
+from passes.sites import JoinTables
 from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
+from tests.passes.serving_checks import operators
+from tests.wide_and_deep import rows_of_ids, wide_and_deep
 
 
 def wide_program() -> afm_fx.Program:
@@ -67,3 +73,19 @@ def test_compress_packs_unless_told_not_to():
     assert packed.packing.after.lookups == 1
     batch = wide_inputs(6)
     torch.testing.assert_close(packed.program.run(batch), plain.program.run(batch), rtol=1e-10, atol=1e-10)
+
+
+def test_a_factorization_machine_on_codes_of_different_widths_takes_few_operators():
+    module = clone_graph_module(wide_and_deep().graph_module)
+    JoinTables()(module)
+    factors = {}
+    for rank, site in enumerate((site for site in find_sites(module) if site.kind == "embedding"), 2):
+        basis = torch.linalg.qr(torch.randn(site.width, site.width, dtype=torch.float64))[0][:, :rank]
+        factors[site.name] = factor_of(basis.mT.contiguous(), basis, torch.randn(site.width, dtype=torch.float64))
+    SinkCodes(factors)(module)
+    packed = pack_graph(module)[0]
+    counts, ids = operators(packed), rows_of_ids(20)
+    torch.testing.assert_close(packed(ids), module(ids), rtol=1e-12, atol=1e-12)
+    assert counts.total() <= 29
+    products = {name: counts[name] for name in ("embedding", "linear", "addmm", "mul", "square", "cat")}
+    assert products == {"embedding": 3, "linear": 7, "addmm": 2, "mul": 2, "square": 1, "cat": 1}

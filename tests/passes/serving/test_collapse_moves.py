@@ -52,6 +52,18 @@ def both(rows: int) -> tuple[Tensor, ...]:
             {"slice": 1, "reshape": 1, "relu": 1, "exp": 1, "add": 1}, id="equal tensors are made once",
         ),
         pytest.param(
+            lambda w, x: torch.cat([x[:, field : field + 1, : 3 - field % 2] for field in range(4)], 2).relu(), cube,
+            {"slice": 4, "cat": 1, "reshape": 2, "relu": 1}, id="pieces of one source are cut and joined flat",
+        ),
+        pytest.param(
+            lambda w, x: (
+                torch.cat([x[:, 0:1, :2], x[:, 2:3, :3], x[:, 4:5, 1:3]], 2).relu()
+                + torch.cat([x[:, 0, :2], x[:, 2, :3], x[:, 4, 1:3]], 1).exp().unsqueeze(1)
+            ), cube,
+            {"slice": 3, "cat": 1, "reshape": 2, "relu": 1, "exp": 1, "unsqueeze": 1, "add": 1},
+            id="tensors of the same features in another shape are joined once",
+        ),
+        pytest.param(
             lambda w, x: x.transpose(1, 2).relu(), cube, {"transpose": 1, "relu": 1}, id="a transpose stays",
         ),
         pytest.param(

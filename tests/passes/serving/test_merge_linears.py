@@ -64,6 +64,21 @@ def inputs(rows: int) -> tuple[Tensor, ...]:
             id="a product starts from the other term",
         ),
         pytest.param(
+            lambda m, x: (m.one(x.exp()) - (m.bare(x) - m.one(x.sin()))) * 0.5,
+            {"exp": 1, "sin": 1, "linear": 1, "addmm": 2}, id="a scaled difference of Linears is one chain of products",
+        ),
+        pytest.param(
+            lambda m, x: m.first(x.sin()) + m.second(x.exp()), {"sin": 1, "exp": 1, "linear": 1, "addmm": 1},
+            id="two biases are one",
+        ),
+        pytest.param(
+            lambda m, x: x.sum(1, keepdim=True) + (m.bare(x.exp()) + m.bare(x.sin())),
+            {"sum": 1, "exp": 1, "sin": 1, "addmm": 2}, id="a sum of sums is one chain",
+        ),
+        pytest.param(
+            lambda m, x: x - m.first(x).relu(), {"linear": 1, "relu": 1, "sub": 1}, id="a difference of others stays",
+        ),
+        pytest.param(
             twice, {"linear": 1, "mul": 1, "exp": 1, "add": 1},
             id="a Linear used twice is left alone",
         ),
