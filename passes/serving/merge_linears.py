@@ -14,6 +14,7 @@ Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -92,7 +93,8 @@ def _scaled(module: GraphModule, node: Node) -> Node | None:
     """A Linear, or a sum of Linears, times a number."""
     if not is_call(node, aten.mul.Tensor) or not isinstance(node.args[1], (int, float)):
         return None
-    return _times(module, node.args[0], node.args[1]) if _is_sum_of_linears(module, node.args[0], node) else None
+    total, factor = node.args
+    return _times(module, total, factor) if _is_sum_of_linears(module, total, node) else None
 
 
 def _subtracted(module: GraphModule, node: Node) -> Node | None:
@@ -118,7 +120,7 @@ def _in_a_row(module: GraphModule, node: Node) -> Node | None:
     return None
 
 
-def _is_sum_of_linears(module: GraphModule, node: object, like: Node) -> bool:
+def _is_sum_of_linears(module: GraphModule, node: object, like: Node) -> TypeGuard[Node]:
     """Whether a node that nothing else reads is a Linear of a node's form, or a sum or difference of such."""
     if not isinstance(node, Node) or len(node.users) != 1 or not same_form(node, like):
         return False
