@@ -14,7 +14,6 @@ Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -93,7 +92,7 @@ def _scaled(module: GraphModule, node: Node) -> Node | None:
     """A Linear, or a sum of Linears, times a number."""
     if not is_call(node, aten.mul.Tensor) or not isinstance(node.args[1], (int, float)):
         return None
-    total, factor = node.args
+    total, factor = args_of(node)
     return _times(module, total, factor) if _is_sum_of_linears(module, total, node) else None
 
 
@@ -120,7 +119,7 @@ def _in_a_row(module: GraphModule, node: Node) -> Node | None:
     return None
 
 
-def _is_sum_of_linears(module: GraphModule, node: object, like: Node) -> TypeGuard[Node]:
+def _is_sum_of_linears(module: GraphModule, node: object, like: Node) -> bool:
     """Whether a node that nothing else reads is a Linear of a node's form, or a sum or difference of such."""
     if not isinstance(node, Node) or len(node.users) != 1 or not same_form(node, like):
         return False
