@@ -111,7 +111,7 @@ def _planned(
     elif measured and not statistics.sensitivities:
         raise CalibrationError(
             "these statistics were collected without gradients, which a measured plan needs: calibrate with "
-            f"sensitivity_rows={SENSITIVITY_ROWS} (--sensitivity-rows), or choose basis 'afm'"
+            f"sensitivity_rows={SENSITIVITY_ROWS}, or choose basis 'afm'"
         )
     held_out = rest.some_rows() if measured else None
     return statistics, make_plan(program, statistics, policy, basis=basis, held_out=held_out)

@@ -32,7 +32,6 @@ _FENCE = re.compile(
 QUICK = {
     "bench": {"--seconds": "0.01", "--batch-sizes": "1,8"},
     "load": {"--seconds": "1"},
-    "compress": {"--report-batch-sizes": "1,8"},
     "examples.click_model": {"--rows": "2048"},
 }
 """Options that make a documented command quick, where it does not give them itself; a flag has no value."""

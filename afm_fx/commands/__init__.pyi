@@ -1,4 +1,11 @@
 from .cli import main as main
 from .command_errors import reported_errors as reported_errors
 from .command_options import numbers_of as numbers_of
-from .compress_files import DENSE as DENSE, LOW_RANK as LOW_RANK, OUTPUTS as OUTPUTS, write_outputs as write_outputs
+from .compress_files import (
+    DENSE as DENSE,
+    LOW_RANK as LOW_RANK,
+    OUTPUTS as OUTPUTS,
+    outputs_of as outputs_of,
+    write_compressed as write_compressed,
+    write_outputs as write_outputs,
+)

@@ -31,12 +31,12 @@ def reported_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _tell("error", "interrupted")
         raise typer.Exit(130) from None
-    except typer.Exit:
+    except (typer.Exit, typer.Abort, typer.TyperException):  # typer tells what is wrong with options
         raise
     except Exception as error:  # whatever else failed is told in one line as well
         if debug:
             raise
-        _tell("error", f"{_kind(error)}{error} (--debug shows where)")
+        _tell("error", f"{_kind(error)}{error} (afm-fx --debug shows where)")
         raise typer.Exit(EXIT_FAILURE) from None
 
 

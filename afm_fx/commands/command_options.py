@@ -1,4 +1,8 @@
-"""Options that commands share, and commands made from the fields of a dataclass."""
+"""Options that commands share, and commands made from the fields of a dataclass.
+
+What declares a command imports nothing heavy at its top: a misspelt option, a missing file or ``--help`` is answered
+before torch is there. Functions name what they call by its room, ``afm_fx.program.build_model``, which is then loaded.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 
 import typer
 
-from afm_fx.commands.command_errors import reported_errors
-from afm_fx.errors import UserError
+from afm_fx.errors import FileFormatError, UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,26 +23,77 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 Number = TypeVar("Number", int, float)
 
-MODEL_HELP = "The model as package.module:factory, a function that returns (model, example_inputs)."
+DATA, OUTPUT = "Data", "Output"
+"""Panels of options that several commands have."""
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="State dict for the model: .safetensors, an index of several (.safetensors.index.json), a folder that "
-        "torch.distributed.checkpoint wrote, or saved with torch.save (read with weights_only=True).",
+
+def existing(what: str) -> Callable[[Any], Any]:
+    """A callback that refuses paths that are not there, while the command line is read.
+
+    Args:
+        what: they are, for the error.
+    """
+
+    def check(given: Path | list[Path] | None) -> Path | list[Path] | None:
+        for path in [given] if isinstance(given, Path) else given or []:
+            if not path.exists():
+                raise FileFormatError(f"there is no {what} '{path}'")
+        return given
+
+    return check
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model as package.module:factory, a function that returns (model, example_inputs).",
         show_default=False,
     ),
 ]
-ColumnsOption = Annotated[
-    tuple[str, ...],
-    typer.Option(help="Columns of the data to use, in the model's order, comma-separated.", show_default=False),
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The model's weights: .safetensors, an index of several (.safetensors.index.json), a folder of "
+        "torch.distributed.checkpoint, or a state dict that torch.save wrote.",
+        show_default=False,
+        callback=existing("checkpoint"),
+        rich_help_panel=DATA,
+    ),
 ]
-BatchRowsOption = Annotated[int, typer.Option(min=1, help="Calibration rows a batch.")]
-MaxRowsOption = Annotated[int | None, typer.Option(min=1, help="Calibration rows at most.", show_default="all of them")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result here as well.", show_default=False)]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+COLUMNS: Any = typer.Option(
+    metavar="NAMES",
+    help="Columns of the data to use, in the model's order, comma-separated.",
+    show_default=False,
+    rich_help_panel=DATA,
+)
+LABELS: Any = typer.Option(
+    metavar="NAMES",
+    help="Columns of labels from 0 to 1, one per output in the model's order, comma-separated.",
+    show_default=False,
+    rich_help_panel=DATA,
+)
+EvaluationOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Rows to measure AUC and LogLoss on; needs --labels.",
+        show_default=False,
+        callback=existing("data file"),
+        rich_help_panel=DATA,
+    ),
+]
+BatchRowsOption = Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows a batch.", rich_help_panel=DATA)]
+MaxRowsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="ROWS", help="Calibrate on so many rows at most.", show_default="all", rich_help_panel=DATA
+    ),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write the result here as well.", show_default=False, rich_help_panel=OUTPUT),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.", rich_help_panel=OUTPUT)]
 
 NONE = "none"
 """How an empty tuple is given where the default is not empty."""
@@ -76,7 +130,7 @@ def command_of(config: type[Config], run: Callable[[Config], None]) -> Callable[
 
     A field's type is ``Annotated`` with the ``typer.Option`` or ``typer.Argument`` that it is; a tuple of strings or
     numbers is given with commas between. The command also takes ``--config FILE``, JSON of options by field
-    name as :func:`spelled` gives them, which stand where the command line says nothing, and ``--debug``.
+    name as :func:`spelled` gives them, which stand where the command line says nothing.
 
     Args:
         run: is given an instance; its name and docstring are the command's.
@@ -84,14 +138,12 @@ def command_of(config: type[Config], run: Callable[[Config], None]) -> Callable[
     hints = get_type_hints(config, include_extras=True)
     tuples = {name: item for name, hint in hints.items() if (item := _tuple_item(hint)) is not None}
 
-    def command(*, config_file: Path | None, debug: bool, **options: Any) -> None:  # noqa: ARG001 - read by its callback
-        with reported_errors(debug):
-            given = {name: _tuple(name, options[name], item) for name, item in tuples.items()}
-            run(config(**{**options, **given}))
+    def command(*, config_file: Path | None, **options: Any) -> None:  # noqa: ARG001 - read by its callback
+        given = {name: _tuple(name, options[name], item) for name, item in tuples.items()}
+        run(config(**{**options, **given}))
 
     parameters = [_parameter(field, hints[field.name]) for field in fields(config)]
     parameters.append(_keyword("config_file", ConfigOption, None))
-    parameters.append(_keyword("debug", DebugOption, False))
     command.__name__, command.__doc__ = run.__name__, run.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -36,6 +36,9 @@ PACKAGE, CONFIG = "low_rank.pt2", "config.json"
 OUTPUTS = (DENSE, f"{DENSE}.data", LOW_RANK, f"{LOW_RANK}.data", PACKAGE, PLAN, REPORT, CONFIG)
 """Every file that a compression may write."""
 
+TIMED_BATCH_SIZES = (1, 64, 1024)
+"""Rows per call at which both files are timed for the page."""
+
 TIMED_SECONDS = 0.5
 """Timing of a file at a batch size for the page, about: enough for a median to look at, not to publish."""
 
@@ -43,7 +46,7 @@ COMPARED_ROWS = 65_536
 """Calibration rows on which the error of reduced tables is measured, about."""
 
 
-def compress_files(config: CompressConfig) -> tuple[Compressed, ReportFacts]:
+def write_compressed(config: CompressConfig) -> tuple[Compressed, ReportFacts]:
     """Writes ``dense.onnx``, ``low_rank.onnx``, ``plan.safetensors``, ``report.json`` and ``config.json``, or nothing.
 
     Where asked for, ``low_rank.pt2`` as well, and ``low_rank.onnx`` with reduced tables; their error is measured on
@@ -104,22 +107,19 @@ def compress_files(config: CompressConfig) -> tuple[Compressed, ReportFacts]:
             if evaluation is not None:
                 quality = compare_quality(compressed.original, compressed.program, evaluation)
                 facts = replace(facts, quality=quality)
-            facts = replace(facts, timing=_timed(config, batches, staging))
+            facts = replace(facts, timing=_timed(batches, staging))
             page = report_page(compressed.report, config.model, facts)
     if config.report is not None:
         write_text(config.report, page, force=config.force)
     return compressed, facts
 
 
-def _timed(config: CompressConfig, batches: FileBatches, directory: Path) -> Measurement | None:
+def _timed(batches: FileBatches, directory: Path) -> Measurement:
     """Both files side by side on calibration rows, one thread."""
-    sizes = config.report_batch_sizes
-    if not sizes:
-        return None
-    rows = min(max(sizes) * MAX_DIFFERENT_BATCHES, batches.file.rows)
+    rows = min(max(TIMED_BATCH_SIZES) * MAX_DIFFERENT_BATCHES, batches.file.rows)
     inputs = next(iter(replace(batches, batch_size=rows, labels=())))
     files = {"original": directory / DENSE, "low-rank": directory / LOW_RANK}
-    return benchmark(files, inputs, batch_sizes=sizes, threads=1, seconds=TIMED_SECONDS)
+    return benchmark(files, inputs, batch_sizes=TIMED_BATCH_SIZES, threads=1, seconds=TIMED_SECONDS)
 
 
 def outputs_of(config: CompressConfig) -> tuple[str, ...]:

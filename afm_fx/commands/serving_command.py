@@ -8,8 +8,15 @@ from typing import Annotated
 
 import typer
 
-from afm_fx.commands.command_errors import EXIT_FAILURE, reported_errors
-from afm_fx.commands.command_options import CheckpointOption, DebugOption, ForceOption, JsonOption, numbers_of
+import afm_fx
+from afm_fx.commands.command_errors import EXIT_FAILURE
+from afm_fx.commands.command_options import (
+    OUTPUT,
+    CheckpointOption,
+    ForceOption,
+    JsonOption,
+    numbers_of,
+)
 from afm_fx.commands.contender_names import (
     ContendersArgument,
     InputsOption,
@@ -19,19 +26,19 @@ from afm_fx.commands.contender_names import (
 )
 from afm_fx.errors import OutputExistsError
 from afm_fx.io import refuse_existing_file, write_text
-from afm_fx.measure import MAX_DIFFERENT_BATCHES, LoadResult, Measurement, benchmark, load_test, requests_of
 
 
 def bench(
     contenders: ContendersArgument,
     inputs: InputsOption = None,
-    batch_sizes: Annotated[str, typer.Option(help="Rows per call, comma-separated.")] = "1,16,256,4096",
+    batch_sizes: Annotated[
+        str, typer.Option(metavar="ROWS,...", help="Rows per call, comma-separated.")
+    ] = "1,16,256,4096",
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option(help="Time for each contender at each batch size, about.")] = 1.0,
     checkpoint: CheckpointOption = None,
     json_out: JsonOption = None,
     force: ForceOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Time ONNX files, AOTInductor packages and models side by side, in interleaved runs.
 
@@ -39,14 +46,13 @@ def bench(
 
     Example: afm-fx bench dense=out/dense.onnx low-rank=out/low_rank.onnx --inputs clicks.npz
     """
-    with reported_errors(debug):
-        entered = parse_contenders(contenders, checkpoint)
-        sizes = numbers_of(batch_sizes, "batch sizes", int)
-        if json_out is not None:
-            refuse_existing_file(json_out, force=force)
-        batch = contender_inputs(entered, inputs, max(sizes) * MAX_DIFFERENT_BATCHES)
-        result = benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds)
-        _report(result, json_out, force=force)
+    sizes = numbers_of(batch_sizes, "batch sizes", int)
+    entered = parse_contenders(contenders, checkpoint)
+    if json_out is not None:
+        refuse_existing_file(json_out, force=force)
+    batch = contender_inputs(entered, inputs, max(sizes) * afm_fx.measure.MAX_DIFFERENT_BATCHES)
+    result = afm_fx.benchmark(entered, batch, batch_sizes=sizes, threads=threads, seconds=seconds)
+    _report(result, json_out, force=force)
 
 
 def load(
@@ -59,49 +65,50 @@ def load(
         typer.Option(help="Requests a second.", show_default="the highest that holds the bound is sought"),
     ] = None,
     inputs: InputsOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows of a request.")] = 1,
     seconds: Annotated[float, typer.Option(help="Duration of a run at least.")] = 10.0,
-    min_queries: Annotated[int, typer.Option(min=1, help="Requests of a run at least.")] = 1000,
+    min_queries: Annotated[int, typer.Option(min=1, metavar="N", help="Requests of a run at least.")] = 1000,
     threads: ThreadsOption = 1,
     checkpoint: CheckpointOption = None,
-    out: Annotated[Path, typer.Option(help="Directory of LoadGen's own logs, one folder for every run.")] = Path(
-        "load-logs"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="Directory of LoadGen's own logs, one folder for every run.", rich_help_panel=OUTPUT),
+    ] = Path("load-logs"),
     json_out: JsonOption = None,
     force: ForceOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Send requests at random times to files or models, with MLPerf LoadGen (needs the extra loadgen).
 
-    All numbers are LoadGen's, read from its logs, which are kept. Exit code 1: LoadGen calls a run invalid, or a
-    request was lost.
+    All numbers are LoadGen's, read from its logs, which are kept.
+    Exit code 1: LoadGen calls a run invalid, or a request was lost.
 
     Example: afm-fx load dense=out/dense.onnx low-rank=out/low_rank.onnx --latency-bound 10
     """
-    with reported_errors(debug):
-        entered = parse_contenders(contenders, checkpoint)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-            raise OutputExistsError(f"'{out}' exists already; choose another --out or add --force")
-        if json_out is not None:
-            refuse_existing_file(json_out, force=force)
-        batch = contender_inputs(entered, inputs, batch_size * requests_of(batch_size))
-        result = load_test(
-            entered,
-            batch,
-            out,
-            latency_bound_ms=latency_bound,
-            qps=qps,
-            batch_size=batch_size,
-            seconds=seconds,
-            min_queries=min_queries,
-            threads=threads,
-        )
-        _report(result, json_out, force=force)
-        if not result.valid:
-            raise typer.Exit(EXIT_FAILURE)
+    entered = parse_contenders(contenders, checkpoint)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise OutputExistsError(f"'{out}' exists already; choose another --out or add --force")
+    if json_out is not None:
+        refuse_existing_file(json_out, force=force)
+    batch = contender_inputs(entered, inputs, batch_size * afm_fx.measure.requests_of(batch_size))
+    result = afm_fx.load_test(
+        entered,
+        batch,
+        out,
+        latency_bound_ms=latency_bound,
+        qps=qps,
+        batch_size=batch_size,
+        seconds=seconds,
+        min_queries=min_queries,
+        threads=threads,
+    )
+    _report(result, json_out, force=force)
+    if not result.valid:
+        raise typer.Exit(EXIT_FAILURE)
 
 
-def _report(result: Measurement | LoadResult, json_out: Path | None, *, force: bool) -> None:
+def _report(
+    result: afm_fx.measure.Measurement | afm_fx.measure.LoadResult, json_out: Path | None, *, force: bool
+) -> None:
     typer.echo(result.table())
     if json_out is not None:
         write_text(json_out, result.to_json() + "\n", force=force)

@@ -34,6 +34,7 @@ from .process_groups import (
     check_group as check_group,
     died as died,
     joined_group as joined_group,
+    own_device as own_device,
     rank_and_size as rank_and_size,
 )
 from .progress import progress_bar as progress_bar, track as track

@@ -29,6 +29,23 @@ def rank_and_size(group: Group | None) -> tuple[int, int]:
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
+def own_device(kind: str) -> torch.device:
+    """This process's device: with "cuda" the GPU of its number on this machine.
+
+    Raises:
+        UserError: there is no GPU of that number.
+    """
+    if kind == "cpu":
+        return torch.device("cpu")
+    number, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= available:
+        raise UserError(
+            f"there is no device '{kind}' for process {number} of this machine: CUDA shows {available} GPUs to torch "
+            f"{torch.__version__}; start one process per GPU, or use --device cpu"
+        )
+    return torch.device("cuda", number)
+
+
 @contextlib.contextmanager
 def joined_group(device: torch.device) -> Iterator[Group | None]:
     """Joins the processes that torchrun started (gloo on a CPU, nccl on a GPU), and leaves them at the end.

@@ -1,6 +1,5 @@
 from .benchmark import MAX_DIFFERENT_BATCHES as MAX_DIFFERENT_BATCHES, benchmark as benchmark
 from .contenders import (
-    AOTI_SUFFIX as AOTI_SUFFIX,
     Competitor as Competitor,
     Compiled as Compiled,
     ModelFactory as ModelFactory,

@@ -1,5 +1,5 @@
 from .apply_plan import apply_plan as apply_plan, planned_graph as planned_graph
-from .basis import BasisKind as BasisKind
+from .basis_kind import BasisKind as BasisKind
 from .budget import Budget as Budget
 from .constant_units import restricted as restricted
 from .cost import CostKind as CostKind, RewriteCosts as RewriteCosts

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from afm_fx.calibration import table_moments
-from afm_fx.errors import PolicyError
 from passes.codes import Factor, factor_of
 from passes.sites import SiteKind
 
@@ -29,22 +27,6 @@ RIDGE = 1e-7
 
 NEGLIGIBLE = 1e-13
 """Eigenvalues below this share of the largest are rounding."""
-
-
-class BasisKind(StrEnum):
-    """Where a basis comes from. ``MEASURED`` is, for each site, the one with the smallest measured logit error."""
-
-    AFM = "afm"
-    WEIGHT_SVD = "weight_svd"
-    CONSUMER = "consumer"
-    GRADIENT = "gradient"
-    GRADIENT_AND_AFM = "gradient+afm"
-    GRADIENT_AND_CONSUMER = "gradient+consumer"
-    MEASURED = "measured"
-
-    @classmethod
-    def _missing_(cls, value: object) -> BasisKind:
-        raise PolicyError(f"there is no basis '{value}'; choose one of {[kind.value for kind in cls]}")
 
 
 @dataclass(frozen=True)

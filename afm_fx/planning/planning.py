@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from afm_fx.calibration import Statistics, Tap, joined, joint_taps, plain_taps
 from afm_fx.errors import CalibrationWarning, PolicyError
 from afm_fx.planning.allocation import Frontier, Rank
-from afm_fx.planning.basis import Basis, BasisKind
+from afm_fx.planning.basis import Basis
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.constant_units import constant_units, restricted, without_units
 from afm_fx.planning.cost import CostKind, Ranks, RewriteCosts
 from afm_fx.planning.plan import Evidence, Plan, SitePlan

@@ -22,7 +22,7 @@ from afm_fx.calibration import Moments, Statistics, Tap, calibrate, joint_taps, 
 from afm_fx.errors import PlanError
 from afm_fx.io import render_table
 from afm_fx.planning.apply_plan import check_site
-from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.constant_units import restricted, without_units
 from afm_fx.planning.plan import Plan, SitePlan
 from afm_fx.planning.planning import SENSITIVITY_ROWS

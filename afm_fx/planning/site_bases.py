@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from afm_fx.calibration import Moments, Sensitivity, Statistics, Tap, table_moments
 from afm_fx.errors import CalibrationError
-from afm_fx.planning.basis import Basis, BasisKind, eigenbasis, metric_basis, scaled, weight_second_moment
+from afm_fx.planning.basis import Basis, eigenbasis, metric_basis, scaled, weight_second_moment
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.simulation import Simulation
 from afm_fx.program import Program
 from passes.codes import Factor

@@ -18,7 +18,7 @@ from afm_fx.errors import MissingPackageError, PolicyError, UserError
 from afm_fx.io import render_table, staged_file, track
 from afm_fx.measure import LabelledBatch, labelled_rows, predicted_logits, task_qualities
 from afm_fx.planning.apply_plan import apply_plan
-from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.budget import Budget
 from afm_fx.planning.plan import Plan
 from afm_fx.planning.planning import PlanningTask

@@ -1,8 +1,8 @@
 """Programs: a model captured as a graph, what it takes and gives, and how it came about.
 
 Read ``program`` with ``inputs``, ``batch``, ``recipe`` and ``change``, then ``capture`` and its way back
-``exported_program``; ``typed_inputs`` with ``input_mapping``; ``watched_run``, ``diagnosis``, ``logits``,
-``random_inputs``; ``user_model`` (models by name), ``torchrec`` with ``plain_collections``.
+``exported_program``; ``typed_inputs`` with ``input_kind`` and ``input_mapping``; ``watched_run``, ``diagnosis``,
+``logits``, ``random_inputs``; ``user_model`` (models by name), ``torchrec`` with ``plain_collections``.
 """
 
 import lazy_loader

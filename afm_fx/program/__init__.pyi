@@ -4,6 +4,7 @@ from .capture import capture as capture
 from .change import Change as Change
 from .diagnosis import explain_non_finite as explain_non_finite, explained_failure as explained_failure
 from .exported_program import exported as exported, to_exported_program as to_exported_program
+from .input_kind import InputKind as InputKind
 from .input_mapping import METADATA_KEY as METADATA_KEY, InputMapping as InputMapping, dtype_name as dtype_name
 from .inputs import (
     Inputs as Inputs,
@@ -26,7 +27,7 @@ from .recipe import (
     FileRecipe as FileRecipe,
     file_recipe as file_recipe,
 )
-from .typed_inputs import InputKind as InputKind, split_inputs as split_inputs
+from .typed_inputs import split_inputs as split_inputs
 from .user_model import (
     build_model as build_model,
     fitting as fitting,

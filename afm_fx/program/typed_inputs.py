@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import keyword
 from dataclasses import replace
-from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
 
-from afm_fx.errors import UserError
 from afm_fx.program.capture import COLLISION
 from afm_fx.program.input_mapping import NO_TENSOR, InputMapping, MappedInput, OriginalInputs, dtype_name
 from afm_fx.program.program import Program
 from passes.graph import clone_graph_module, value_of
 from passes.serving import SplitInput, SplitInputs
 from passes.sites import IdBound, coarse_ids, site_name
-
-
-class InputKind(StrEnum):
-    """What a program takes: the model's own inputs, or ids and features apart."""
-
-    ORIGINAL = "original"
-    TYPED = "typed"
-
-    @classmethod
-    def _missing_(cls, value: object) -> NoReturn:
-        raise UserError(f"inputs is one of {', '.join(cls)}, got {value!r}")
 
 
 def split_inputs(program: Program) -> Program:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from afm_fx.errors import FileFormatError, ModelError
 from afm_fx.io import INDEX_SUFFIX, StoredTensor, open_checkpoint
@@ -22,7 +23,9 @@ MAX_NAMES = 5
 Stored = TypeVar("Stored", bound=Tensor | StoredTensor)
 
 
-def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, Inputs]:
+def build_model(
+    name: str, checkpoint: Path | None = None, device: torch.device | None = None
+) -> tuple[nn.Module, Inputs]:
     """Calls a model factory and loads a checkpoint into what it returns.
 
     Args:
@@ -32,6 +35,7 @@ def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, I
             of ``torch.distributed.checkpoint``, or a state dict saved with ``torch.save`` (read with
             ``weights_only=True``, which executes nothing); a dict with a ``state_dict`` or ``model_state_dict`` entry
             is unwrapped.
+        device: where model and inputs go, None to leave them where the factory made them.
 
     Returns:
         The model in eval mode and its example inputs.
@@ -47,6 +51,9 @@ def build_model(name: str, checkpoint: Path | None = None) -> tuple[nn.Module, I
         tensors = fitting(stored, model, checkpoint)
         state = {name: each if isinstance(each, Tensor) else each.mapped() for name, each in tensors.items()}
         model.load_state_dict(state, strict=False)  # of a tensor with several names one is enough
+    if device is not None:
+        model = model.to(device)
+        example_inputs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), example_inputs)
     return model.eval(), example_inputs
 
 

@@ -17,13 +17,13 @@ float16 then.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.graph import PROVENANCE, GraphPass, args_of, aten, call, constant_of, derived_name, parameter
+from passes.serving.table_format import TableFormat
 
 RULE = "reduce tables"
 ROWS_PER_BLOCK = 16_384
@@ -36,13 +36,6 @@ COLUMN_RATIO = 8.0
 
 OTHER_USE = "the model uses it otherwise than by looking rows up"
 TOO_LARGE = "it holds values that are not finite, or beyond 65,504, the largest that float16 has"
-
-
-class TableFormat(StrEnum):
-    """How the numbers of a table are stored."""
-
-    FLOAT16 = "float16"
-    INT8 = "int8"
 
 
 class ReduceTables(GraphPass):

@@ -177,7 +177,7 @@ def test_the_command_shares_the_data_and_starts_again_where_a_process_is_killed(
     out = folder / "killed.safetensors"
     command = [
         "afm_fx", "calibrate", "tests.distributed_worker:clicks_that_die", "--data", str(folder / "data"),
-        "--out", str(out), "--batch-size", str(worker.BATCH_SIZE), "--sensitivity-rows", "300",
+        "--out", str(out), "--batch-size", str(worker.BATCH_SIZE),
     ]  # fmt: skip
     done = torchrun(command, folder, "--nproc-per-node", "2", "--max-restarts", "1")
     assert done.returncode == 0, done.stderr[-4000:]

@@ -49,7 +49,7 @@ def decides_on_values():
             return x * 2 if x.sum().item() > 0 else x[:1]
     return Decides(), torch.rand(4, 3)
 """
-RANKS = ["--embedding-rank", "2", "--linear-rank", "4"]
+RANKS = ["--ranks", "Embedding=2,Linear=4"]
 _numbers = itertools.count()
 
 
@@ -97,12 +97,12 @@ def test_compress_writes_both_models_plan_and_report(shop, tmp_path):
 def test_compress_keeps_a_limit_on_labelled_rows(shop, tmp_path):
     pytest.importorskip("onnxruntime")
     result = run(
-        "compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", "--auc-drop", "0.2", "--confidence", "0.9",
+        "compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", "--auc-drop", "0.2",
         "--evaluation", "rows.npz", "--labels", "label", "--columns", "item,user,price",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     plan = Plan.load(tmp_path / "out" / "plan.safetensors")
-    assert plan.policy == {"policy": "Tolerance", "auc_drop": 0.2, "confidence": 0.9}
+    assert plan.policy == {"policy": "Tolerance", "auc_drop": 0.2, "confidence": 0.95}
     (evidence,) = plan.evidence
     assert evidence.rows == 500
     assert evidence.bound is not None
@@ -133,8 +133,9 @@ def test_compress_draws_a_report_that_names_its_plan_and_measures_on_labels(shop
     for package in ("onnxruntime", "pygraphviz", "matplotlib"):
         pytest.importorskip(package)
     monkeypatch.setattr("afm_fx.commands.compress_files.TIMED_SECONDS", 0.01)
+    monkeypatch.setattr("afm_fx.commands.compress_files.TIMED_BATCH_SIZES", (1, 8))
     command = ["compress", f"{shop}:clicks", "--data", "rows.npz", "--out", "out", *RANKS, "--report", "report.html"]
-    result = run(*command, "--report-batch-sizes", "1,8", "--evaluation", "rows.npz", "--labels", "label")
+    result = run(*command, "--evaluation", "rows.npz", "--labels", "label")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"<h1>{shop}:clicks</h1>" in page
@@ -152,7 +153,7 @@ def test_compress_draws_a_report_that_names_its_plan_and_measures_on_labels(shop
 
 def test_compress_reduces_tables_and_reports_their_error(shop, tmp_path):
     pytest.importorskip("onnxruntime")
-    wide = ["--embedding-rank", "7", "--linear-rank", "4", "--no-pack"]
+    wide = ["--ranks", "Embedding=7,Linear=4", "--no-pack"]
     assert run("compress", f"{shop}:big_clicks", "--data", "rows.npz", "--out", "plain", *wide).exit_code == 0
     result = run("compress", f"{shop}:big_clicks", "--data", "rows.npz", "--out", "out", *wide, "--tables", "int8")
     assert result.exit_code == 0, result.output
@@ -192,7 +193,16 @@ def test_compress_loads_the_checkpoint(shop, tmp_path):
     }  # fmt: skip
     torch.save(state, tmp_path / "weights.pt")
     result = run(
-        "compress", f"{shop}:clicks", "--checkpoint", "weights.pt", "--data", "rows.npz", "--out", "out", "--full-rank"
+        "compress",
+        f"{shop}:clicks",
+        "--checkpoint",
+        "weights.pt",
+        "--data",
+        "rows.npz",
+        "--out",
+        "out",
+        "--ranks",
+        "full",
     )
     assert result.exit_code == 0, result.output
     weights = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load("out/dense.onnx").graph.initializer}
@@ -266,7 +276,7 @@ def test_a_failed_export_exits_with_1_and_writes_nothing(shop, tmp_path, monkeyp
 
 
 def test_debug_shows_the_traceback(shop):
-    result = run("explain", f"{shop}:nothing", "--debug")
+    result = run("--debug", "explain", f"{shop}:nothing")
     assert isinstance(result.exception, afm_fx.errors.ModelError)
 
 

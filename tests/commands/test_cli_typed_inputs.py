@@ -53,7 +53,7 @@ def run(*arguments: str) -> Any:
 
 def compress(*options: str) -> Any:
     return run(
-        "compress", "matrix_shop:clicks", "--data", "rows.npy", "--out", "out", "--embedding-rank", "2", *options
+        "compress", "matrix_shop:clicks", "--data", "rows.npy", "--out", "out", "--ranks", "Embedding=2", *options
     )
 
 

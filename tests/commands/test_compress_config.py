@@ -14,25 +14,24 @@ from afm_fx.commands.cli import app
 from afm_fx.commands.command_options import command_line, spelled
 from afm_fx.commands.compress_config import CompressConfig
 from afm_fx.errors import UserError
-from afm_fx.planning.basis import BasisKind
-from afm_fx.planning.cost import CostKind
-from afm_fx.program.typed_inputs import InputKind
-from passes.serving.reduce_tables import TableFormat
+from afm_fx.planning.basis_kind import BasisKind
+from afm_fx.program.input_kind import InputKind
+from passes.serving.table_format import TableFormat
 
 
 def config(data: str = "rows.npz", out: str = "out", **options: Any) -> CompressConfig:
-    return CompressConfig("shop:ctr", Path(data), Path(out), **options)
+    return CompressConfig(model="shop:ctr", data=Path(data), out=Path(out), **options)
 
 
 CONFIGS = [
-    (config(budget=0.2, report=Path("r.html")), afm_fx.Budget(0.2)),
+    (config(budget="0.2", report=Path("r.html")), afm_fx.Budget(0.2)),
     (
         config("my rows.npz", "o'ut", energy=0.9, checkpoint=Path("w.pt"), basis=BasisKind.AFM, pack=False),
         afm_fx.Energy(0.9),
     ),
     (
         config(
-            linear_rank=64, ranks=("mlp.2=8", "mlp.4=none"), columns=("ids", "dense"), batch_size=512, max_rows=9_000,
+            ranks=("Linear=64", "mlp.2=8", "mlp.4=none"), columns=("ids", "dense"), batch_size=512, max_rows=9_000,
             inputs=InputKind.TYPED, buckets=(1, 16), tables=TableFormat.INT8, aoti=True, recover_epochs=3,
             labels=("click", "buy"), force=True,
         ),
@@ -40,17 +39,19 @@ CONFIGS = [
     ),
     (
         config(
-            full_rank=True, labels=("click",), report=Path("r.html"), report_batch_sizes=(), evaluation=Path("eval.npz")
+            ranks=("full",), labels=("click",), report=Path("r.html"), evaluation=Path("eval.npz")
         ),
         afm_fx.FullRank(),
     ),
-    (config(budget=0.3, budget_of=CostKind.BYTES), afm_fx.Budget(bytes=0.3)),
+    (config(budget="bytes=0.3"), afm_fx.Budget(bytes=0.3)),
+    (config(ranks=("Embedding=2",)), afm_fx.Fixed(2, None)),
     (
-        config(auc_drop=0.001, confidence=0.9, labels=("click",), evaluation=Path("eval.npz")),
-        afm_fx.Tolerance(auc_drop=0.001, evaluation=(), confidence=0.9),
+        config(auc_drop=0.001, labels=("click",), evaluation=Path("eval.npz")),
+        afm_fx.Tolerance(auc_drop=0.001, evaluation=()),
     ),
     (config(logit_rmse=0.05, statistics=Path("s.safetensors")), afm_fx.Tolerance(logit_rmse=0.05)),
-    (config(p50_us=250.0, p50_batch_size=64), afm_fx.Latency(250.0, 64)),
+    (config(p50_us="250"), afm_fx.Latency(250.0, 1)),
+    (config(p50_us="250@64"), afm_fx.Latency(250.0, 64)),
 ]  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[CompressConfig]:
         given.append(config)
         raise UserError("asked")
 
-    monkeypatch.setattr("afm_fx.commands.cli.compress_files", ask)
+    monkeypatch.setattr("afm_fx.commands.write_compressed", ask)
     return given
 
 
@@ -82,9 +83,10 @@ def test_command_line_and_file_ask_for_the_same(config, policy, asked, tmp_path,
 
 def test_what_the_command_line_says_goes_before_the_file(asked, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("config.json").write_text(json.dumps(spelled(config(budget=0.2, buckets=(1, 16), pack=False))))
+    Path("rows.npz").write_bytes(b"rows")
+    Path("config.json").write_text(json.dumps(spelled(config(budget="0.2", buckets=(1, 16), pack=False))))
     CliRunner().invoke(app, ["compress", "--config", "config.json", "--budget", "0.1", "--out", "other"])
-    assert asked == [config(out="other", budget=0.1, buckets=(1, 16), pack=False)]
+    assert asked == [config(out="other", budget="0.1", buckets=(1, 16), pack=False)]
 
 
 @pytest.mark.parametrize(
@@ -104,13 +106,19 @@ def test_a_file_that_holds_something_else_is_refused(content, message, asked, tm
     ("options", "message"),
     [
         ({}, "choose a policy"),
-        ({"budget": 0.2, "energy": 0.9}, "choose one policy, not --budget and --energy"),
-        ({"budget": 0.0}, "Budget"),
-        ({"p50_us": 0.0}, "p50_us above 0"),
+        ({"budget": "0.2", "energy": 0.9}, "choose one policy, not --budget and --energy"),
+        ({"budget": "0.0"}, "Budget"),
+        ({"budget": "half"}, "a budget is a share.*got 'half'"),
+        ({"budget": "rows=0.2"}, "bytes=0.2 or flops=0.2; got 'rows=0.2'"),
+        ({"budget": "bytes="}, "got 'bytes='"),
+        ({"p50_us": "0"}, "p50_us above 0"),
+        ({"p50_us": "200@"}, "got '200@'"),
+        ({"p50_us": "fast@64"}, "got 'fast@64'"),
+        ({"p50_us": "200@0"}, "whole number of batch_size"),
         ({"ranks": ("mlp.2",)}, "SITE=RANK"),
-        ({"budget": 0.2, "labels": ("click",)}, "say how long with --recover-epochs"),
+        ({"budget": "0.2", "labels": ("click",)}, "say how long with --recover-epochs"),
         ({"auc_drop": 0.1}, "needs --evaluation rows"),
-        ({"budget": 0.2, "evaluation": Path("e.npz")}, "measured for --report or a limit"),
+        ({"budget": "0.2", "evaluation": Path("e.npz")}, "measured for --report or a limit"),
     ],
 )
 def test_what_does_not_belong_together_is_refused_on_construction(options, message) -> None:

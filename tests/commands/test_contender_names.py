@@ -42,6 +42,15 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "named_shop"
 
 
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with files that nobody opens."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.onnx", "y.onnx", "x.pt2"):
+        (tmp_path / name).write_bytes(b"")
+
+
+@pytest.mark.usefixtures("files")
 def test_files_take_a_provider_and_models_take_compile() -> None:
     found = parse_contenders(["a=x.onnx", "b=x.onnx@tensorrt", "c=x.pt2", "d=m:f", "e=m:f@compile"], Path("w.pt"))
     assert found == {
@@ -66,8 +75,11 @@ def test_a_file_with_an_at_in_its_name_is_that_file(tmp_path: Path) -> None:
         (["a=x.onnx", "a=y.onnx"], "a name is given to two files"),
         (["a=m:f@fast"], "a model runs as it is, or with @compile"),
         (["a=x.pt2@cuda"], "compiled for its device"),
+        (["a=x.onnx", "b=z.onnx@cuda"], "there is no file 'z.onnx'"),
+        (["a=z.pt2"], "there is no file 'z.pt2'"),
     ],
 )
+@pytest.mark.usefixtures("files")
 def test_what_is_not_of_this_form_is_refused(texts: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         parse_contenders(texts)

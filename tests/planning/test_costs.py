@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import afm_fx
 from afm_fx.errors import PolicyError
-from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.cost import CostKind, RewriteCosts, cost
 from afm_fx.planning.multiply_adds import multiply_adds
 from afm_fx.planning.planning import PlanningTask

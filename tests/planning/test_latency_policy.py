@@ -10,7 +10,7 @@ import pytest
 import afm_fx
 from afm_fx.errors import PolicyError, ProviderError
 from afm_fx.planning import latency_policy
-from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.multiply_adds import multiply_adds
 from afm_fx.planning.planning import PlanningTask
 from tests.wide_and_deep import rows_of_ids, wide_and_deep

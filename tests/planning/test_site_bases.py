@@ -13,7 +13,7 @@ import afm_fx
 from afm_fx.calibration.sensitivity import Sensitivity
 from afm_fx.calibration.taps import plain_taps
 from afm_fx.calibration.traffic import Traffic
-from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.site_bases import SiteBases
 from tests.fast_capture import fast_capture
 from tests.graphs import ROWS, WIDTH, Tower, correlated, tower_batch

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import afm_fx
 from afm_fx.errors import BatchError, PolicyError
-from afm_fx.planning.basis import BasisKind
+from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.planning import PlanningTask
 from afm_fx.planning.tolerance import CLOSE, GROWTH, smallest_passing
 from afm_fx.program.logits import expose_logits

@@ -14,7 +14,8 @@ from afm_fx.program.capture import capture
 from passes.graph import clone_graph_module, get_attribute
 from passes.serving import reduce_tables
 from passes.serving.pack_tables import PackTables
-from passes.serving.reduce_tables import ReduceTables, TableFormat
+from passes.serving.reduce_tables import ReduceTables
+from passes.serving.table_format import TableFormat
 from passes.serving.unpool_bags import UnpoolBags
 from tests.passes.serving.test_pack_tables import Wide, wide_inputs
 from tests.passes.serving_checks import operators
