@@ -11,16 +11,19 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.checkpoint.utils import _create_file_view
 
 from afm_fx.errors import FileFormatError, UnsafeFileError
 from afm_fx.io.stored_tensor import Chunk, StoredTensor, beside
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 DISTRIBUTED_METADATA = ".metadata"
 _DTYPES = {str(each).removeprefix("torch.") for each in vars(torch).values() if isinstance(each, torch.dtype)}
@@ -91,7 +94,7 @@ def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> 
         )
     file = beside(path, info.relative_path)
     with file.open("rb") as stream:
-        part = _create_file_view(stream, int(info.offset), int(info.length))
+        part = _Part(stream, int(info.offset), int(info.length))
         try:
             with FakeTensorMode():  # shapes and places, no numbers
                 tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
@@ -105,6 +108,34 @@ def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> 
     if begin + math.prod(shape) * dtype.itemsize > int(info.offset) + int(info.length):
         raise FileFormatError(f"'{file}' is damaged: '{name}' ends beyond its place")
     return Chunk(file, begin, start, shape)
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file of its own, to read."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        self._file.seek(self._start + self._at)
+        wanted = memoryview(buffer)
+        content = self._file.read(min(wanted.nbytes, max(0, self._length - self._at)))
+        wanted[: len(content)] = content  # RawIOBase asks for bytes
+        self._at += len(content)
+        return len(content)
 
 
 def _are_whole(chunks: tuple[Chunk, ...], shape: tuple[int, ...]) -> bool:

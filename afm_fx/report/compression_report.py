@@ -6,16 +6,19 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from afm_fx.calibration import Statistics
 from afm_fx.io import refuse_existing_file, render_table, write_text
-from afm_fx.measure import Measurement, QualityComparison
 from afm_fx.planning import Plan
 from afm_fx.program import Program
-from afm_fx.recovery import RecoveryReport
-from afm_fx.runtime import AotiReport, ExportReport, PackReport, PrecisionReport
+
+if TYPE_CHECKING:  # facts come from rooms that take long to import, and a report may have none
+    from afm_fx.measure import Measurement, QualityComparison
+    from afm_fx.recovery import RecoveryReport
+    from afm_fx.runtime import AotiReport, ExportReport, PackReport, PrecisionReport
 
 
 @dataclass(frozen=True)

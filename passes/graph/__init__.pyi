@@ -37,6 +37,7 @@ from .nodes import (
     get_attribute as get_attribute,
     is_call as is_call,
     is_random as is_random,
+    known_true as known_true,
     rank_of as rank_of,
     same_form as same_form,
     shape_of as shape_of,

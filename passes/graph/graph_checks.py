@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from passes.graph.errors import GraphInvariantError
-from passes.graph.nodes import aten, get_attribute, value_of
+from passes.graph.nodes import aten, get_attribute, known_true, value_of
 from passes.graph.values import compute_value, is_computed, note_computed
 
 _DEPENDS_ON_DATA = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
@@ -129,7 +128,7 @@ def _same_size(one: Any, other: Any) -> bool:
     """Whether two sizes are equal, without adding a guard; sizes that only the data tell are taken for equal."""
     if isinstance(one, int) and isinstance(other, int):
         return one == other
-    if statically_known_true(one == other):
+    if known_true(one == other):
         return True
     return any(isinstance(size, torch.SymInt) and not size.node.has_hint() for size in (one, other))
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 PROVENANCE = "afm_fx"
@@ -63,9 +62,17 @@ def rank_of(node: Any) -> int | None:
     return None if shape is None else len(shape)
 
 
+def known_true(condition: bool | torch.SymBool) -> bool:
+    """Whether a comparison of sizes holds whatever the batch size is."""
+    if isinstance(condition, bool):
+        return condition
+    # Not imported above, for that takes long: what made a symbolic comparison has loaded it.
+    return bool(torch.fx.experimental.symbolic_shapes.statically_known_true(condition))
+
+
 def equal_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether sizes are equal for every batch size, without adding a guard."""
-    return len(one) == len(other) and all(map(statically_known_true, map(operator.eq, one, other)))
+    return len(one) == len(other) and all(map(known_true, map(operator.eq, one, other)))
 
 
 def same_form(one: Node, other: Node) -> bool:

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph.nodes import args_of, aten, constant_of, is_call, shape_of, value_of, weighted_call
+from passes.graph.nodes import args_of, aten, constant_of, is_call, known_true, shape_of, value_of, weighted_call
 
 _PICKS = frozenset(
     {
@@ -125,7 +124,7 @@ class FeatureColumns:
 
     def is_batch(self, size: Any) -> bool:
         """Whether a length is the batch's."""
-        return self.batch is not None and statically_known_true(size == self.batch)
+        return self.batch is not None and known_true(size == self.batch)
 
     def trailing(self, node: Node) -> tuple[int, ...] | None:
         """The static axes after the batch; None where the node is not ``[batch, static ...]``."""

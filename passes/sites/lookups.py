@@ -22,10 +22,9 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
-from passes.graph import aten, shape_of, value_of
+from passes.graph import aten, known_true, shape_of, value_of
 
 ROW_LOOKUPS = frozenset({aten.embedding.default, aten.index.Tensor})
 BAGS = frozenset(
@@ -113,7 +112,7 @@ def bag_length(node: Node) -> int | None:
     length = shape_of(ids)
     if first != 0 or not isinstance(step, int) or step < 1 or length is None:
         return None
-    exact = statically_known_true(last == length[0]) and statically_known_true(length[0] % step == 0)
+    exact = known_true(last == length[0]) and known_true(length[0] % step == 0)
     return step if exact else None
 
 

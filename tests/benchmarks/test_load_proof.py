@@ -94,7 +94,7 @@ def test_memory_growth_leaves_out_how_a_run_begins() -> None:
 
 
 def test_a_server_in_a_process_of_its_own_is_watched_and_its_failure_told(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"afm-fx load failed: .*there is no ONNX file"):
+    with pytest.raises(BenchmarkError, match=r"afm-fx load failed: .*there is no file"):
         run_apart(["a=missing.onnx", "--latency-bound", "10", "--out", str(tmp_path / "logs")])
 
 
