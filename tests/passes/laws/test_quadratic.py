@@ -49,6 +49,7 @@ def _total(x: Looked) -> Tensor:
 ON_CODES: dict[str, Function] = {
     "square, summed": lambda x: (x.own[0] * x.own[0]).sum(1, keepdim=True),
     "negated square, summed": lambda x: (-(x.own[0] * x.own[0])).sum(-1),
+    "doubled square, summed": lambda x: (2.0 * (x.own[0] * x.own[0])).sum(-1),
     "power, summed": lambda x: (x.stacked**2).sum(-1),
     "square, mean": lambda x: (x.own[0] ** 2).mean(-1),
     "FM of one table for all": lambda x: factorization_machine(x.stacked),
