@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from afm_fx.measure.worsening import Worsening, auc, auc_drop, log_loss_rise, placements
-from benchmarks.paired_bootstrap import bootstrap_auc_differences
+from benchmarks.quality.paired_bootstrap import bootstrap_auc_differences
 
 ROWS = 3000
 

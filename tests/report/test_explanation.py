@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import afm_fx
 from afm_fx.errors import CaptureError, OutputExistsError
 from afm_fx.report.explanation import Explanation
-from benchmarks.criteo_shape import CriteoShape
+from benchmarks.common.criteo_shape import CriteoShape
 from passes.laws.verdicts import Fate
 from tests.graphs import ROWS, Tower, tower_batch
 from tests.wide_and_deep import WideAndDeep, rows_of_ids

@@ -1,1 +1,0 @@
-"""What ``afm_fx`` is measured against."""
