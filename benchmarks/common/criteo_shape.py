@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common.deepctr import import_deepctr
+
 _ZIPF_EXPONENT = 1.1
 
 
@@ -62,14 +64,14 @@ class CriteoShape:
 
     def deepfm(self, seed: int) -> nn.Module:
         """deepctr-torch's DeepFM of these sizes, in eval mode."""
-        from deepctr_torch.inputs import DenseFeat, SparseFeat  # noqa: PLC0415 - the deepctr extra
-        from deepctr_torch.models import DeepFM  # noqa: PLC0415 - the deepctr extra
-
+        deepctr = import_deepctr()
         columns = [
-            SparseFeat(f"C{field}", rows, embedding_dim=self.width)
+            deepctr.inputs.SparseFeat(f"C{field}", rows, embedding_dim=self.width)
             for field, rows in enumerate(self.table_rows, start=1)
-        ] + [DenseFeat(f"I{field}", 1) for field in range(1, self.dense_fields + 1)]
-        model: nn.Module = DeepFM(columns, columns, dnn_hidden_units=self.hidden, device="cpu", seed=seed)
+        ] + [deepctr.inputs.DenseFeat(f"I{field}", 1) for field in range(1, self.dense_fields + 1)]
+        model: nn.Module = deepctr.models.DeepFM(
+            columns, columns, dnn_hidden_units=self.hidden, device="cpu", seed=seed
+        )
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for table in model.embedding_dict.children():  # type: ignore[union-attr]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from afm_fx.errors import UserError
+from benchmarks.common.deepctr import import_deepctr
 from benchmarks.datasets import CtrDataset
 
 MODELS = (
@@ -86,28 +83,3 @@ def build_model(name: str, dataset: CtrDataset, config: ModelConfig) -> nn.Modul
     known = {key: value for key, value in arguments.items() if key in accepted}
     model: nn.Module = factory(*positional, **known, **VARIANTS.get(name, {}))
     return model
-
-
-def import_deepctr() -> ModuleType:
-    """deepctr-torch without its look-up of newer versions, which it starts on import, in a thread that prints.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    with _no_new_threads():
-        try:
-            importlib.import_module("deepctr_torch.inputs")
-            importlib.import_module("deepctr_torch.models")
-            return importlib.import_module("deepctr_torch")
-        except ImportError as error:
-            raise UserError(f"deepctr-torch is needed: pip install 'afm-fx[deepctr]' ({error})") from error
-
-
-@contextlib.contextmanager
-def _no_new_threads() -> Iterator[None]:
-    start = threading.Thread.start
-    threading.Thread.start = lambda _: None  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        threading.Thread.start = start  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ import typer
 
 from afm_fx.errors import OutputExistsError
 from afm_fx.io import builtins_of, render_table, this_machine
+from afm_fx.measure import Measurement
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 LOCAL_OPTIONS = ("--checkpoint-dir", "--output-dir", "--work-dir")
@@ -58,6 +59,11 @@ def markdown(parts: Sequence[Part]) -> str:
     return "\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts) + "\n"
 
 
+def conditions(measurement: Measurement) -> str:
+    """How something was timed; the machine is named at the top of the page."""
+    return measurement.conditions().partition("\n")[2].replace("\n", "  \n")
+
+
 @dataclass(frozen=True)
 class ResultFiles:
     """The pair of files of one run.
@@ -80,7 +86,7 @@ class ResultFiles:
         """
         command, machine = shown_command(sys.argv[1:]), this_machine()
         whole = [f"# {title}", f"`{command}`", machine.line(), *parts]
-        typer.echo("\n\n".join(part if isinstance(part, str) else part.text().rstrip() for part in whole))
+        typer.echo("\n\n".join(part if isinstance(part, str) else part.text().strip("\n") for part in whole))
         self.page.parent.mkdir(parents=True, exist_ok=True)
         self.page.write_text(markdown(whole), encoding="utf-8")
         document = {"command": command, "machine": machine, **content}

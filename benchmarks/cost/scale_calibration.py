@@ -206,6 +206,7 @@ def run_by_processes(folder: Path, rows: int, processes: int) -> CalibrationRun:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        run_id="calibration",
     )
     found: CalibrationRun = elastic_launch(launch, measure)(folder, rows)[0]
     return found

@@ -9,7 +9,7 @@ import typer
 from afm_fx.errors import UserError
 from benchmarks.common import options
 from benchmarks.common.ctr_models import ModelConfig
-from benchmarks.common.results import RESULTS, Part, Table, result_files
+from benchmarks.common.results import RESULTS, Part, Table, conditions, result_files
 from benchmarks.datasets import EncodingConfig
 from benchmarks.quality.comparison import BUDGETS, MEASURED, ORIGINAL, Comparison, Variant, compare, default_settings
 from benchmarks.quality.trained_model import TrainedModel, trained_model
@@ -120,7 +120,7 @@ def parts(trained: TrainedModel, comparison: Comparison, resamples: int) -> list
         page += [
             "Latency in ONNX Runtime, the low-rank programs packed:",
             Table(timing.columns, timing.rows(), left=3),
-            timing.conditions().replace("\n", "  \n"),
+            conditions(timing),
         ]
     return page
 

@@ -14,7 +14,7 @@ from afm_fx.io import available_cores
 from afm_fx.measure import Measurement, benchmark
 from benchmarks.common import options
 from benchmarks.common.criteo_shape import CriteoShape
-from benchmarks.common.results import RESULTS, Part, Table, result_files
+from benchmarks.common.results import RESULTS, Part, Table, conditions, result_files
 from benchmarks.serving.contenders import CONTENDERS, Entry, LatencyModel
 
 BATCHES, THREADS = [1, 16, 64, 256, 1024, 4096], sorted({1, available_cores()})
@@ -116,7 +116,7 @@ def parts(entries: Mapping[str, Entry], results: Sequence[Measurement]) -> list[
     for result in results:
         page += [
             f"## {result.threads} thread{'s' if result.threads > 1 else ''}",
-            result.conditions().replace("\n", "  \n"),
+            conditions(result),
             Table(("p50", *(f"batch {size}" for size in result.batch_sizes)), median_rows(result)),
             Table(result.columns, result.rows(), left=3),
         ]

@@ -18,7 +18,7 @@ from afm_fx.runtime import ExportReport, export_onnx
 from benchmarks.common import options
 from benchmarks.common.criteo_shape import CriteoShape
 from benchmarks.common.ctr_models import MODELS, MULTI_TASK, ModelConfig, build_model, check_model_name
-from benchmarks.common.results import RESULTS, Part, Table, result_files
+from benchmarks.common.results import RESULTS, Part, Table, conditions, result_files
 from benchmarks.datasets import CtrDataset, Rows, SparseField
 
 COVERED = [*MODELS, *MULTI_TASK]
@@ -170,7 +170,7 @@ def parts(sizes: tuple[int, ...], measured: list[PackedModel]) -> list[Part]:
     timing = measured[0].timing
     return [
         "Operators of the ONNX files before and after packing. Medians of both were taken in one interleaved run.",
-        *([] if timing is None else [timing.conditions().replace("\n", "  \n")]),
+        *([] if timing is None else [conditions(timing)]),
         Table(columns(sizes), rows(sizes, measured)),
         *(f"{each.name} at batch 1: {FAILS_AT_ONE_ROW[each.name]}." for each in measured if _fails(each, sizes)),
     ]

@@ -61,7 +61,7 @@ def test_import_starts_no_thread_and_prints_nothing() -> None:
     code = (
         "import threading; started = []; start = threading.Thread.start\n"
         "threading.Thread.start = lambda self: (started.append(self), start(self))[1]\n"
-        "from benchmarks.common.ctr_models import import_deepctr\n"
+        "from benchmarks.common.deepctr import import_deepctr\n"
         "before = threading.Thread.start; del started[:]; import_deepctr()\n"
         "assert not started, started\n"
         "assert threading.Thread.start is before\n"
