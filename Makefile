@@ -1,5 +1,6 @@
 # make demo   train, compress, export, check and time a small model on generated data; prints one table
-# make test   lint, types, tests
+# make test   lint, types, tests: what has to hold, on a third of the models; REST=2/3 adds the second third of the rest
+# make test-all  all tests, those on models of other packages too, which it installs
 # make fuzz   rewrite over 2,000 random models and check each; an hour or so on two cores
 # make golden write docs/laws.md and the verdicts of all covered models again, after a change of the laws; read the diff
 # make docs   build the documentation into docs/_build; warnings are errors
@@ -21,10 +22,13 @@ EXTRAS ?= $(RUNTIME),deepctr,loadgen,parquet,plot,report,docs,dev
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PLATFORMS := $(VENV)/.platforms
+REST ?= 0/1
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 SOURCES := $(wildcard afm_fx passes benchmarks examples tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz golden docs lint format clean
+.PHONY: help demo test test-all fuzz golden docs lint format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -33,11 +37,13 @@ demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo --out demo-output --force
 
 test: lint
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(PYTEST) --rest $(REST)
+
+test-all: lint $(PLATFORMS)
+	$(PYTEST) --rest 1/1
 
 fuzz: $(INSTALLED)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --timeout=0 --hypothesis-profile=fuzz \
-		tests/passes/test_random_graphs.py
+	$(PYTEST) --timeout=0 --hypothesis-profile=fuzz --rest 1/1 tests/passes/test_random_graphs.py
 
 golden: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.golden
@@ -60,6 +66,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS)]" -c constraints.txt
+	@touch $@
+
+# torchrec without its requirements: it asks for the CUDA build of fbgemm.
+$(PLATFORMS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS),platforms,torchrec]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps torchrec -c constraints.txt
 	@touch $@
 
 clean:

@@ -3,6 +3,9 @@
 Hypothesis draws the same examples in every run, so that a change is judged by what it changes; ``make fuzz`` draws
 new ones.
 
+Tests marked ``thorough`` say again, of more models or cases, what others say; ``--rest 2/3`` runs the second third of
+them too, ``--rest 1/1`` all (``make test-all``).
+
 What torch's exporter reads anew at every export is read once a process here: the hundreds of functions that it
 translates operators with, which takes longer than most exports of small models.
 """
@@ -46,3 +49,23 @@ def _one_registry() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rest", default="0/1", metavar="I/N", help="also run part I of N of the thorough tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part, parts = map(int, config.getoption("--rest").split("/"))
+    thorough = {item: _group(item) for item in items if item.get_closest_marker("thorough") is not None}
+    wanted = set(sorted(set(thorough.values()))[part - 1 :: parts]) if part else set()
+    left = [item for item, group in thorough.items() if group not in wanted]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of one model share its capture, so they are in one part."""
+    group = item.get_closest_marker("xdist_group")
+    return str(group.args[0]) if group else item.nodeid

@@ -16,6 +16,15 @@ from tests.zoo.entry import ZooEntry
 from tests.zoo.paper_models import paper_entries
 from tests.zoo.plain_models import plain_entries
 
+REPRESENTATIVE = frozenset(
+    {
+        "AutoInt", "BagModel", "BehaviourTransformer", "DCN-vector", "DIN", "DLRM", "DeepFM", "FactorizationMachine",
+        "FiBiNET", "HandMadeLookups", "MMOE", "MultiHotDLRM", "StackedTableModel", "TupleOutputModel", "VarLen-masked",
+        "xDeepFM",
+    }
+)  # fmt: skip
+"""A third that has every law, every kind of lookup, and every form of inputs and outputs; all else is thorough."""
+
 ZOO: tuple[ZooEntry, ...] = (*deepctr_entries(), *plain_entries(), *paper_entries())
 
 
@@ -35,6 +44,8 @@ def zoo_params(entries: Sequence[ZooEntry] = ZOO, *, refused: bool = False) -> l
 def _marks(entry: ZooEntry) -> list[pytest.MarkDecorator]:
     """One process for all tests of a model (``--dist loadgroup``), so that it is captured once."""
     marks = [pytest.mark.xdist_group(entry.name)]
+    if entry.name not in REPRESENTATIVE:
+        marks.append(pytest.mark.thorough)
     if entry.needs_deepctr and not deepctr_installed():
         marks.append(pytest.mark.skip(reason="deepctr-torch is not installed"))
     return marks
