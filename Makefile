@@ -47,7 +47,7 @@ fuzz: $(INSTALLED)
 
 golden: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.golden
-	$(BIN)/python -m tests.laws_page
+	$(BIN)/python -m tests.docs.laws_page
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import afm_fx
 from afm_fx.calibration.statistics import missing_shares
 from afm_fx.commands.cli import app
-from tests import distributed_worker as worker
+from tests.calibration import distributed_worker as worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +84,7 @@ def alone(folder: Path) -> afm_fx.Statistics:
 @pytest.fixture(scope="module")
 def three(folder: Path) -> Path:
     """The folder in which three processes left what they found."""
-    done = torchrun(["tests.distributed_worker", str(folder)], folder, "--nproc-per-node", "3")
+    done = torchrun(["tests.calibration.distributed_worker", str(folder)], folder, "--nproc-per-node", "3")
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
@@ -176,7 +176,7 @@ def test_the_command_shares_the_data_and_starts_again_where_a_process_is_killed(
 ) -> None:
     out = folder / "killed.safetensors"
     command = [
-        "afm_fx", "calibrate", "tests.distributed_worker:clicks_that_die", "--data", str(folder / "data"),
+        "afm_fx", "calibrate", "tests.calibration.distributed_worker:clicks_that_die", "--data", str(folder / "data"),
         "--out", str(out), "--batch-size", str(worker.BATCH_SIZE),
     ]  # fmt: skip
     done = torchrun(command, folder, "--nproc-per-node", "2", "--max-restarts", "1")
@@ -188,7 +188,7 @@ def test_the_command_shares_the_data_and_starts_again_where_a_process_is_killed(
 
 
 def test_shares_by_the_command_line_merge_to_the_whole(folder: Path) -> None:
-    common = ["tests.distributed_worker:clicks", "--data", str(folder / "data"), "--batch-size", "32"]
+    common = ["tests.calibration.distributed_worker:clicks", "--data", str(folder / "data"), "--batch-size", "32"]
     files = [str(folder / f"share-{index}.safetensors") for index in range(3)]
     for index, file in enumerate(files):
         run = CliRunner().invoke(app, ["calibrate", *common, "--share", f"{index}/3", "--out", file])
@@ -204,4 +204,7 @@ def test_shares_by_the_command_line_merge_to_the_whole(folder: Path) -> None:
     assert (twice.exit_code, "its rows would count twice" in twice.output) == (2, True)
     for wrong in (["--share", "3"], ["--share", "3/3"]):
         assert CliRunner().invoke(app, ["calibrate", *common, *wrong, "--out", "new"]).exit_code == 2
-    assert CliRunner().invoke(app, ["calibrate", "tests.distributed_worker:clicks", "--out", "new"]).exit_code == 2
+    assert (
+        CliRunner().invoke(app, ["calibrate", "tests.calibration.distributed_worker:clicks", "--out", "new"]).exit_code
+        == 2
+    )

@@ -17,7 +17,7 @@ from afm_fx.calibration.statistics import missing_shares
 from afm_fx.data.data_files import ArrayFile
 from afm_fx.data.file_batches import FileBatches
 from afm_fx.errors import CalibrationError, UserError
-from tests.some_statistics import close
+from tests.calibration.some_statistics import close
 
 ROWS = 53
 OPTIONS: dict[str, Any] = {"sensitivity_rows": 16}

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from afm_fx.calibration.moments import Moments
 from afm_fx.calibration.statistics import Share, Statistics, missing_shares
 from afm_fx.errors import CalibrationError
-from tests.some_statistics import MANY, WIDTHS, all_rows, assert_whole, parts_of, reloaded, statistics_of
+from tests.calibration.some_statistics import MANY, WIDTHS, all_rows, assert_whole, parts_of, reloaded, statistics_of
 
 PARTS = 4
 ORDERS = st.lists(st.permutations(list(WIDTHS)), min_size=PARTS, max_size=PARTS)

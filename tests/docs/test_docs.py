@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import afm_fx
-from tests.doc_blocks import ROOT, blocks_of, run_blocks
+from tests.docs.doc_blocks import ROOT, blocks_of, run_blocks
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

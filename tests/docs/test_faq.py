@@ -19,7 +19,7 @@ from afm_fx.data.data_files import open_data
 from afm_fx.data.file_batches import FileBatches
 from afm_fx.errors import CalibrationWarning, UserError
 from afm_fx.program.user_model import build_model, read_checkpoint
-from tests.doc_blocks import ROOT
+from tests.docs.doc_blocks import ROOT
 from tests.graphs import Tower, tower_batch
 
 PAGE = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")

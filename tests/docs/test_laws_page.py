@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from passes.laws import table as laws
-from tests.laws_page import COMMAND, PAGE, as_page
+from tests.docs.laws_page import COMMAND, PAGE, as_page
 
 
 def test_the_page_is_what_the_code_says_now() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs import front_page
-from tests.doc_blocks import ROOT, blocks_of, commands_of
+from tests.docs.doc_blocks import ROOT, blocks_of, commands_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICKSTART = blocks_of((ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8"))

@@ -23,9 +23,9 @@ from passes.graph import clone_graph_module
 from passes.sink_codes import Analysis, SinkCodes
 from passes.sites.sites import find_sites
 from tests.fast_capture import fast_capture
+from tests.passes.random_models import Recipe, Step, Table, build, describe, random_inputs
+from tests.passes.random_operators import NOT_IN_ONNX, OPERATORS, THEMES, recipes
 from tests.passes.rewrite_check import check_rewrite, random_factors
-from tests.random_models import Recipe, Step, Table, build, describe, random_inputs
-from tests.random_operators import NOT_IN_ONNX, OPERATORS, THEMES, recipes
 
 EXAMPLE_ROWS = 7
 ONE_IN = {"real capture": 10, "onnx": 25, "packed": 5}

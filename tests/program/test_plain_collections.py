@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import afm_fx
 from afm_fx.errors import BatchError, ModelError
 from afm_fx.program.plain_collections import PaddedRows, Padding, PlainBags, PlainEmbeddings, padded
-from tests.ragged import Lists, Ragged, draw
+from tests.program.ragged import Lists, Ragged, draw
 
 ROWS, WIDTH = 7, 6
 COUNTS = {

@@ -15,7 +15,7 @@ import afm_fx
 from afm_fx.errors import MissingPackageError, OutputExistsError
 from afm_fx.report.explanation import Explanation
 from tests.graphs import Tower, tower_batch
-from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
+from tests.report.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
 
 
 def page_of(explanation: Explanation, folder: Path, title: str = "A tower") -> str:

@@ -16,7 +16,7 @@ from afm_fx.errors import MissingPackageError, OutputExistsError
 from afm_fx.recovery.recovery_report import RecoveryEpoch, RecoveryReport, RecoverySettings
 from afm_fx.runtime.reduced_precision import PrecisionReport
 from tests.graphs import Tower, tower_batch
-from tests.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
+from tests.report.html_pages import NASTY, Page, in_browser, loads_nothing, screenshots, telling_errors
 
 pytest.importorskip("pygraphviz")
 pytest.importorskip("matplotlib")

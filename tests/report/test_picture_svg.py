@@ -14,7 +14,7 @@ from afm_fx.report.explanation import Explanation
 from afm_fx.report.picture import FORMS, Picture, picture_of
 from afm_fx.report.picture_svg import picture_svg
 from tests.graphs import Tower, tower_batch
-from tests.html_pages import NASTY
+from tests.report.html_pages import NASTY
 
 pytest.importorskip("pygraphviz")
 

@@ -81,7 +81,7 @@ def test_every_column_is_where_its_source_has_it(function: Function) -> None:
             continue
         assert traced.shape == seen[node.name].shape[1:]
         for column, feature in zip(traced.reshape(-1), seen[node.name].reshape(5, -1).T, strict=True):
-            source, place = columns.source(column)
+            source, place = columns.source(int(column))
             assert torch.equal(seen[source.name].reshape(5, -1)[:, place], feature)
 
 
@@ -93,7 +93,7 @@ def test_moved_features_come_from_the_inputs_alone(function: Function) -> None:
         traced = columns.of(node)
         assert traced is not None
         assert columns.is_move(node)
-        assert {columns.source(column)[0].op for column in traced.reshape(-1)} == {"placeholder"}
+        assert {columns.source(int(column))[0].op for column in traced.reshape(-1)} == {"placeholder"}
 
 
 @pytest.mark.parametrize(("function", "target"), SOURCES.values(), ids=SOURCES)
@@ -103,7 +103,7 @@ def test_what_does_more_than_move_features_is_a_source(function: Function, targe
     traced = columns.of(node)
     assert traced is not None
     assert not columns.is_move(node)
-    assert {columns.source(column)[0].target for column in traced.reshape(-1)} == {target}
+    assert {columns.source(int(column))[0].target for column in traced.reshape(-1)} == {target}
 
 
 def test_what_has_no_batch_in_front_has_no_columns() -> None:

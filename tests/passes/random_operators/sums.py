@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.random_models import Draft, Step
-from tests.random_operators.registry import fields_only, operator
+from tests.passes.random_models import Draft, Step
+from tests.passes.random_operators.registry import fields_only, operator
 
 
 @operator("sums")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.random_models import DENSE, HISTORY, Draft, Step, Value
-from tests.random_operators.registry import fields_only, operator, unary
+from tests.passes.random_models import DENSE, HISTORY, Draft, Step, Value
+from tests.passes.random_operators.registry import fields_only, operator, unary
 
 unary(
     "gates",

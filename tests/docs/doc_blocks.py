@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from afm_fx.commands.cli import app
 from passes.laws import table as laws
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(
     r"^(?:<!-- not run:(?P<reason>[^\n]*)-->\n|<!-- needs: (?P<package>\w+) -->\n)?"

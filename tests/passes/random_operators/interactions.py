@@ -6,8 +6,8 @@ import math
 
 from torch import nn
 
-from tests.random_models import Draft, Step
-from tests.random_operators.registry import fields_only, operator
+from tests.passes.random_models import Draft, Step
+from tests.passes.random_operators.registry import fields_only, operator
 
 
 @operator("interactions")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.random_models import Draft, Step
-from tests.random_operators.registry import operator, unary
+from tests.passes.random_models import Draft, Step
+from tests.passes.random_operators.registry import operator, unary
 
 
 @torch.library.custom_op("afm_fx_tests::twist", mutates_args=())

@@ -1,4 +1,4 @@
-"""What the processes of a distributed test do; torchrun starts it as ``-m tests.distributed_worker FOLDER``.
+"""What the processes of a distributed test do: ``torchrun -m tests.calibration.distributed_worker FOLDER``.
 
 Every process writes what it found into the folder; the test compares.
 """
@@ -25,7 +25,7 @@ from afm_fx.data.data_files import open_data
 from afm_fx.data.file_batches import FileBatches
 from afm_fx.errors import AfmFxError
 from afm_fx.io.process_groups import joined_group
-from tests.some_statistics import MANY, WIDTHS, assert_whole, parts_of, reloaded
+from tests.calibration.some_statistics import MANY, WIDTHS, assert_whole, parts_of, reloaded
 
 ROWS, BATCH_SIZE, GROUPS = 1_500, 32, (7, 450, 200, 343, 500)
 OPTIONS: dict[str, Any] = {"sensitivity_rows": 300}

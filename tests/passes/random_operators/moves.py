@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from tests.random_models import ID_FIELDS, Draft, Step, Value
-from tests.random_operators.registry import axis_of, operator, unary
+from tests.passes.random_models import ID_FIELDS, Draft, Step, Value
+from tests.passes.random_operators.registry import axis_of, operator, unary
 
 
 @operator("lookups")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.random_models import Recipe, Step, Table
-from tests.random_operators import curves, gates, interactions, moves, sums
-from tests.random_operators.registry import OPERATORS, THEMES
+from tests.passes.random_models import Recipe, Step, Table
+from tests.passes.random_operators import curves, gates, interactions, moves, sums
+from tests.passes.random_operators.registry import OPERATORS, THEMES
 
 __all__ = ["NOT_IN_ONNX", "OPERATORS", "THEMES", "curves", "gates", "interactions", "moves", "recipes", "sums"]
 

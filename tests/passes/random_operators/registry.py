@@ -1,13 +1,13 @@
 """The vocabulary of random models: how each operator is written for the values that there are.
 
-An operator reads a :class:`~tests.random_models.Step` and returns an expression, or None where nothing fits it.
+An operator reads a :class:`~tests.passes.random_models.Step` and returns an expression, or None where nothing fits it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.random_models import Draft, Operator, Step, Value
+from tests.passes.random_models import Draft, Operator, Step, Value
 
 OPERATORS: dict[str, Operator] = {}
 THEMES: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Writes ``docs/laws.md`` from the table of laws: ``python -m tests.laws_page`` (``make golden``)."""
+"""Writes ``docs/laws.md`` from the table of laws: ``python -m tests.docs.laws_page`` (``make golden``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from passes.laws import table as laws
 from passes.laws.outcomes import Law
 from passes.laws.table import Entry
 
-PAGE = Path(__file__).parents[1] / "docs" / "laws.md"
+PAGE = Path(__file__).parents[2] / "docs" / "laws.md"
 COMMAND = "make golden"
 
 INTRODUCTION = f"""# The table of laws
