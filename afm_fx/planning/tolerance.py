@@ -158,8 +158,7 @@ class Tolerance(Policy):
 
         @functools.cache
         def within(budget: float) -> _Measured:
-            *_, last = frontier.walk(budget)
-            allocation = frontier.refined(last, budget)
+            allocation = frontier.refined(frontier.best(budget), budget)
             key = tuple(allocation.ranks.items())
             if key not in known:
                 known[key] = _Measured(allocation, *measured(allocation))
