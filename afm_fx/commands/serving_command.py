@@ -84,11 +84,11 @@ def load(
 
     Example: afm-fx load dense=out/dense.onnx low-rank=out/low_rank.onnx --latency-bound 10
     """
-    entered = parse_contenders(contenders, checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise OutputExistsError(f"'{out}' exists already; choose another --out or add --force")
     if json_out is not None:
         refuse_existing_file(json_out, force=force)
+    entered = parse_contenders(contenders, checkpoint)
     batch = contender_inputs(entered, inputs, batch_size * afm_fx.measure.requests_of(batch_size))
     result = afm_fx.load_test(
         entered,

@@ -5,11 +5,11 @@ from .checkpoints import (
     open_safetensors as open_safetensors,
 )
 from .documents import builtins_of as builtins_of, from_json as from_json, to_json as to_json
+from .external_file import external_file as external_file
 from .machine import Machine as Machine, available_cores as available_cores, this_machine as this_machine
 from .onnx_file import (
     all_nodes as all_nodes,
     all_tensors as all_tensors,
-    external_file as external_file,
     external_piece as external_piece,
     operator_counts as operator_counts,
     read_onnx as read_onnx,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from afm_fx.errors import FileFormatError, UnsafeFileError
-from afm_fx.io.onnx_file import external_file
+from afm_fx.io.external_file import external_file
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,13 @@ def test_importing_the_package_imports_nothing_heavy_and_work_does(tmp_path: Pat
     assert (after[0], "torch" in after[2]) == (2, True)
 
 
+def test_compressing_imports_no_exporter_before_it_exports() -> None:
+    late = ("onnx", "onnx_ir", "onnxscript", "sympy", "torch._inductor", "torch.distributed.checkpoint")
+    code = f"import sys, afm_fx; afm_fx.compress; print(*[name for name in {late} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)  # noqa: S603 - our own code
+    assert run.stdout.split() == []
+
+
 def test_there_are_few_commands_and_options() -> None:
     assert len(GROUP.commands) <= 10
     assert sum(len(command.params) for command in [GROUP, *GROUP.commands.values()]) <= 90
