@@ -8,14 +8,13 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from afm_fx.calibration import Statistics
 from afm_fx.commands.command_options import command_line, spelled
 from afm_fx.commands.compress_config import CompressConfig
 from afm_fx.compression import Compressed, compress, serving_form
 from afm_fx.data import FileBatches, open_data
-from afm_fx.io import builtins_of, refuse_existing, staged_outputs, write_text
+from afm_fx.io import refuse_existing, staged_outputs, write_text
 from afm_fx.measure import MAX_DIFFERENT_BATCHES, Measurement, benchmark, compare_quality
 from afm_fx.program import build_model, capture
 from afm_fx.recovery import recover
@@ -142,22 +141,6 @@ def write_outputs(
     """Exports both programs, checked against torch, and writes plan and report (of buckets too) into a directory."""
     exports = export_onnx(compressed.original, directory / DENSE), export_onnx(compressed.program, directory / LOW_RANK)
     compressed.plan.save(directory / PLAN)
-    facts = facts or ReportFacts(packing=compressed.packing)
-    report: dict[str, Any] = json.loads(compressed.report.to_json())
-    for name, part in (("packing", facts.packing), ("precision", facts.precision), ("recovery", facts.recovery)):
-        report[name] = None if part is None else builtins_of(part)
-    report["exports"] = [_export_entry(export) for export in exports]
-    report["buckets"] = [_export_entry(export) for export in facts.buckets]
-    (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    facts = replace(facts or ReportFacts(packing=compressed.packing), exports=exports)
+    (directory / REPORT).write_text(compressed.report.to_json(facts) + "\n", encoding="utf-8")
     return exports
-
-
-def _export_entry(export: ExportReport) -> dict[str, Any]:
-    return {
-        "file": export.path.name,
-        "bytes": export.bytes,
-        "parameters": export.parameters,
-        "opset": export.opset,
-        "operators": dict(export.operators),
-        "max_abs_difference": export.max_abs_difference,
-    }

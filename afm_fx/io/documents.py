@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Document = TypeVar("Document")
 
 
-def builtins_of(document: DataclassInstance) -> dict[str, Any]:
-    """A dataclass as dicts, lists, strings and numbers; what JSON does not know (paths) becomes text."""
+def builtins_of(document: DataclassInstance | Mapping[str, Any]) -> dict[str, Any]:
+    """Dataclasses as dicts, lists, strings and numbers; what JSON does not know (paths) becomes text."""
     content: dict[str, Any] = msgspec.to_builtins(document, enc_hook=str)
     return content
 

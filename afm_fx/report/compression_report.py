@@ -6,12 +6,10 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from afm_fx.calibration import Statistics
-from afm_fx.io import refuse_existing_file, render_table, write_text
+from afm_fx.io import builtins_of, refuse_existing_file, render_table, write_text
 from afm_fx.planning import Plan
 from afm_fx.program import Program
 
@@ -87,9 +85,9 @@ class CompressionReport:
         text = render_table("", ("", "original", "low-rank", "smaller"), rows)
         return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
 
-    def to_json(self) -> str:
-        """The numbers, the policy and the plan's sites as a JSON document."""
-        document = {
+    def to_json(self, facts: ReportFacts | None = None) -> str:
+        """The numbers, the policy and the plan's sites as a JSON document; with facts, also what they say of files."""
+        document: dict[str, Any] = {
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "bytes_before": self.bytes_before,
@@ -102,7 +100,11 @@ class CompressionReport:
             "warnings": self.warnings,
             "evidence": self.plan.evidence,
         }
-        return json.dumps(msgspec.to_builtins(document), indent=2)
+        if facts is not None:
+            document |= {name: getattr(facts, name) for name in ("packing", "precision", "recovery")}
+            document["exports"] = [_export_entry(export) for export in facts.exports or ()]
+            document["buckets"] = [_export_entry(export) for export in facts.buckets]
+        return json.dumps(builtins_of(document), indent=2)
 
     def to_html(
         self,
@@ -130,3 +132,8 @@ class CompressionReport:
 def size_row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
     """A size before and after, and how many times smaller it became, as text."""
     return name, f"{before:,}", f"{after:,}", f"{before / max(after, 1):.2f}x"
+
+
+def _export_entry(export: ExportReport) -> dict[str, Any]:
+    names = ("bytes", "parameters", "opset", "operators", "max_abs_difference")
+    return {"file": export.path.name, **{name: getattr(export, name) for name in names}}
