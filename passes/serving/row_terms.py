@@ -179,7 +179,7 @@ def _take_rows(terms: _Sum) -> dict[Node, RowTerm]:
     """Moves linear weights and squares that are whole lookups of one id out of the terms; none without squares."""
     rows: dict[Node, RowTerm] = {}
     rest: list[tuple[float, Node]] = []
-    squared = False
+    any_squares = False
     for weight, node in terms.terms:
         lookups = _whole_lookups(terms, node)
         if lookups is None or any(lookup.weight.shape[1] != 1 for lookup in lookups):
@@ -188,20 +188,20 @@ def _take_rows(terms: _Sum) -> dict[Node, RowTerm]:
         for lookup in lookups:
             rows.setdefault(lookup.source, []).append((weight, 1, lookup))
     for weight, node in list(rest):
-        lookups = _whole_lookups(terms, _squared(node)) if len(node.users) == 1 else None
+        lookups = _whole_lookups(terms, squared(node)) if len(node.users) == 1 else None
         if lookups is not None and all(lookup.source in rows for lookup in lookups):
             rest.remove((weight, node))
-            squared = True
+            any_squares = True
             for lookup in lookups:
                 rows[lookup.source].append((weight, 2, lookup))
-    if not squared:
+    if not any_squares:
         return {}
     terms.terms = rest
     return rows
 
 
-def _squared(node: Node) -> Node | None:
-    """What a node is the square of."""
+def squared(node: Node) -> Node | None:
+    """What a node is the square of, None where it is none."""
     if node.target is aten.square.default or (node.target is aten.pow.Tensor_Scalar and args_of(node)[1] == 2):
         return args_of(node)[0]  # type: ignore[no-any-return]
     if node.target is aten.mul.Tensor and args_of(node)[0] is args_of(node)[1]:

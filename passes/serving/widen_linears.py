@@ -1,6 +1,7 @@
 """Lets a Linear read a whole range of features where it read pieces of it, with zero weights for those between.
 
-Replaces ``W cat(x[a:b], x[c:d], ...)`` with ``W' x[a:z]``, where ``W'`` has zero columns for the features not read.
+Replaces ``W cat(x[a:b], x[c:d], ...)`` with ``W' x[a:z]``, where ``W'`` has zero columns for the features not read,
+and ``W (cat(x[a:b], x[c:d], ...) ** 2)`` with ``W' (x[a:z] ** 2)``.
 
 A gather of padded rows (codes of different widths, the linear term's weight beside the embedding) is read so without a
 copy per field. The zeros cost products; they are kept where these cost less than the copies, for one row and for many.
@@ -35,6 +36,7 @@ from passes.graph import (
 )
 from passes.serving.assemble import Assembler
 from passes.serving.collapse_moves import Demand, Family, assemble_if_cheaper, families_of
+from passes.serving.row_terms import squared
 from passes.serving.serving_cost import PRODUCTS_PER_US, products
 
 RULE = "widen linears"
@@ -61,9 +63,14 @@ def _widen_one(module: GraphModule) -> bool:
 
 @dataclass(frozen=True)
 class _Wide:
-    """A product with a weight [outputs, features] that can read more features than it did: those of a cover."""
+    """A product with a weight [outputs, features] that can read more features than it did: those of a cover.
+
+    Attributes:
+        reader: the product; what takes the features is this itself, or squares them for it.
+    """
 
     demand: Demand
+    reader: Node
     weight: Tensor
     cover: Columns
 
@@ -103,11 +110,13 @@ def _widen(module: GraphModule, columns: FeatureColumns, family: Family) -> bool
 
 def _wide(module: GraphModule, columns: FeatureColumns, demand: Demand) -> _Wide | None:
     """The product that takes these features, if its weight is a constant and nothing else of it depends on them."""
-    node = demand.consumer
+    node, source = demand.consumer, demand.operand
+    if squared(node) is source and len(node.users) == 1:
+        node, source = next(iter(node.users)), node
     product = weighted_call(module, node, *_PRODUCTS) if demand.columns.ndim == 1 else None
-    if product is None or product.source is not demand.operand or args_of(node).count(demand.operand) != 1:
+    if product is None or product.source is not source or args_of(node).count(source) != 1:
         return None
-    return _Wide(demand, product.weight, _cover(columns, demand.columns))
+    return _Wide(demand, node, product.weight, _cover(columns, demand.columns))
 
 
 def _whole_operands(wide: Sequence[_Wide], demands: Sequence[Demand]) -> set[Node]:
@@ -138,7 +147,7 @@ def _cover(columns: FeatureColumns, wanted: Columns) -> Columns:
 
 def _replace(module: GraphModule, wide: _Wide, source: Node) -> None:
     """Puts the wider product in the place of the narrow one."""
-    node = wide.demand.consumer
+    node, square = wide.reader, wide.demand.consumer
     where, which = SOURCE_AND_WEIGHT[node.target]
     operands = list(args_of(node))
     weight = wide.wider()
@@ -146,6 +155,10 @@ def _replace(module: GraphModule, wide: _Wide, source: Node) -> None:
         weight = weight.mT.contiguous()
     name = derived_name(str(operands[which].target), "wide")
     trainable = bool(wide.weight.requires_grad)
+    if square is not node:
+        with module.graph.inserting_before(square):
+            factors = [source if each is wide.demand.operand else each for each in args_of(square)]
+            source = call(module.graph, square.target, *factors, rule=RULE, like=square)  # type: ignore[arg-type]
     with module.graph.inserting_before(node):
         operands[where] = source
         operands[which] = parameter(module, name, weight, rule=RULE, trainable=trainable)

@@ -57,6 +57,41 @@ def test_features_that_something_else_reads_are_not_widened():
     assert operators(rewritten(graph, WidenLinears(), inputs=fields))["tanh"] == 1
 
 
+class SquaresOfPieces(Pieces):
+    """A Linear of the squares of what another one reads."""
+
+    def forward(self, fields: Tensor, dense: Tensor) -> Tensor:
+        pieces = [fields[:, field, :width] for field, width in enumerate(WIDTHS)]
+        together = torch.cat([*pieces, dense, pieces[0]], 1)
+        return self.first(together).relu() + self.first(self.squared(together)).tanh()
+
+    def squared(self, features: Tensor) -> Tensor:
+        return features * features
+
+
+class PowersOfPieces(SquaresOfPieces):
+    def squared(self, features: Tensor) -> Tensor:
+        return features**2
+
+
+class CubesOfPieces(SquaresOfPieces):
+    def squared(self, features: Tensor) -> Tensor:
+        return features**3
+
+
+@pytest.mark.parametrize(("model", "square"), [(SquaresOfPieces, "mul"), (PowersOfPieces, "pow")])
+def test_a_linear_of_squares_is_widened_with_its_squares(model: type[SquaresOfPieces], square: str):
+    result = rewritten(graph_of(model(8), *fields(3)), WidenLinears(), inputs=fields)
+    assert operators(result) == {"reshape": 1, "cat": 1, square: 1, "linear": 2, "relu": 1, "tanh": 1, "add": 1}
+    widths = {parameter.shape for name, parameter in result.named_parameters() if "wide" in name}
+    assert widths == {(8, 6 * 4 + 3)}
+
+
+def test_a_linear_of_anything_but_squares_keeps_its_pieces():
+    graph = graph_of(CubesOfPieces(8), *fields(3))
+    assert operators(rewritten(graph, WidenLinears(), inputs=fields)) == operators(graph)
+
+
 class MixedCodes(nn.Module):
     """Codes of different widths beside the weights of the linear term."""
 
