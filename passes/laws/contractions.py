@@ -142,12 +142,29 @@ def _unexpanded(other: Node) -> Node:
     return other
 
 
-def _without_batch(constant: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
-    """The constant without leading axes of size 1 (a batch it does not have) and the labels of the others."""
+def _without_repeats(constant: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
+    """The constant without the axes of size 1 that it is repeated along, and the labels of its others."""
     other = labels.other[len(labels.other) - constant.dim() :]
-    while constant.dim() > 1 and constant.shape[0] == 1 and other[0] in labels.own and other[0] in labels.out:
-        constant, other = constant.squeeze(0), other[1:]
-    return constant, replace(labels, other=other)
+    shared = [label in labels.own and label in labels.out for label in other]
+    axes = [axis for axis, size in enumerate(constant.shape) if size == 1 and shared[axis]]
+    kept = "".join(label for axis, label in enumerate(other) if axis not in axes)
+    return constant.squeeze(axes), replace(labels, other=kept)
+
+
+def _without_repeated(value: LowRankValue, constant: Tensor, labels: Labels) -> tuple[LowRankValue, Labels] | None:
+    """The value without the feature axes of size 1 that it is repeated along to meet the constant's.
+
+    Returns:
+        None where the sizes differ along an axis that is summed.
+    """
+    lengths, first = dict(zip(labels.other, constant.shape, strict=True)), len(labels.own) - len(value.trailing)
+    sizes = dict(zip(labels.own[first:], value.trailing, strict=True))
+    repeated = {label for label, size in sizes.items() if lengths.get(label, size) != size}
+    if not repeated <= set(labels.out):
+        return None
+    own = "".join(label for label in labels.own if label not in repeated)
+    trailing = tuple(size for label, size in sizes.items() if label not in repeated)
+    return replace(value, trailing=trailing), replace(labels, own=own)
 
 
 def _by_constant(builder: CodeBuilder, value: LowRankValue, origin: Node, labels: Labels) -> Outcome:
@@ -155,11 +172,15 @@ def _by_constant(builder: CodeBuilder, value: LowRankValue, origin: Node, labels
     constant = builder.constant(origin)
     if constant is None:
         return Restored(MULTIPLIES, Law.INTERACTION)
-    constant, labels = _without_batch(constant, labels)
+    constant, labels = _without_repeats(constant, labels)
     involved = [axis for axis, label in enumerate(labels.own) if label in labels.other]
     whole = builder.pull(value, max(len(value.lead) - involved[0], 0))
     if whole is None:
         return Restored("a size on its way is not known before the model runs")
+    met = _without_repeated(whole, constant, labels)
+    if met is None:
+        return Restored(REPEATS)
+    whole, labels = met
     lead, tail = labels.own[: len(whole.lead)], labels.own[len(whole.lead) :]
     batch = [label for label in tail if label in labels.other and label in labels.out]
     free = [label for label in tail if label not in labels.other]

@@ -66,7 +66,7 @@ def divide(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
         return Restored("it divides by features, which a code does not follow", Law.INTERACTION)
     if not isinstance(divisor, Node):
         return gated(builder, node, value, 1.0 / divisor)  # type: ignore[operator]
-    divisor = _narrowed(builder, divisor, len(value.trailing))
+    divisor = _narrowed(builder, _tensor(builder, divisor, value), len(value.trailing))
     divisor = _in_dtype(builder, divisor, value)
     return gated(builder, node, value, builder.emit(aten.reciprocal.default, divisor))
 
@@ -90,6 +90,7 @@ def gated(
         return Carried(scaled(builder, value, float(gate)))
     if not isinstance(gate, Node):
         return Restored(MULTIPLIES, Law.INTERACTION)
+    gate = _tensor(builder, gate, value)
     ready = _spread(builder, value, tuple(value_of(node).shape))
     if ready is None:
         return Restored(UNKNOWN_SIZES)
@@ -122,6 +123,14 @@ def _spread(builder: CodeBuilder, value: LowRankValue, shape: Sequence[Any]) -> 
         if pushed is not None:
             return pushed
     return spread_features(builder, value, shape)
+
+
+def _tensor(builder: CodeBuilder, gate: Node, value: LowRankValue) -> Node:
+    """The gate as a tensor; sizes and what is computed from them are numbers of the graph."""
+    if shape_of(gate) is not None:
+        return gate
+    form = {"dtype": value_of(value.code).dtype, "device": value_of(value.code).device}
+    return builder.emit(aten.full.default, [1], gate, **form)
 
 
 def _times(builder: CodeBuilder, code: Node, column: Node, *, masking: bool) -> Node:

@@ -38,13 +38,16 @@ SUMMED = "a sum of the features of a code is a Linear of ones, taken into its we
 
 def add(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``add``, ``sub``: of two low-rank values, or of one and a constant."""
-    factor = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+    factor = node.kwargs.get("alpha", 1)
+    if not isinstance(factor, (int, float)):
+        return Restored(MIXED)
     return _weighted(builder, node, values, 1.0, -factor if node.target is aten.sub.Tensor else factor)
 
 
 def subtract_from(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
     """``rsub``: a number minus a low-rank value."""
-    return _weighted(builder, node, values, -float(argument(node, 2, 1)), 1.0)
+    factor = argument(node, 2, 1)
+    return _weighted(builder, node, values, -factor, 1.0) if isinstance(factor, (int, float)) else Restored(MIXED)
 
 
 def _weighted(builder: CodeBuilder, node: Node, values: Values, left_factor: float, right_factor: float) -> Outcome:

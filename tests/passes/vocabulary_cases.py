@@ -28,6 +28,11 @@ def per_field(x: Looked) -> Tensor:
     return torch.cat([rows, rows[: FIELDS * WIDTH * 2 - rows.numel()]]).reshape(FIELDS, WIDTH, 2)
 
 
+def capsules(x: Looked, count: int, positions: int) -> Tensor:
+    """Routing matrices [1, count, positions, 1, WIDTH]."""
+    return per_field(x).flatten()[: count * positions * WIDTH].reshape(1, count, positions, 1, WIDTH)
+
+
 def normalized(features: Tensor, x: Looked, *, affine: bool = True) -> Tensor:
     """Batch norm in eval mode with constants made of the case's weights."""
     channels = features.shape[1]
@@ -85,6 +90,17 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
         lambda x: x.linear(((torch.stack(x.own[:3], 1) * x.dense[:, :1, None] + 0.5) * x.dense[:, :, None]).flatten(1)),
         3 * WIDTH,
         "gate",
+    ),
+    "product with the number of rows": (lambda x: x.linear((x.own[0] + 1.0) * x.dense.shape[0]), WIDTH, "gate"),
+    "quotient by the root of the number of rows": (
+        lambda x: x.linear((torch.stack(x.own, 1) + 1.0).flatten(1) / x.dense.shape[0] ** 0.5),
+        ALL,
+        "gate",
+    ),
+    "capsules: a matrix per position, of stacked fields": (
+        lambda x: x.linear(torch.matmul(capsules(x, 1, FIELDS), torch.stack(x.own, 1)[:, None, :, :, None]).flatten(1)),
+        FIELDS,
+        "linear",
     ),
     "sum of two gates": (
         lambda x: x.linear(x.own[0] * x.dense[:, :1] + x.own[1] * x.dense[:, 1:2]),
@@ -260,6 +276,10 @@ ABSORBED: dict[str, tuple[Function, int]] = {
     ),
     "einsum over positions and features": (lambda x: torch.einsum("bfe,feh->hb", x.stacked, per_field(x)), 1),
     "bmm of one constant": (lambda x: torch.matmul(x.stacked, x.narrow.weight.T[None]), 1),
+    "capsules: one matrix per capsule for every position": (
+        lambda x: torch.matmul(capsules(x, 2, 1), x.stacked[:, None, :, :, None]).squeeze(-1),
+        1,
+    ),
     "product of a vector": (lambda x: torch.matmul(x.own[0], x.narrow.weight[0]), 1),
 }
 
@@ -296,6 +316,16 @@ RESTORED: dict[str, tuple[Function, int, str]] = {
     "masked_fill with a number": (lambda x: x.own[0].masked_fill(keep(x, 1), -1e9), 1, "gate"),
     "where with a constant vector": (lambda x: torch.where(keep(x, 1), x.own[0], x.narrow.weight[0]), 1, "gate"),
     "addmm": (lambda x: torch.addmm(x.narrow.weight[:, 0], x.own[0], x.narrow.weight.T, alpha=2.0), 1, "linear"),
+    "sum with the number of rows": (lambda x: x.own[0] + x.dense.shape[0], 1, "linear"),
+    "number of rows minus features": (lambda x: x.dense.shape[0] - x.own[0], 1, "linear"),
+    "sum of so many features": (lambda x: torch.add(x.own[0], x.own[1], alpha=x.dense.shape[0]), 1, "linear"),
+    "number of rows over features": (lambda x: x.dense.shape[0] / x.own[0], 1, "nonlinear"),
+    "where with the number of rows": (lambda x: torch.where(keep(x, 1), x.own[0], x.dense.shape[0] * 0.5), 1, "gate"),
+    "capsules: a matrix per capsule and position": (
+        lambda x: torch.matmul(capsules(x, 2, FIELDS), x.stacked[:, None, :, :, None]).squeeze(-1),
+        1,
+        "linear",
+    ),
     "addcmul": (lambda x: torch.addcmul(x.own[0], x.own[1], x.dense[:, :1], value=0.5), 1, "linear"),
     "lerp": (lambda x: torch.lerp(x.own[0], x.own[1], 0.3), 1, "linear"),
     "einsum of three tensors": (
