@@ -53,6 +53,18 @@ def test_predicted_error_equals_the_measured_one_on_the_calibration_rows(program
         assert site.predicted_error == pytest.approx(measured, rel=1e-8)
 
 
+@pytest.mark.parametrize(("basis", "biases"), [("afm", 1), ("weight_svd", 0)])
+def test_a_centre_costs_a_bias_where_the_linear_after_it_has_none_and_the_plan_counts_it(
+    basis: str, biases: int
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(30, 6), torch.nn.Linear(6, 5, bias=False), torch.nn.ReLU())
+    ids = torch.randint(30, (200,))
+    program = afm_fx.capture(model, ids)
+    plan = afm_fx.make_plan(program, afm_fx.calibrate(program, [ids]), afm_fx.Fixed(2, None), basis=basis)
+    made = afm_fx.apply_plan(program, plan).parameter_count()
+    assert plan.parameters_after == made == 30 * 2 + 2 * 5 + biases * 5
+
+
 def test_afm_errs_less_than_weight_svd_on_the_calibration_rows(program, statistics) -> None:
     afm = afm_fx.make_plan(program, statistics, POLICY)
     svd = afm_fx.make_plan(program, statistics, POLICY, basis="weight_svd")
