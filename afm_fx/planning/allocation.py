@@ -8,8 +8,8 @@ A limit falls between two of them, and the rate of the step that exceeds it is t
 price, ``loss + price * (cost - limit)`` is the Lagrangian: no allocation within the limit loses less than its minimum,
 and one with some other levels loses more by what each of them adds to it. So few levels can be in an allocation better
 than the best one known. They are combined site by site, with all pairs of cost and loss that are not dominated (dynamic
-programming for the multiple-choice knapsack; Pisinger 1995). Where costs add up, that
-ends within a hundredth of the optimum, as long as STATES pairs are enough.
+programming for the multiple-choice knapsack; Pisinger 1995). Where costs add up, that ends within a hundredth of the
+optimum, as long as ``STATES`` pairs are enough and no loss falls only beyond ``LOOK_AHEAD`` levels.
 
 Costs are estimates; what a limit really allows is known for programs that are made. So the frontier is walked again
 with what the estimate was off by where the walk ended, until nothing changes, and nothing that exceeds the limit by
