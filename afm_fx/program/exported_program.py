@@ -10,7 +10,7 @@ from afm_fx.io import quiet
 from afm_fx.program.program import Program
 from passes.canonical import PointwiseConvolutions
 from passes.graph import clone_graph_module
-from passes.serving import UnpoolBags
+from passes.serving import UnpoolBags, assert_ids
 
 
 def to_exported_program(program: Program) -> ExportedProgram:
@@ -29,11 +29,12 @@ def to_exported_program(program: Program) -> ExportedProgram:
         raise ExportError(f"torch cannot export this program: {short_reason(error)}") from error
 
 
-def exported(program: Program, *, unpool_bags: bool) -> ExportedProgram:
+def exported(program: Program, *, unpool_bags: bool, check_ids: bool = False) -> ExportedProgram:
     """What ``torch.export`` makes of a program.
 
     Args:
         unpool_bags: make gathers and sums of embedding bags, which most runtimes would loop over.
+        check_ids: assert that ids are inside their tables (:mod:`passes.serving.assert_ids`).
 
     Raises:
         Exception: whatever torch raises; the caller knows what the export was for.
@@ -42,5 +43,7 @@ def exported(program: Program, *, unpool_bags: bool) -> ExportedProgram:
     PointwiseConvolutions()(module)
     if unpool_bags:
         UnpoolBags()(module)
+    if check_ids:
+        assert_ids(module, program.id_bounds)
     args, kwargs = program.cast_inputs((program.example_args, program.example_kwargs))
     return torch.export.export(module, args, kwargs or None, dynamic_shapes=program.dynamic_shapes())

@@ -1,8 +1,8 @@
 """AOTInductor packages: a program compiled ahead of time, proved to compute the same, served with its inputs checked.
 
 A package (``.pt2``) holds machine code for this kind of processor and the weights. It is compiled for tensors of
-certain dtypes and shapes and does not look at what it is given: a wrong shape reads foreign memory. So the package
-notes its inputs, and :class:`AotiModel` checks them.
+certain dtypes and shapes and does not look at them: a wrong shape reads foreign memory. So the package notes its
+inputs, and :class:`AotiModel` checks them. Ids it does look at (:mod:`passes.serving.assert_ids`), whoever loads it.
 """
 
 from __future__ import annotations
@@ -101,16 +101,19 @@ class AotiModel:
     def run(self, inputs: Inputs) -> Any:
         """Runs one batch (tensor, tuple or dict); returns what the program returns.
 
-        Ids are not compared with the tables' sizes: as in an ONNX file, only ``Program.run`` does that.
-
         Raises:
-            BatchError: names, shapes or dtypes are not those that the package was compiled for.
+            BatchError: names, shapes or dtypes are not those that the package was compiled for, or an id is outside its
+                table (which the compiled code itself refuses, by whomever it is loaded).
         """
         try:
             tensors = self.bind(inputs)
         except BatchError as error:
             raise BatchError(f"'{self.path.name}' {error}") from error
-        return pytree.tree_unflatten(self.call(tensors), self.out_spec)
+        try:
+            results = self.call(tensors)
+        except RuntimeError as error:
+            raise BatchError(f"'{self.path.name}' refuses the batch: {_first_line(error)}") from error
+        return pytree.tree_unflatten(results, self.out_spec)
 
     def bind(self, inputs: Inputs) -> list[Tensor]:
         """The input tensors in the package's order: by name from a dict of exactly its names, else by position.
@@ -188,13 +191,19 @@ def load_aoti(path: str | os.PathLike[str]) -> AotiModel:
     return AotiModel(file, note, model.loader, out_spec)
 
 
+def _first_line(error: Exception) -> str:
+    """What the compiled code says, without its stack."""
+    return str(error).partition("\n")[0]
+
+
 def _compile(program: Program, staged: Path, note: PackageNote) -> None:
     _find_compiler()
     metadata = {NOTE_KEY: to_json(note, NOTE_VERSION)}
     configs: dict[str, Any] = {"cpp.threads": note.threads, "aot_inductor.metadata": metadata}
     try:
         with quiet():
-            graph = exported(program, unpool_bags=True)  # lookups and sums are fused into one loop, bags are calls
+            # Lookups and sums are fused into one loop, bags are calls.
+            graph = exported(program, unpool_bags=True, check_ids=True)
             with torch.no_grad(), _one_compiler():
                 torch._inductor.aoti_compile_and_package(graph, package_path=str(staged), inductor_configs=configs)
     except Exception as error:  # the compiler raises many unrelated types

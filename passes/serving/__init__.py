@@ -3,7 +3,8 @@
 Read ``packing`` (the list, which orders itself), ``serving_cost`` (when a rewrite pays), then a pass a file: tables
 (``unpool_bags``, ``pack_tables`` with ``table_layout``, ``row_terms``, ``reduce_tables`` with ``table_format``),
 Linears (``merge_linears``, ``block_linears``, ``widen_linears``, ``fold_batch_norm``, ``logit_rows``), moves and
-sums (``collapse_moves`` with ``assemble``, ``flat_rows``, ``sums_as_products``), inputs (``typed_inputs``).
+sums (``collapse_moves`` with ``assemble``, ``flat_rows``, ``sums_as_products``), inputs (``typed_inputs``), and for
+compilers ``assert_ids``.
 """
 
 import lazy_loader

@@ -1,3 +1,4 @@
+from .assert_ids import assert_ids as assert_ids
 from .pack_tables import PackedTable as PackedTable
 from .packing import pack_graph as pack_graph
 from .reduce_tables import SMALLEST_BYTES as SMALLEST_BYTES, ReduceTables as ReduceTables

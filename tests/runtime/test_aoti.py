@@ -173,3 +173,34 @@ def test_mistakes_are_named(program: afm_fx.Program, tmp_path: Path):
 def test_importing_the_package_does_not_load_the_compiler():
     code = "import sys, afm_fx; sys.exit('torch._inductor.codegen.cpp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603 - our own words
+
+
+@pytest.mark.parametrize(("name", "bad"), [("user id", -1), ("user id", 40), ("history", -1), ("history", 40)])
+@needs_compiler
+def test_the_package_itself_refuses_an_id_outside_its_table(name: str, bad: int, exported: afm_fx.runtime.AotiReport):
+    batch = features(2000)
+    batch[name].view(-1)[-1] = bad
+    table = "table" if name == "user id" else "bag"
+    said = rf"an id is outside table '{table}' \(ids 0 to 39\)"
+    with pytest.raises(RuntimeError, match=said):
+        torch._inductor.aoti_load_package(str(exported.path))(batch)
+    with pytest.raises(BatchError, match=rf"^'two.pt2' refuses the batch: {said}$"):
+        afm_fx.load_aoti(exported.path).run(batch)
+
+
+@needs_compiler
+def test_a_packed_package_refuses_an_id_of_another_table_on_several_threads_and_goes_on(tmp_path: Path):
+    from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
+
+    program = afm_fx.pack(afm_fx.capture(Wide().double().eval(), wide_inputs(3))).program
+    assert len({bound.column for bound in program.id_bounds}) == len(SIZES)
+    afm_fx.export_aoti(program, tmp_path / "wide.pt2", threads=2)
+    model = torch._inductor.aoti_load_package(str(tmp_path / "wide.pt2"))
+    for column, rows in enumerate(SIZES):
+        for bad in (-1, rows):
+            (batch,) = wide_inputs(2000)
+            batch[-1, column] = bad
+            with pytest.raises(RuntimeError, match="an id in input 'x' is outside the table of its column"):
+                model(batch)
+    batch = wide_inputs(2000)
+    torch.testing.assert_close(model(*batch), program.run(batch), rtol=1e-12, atol=1e-12)
