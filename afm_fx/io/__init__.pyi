@@ -1,6 +1,7 @@
 from .checkpoints import (
     INDEX_SUFFIX as INDEX_SUFFIX,
     UNFINISHED as UNFINISHED,
+    checkpoint_files as checkpoint_files,
     open_checkpoint as open_checkpoint,
     open_safetensors as open_safetensors,
 )
@@ -39,7 +40,7 @@ from .process_groups import (
 )
 from .progress import progress_bar as progress_bar, track as track
 from .quiet import quiet as quiet
-from .stored_tensor import StoredTensor as StoredTensor, bytes_of as bytes_of
+from .stored_tensor import Snapshot as Snapshot, StoredTensor as StoredTensor, bytes_of as bytes_of
 from .tables import render_sections as render_sections, render_table as render_table
 from .tensor_files import (
     complete as complete,

@@ -69,6 +69,15 @@ def open_checkpoint(path: Path) -> dict[str, StoredTensor]:
     return open_safetensors(path)
 
 
+def checkpoint_files(path: Path) -> set[Path]:
+    """The files that decide about a checkpoint's tensors, its index included; see :func:`open_checkpoint`."""
+    files = {chunk.path for tensor in open_checkpoint(path).values() for chunk in tensor.chunks}
+    if path.is_dir():
+        found = [path / DISTRIBUTED_METADATA, *path.glob(f"*{INDEX_SUFFIX}")]
+        return files | {each for each in found if each.exists()}
+    return files | {path}
+
+
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Finds the tensors of one safetensors file; see :func:`open_checkpoint`."""
     if not path.is_file():

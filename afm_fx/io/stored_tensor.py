@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,48 @@ class StoredTensor:
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             flat = torch.frombuffer(pages, dtype=self.dtype, count=math.prod(self.shape), offset=chunk.offset)
         return flat.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of a checkpoint as they were at one moment.
+
+    A file that is replaced by another is another file to the system, and one that is written to has another time of
+    change, which (unlike the time of modification) nobody can set back. So neither equal size nor equal time misleads.
+    """
+
+    states: Mapping[Path, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Snapshot:
+        """Takes it.
+
+        Raises:
+            FileFormatError: a file is gone.
+        """
+        try:
+            return cls({path: _state(path) for path in sorted(set(paths))})
+        except OSError as error:
+            raise FileFormatError(f"a file of the checkpoint cannot be read: {error}") from error
+
+    def check(self) -> None:
+        """Refuses what was read since, where a file is another one by now.
+
+        Raises:
+            FileFormatError: naming the file.
+        """
+        now = Snapshot.of(self.states)
+        for path, state in self.states.items():
+            if now.states[path] != state:
+                raise FileFormatError(
+                    f"'{path}' was replaced or written to while it was read, so that what was read may be of two "
+                    "models; start again"
+                )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def beside(path: Path, name: str) -> Path:

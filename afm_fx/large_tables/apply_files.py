@@ -32,7 +32,9 @@ from afm_fx.errors import FileFormatError, OutputExistsError, UserError
 from afm_fx.io import (
     INDEX_SUFFIX,
     UNFINISHED,
+    Snapshot,
     bytes_of,
+    checkpoint_files,
     complete,
     move_into_place,
     open_checkpoint,
@@ -157,7 +159,7 @@ def apply_to_files(
         OutputExistsError: the folder holds tables already and ``force`` is not set.
         ModelError: the model cannot be built, or the checkpoint is of another one.
         PlanError: the plan is for another model, or the statistics lack what it needs.
-        FileFormatError: the checkpoint is damaged.
+        FileFormatError: the checkpoint is damaged, or was replaced or written to while it was read.
         UserError: nothing can be written there, another process writes there, or rows are given without statistics.
     """
     folder = Path(out)
@@ -166,11 +168,12 @@ def apply_to_files(
     if rows is not None and statistics is None:
         raise UserError("rows are for making factors again, which needs the statistics that the plan was made from")
     started = time.perf_counter()
+    source = Snapshot.of(checkpoint_files(Path(checkpoint)))
     absent = without_tables(model, Path(checkpoint), example_inputs, large_bytes=large_bytes)
     refit = None if statistics is None else refit_plan(absent.mapped(), plan, statistics, rows)
     applied = plan if refit is None else refit.plan
     streamed = streamed_plan(absent, applied)
-    reports = write_state(streamed, applied, folder)
+    reports = write_state(streamed, applied, folder, source)
     stored = open_checkpoint(folder / INDEX)
     program = with_tables(streamed.program, {source.name: stored[source.name].mapped() for source in streamed.tables})
     size = sum(tensor.bytes for tensor in stored.values())
@@ -227,23 +230,34 @@ def export_onnx_over_files(
     return replace(report, path=target)
 
 
-def write_state(streamed: StreamedPlan, plan: Plan, folder: Path) -> tuple[TableReport, ...]:
-    """Makes the tensors of a low-rank program what a folder holds."""
+def write_state(
+    streamed: StreamedPlan, plan: Plan, folder: Path, source: Snapshot | None = None
+) -> tuple[TableReport, ...]:
+    """Makes the tensors of a low-rank program what a folder holds.
+
+    Args:
+        source: the checkpoint's files before the first of them was read.
+
+    Raises:
+        FileFormatError: one of them has been replaced since; the folder holds what it held.
+    """
     with _only_writer(folder) as (staging, before):
         reports: list[TableReport] = []
         places: dict[str, str] = {}
-        for source in streamed.tables:
+        for table in streamed.tables:
             started = time.perf_counter()
-            places[source.name], encoded = _table_file(source, folder, staging)
-            rows, width = source.shape
-            size, seconds = rows * width * source.dtype.itemsize, time.perf_counter() - started
-            reports.append(TableReport(source.name, rows, source.features, width, encoded, size, seconds))
+            places[table.name], encoded = _table_file(table, folder, staging)
+            rows, width = table.shape
+            size, seconds = rows * width * table.dtype.itemsize, time.perf_counter() - started
+            reports.append(TableReport(table.name, rows, table.features, width, encoded, size, seconds))
         content = serialized(streamed.rest)
         rest = f"rest-{hashlib.sha256(content).hexdigest()[:DIGITS]}.safetensors"
         _write(folder / rest, content, staging)
         places |= dict.fromkeys(streamed.rest, rest)
         size = sum(report.bytes for report in reports) + sum(tensor.nbytes for tensor in streamed.rest.values())
         index = {"metadata": {"total_size": size, "plan": plan.digest}, "weight_map": dict(sorted(places.items()))}
+        if source is not None:
+            source.check()
         _write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode(), staging)
         for file in folder.glob(f"*{MADE_HERE}"):
             if file.name not in before | set(places.values()):

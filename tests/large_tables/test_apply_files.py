@@ -312,6 +312,49 @@ def test_a_new_checkpoint_encodes_the_tables_that_changed_and_leaves_the_files_o
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == set(now.values())
 
 
+@pytest.mark.parametrize("how", ["renamed over it", "written into it"])
+@pytest.mark.parametrize("form", [single, sharded, distributed])
+def test_a_checkpoint_replaced_while_it_is_read_by_one_of_equal_size_and_time_is_refused(
+    form: Callable[[dict[str, Tensor], Path], Path],
+    how: str,
+    case: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fresh = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in case.state.items()}
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    checkpoint, _, newer = form(case.state, tmp_path / "a"), form(fresh, tmp_path / "b"), form(fresh, tmp_path / "c")
+    first = case.streamed(newer).tables[0].name
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "a").rglob("*") if file.is_file()}
+    encode, done = TableSource.encode, []
+
+    def replacing(self: TableSource, parts: list[Tensor]) -> Tensor:
+        if not done and self.name != first:
+            done.append(self.name)
+            for old, time in times.items():
+                new = tmp_path / "b" / old.relative_to(tmp_path / "a")
+                assert new.stat().st_size == old.stat().st_size
+                if how == "renamed over it":
+                    new.replace(old)
+                else:
+                    old.write_bytes(new.read_bytes())
+                os.utime(old, ns=(time, time))
+        return encode(self, parts)
+
+    monkeypatch.setattr(TableSource, "encode", replacing)
+    out = tmp_path / "out"
+    with pytest.raises(FileFormatError, match="was replaced or written to while it was read"):
+        apply_to_files(case.factory, checkpoint, case.plan, out, large_bytes=LARGE)
+    assert done
+    assert not (out / INDEX).exists()
+    apply_to_files(case.factory, checkpoint, case.plan, out, large_bytes=LARGE)
+    apply_to_files(case.factory, newer, case.plan, tmp_path / "expected", large_bytes=LARGE)
+    found, expected = tensors_of(out), tensors_of(tmp_path / "expected")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_plan_with_another_factor_encodes_its_table_again(
     case: Case, checkpoint: Path, tmp_path: Path, encoded: list[str]
 ) -> None:
