@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,8 +33,12 @@ from afm_fx.commands.serving_command import (
     load,
 )
 from afm_fx.commands.sweep_command import sweep
+from afm_fx.errors import UserError
 from afm_fx.io import refuse_existing_file, write_text
 from afm_fx.version import __version__
+
+SHARED = "calibrate"
+"""The command whose work processes of torchrun share."""
 
 
 class Commands(TyperGroup):
@@ -43,6 +48,22 @@ class Commands(TyperGroup):
         """Runs the command that the words name."""
         with reported_errors(debug=ctx.params["debug"]):
             return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words name.
+
+        Raises:
+            UserError: torchrun started several processes, and the command does not share its work among them.
+        """
+        found = super().resolve_command(ctx, args)
+        processes = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+        if processes != "1" and found[0] != SHARED:
+            raise UserError(
+                f"'{found[0]}' would do the whole work in each of the {processes} processes that torchrun started, and "
+                f"all would write the same files. Start it once, without torchrun; passes over many rows are shared by "
+                f"'torchrun -m afm_fx {SHARED} ... --out FILE', and 'compress --statistics FILE' goes on from there"
+            )
+        return found
 
 
 app = typer.Typer(

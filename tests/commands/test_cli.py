@@ -219,6 +219,19 @@ def test_existing_outputs_are_refused_before_the_model_is_even_looked_for(shop, 
     assert (tmp_path / "out" / "report.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", ["compress", "sweep", "apply", "explain", "bench"])
+def test_processes_of_torchrun_do_not_each_do_the_whole_work(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    refused = run(command, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert f"'{command}' would do the whole work in each of the 4 processes" in " ".join(refused.stderr.split())
+    assert "without torchrun" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "torchrun" not in run(command, "--out", tmp_path / "out").stderr
+
+
 def test_force_replaces_existing_outputs(shop, tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "out").mkdir()
