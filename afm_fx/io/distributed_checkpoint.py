@@ -1,7 +1,8 @@
 """Folders that ``torch.distributed.checkpoint`` wrote, read without running what they say.
 
-Their ``.metadata`` is a pickle, which could make its reader execute anything. It is read by an unpickler that knows the
-data classes of such a file, ``torch.Size``, number formats and paths, and refuses every other name. Each tensor in the
+Their ``.metadata`` is a pickle, which could make its reader execute anything, and which sets attributes of whatever it
+names. So no name in it leads to a class or function of torch or Python: it gets a :class:`_Record` that only holds what
+the file says, or a :class:`_Maker` of plain values, and neither can be changed for the process. Each tensor in the
 other files is what ``torch.save`` wrote; torch's reader with ``weights_only`` says, without reading the numbers, where
 they lie, and from then on they are read in rows like those of any checkpoint.
 """
@@ -13,6 +14,7 @@ import itertools
 import math
 import os
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,30 +28,79 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 DISTRIBUTED_METADATA = ".metadata"
-_DTYPES = {str(each).removeprefix("torch.") for each in vars(torch).values() if isinstance(each, torch.dtype)}
 _MODULE = "torch.distributed.checkpoint"
-_KNOWN = {
+
+
+class _Record:
+    """Stands for an object of a data class: whatever attributes the file gives it, and no behaviour.
+
+    Pickle calls ``__setstate__`` where there is one instead of setting attributes: of a record it makes attributes, of
+    a class (to which the file could ask to add some) a call without an instance, which fails.
+    """
+
+    offset = transform_descriptors = None
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise UnsafeFileError(f"it gives a '{type(self).__name__}' something else than attributes")
+        self.__dict__.update(state)
+
+
+class _Properties(_Record):
+    """Stands for ``TensorProperties``, whose state is a tuple that begins with the number format."""
+
+    dtype: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = state[0]
+
+
+class _Maker:
+    """Stands for a function, or for a class that is called: makes a plain value of its arguments."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafeFileError("it sets attributes of a function or class, which is not done")
+
+
+_RECORDS = ("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+            "TensorStorageMetadata")  # fmt: skip
+_PATHS = dict.fromkeys(
+    ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"), _Maker(lambda *parts: parts)
+)
+_KNOWN: Mapping[str, Mapping[str, Any]] = {
     f"{_MODULE}.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
-        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        **{name: type(name, (_Record,), {}) for name in _RECORDS},
+        "TensorProperties": _Properties,
+        "_MEM_FORMAT_ENCODING": _Maker(lambda number: number),
     },
-    f"{_MODULE}.filesystem": {"_StorageInfo"},
-    "torch": {"Size", *_DTYPES},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
-    "collections": {"OrderedDict"},
-}  # fmt: skip
-"""What a ``.metadata`` may name, by module."""
+    f"{_MODULE}.filesystem": {"_StorageInfo": type("_StorageInfo", (_Record,), {})},
+    "torch": {
+        "Size": _Maker(lambda sizes=(): tuple(map(int, sizes))),
+        **{str(each).removeprefix("torch."): each for each in vars(torch).values() if isinstance(each, torch.dtype)},
+    },
+    "torch.serialization": {"_get_layout": _Maker(str)},
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,
+    "collections": {"OrderedDict": _Maker(dict)},
+}
+"""What a ``.metadata`` may name, by module, and what it gets."""
 
 
 class _KnownNames(pickle.Unpickler):
-    """Unpickles nothing but the names of ``_KNOWN``."""
+    """Unpickles the names of ``_KNOWN`` as what stands for them, and nothing else."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if name not in _KNOWN.get(module, ()):
             raise UnsafeFileError(f"it names '{module}.{name}', which no checkpoint needs and which is not run")
-        return super().find_class(module, name)
+        return _KNOWN[module][name]
 
 
 def open_distributed(folder: Path) -> dict[str, StoredTensor]:
@@ -74,19 +125,19 @@ def open_distributed(folder: Path) -> dict[str, StoredTensor]:
     for name, kind in kinds.items():
         if type(kind).__name__ != "TensorStorageMetadata":
             continue
-        shape, dtype = tuple(kind.size), kind.properties.dtype
         try:
+            shape, dtype = tuple(map(int, kind.size)), kind.properties.dtype
             chunks = tuple(_chunk(path, name, dtype, box, places) for box in kind.chunks)
-        except (AttributeError, TypeError, KeyError) as error:
+        except (AttributeError, TypeError, KeyError, ValueError, OverflowError) as error:
             raise FileFormatError(f"'{path}' is damaged, '{name}' is incomplete: {error!r}") from error
-        if not _are_whole(chunks, shape):
+        if not isinstance(dtype, torch.dtype) or not _are_whole(chunks, shape):
             raise FileFormatError(f"'{path}' is damaged: the pieces of '{name}' are not the whole tensor")
         tensors[name] = StoredTensor(shape, dtype, chunks)
     return tensors
 
 
 def _chunk(path: Path, name: str, dtype: torch.dtype, box: Any, places: Any) -> Chunk:
-    start, shape = tuple(box.offsets), tuple(box.sizes)
+    start, shape = tuple(map(int, box.offsets)), tuple(map(int, box.sizes))
     info = places[(name, start)] if (name, start) in places else places[(name, ())]
     if info.transform_descriptors:
         raise FileFormatError(

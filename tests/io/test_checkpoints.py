@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import struct
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from afm_fx.errors import FileFormatError, ModelError, UnsafeFileError
+from afm_fx.io import distributed_checkpoint
 from afm_fx.io.checkpoints import open_checkpoint
 from afm_fx.io.stored_tensor import StoredTensor
 from afm_fx.program.user_model import build_model
@@ -123,6 +126,48 @@ def test_the_metadata_of_a_distributed_checkpoint_runs_nothing(tmp_path: Path, m
     with pytest.raises(UnsafeFileError, match=r"names '\w+\.system', which no checkpoint needs"):
         open_checkpoint(folder)
     assert not (tmp_path / "was_run").exists()
+
+
+NAMED = [(module, name) for module, names in distributed_checkpoint._KNOWN.items() for name in names]
+MARK = "marked_by_a_file"
+
+
+@pytest.mark.parametrize("state", [{MARK: 1}, (None, {MARK: 1}), ({MARK: 1}, {MARK: 1})], ids=str)
+def test_the_metadata_of_a_distributed_checkpoint_changes_no_class(tmp_path: Path, state: object) -> None:
+    folder = distributed(tmp_path)
+    known = distributed_checkpoint._KNOWN
+    for module, name in NAMED:
+        build = pickle.dumps(state, 2)[2:-1] + b"b"
+        hostile = b"\x80\x02" + f"c{module}\n{name}\n".encode() + build + b"."
+        (folder / ".metadata").write_bytes(hostile)
+        with pytest.raises(FileFormatError):
+            open_checkpoint(folder)
+        assert not hasattr(known[module][name], MARK)
+        if (real := getattr(sys.modules.get(module), name, None)) is not None:
+            assert not hasattr(real, MARK), (module, name)
+    assert not hasattr(Path, MARK)
+
+
+def test_what_a_pickle_does_to_a_class_would_be_noticed() -> None:
+    class Target:
+        pass
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str, /) -> object:
+            return Target
+
+    for state in ((None, {MARK: 1}), ({}, {MARK: 1})):
+        build = pickle.dumps(state, 2)[2:-1] + b"b"
+        Reader(io.BytesIO(b"\x80\x02cpathlib\nPath\n" + build + b".")).load()
+        assert vars(Target)[MARK] == 1
+        delattr(Target, MARK)
+
+
+def test_the_metadata_of_a_distributed_checkpoint_calls_nothing_of_torch_or_python() -> None:
+    real = {getattr(sys.modules.get(module), name, None) for module, name in NAMED if module != "torch"}
+    given = [each for names in distributed_checkpoint._KNOWN.values() for each in names.values()]
+    assert not any(each in real for each in given)
+    assert torch.Size not in given
 
 
 def metadata_with(change: Callable[[object], None]) -> Callable[[Path], Path]:
