@@ -43,6 +43,16 @@ class Box:
             return (len(self.rows), *self.view[1:])
         return tuple(end - start for start, end in self.ranges)
 
+    def cut_for(self, shape: Sequence[int]) -> Box:
+        """The same part, cut once where it is wanted in another shape and is one run of its source's features."""
+        cuts = sum(whole != (0, size) for whole, size in zip(self.ranges, self.view, strict=False))
+        if cuts < 2 or self.shape == tuple(shape):
+            return self
+        first = int(np.ravel_multi_index([start for start, _ in self.ranges], self.view))
+        last = int(np.ravel_multi_index([end - 1 for _, end in self.ranges], self.view))
+        size = math.prod(self.shape)
+        return Box(self.source, (math.prod(self.view),), ((first, last + 1),)) if last + 1 - first == size else self
+
 
 class Assembler:
     """Emits the nodes that assemble columns of a graph, stamped with a rule; equal nodes are made once."""
@@ -68,7 +78,7 @@ class Assembler:
         """A node that holds the columns in row-major order, in the shape that takes the fewest reshapes."""
         boxes = self.boxes(columns)
         if len(boxes) == 1:
-            return self._cut(boxes[0], like)
+            return self._cut(boxes[0].cut_for(columns.shape), like)
         scalars = self._scalars(boxes, like)
         if scalars is not None:
             return scalars
@@ -79,7 +89,8 @@ class Assembler:
             side_by_side = [(*outer, math.prod(box.shape) // math.prod((*outer, *inner)), *inner) for box in boxes]
             if _reshapes(boxes, side_by_side) <= _reshapes(boxes, shapes) + (columns.ndim != 1):
                 axis, shapes = joint, side_by_side
-        parts = [self._shaped(self._cut(box, like), shape, like) for box, shape in zip(boxes, shapes, strict=True)]
+        cuts = [(box.cut_for(shape), shape) for box, shape in zip(boxes, shapes, strict=True)]
+        parts = [self._shaped(self._cut(box, like), shape, like) for box, shape in cuts]
         return self._emit(aten.cat.default, parts, axis + 1, like=like)
 
     def _scalars(self, boxes: Sequence[Box], like: Node) -> Node | None:
@@ -115,7 +126,7 @@ class Assembler:
         trailing = tuple(shape_of(self.columns.node(source)) or ())[1:]
         box = _box(source, trailing, places)
         if box is not None:
-            return [_as_run(box, places)]
+            return [box]
         runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
         width, many = math.prod(trailing), len(runs) > MOST_RUNS
         if many and len({len(run) for run in runs}) == 1:
@@ -162,16 +173,9 @@ class Assembler:
         return known
 
 
-def _as_run(box: Box, places: Columns) -> Box:
-    """A box that is cut along several axes as one cut of the source's features, where they are one run of these."""
-    first, end, features = int(places[0]), int(places[-1]) + 1, math.prod(box.view)
-    cuts = sum(whole != (0, size) for whole, size in zip(box.ranges, box.view, strict=True))
-    return Box(box.source, (features,), ((first, end),)) if cuts > 1 and end - first == len(places) else box
-
-
 def _reshapes(boxes: Sequence[Box], shapes: Sequence[tuple[int, ...]]) -> int:
     """How many boxes are not cut out in these shapes."""
-    return sum(box.shape != shape for box, shape in zip(boxes, shapes, strict=True))
+    return sum(box.cut_for(shape).shape != shape for box, shape in zip(boxes, shapes, strict=True))
 
 
 def _box(source: int, trailing: tuple[int, ...], places: Columns) -> Box | None:
