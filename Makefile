@@ -2,6 +2,7 @@
 # make test   lint, types, tests: what has to hold, on a third of the models; REST=2/3 adds the second third of the rest
 # make test-all  all tests, those on models of other packages too, which it installs
 # make fuzz   rewrite over 2,000 random models and check each; an hour or so on two cores
+# make mutants count how many of 100 random mistakes in the library the tests notice; an hour or so
 # make golden write docs/laws.md and the verdicts of all covered models again, after a change of the laws; read the diff
 # make docs   build the documentation into docs/_build; warnings are errors
 # make lint   only ruff and mypy
@@ -28,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKE
 SOURCES := $(wildcard afm_fx passes benchmarks examples tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz golden docs lint format clean
+.PHONY: help demo test test-all fuzz mutants golden docs lint format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -44,6 +45,9 @@ test-all: lint $(PLATFORMS)
 
 fuzz: $(INSTALLED)
 	$(PYTEST) --timeout=0 --hypothesis-profile=fuzz --rest 1/1 tests/passes/test_random_graphs.py
+
+mutants: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.mutants --work-dir .mutants
 
 golden: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.golden
@@ -75,4 +79,4 @@ $(PLATFORMS): $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-ci demo-output docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ci demo-output docs/_build .mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

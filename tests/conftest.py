@@ -1,7 +1,7 @@
 """What all tests share: one torch thread per process (tests run in parallel) and seeded randomness.
 
 Hypothesis draws the same examples in every run, so that a change is judged by what it changes; ``make fuzz`` draws
-new ones.
+new ones. ``make mutants`` needs no smallest example of a failure.
 
 Tests marked ``thorough`` say again, of more models or cases, what others say; ``--rest 2/3`` runs the second third of
 them too, ``--rest 1/1`` all (``make test-all``).
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 SEED = 7
@@ -28,6 +28,9 @@ settings.register_profile(
 )
 settings.register_profile(
     "fuzz", max_examples=2_400, derandomize=False, deadline=None, print_blob=True, suppress_health_check=SLOW
+)
+settings.register_profile(
+    "unshrunk", settings.get_profile("stable"), phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 settings.load_profile("stable")
 
