@@ -3,11 +3,11 @@ branches to different exit codes (2 for a user's mistake, 1 for a failure of the
 
 from __future__ import annotations
 
+from passes.graph import AfmFxError
+
+__all__ = ["AfmFxError"]
+
 MAX_REASON_CHARACTERS = 600
-
-
-class AfmFxError(Exception):
-    """Base of every error raised by ``afm_fx``."""
 
 
 class UserError(AfmFxError):

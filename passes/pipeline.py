@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from passes.canonical import Canonicalize, UnifyLinears
 from passes.codes import Factor
-from passes.graph import GraphPass
+from passes.graph import GraphPass, PassArgumentError
 from passes.sink_codes import SinkCodes
 
 
@@ -36,11 +36,11 @@ def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
         plan: factor per site name, or something that has ``.factors``.
 
     Raises:
-        TypeError: the plan is neither.
+        PassArgumentError: the plan is neither.
     """
     factors = plan if isinstance(plan, Mapping) else plan.factors if isinstance(plan, HasFactors) else None
     if not isinstance(factors, Mapping) or not all(isinstance(factor, Factor) for factor in factors.values()):
-        raise TypeError(
+        raise PassArgumentError(
             f"a plan is a mapping of site names to passes.Factor or has .factors, got {type(plan).__name__}"
         )
     return [Canonicalize(), UnifyLinears(), SinkCodes(factors), Canonicalize()]

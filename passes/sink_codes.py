@@ -32,6 +32,8 @@ from passes.graph import (
     aten,
     clone_graph_module,
     replaced_operands,
+    same_sizes,
+    same_value,
     value_of,
 )
 from passes.laws import (
@@ -41,8 +43,10 @@ from passes.laws import (
     PER_FIELD,
     Absorbed,
     Carried,
+    Entry,
     Fate,
     Law,
+    Outcome,
     Restored,
     Summed,
     Verdict,
@@ -64,15 +68,18 @@ class SinkCodes(GraphPass):
 
     A site that the graph already has in codes of the same width is left as it is, so that a second run changes nothing.
 
+    A law that fails restores the features, and the verdict says so.
+
     Args:
         factors: factor per site name.
         dry: make parameters without data.
+        strict: raise where a law fails.
     """
 
-    def __init__(self, factors: Mapping[str, Factor], *, dry: bool = False) -> None:
+    def __init__(self, factors: Mapping[str, Factor], *, dry: bool = False, strict: bool = False) -> None:
         super().__init__()
         self.factors = dict(factors)
-        self.dry = dry
+        self.dry, self.strict = dry, strict
         self.verdicts: tuple[Verdict, ...] = ()
         self.made: tuple[NewParameter, ...] = ()
         self.spared: dict[str, frozenset[str]] = {}
@@ -81,7 +88,7 @@ class SinkCodes(GraphPass):
         self._replaced: tuple[str, ...] = ()
 
     def rewrite(self, graph_module: GraphModule) -> None:
-        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry))
+        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry), strict=self.strict)
         walk.run()
         self.verdicts = tuple(walk.verdicts)
         self.made, self.spared = tuple(walk.builder.made), walk.builder.spared
@@ -173,10 +180,12 @@ class _Step:
 class _Walk:
     """One walk over one graph."""
 
-    def __init__(self, module: GraphModule, factors: Mapping[str, Factor], builder: CodeBuilder) -> None:
+    def __init__(
+        self, module: GraphModule, factors: Mapping[str, Factor], builder: CodeBuilder, *, strict: bool
+    ) -> None:
         self.module = module
         self.factors = factors
-        self.builder = builder
+        self.builder, self.strict = builder, strict
         builder.features = self._features_of
         self.sites = _sites_to_replace(module, factors)
         self.values: dict[Node, Any] = {}
@@ -204,7 +213,7 @@ class _Walk:
             return
         entry = law_of(node, self.values)
         with self.builder.standing_for(node, entry.law):
-            outcome = entry.rule(self.builder, node, self.values) if entry.rule is not None else Restored(entry.reason)
+            outcome = self._outcome(node, entry)
         if isinstance(outcome, Restored):
             reason = Restored(CHANNELS, Law.MOVE) if makes_channels(node) else outcome
             self._need_features(node, reason, reason.law or entry.law)
@@ -228,6 +237,30 @@ class _Walk:
             case Absorbed():
                 self._judge(node, Fate.ABSORBED, entry.law, outcome.reason)
                 self._replace_with_features(node, outcome.node)
+
+    def _outcome(self, node: Node, entry: Entry) -> Outcome:
+        """What a node's law says; features are restored where it fails, and nothing of its work is left."""
+        if entry.rule is None:
+            return Restored(entry.reason)
+        before, state = node.prev, self.builder.state()
+        try:
+            outcome = entry.rule(self.builder, node, self.values)
+            _check_form(node, outcome)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.builder.reset(state)
+            self._erase_unused(before, node)
+            return Restored(f"its law '{entry.law}' failed, please report it: {type(error).__name__}: {error}")
+        return outcome
+
+    def _erase_unused(self, before: Node, node: Node) -> None:
+        """Erases what was made between two nodes and nothing reads, but for restored features."""
+        while (made := node.prev) is not before:
+            node = made
+            if not made.users and made not in self.features:
+                node = made.next
+                self.module.graph.erase_node(made)
 
     def _replace_with_features(self, node: Node, features: Node) -> None:
         node.replace_all_uses_with(features)
@@ -348,7 +381,7 @@ def _sites_to_replace(module: GraphModule, factors: Mapping[str, Factor]) -> dic
     for name, factor in factors.items():
         site = sites.get(name)
         if site is not None:
-            _check(site, factor)
+            _check_fit(site, factor)
             by_node.update(dict.fromkeys(site.nodes, site))
         elif name in done and done[name] != factor.rank:
             raise TableIndexError(f"site '{name}' is in codes {done[name]} wide, its factor is {factor.rank}")
@@ -357,7 +390,7 @@ def _sites_to_replace(module: GraphModule, factors: Mapping[str, Factor]) -> dic
     return by_node
 
 
-def _check(site: Site, factor: Factor) -> None:
+def _check_fit(site: Site, factor: Factor) -> None:
     """Refuses a factor that does not fit its site."""
     name = site.name
     if site.refusal is not None:
@@ -368,6 +401,22 @@ def _check(site: Site, factor: Factor) -> None:
         raise TableIndexError(f"site '{name}' needs a code: no constant row can stand for its features")
     if factor.offset is not None and not site.centred:
         raise TableIndexError(f"site '{name}' has features that must stay zero or are summed, its factor has an offset")
+
+
+def _check_form(node: Node, outcome: Outcome) -> None:
+    """Refuses a result of another shape or number format than the node's.
+
+    Raises:
+        RewriteError: saying both.
+    """
+    found: Any = None
+    if isinstance(outcome, (Absorbed, Summed)) and not same_value(value_of(outcome.node), value_of(node)):
+        found = tuple(value_of(outcome.node).shape)
+    if isinstance(outcome, Carried) and isinstance(outcome.value, LowRankValue):
+        shape = tuple(outcome.value.shape)
+        found = None if same_sizes(shape, value_of(node).shape) else shape
+    if found is not None:
+        raise RewriteError(f"'{node.name}' is {list(value_of(node).shape)}, on codes it would be {list(found)}")
 
 
 @contextlib.contextmanager

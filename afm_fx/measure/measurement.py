@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from afm_fx.errors import BenchmarkError
 from afm_fx.io import Machine, from_json, render_table, to_json
 from afm_fx.measure.latencies import TOO_FEW, Latencies, calls_needed
 
@@ -60,12 +61,12 @@ class Measurement:
         """The timing of one contender at one batch size.
 
         Raises:
-            KeyError: it was not measured.
+            BenchmarkError: it was not measured.
         """
         for timing in self.timings:
             if (timing.contender, timing.batch_size) == (contender, batch_size):
                 return timing
-        raise KeyError(f"'{contender}' at batch {batch_size} was not measured")
+        raise BenchmarkError(f"'{contender}' at batch {batch_size} was not measured")
 
     @property
     def columns(self) -> tuple[str, ...]:

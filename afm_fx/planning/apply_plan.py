@@ -18,13 +18,17 @@ from passes.sink_codes import SinkCodes
 from passes.sites import Site, SiteKind, find_sites, joinable_tables
 
 
-def apply_plan(program: Program, plan: Plan) -> Program:
+def apply_plan(program: Program, plan: Plan, *, strict: bool = False) -> Program:
     """Applies a plan; the input program is left untouched.
 
     Tables may have rows added at their end since the plan was made: a factor does not depend on how many there are.
 
+    Args:
+        strict: raise where the law of an operator fails. By default features are restored there, and the verdict
+            (:func:`afm_fx.explain_plan`) says so.
+
     Raises:
-        PlanError: the plan belongs to another model or to a checkpoint of other shapes.
+        PlanError: the plan belongs to another model or to a checkpoint of other shapes, or a law failed.
     """
     try:
         clone, factors = planned_graph(program, plan)
@@ -32,7 +36,7 @@ def apply_plan(program: Program, plan: Plan) -> Program:
         for planned in plan.sites:
             if planned.rank is not None or not planned.tables:
                 check_site(planned, sites.get(planned.name))
-        SinkCodes(factors)(clone)
+        SinkCodes(factors, strict=strict)(clone)
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
     Canonicalize()(clone)

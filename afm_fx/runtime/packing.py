@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from afm_fx.errors import UserError
 from afm_fx.io import render_table
 from afm_fx.program import Change, InputKind, Program, split_inputs
+from passes.graph import FailedPass
 from passes.serving import PackedTable, pack_graph
 from passes.sites import OutOfRange
 
@@ -30,11 +31,20 @@ class ServingSize:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What packing did: the sizes of both programs, and the tables that were packed into one."""
+    """What packing did.
+
+    Attributes:
+        before: the size of the program given.
+        after: the size of the packed one.
+        tables: the tables that were packed into one.
+        failed: rewrites that failed and were undone, and why. The program is right without them, and slower: please
+            report them.
+    """
 
     before: ServingSize
     after: ServingSize
     tables: tuple[PackedTable, ...]
+    failed: tuple[FailedPass, ...] = ()
 
     def table(self) -> str:
         """The report as text."""
@@ -49,6 +59,7 @@ class PackReport:
             f"{table.lookups} lookups in one, {table.padding:,} scalars of padding"
             for table in self.tables
         ]
+        lines += [f"{each.name} failed and was left out: {each.reason}" for each in self.failed]
         return "\n".join(lines)
 
 
@@ -58,6 +69,7 @@ def pack(
     out_of_range: str | OutOfRange = OutOfRange.UNCHECKED,
     inputs: str | InputKind = InputKind.ORIGINAL,
     free_sources: bool = False,
+    strict: bool = False,
 ) -> Change[PackReport]:
     """Rewrites a program so that it serves fast; its outputs stay the same.
 
@@ -73,19 +85,23 @@ def pack(
             :func:`afm_fx.split_inputs`.
         free_sources: the tables of the program given become views of the packed ones, so that memory holds them once.
             For programs whose tables nobody else owns; by default they are copied.
+        strict: raise where a rewrite fails. By default it is undone and left out, and the report names it.
 
     Returns:
         The packed program, and a report of what was packed.
 
     Raises:
         UserError: an unknown ``out_of_range`` or ``inputs``.
+        PassError: a rewrite failed, where ``strict`` asks for it.
     """
     inputs = InputKind(inputs)
     choices = [choice.value for choice in OutOfRange]
     if out_of_range not in choices:
         raise UserError(f"out_of_range is one of {', '.join(choices)}, got {out_of_range!r}")
     before, choice = _size(program), OutOfRange(out_of_range)
-    module, tables = pack_graph(program.graph_module, out_of_range=choice, free_sources=free_sources)
+    module, tables, failed = pack_graph(
+        program.graph_module, out_of_range=choice, free_sources=free_sources, strict=strict
+    )
     bounds = [bound for table in tables for bound in table.bounds]
     packed = replace(
         program.with_graph(module),
@@ -94,7 +110,7 @@ def pack(
     )
     if inputs is InputKind.TYPED:
         packed = split_inputs(packed)
-    return Change(packed, PackReport(before, _size(packed), tables))
+    return Change(packed, PackReport(before, _size(packed), tables, failed))
 
 
 def _size(program: Program) -> ServingSize:

@@ -75,6 +75,17 @@ class CodeBuilder:
         finally:
             self.node, self.rule = before
 
+    def state(self) -> tuple[int, int, dict[str, frozenset[str]]]:
+        """What was made so far, for :meth:`reset`."""
+        return len(self.made), len(self.shared), dict(self.spared)
+
+    def reset(self, state: tuple[int, int, dict[str, frozenset[str]]]) -> None:
+        """Forgets what was made since; its nodes are the caller's to erase."""
+        made, shared, self.spared = state
+        del self.made[made:]
+        for key in list(self.shared)[shared:]:
+            del self.shared[key]
+
     def constant(self, node: Any) -> Tensor | None:
         """The value of a node that depends on parameters and constants only, None for any other."""
         if not isinstance(node, Node):

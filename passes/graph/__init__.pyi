@@ -13,15 +13,18 @@ from .edits import (
     stamp as stamp,
 )
 from .errors import (
+    AfmFxError as AfmFxError,
     GraphInvariantError as GraphInvariantError,
+    PassArgumentError as PassArgumentError,
     PassError as PassError,
     PassPostconditionError as PassPostconditionError,
     PassPreconditionError as PassPreconditionError,
     RewriteError as RewriteError,
     TableIndexError as TableIndexError,
 )
-from .fixpoint import run_to_fixpoint as run_to_fixpoint
+from .fixpoint import FailedPass as FailedPass, run_to_fixpoint as run_to_fixpoint
 from .graph_change import GraphPicture as GraphPicture, replaced_operands as replaced_operands
+from .graph_checks import same_sizes as same_sizes, same_value as same_value
 from .graph_pass import GraphPass as GraphPass
 from .nodes import (
     FACTORED_SITE as FACTORED_SITE,

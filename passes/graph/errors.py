@@ -1,10 +1,18 @@
-"""Errors of the graph passes."""
+"""Errors of the graph passes, and the base of all errors."""
 
 from __future__ import annotations
 
 
-class PassError(Exception):
+class AfmFxError(Exception):
+    """Base of every error raised by ``afm_fx`` and ``passes``."""
+
+
+class PassError(AfmFxError):
     """A graph pass could not do its work; the message names the pass, the node and the reason."""
+
+
+class PassArgumentError(PassError):
+    """A pass or a law was asked for with something that it does not take."""
 
 
 class GraphInvariantError(PassError):

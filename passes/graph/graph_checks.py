@@ -7,6 +7,7 @@ chain of passes pays for a node once, not once per pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -121,7 +122,12 @@ def same_value(one: Any, other: Any) -> bool:
 def _same(one: Any, other: Any) -> bool:
     if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
         return isinstance(one, torch.Tensor) == isinstance(other, torch.Tensor)
-    return one.dtype == other.dtype and one.dim() == other.dim() and all(map(_same_size, one.shape, other.shape))
+    return one.dtype == other.dtype and same_sizes(one.shape, other.shape)
+
+
+def same_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether shapes are equal for every batch size; sizes that only the data tell are taken for equal."""
+    return len(one) == len(other) and all(map(_same_size, one, other))
 
 
 def _same_size(one: Any, other: Any) -> bool:

@@ -8,7 +8,14 @@ from .absorb import (
     linear_site as linear_site,
 )
 from .need_features import MULTIPLIES as MULTIPLIES
-from .outcomes import Absorbed as Absorbed, Carried as Carried, Law as Law, Restored as Restored, Summed as Summed
+from .outcomes import (
+    Absorbed as Absorbed,
+    Carried as Carried,
+    Law as Law,
+    Outcome as Outcome,
+    Restored as Restored,
+    Summed as Summed,
+)
 from .table import Entry as Entry, law_of as law_of, register as register, tables as tables
 from .verdicts import (
     ON_CODES as ON_CODES,

@@ -25,7 +25,7 @@ from typing import Any
 from torch.fx import Node
 
 from passes.codes import Product
-from passes.graph import aten, runs_subgraphs
+from passes.graph import PassArgumentError, aten, runs_subgraphs
 from passes.laws import absorb, contractions, gates, masks, moves, quadratic, sums
 from passes.laws.need_features import BENDS, MULTIPLIES, NEED_FEATURES
 from passes.laws.outcomes import Law, Rule, Values
@@ -74,11 +74,13 @@ def register(target: Callable[..., Any], law: Law | str, rule: Rule | None = Non
         reason: why the features themselves are needed, for laws without a rule.
 
     Raises:
-        ValueError: MOVE or LINEAR without a rule.
+        PassArgumentError: no such law, or MOVE or LINEAR without a rule.
     """
+    if law not in list(Law):
+        raise PassArgumentError(f"a law is one of {', '.join(Law)}, got {law!r}")
     law = Law(law)
     if rule is None and law in (Law.MOVE, Law.LINEAR):
-        raise ValueError(f"law '{law}' of {target} needs a rule that builds its counterpart on codes")
+        raise PassArgumentError(f"law '{law}' of {target} needs a rule that builds its counterpart on codes")
     _TABLE[target] = Entry(law, rule, reason or _REASONS.get(law, UNKNOWN.reason))
     _OF_PRODUCTS.pop(target, None)
 

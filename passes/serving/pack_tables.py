@@ -88,7 +88,7 @@ class PackTables(GraphPass):
 
     def rewrite(self, graph_module: GraphModule) -> GraphModule:
         module, cost, refused = graph_module, _cost(graph_module), set[frozenset[str]]()
-        names = {node.name for node in module.graph.nodes}
+        names, reports = {node.name for node in module.graph.nodes}, list[PackedTable]()
         while (tables := _next_tables(module, refused)) is not None:
             candidate = clone_graph_module(module)
             reserve_names(candidate, names)
@@ -101,7 +101,8 @@ class PackTables(GraphPass):
             packing.fill(self.free_sources)
             finish(candidate)  # lets go of the tables before the next ones are packed
             module, cost = candidate, after
-            self.packed += (packing.report(),)  # beside those of earlier runs
+            reports.append(packing.report())
+        self.packed += tuple(reports)  # beside those of earlier runs
         return module
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from afm_fx.errors import FileFormatError
+from afm_fx.errors import BenchmarkError, FileFormatError
 from afm_fx.io.machine import Machine
 from afm_fx.measure.latencies import Latencies
 from afm_fx.measure.measurement import Measurement, Timing
@@ -57,7 +57,7 @@ def test_a_percentile_without_enough_calls_is_a_dash_that_is_explained(result: M
 def test_a_timing_is_found_by_name_and_batch(result: Measurement) -> None:
     assert result.timing("low rank", 256).p50_us == 959.0
     assert result.contenders == ("dense", "low rank")
-    with pytest.raises(KeyError, match="'low rank' at batch 7"):
+    with pytest.raises(BenchmarkError, match="'low rank' at batch 7"):
         result.timing("low rank", 7)
 
 

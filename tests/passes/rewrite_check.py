@@ -106,7 +106,7 @@ def check_one(program: afm_fx.Program, batches: Batches, factors: dict[str, Fact
     """One rewrite against its analysis and against the projected program."""
     module = program.graph_module
     clone = clone_graph_module(module)
-    sink = SinkCodes(factors)
+    sink = SinkCodes(factors, strict=True)
     sink(clone)
     assert analysis.verdicts == sink.verdicts
     assert _count(analysis.rewritten) == _count(clone)
@@ -120,7 +120,7 @@ def check_one(program: afm_fx.Program, batches: Batches, factors: dict[str, Fact
 def _rewritten(module: GraphModule, factors: Mapping[str, Factor]) -> str:
     """The rewritten graph as text."""
     clone = clone_graph_module(module)
-    SinkCodes(factors)(clone)
+    SinkCodes(factors, strict=True)(clone)
     return str(clone.graph)
 
 

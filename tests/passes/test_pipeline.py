@@ -20,7 +20,7 @@ from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pas
 import afm_fx
 import passes
 from passes.codes.factor import Factor
-from passes.graph import PROVENANCE, aten, clone_graph_module
+from passes.graph import PROVENANCE, PassArgumentError, aten, clone_graph_module
 from passes.sites.sites import find_sites
 from tests.graphs import Tower, tower_batch
 from tests.passes.test_sink_codes import orthonormal_factors
@@ -132,7 +132,7 @@ def test_a_plan_of_afm_fx_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("plan", [None, 3, {"tables.0": "no factor"}, ["tables.0"]])
 def test_what_is_no_plan_is_refused(plan: Any) -> None:
-    with pytest.raises(TypeError, match="a plan is a mapping of site names to passes"):
+    with pytest.raises(PassArgumentError, match="a plan is a mapping of site names to passes"):
         passes.pipeline(plan)
 
 

@@ -85,7 +85,7 @@ def test_a_random_model_packs_without_loss_before_and_after_its_rewrite() -> Non
         program = fast_capture(build(shown(recipe), OPERATORS), random_inputs(EXAMPLE_ROWS))
         clone = clone_graph_module(program.graph_module)
         sites = [site for site in find_sites(clone) if site.refusal is None]
-        SinkCodes(random_factors(sites, torch.Generator().manual_seed(seed_of(recipe)), full=False))(clone)
+        SinkCodes(random_factors(sites, torch.Generator().manual_seed(seed_of(recipe)), full=False), strict=True)(clone)
         for unpacked in (program, program.with_graph(clone)):
             packed = afm_fx.pack(unpacked).program
             for rows in (2, 9):
@@ -111,7 +111,9 @@ def test_a_random_model_exports_to_onnx_wherever_its_original_does() -> None:
                 reject()
             clone = clone_graph_module(program.graph_module)
             sites = [site for site in find_sites(clone) if site.refusal is None]
-            SinkCodes(random_factors(sites, torch.Generator().manual_seed(seed_of(recipe)), full=False))(clone)
+            SinkCodes(random_factors(sites, torch.Generator().manual_seed(seed_of(recipe)), full=False), strict=True)(
+                clone
+            )
             report = afm_fx.export_onnx(program.with_graph(clone), Path(directory) / "low_rank.onnx")
             assert report.max_abs_difference is not None
 

@@ -331,7 +331,7 @@ def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
     analysis = analyze(module, ranks={name: factor.rank for name, factor in factors.items()})
     assert module.print_readable(print_output=False) == before
     clone = clone_graph_module(module)
-    sink = SinkCodes(factors)
+    sink = SinkCodes(factors, strict=True)
     sink(clone)
     assert analysis.verdicts == sink.verdicts
     assert cost(analysis.rewritten, CostKind.PARAMETERS) == cost(clone, CostKind.PARAMETERS)
@@ -416,7 +416,7 @@ def test_the_rewrite_is_deterministic() -> None:
     texts = set()
     for _ in range(2):
         clone = clone_graph_module(program.graph_module)
-        SinkCodes(factors)(clone)
+        SinkCodes(factors, strict=True)(clone)
         texts.add(str(clone.graph))
     assert len(texts) == 1
 
@@ -439,7 +439,7 @@ def test_a_factor_for_no_site_or_of_another_width_is_refused() -> None:
     ]
     for factors, message in cases:
         with pytest.raises(TableIndexError, match=message):
-            SinkCodes(factors).rewrite(clone_graph_module(program.graph_module))
+            SinkCodes(factors, strict=True).rewrite(clone_graph_module(program.graph_module))
 
 
 def test_the_count_is_exact_for_some_sites_where_a_dense_summand_changes_the_rewrite() -> None:

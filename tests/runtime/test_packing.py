@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.fx import GraphModule
 
 import afm_fx
-from afm_fx.errors import BatchError, UserError
+import passes.serving.packing
+from afm_fx.errors import AfmFxError, BatchError, UserError
 from afm_fx.runtime.packing import pack
 from passes import SinkCodes, factor_of, find_sites
-from passes.graph import clone_graph_module
+from passes.graph import GraphPass, clone_graph_module
 from passes.serving import pack_graph
 from passes.sites import JoinTables
 from tests.passes.serving.test_pack_tables import SIZES, Wide, wide_inputs
@@ -61,6 +63,25 @@ def test_every_choice_exports_and_onnx_runtime_agrees(choice: str, tmp_path: Pat
             session.run(None, {"x": batch.numpy()})
     else:
         assert session.run(None, {"x": batch.numpy()})[0].shape == (4, 1)
+
+
+@pytest.mark.parametrize("broken", ["PackTables", "FoldConstants", "MergeLinears"])
+def test_a_rewrite_that_fails_is_left_out_and_named(broken: str, monkeypatch: pytest.MonkeyPatch):
+    def fail(self: GraphPass, graph_module: GraphModule) -> None:
+        graph_module.graph.output(None)
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(getattr(passes.serving.packing, broken), "rewrite", fail)
+    program, batch = wide_program(), wide_inputs(6)
+    packed, report = (change := afm_fx.pack(program)).program, change.report
+    assert [each.name for each in report.failed] == [broken]
+    assert f"{broken} failed and was left out" in report.table()
+    assert "AssertionError: a defect" in report.table()
+    assert report.after.operators < report.before.operators  # by the other rewrites
+    assert bool(report.tables) == (broken != "PackTables")
+    torch.testing.assert_close(packed.run(batch), program.run(batch), rtol=1e-10, atol=1e-10)
+    with pytest.raises(AfmFxError, match=broken):
+        afm_fx.pack(program, strict=True)
 
 
 def test_compress_packs_unless_told_not_to():

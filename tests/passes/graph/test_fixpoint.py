@@ -69,6 +69,32 @@ def test_a_pass_that_never_stops_changing_the_graph_is_named():
         run_to_fixpoint(graph(), [First(0, []), Second(1_000, [])])
 
 
+class Breaking(Counting):
+    """Tears the graph apart, then fails."""
+
+    after = ("First",)
+
+    def rewrite(self, graph_module: GraphModule) -> None:
+        graph_module.graph.output(None)
+        raise IndexError("torn")
+
+
+def test_a_pass_that_fails_is_undone_alone_and_named():
+    module, failed = run_to_fixpoint(graph(), [Second(2, []), Breaking(0, []), First(1, [])], strict=False)
+    assert [each.name for each in failed] == ["Breaking"]
+    assert "IndexError: torn" in failed[0].reason
+    assert sum(node.target is aten.relu.default for node in module.graph.nodes) == 3
+    with pytest.raises(RewriteError, match="Breaking failed: IndexError: torn"):
+        run_to_fixpoint(graph(), [Breaking(0, []), First(1, [])])
+
+
+def test_a_pass_that_never_stops_ends_the_work_and_is_named():
+    module, failed = run_to_fixpoint(graph(), [First(0, []), Second(1_000, [])], strict=False)
+    assert [each.name for each in failed] == ["Second"]
+    assert "still change the graph" in failed[0].reason
+    module(torch.randn(2, 3).double())
+
+
 def test_every_pass_of_packing_comes_after_passes_that_packing_has():
     packing = {kind.__name__ for kind in vars(passes.serving.packing).values() if isinstance(kind, type)}
     wanted = {name for kind in GraphPass.__subclasses__() if kind.__name__ in packing for name in kind.after}

@@ -56,7 +56,7 @@ def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
     factors = orthonormal_factors(module, ("embedding", "linear"))
     analysis = analyze(module, ranks={name: factor.rank for name, factor in factors.items()})
     clone = clone_graph_module(module)
-    sink = SinkCodes(factors)
+    sink = SinkCodes(factors, strict=True)
     sink(clone)
     assert analysis.verdicts == sink.verdicts
     assert cost(analysis.rewritten, CostKind.PARAMETERS) == cost(clone, CostKind.PARAMETERS)
@@ -98,7 +98,7 @@ def test_batch_norms_around_a_linear_vanish_into_decoders() -> None:
     program = afm_fx.capture(Normalized().eval(), batch).to(torch.float64)
     clone = clone_graph_module(program.graph_module)
     factors = orthonormal_factors(clone, ("embedding", "linear"))
-    sink = SinkCodes(factors)
+    sink = SinkCodes(factors, strict=True)
     sink(clone)
     ids, dense = torch.randint(0, 9, (7,)), torch.randn(7, 3).double()
     torch.testing.assert_close(clone(ids, dense), program.run((ids, dense)), rtol=1e-10, atol=1e-10)
