@@ -76,6 +76,7 @@ class SitePlan:
         logit_errors: root mean squared logit error on held-out rows with this site alone factored, by the basis that
             was tried at this rank; empty where nothing was measured.
         coverage: what calibration saw of a table's rows; None for a Linear, and where they were not counted.
+        rows: calibration rows that the basis and its error rest on; 0 where left alone.
     """
 
     name: str
@@ -89,6 +90,7 @@ class SitePlan:
     tables: tuple[str, ...] = ()
     logit_errors: Mapping[str, float] = field(default_factory=dict)
     coverage: Coverage | None = None
+    rows: int = 0
 
     def basis_text(self) -> str:
         """The site's basis, and how much larger the best other one's logit error was."""
@@ -158,6 +160,10 @@ class Plan:
         return "\n".join([text, *self._notes()])
 
     def _notes(self) -> Iterator[str]:
+        rests = [(site.rows, site.name) for site in self.sites if site.rows]
+        if rests:
+            least, name = min(rests)
+            yield f"bases rest on {least:,} calibration rows or more (fewest: {name})"
         known = [(site.coverage.expected_unseen, site.name, site) for site in self.sites if site.coverage is not None]
         share, name, least = max(known, default=(0.0, "", None))
         if share > 0 and least is not None and least.coverage is not None:

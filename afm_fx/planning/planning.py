@@ -285,6 +285,7 @@ class PlanningTask:
             predicted_error=basis.error(rank),
             basis=kind.value,
             logit_errors={name.value: math.sqrt(error) for name, error in tried.items()},
+            rows=round(self.statistics.moments[site.name].count),
         )
 
     def _kind_at(self, name: str, rank: int) -> BasisKind:
@@ -294,5 +295,5 @@ class PlanningTask:
 def _thin(site: Site, rows: float) -> str:
     return (
         f"site '{site.name}' saw {rows:.0f} rows for {site.width} features: "
-        "its covariance is shrunk toward its weights'. Calibrate on more rows"
+        "what they leave out is taken from its weights. Calibrate on more rows"
     )

@@ -8,6 +8,12 @@ with mean ``m`` and covariance ``C`` of the traffic, and ``u`` and ``D`` those o
 
 Errors are still those on the calibration rows. Rows that were never trained are noise of equal variance in all
 directions about zero: mixed in, they turn no eigenvector of the covariance, and move the centre by ``p`` of the way.
+
+Where there are fewer rows than features, what the rows seen leave out is taken from the weights: the covariance is
+``(1 - u) C + u P``, ``P`` what the weights make of inputs that are all alike (``W W^T``), scaled to the trace of ``C``.
+The share ``u`` is that of a fresh row's energy outside the span of the rows seen, as each row seen tells of the others
+(:func:`unseen_energy`). Inputs of low rank, which the method rests on, soon leave nothing out, and ``P`` would turn the
+basis away from them; of inputs of full rank, few rows leave out nearly all.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from torch import Tensor, nn
 
 from afm_fx.calibration import Moments, Sensitivity, Statistics, Tap, table_moments
 from afm_fx.errors import CalibrationError
-from afm_fx.planning.basis import Basis, eigenbasis, metric_basis, scaled, weight_second_moment
+from afm_fx.planning.basis import NEGLIGIBLE, Basis, eigenbasis, metric_basis, scaled, weight_second_moment
 from afm_fx.planning.basis_kind import BasisKind
 from afm_fx.planning.simulation import Simulation
 from afm_fx.program import Program
@@ -80,7 +86,9 @@ class SiteBases:
         seen = self._moments.second_moment(centre)
         covariance = expected.second_moment(centre)
         if self._moments.count < self._site.width:
-            covariance = _shrunk(covariance, self._weight_second_moment(), self._moments.count)
+            prior = self._weight_second_moment()
+            share = unseen_energy(self._moments.covariance, prior, self._moments.count)
+            covariance = _shrunk(covariance, prior, share)
         if kind is BasisKind.AFM:
             return eigenbasis(covariance, seen, centre)
         if self._sensitivity is None:
@@ -193,9 +201,36 @@ def _moments(statistics: Statistics, site: Site) -> Moments:
     return moments
 
 
-def _shrunk(covariance: Tensor, prior: Tensor, rows: float) -> Tensor:
-    """``N / (N + n) C + n / (N + n) P``, the prior scaled to the covariance's trace (or taken alone where C is 0)."""
-    width = covariance.shape[0]
+def _shrunk(covariance: Tensor, prior: Tensor, share: float) -> Tensor:
+    """``(1 - u) C + u P``, the prior scaled to the covariance's trace (or taken alone where C is 0)."""
     energy, prior_energy = covariance.trace(), prior.trace()
-    scale = energy / prior_energy if energy > 0 and prior_energy > 0 else torch.ones(())
-    return (rows * covariance + width * scale * prior) / (rows + width)
+    if prior_energy <= 0:
+        return covariance
+    return (1 - share) * covariance + share * energy / prior_energy * prior if energy > 0 else prior
+
+
+def unseen_energy(seen: Tensor, prior: Tensor, rows: float) -> float:
+    """The share of a fresh row's energy, in the metric of the prior, that lies outside the span of the rows seen.
+
+    What row i leaves outside the span of the others is ``1 / (G^-1)_ii``, ``G`` the products of the whitened rows with
+    each other: on average about the harmonic mean of G's eigenvalues. Its energy is on average their arithmetic mean.
+    Both are taken of the covariance's nonzero eigenvalues, which are the same but for a factor.
+
+    Args:
+        seen: [n, n], of the rows about their mean.
+        prior: [n, n], the covariance that the features would have if nothing were known but the weights.
+        rows: how many there were.
+    """
+    values, vectors = torch.linalg.eigh(prior)
+    known = values > NEGLIGIBLE * values[-1]
+    root = vectors[:, known] / values[known].sqrt()
+    spectrum = torch.linalg.eigvalsh(root.mT @ seen @ root).flip(0).clamp_min(0.0)
+    independent = max(int(rows) - 1, 0)
+    if not independent or not len(spectrum) or spectrum[0] <= 0:
+        return 1.0
+    if independent >= len(spectrum):
+        return 0.0  # they span all that there is
+    spectrum = spectrum[:independent]
+    if spectrum[-1] <= NEGLIGIBLE * spectrum[0]:
+        return 0.0  # the last rows brought nothing new
+    return float(1 / (spectrum.reciprocal().mean() * spectrum.mean()))

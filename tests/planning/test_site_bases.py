@@ -13,8 +13,10 @@ import afm_fx
 from afm_fx.calibration.sensitivity import Sensitivity
 from afm_fx.calibration.taps import plain_taps
 from afm_fx.calibration.traffic import Traffic
+from afm_fx.planning.basis import eigenbasis
 from afm_fx.planning.basis_kind import BasisKind
-from afm_fx.planning.site_bases import SiteBases
+from afm_fx.planning.simulation import through
+from afm_fx.planning.site_bases import SiteBases, unseen_energy
 from tests.fast_capture import fast_capture
 from tests.graphs import ROWS, WIDTH, Tower, correlated, tower_batch
 
@@ -152,7 +154,9 @@ def test_each_basis_errs_least_in_the_metric_that_it_is_for(program) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 11, 12])
-def test_fewer_rows_than_features_are_mixed_with_the_weights_as_if_those_were_as_many_rows(program, rows: int) -> None:
+def test_fewer_rows_than_features_are_mixed_with_the_weights_in_the_share_that_they_leave_out(
+    program, rows: int
+) -> None:
     torch.manual_seed(4)
     statistics = afm_fx.calibrate(program, [tower_batch(rows)])
     site = plain_taps(program.graph_module)[3]
@@ -160,7 +164,76 @@ def test_fewer_rows_than_features_are_mixed_with_the_weights_as_if_those_were_as
     moments = statistics.moments[site.site.name]
     covariance, prior, width = moments.covariance, weight @ weight.mT, moments.width
     prior = prior * (covariance.trace() / prior.trace() if rows > 1 else 1)
-    mixed = (rows * covariance + width * prior) / (rows + width) if rows < width == 12 else covariance
+    share = unseen_energy(covariance, prior, rows) if rows < width == 12 else 0.0
+    assert (share == 1.0) is (rows == 1)
+    mixed = (1 - share) * covariance + share * prior
     expected = torch.linalg.eigh(mixed).eigenvectors[:, -1]
     found = SiteBases(program, site, statistics)[BasisKind.AFM]
     assert float((found.vectors[:, 0] @ expected).abs()) == pytest.approx(1.0, abs=1e-9)
+
+
+INPUTS, OUTPUTS, FRESH_RANK, FEW = 40, 64, 8, 16
+
+
+def inputs_of_rank(rank: int, *, noise: float = 0.0) -> Callable[[int], Tensor]:
+    mixing = torch.randn(rank, INPUTS, dtype=torch.float64)
+    return lambda rows: (
+        torch.randn(rows, rank, dtype=torch.float64) @ mixing + noise * torch.randn(rows, INPUTS, dtype=torch.float64)
+    )
+
+
+def fresh_errors(draw: Callable[[int], Tensor], weight: Tensor, rows: int) -> dict[str, float]:
+    """Mean squared feature errors on fresh rows at one rank: of a planned basis, and of fixed shares of the prior."""
+    layer = torch.nn.Linear(INPUTS, OUTPUTS).double()
+    layer.weight.data.copy_(weight)
+    program = fast_capture(layer, (draw(4),))
+    seen, fresh = draw(rows), draw(4000)
+    statistics = afm_fx.calibrate(program, [(seen,)])
+    found = SiteBases(program, plain_taps(program.graph_module)[0], statistics)[BasisKind.AFM]
+    features, (moments,) = layer(fresh).detach(), statistics.moments.values()
+    prior = weight @ weight.mT * (moments.covariance.trace() / weight.square().sum())
+    bases = {"planned": found}
+    for name, share in (("seen alone", 0.0), ("width and count", OUTPUTS / (OUTPUTS + rows))):
+        mixed = (1 - share) * moments.covariance + share * prior
+        bases[name] = eigenbasis(mixed, moments.covariance, moments.mean)
+    return {
+        name: float((through(each.factor(FRESH_RANK), features) - features).square().sum(1).mean())
+        for name, each in bases.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_few_rows_of_low_rank_are_not_turned_toward_the_weights(noise: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    weight = torch.randn(OUTPUTS, INPUTS, dtype=torch.float64)
+    errors = fresh_errors(inputs_of_rank(FRESH_RANK, noise=noise), weight, FEW)
+    assert errors["planned"] <= 1.01 * errors["seen alone"] + 1e-9
+    assert errors["planned"] < 0.02 * errors["width and count"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_few_rows_of_full_rank_leave_out_is_taken_from_the_weights(seed: int) -> None:
+    torch.manual_seed(seed)
+    decaying = torch.randn(OUTPUTS, INPUTS, dtype=torch.float64) * 0.9 ** torch.arange(INPUTS)
+    errors = fresh_errors(inputs_of_rank(INPUTS), decaying, FEW)
+    assert errors["planned"] < 0.9 * errors["seen alone"]
+    isotropic = fresh_errors(lambda rows: torch.randn(rows, INPUTS, dtype=torch.float64), decaying, FEW)
+    assert isotropic["planned"] < 0.75 * isotropic["seen alone"]
+    assert isotropic["planned"] < 1.2 * isotropic["width and count"]
+
+
+@pytest.mark.parametrize(("rows", "rank", "low", "high"), [
+    (1, INPUTS, 1.0, 1.0), (4, INPUTS, 0.7, 1.0), (16, INPUTS, 0.4, 0.8), (41, INPUTS, 0.0, 0.0), (16, 8, 0.0, 1e-6),
+    (8, 8, 1e-3, 0.5),
+])  # fmt: skip
+def test_the_share_that_rows_leave_out_is_told_by_how_far_each_is_from_the_others(
+    rows: int, rank: int, low: float, high: float
+) -> None:
+    torch.manual_seed(rows)
+    seen = torch.randn(rows, rank, dtype=torch.float64) @ torch.randn(rank, INPUTS, dtype=torch.float64)
+    if rank == INPUTS:
+        seen = torch.randn(rows, INPUTS, dtype=torch.float64)
+    centred = seen - seen.mean(0)
+    share = unseen_energy(centred.mT @ centred / rows, torch.eye(INPUTS, dtype=torch.float64), rows)
+    assert low <= share <= high
