@@ -11,7 +11,16 @@ from torch.export import ExportedProgram
 from afm_fx.calibration import Statistics, calibrate
 from afm_fx.data import HoldOut, peek
 from afm_fx.errors import CalibrationError
-from afm_fx.planning import MEASURED_ROWS, SENSITIVITY_ROWS, BasisKind, Plan, Policy, apply_plan, make_plan
+from afm_fx.planning import (
+    MEASURED_ROWS,
+    SENSITIVITY_ROWS,
+    BasisKind,
+    Plan,
+    Policy,
+    apply_plan,
+    make_plan,
+    require_policy,
+)
 from afm_fx.program import InputKind, Inputs, Program, capture, split_inputs
 from afm_fx.report import CompressionReport
 from afm_fx.runtime import PackReport, pack as pack_program
@@ -68,6 +77,7 @@ def compress(
     Raises:
         UserError: its subclasses say what is wrong with the model, the batches or the policy.
     """
+    require_policy(policy)
     inputs = InputKind(inputs)
     batches = calibration_batches
     if isinstance(model, Program):

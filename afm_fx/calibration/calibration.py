@@ -17,7 +17,7 @@ from afm_fx.calibration.statistics_collector import StatisticsCollector
 from afm_fx.data import FileBatches, checked_batches
 from afm_fx.errors import CalibrationError, UserError
 from afm_fx.io import Group, agreed, check_group, rank_and_size, track
-from afm_fx.program import Batch, Inputs, Program
+from afm_fx.program import Batch, Inputs, Program, require_program
 
 SAMPLED_NUMBERS = 65_536
 """Numbers of a tensor that a digest looks at, evenly spread: to read a large table whole takes as long as a pass."""
@@ -59,6 +59,7 @@ def calibrate(
         OtherProcessError: another process of the group failed (which, and why) or died.
         UserError: there is no such share, or the batches cannot be shared.
     """
+    require_program(program, "afm_fx.calibrate")
     check_group(group)
     rank, world = rank_and_size(group)
     failure, own = None, None

@@ -12,6 +12,7 @@ from .planning import (
     PlanningTask as PlanningTask,
     Policy as Policy,
     make_plan as make_plan,
+    require_policy as require_policy,
 )
 from .policies import Energy as Energy, Fixed as Fixed, FullRank as FullRank
 from .refit import Refit as Refit, SiteDrift as SiteDrift, refit_plan as refit_plan

@@ -10,7 +10,7 @@ from afm_fx.calibration import joined
 from afm_fx.errors import PlanError
 from afm_fx.planning.constant_units import without_units
 from afm_fx.planning.plan import Plan, SitePlan
-from afm_fx.program import Program
+from afm_fx.program import Program, require_program
 from passes.canonical import Canonicalize
 from passes.codes import Factor, JointFactor
 from passes.graph import PassError
@@ -30,6 +30,7 @@ def apply_plan(program: Program, plan: Plan, *, strict: bool = False) -> Program
     Raises:
         PlanError: the plan belongs to another model or to a checkpoint of other shapes, or a law failed.
     """
+    require_program(program, "afm_fx.apply_plan")
     try:
         clone, factors = planned_graph(program, plan)
         sites = {site.name: site for site in find_sites(clone)}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 from afm_fx.calibration import Statistics, Tap, joined, joint_taps, plain_taps
-from afm_fx.errors import CalibrationWarning, PolicyError
+from afm_fx.errors import CalibrationError, CalibrationWarning, PolicyError
 from afm_fx.planning.allocation import Frontier, Rank
 from afm_fx.planning.basis import Basis
 from afm_fx.planning.basis_kind import BasisKind
@@ -20,9 +20,11 @@ from afm_fx.planning.cost import CostKind, Ranks, RewriteCosts
 from afm_fx.planning.plan import Evidence, Plan, SitePlan
 from afm_fx.planning.simulation import Simulation
 from afm_fx.planning.site_bases import SiteBases, SiteErrors
-from afm_fx.program import Inputs, Program
+from afm_fx.program import Inputs, Program, require_program
 from passes.sites import Site, find_sites, site_name
 
+LEAST_ROWS = 2
+"""Fewer rows have no covariance."""
 SENSITIVITY_ROWS = 32_768
 """Calibration rows on which gradients are taken."""
 
@@ -81,6 +83,20 @@ class Policy(ABC):
         return {"policy": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
+def require_policy(given: object) -> None:
+    """Refuses something else where a policy is taken, and says what one looks like.
+
+    Raises:
+        PolicyError: the thing given is no policy.
+    """
+    if isinstance(given, Policy):
+        return
+    share = given if isinstance(given, float) and 0 < given <= 1 else 0.5
+    raise PolicyError(
+        f"a policy is afm_fx.Budget({share}), afm_fx.Energy(0.99), afm_fx.Fixed(...) or the like, got {given!r}"
+    )
+
+
 def make_plan(
     program: Program,
     statistics: Statistics,
@@ -106,9 +122,16 @@ def make_plan(
 
     Raises:
         PolicyError: the policy asks for something impossible.
-        CalibrationError: the statistics belong to another model.
+        CalibrationError: the statistics belong to another model, or are of one row.
+        UserError: ``program`` is no program.
     """
+    require_program(program, "afm_fx.make_plan")
+    require_policy(policy)
     kind = BasisKind(basis or (BasisKind.AFM if held_out is None else BasisKind.MEASURED))
+    if statistics.rows < LEAST_ROWS:
+        raise CalibrationError(
+            f"these statistics are of {statistics.rows} row(s), which do not vary: calibrate on a few thousand rows"
+        )
     if kind is BasisKind.MEASURED and not policy.measures:
         kind = BasisKind.AFM
     if kind is BasisKind.MEASURED and held_out is None:
@@ -236,11 +259,7 @@ class PlanningTask:
             self.assemble(ranks, decision.reasons),
             policy=policy.describe(),
             parameters_after=int(self.costs.exact(CostKind.PARAMETERS, ranks)),
-            warnings=tuple(
-                _thin(site, count)
-                for site in self.sites
-                if (count := self.statistics.moments[site.name].count) < site.width
-            ),
+            warnings=_thin(self.sites, self.statistics),
             logit_error=None if errors is None else math.sqrt(errors.together(ranks)),
             predicted_logit_error=predicted,
             evidence=decision.evidence,
@@ -292,8 +311,15 @@ class PlanningTask:
         return self.kind if self.errors is None else self.errors.best(name, rank)[0]
 
 
-def _thin(site: Site, rows: float) -> str:
+def _thin(sites: Sequence[Site], statistics: Statistics) -> tuple[str, ...]:
+    """One warning for all sites that saw fewer rows than they have features."""
+    thin = [site for site in sites if statistics.moments[site.name].count < site.width]
+    if not thin:
+        return ()
+    thin.sort(key=lambda site: statistics.moments[site.name].count / site.width)
+    first, named, more = thin[0], ", ".join(f"'{site.name}'" for site in thin[1:4]), len(thin) - 4
+    others = named and f", and too few for {named}{f' and {more} more' if more > 0 else ''}"
     return (
-        f"site '{site.name}' saw {rows:.0f} rows for {site.width} features: "
-        "what they leave out is taken from its weights. Calibrate on more rows"
+        f"site '{first.name}' saw {statistics.moments[first.name].count:.0f} rows for {first.width} features{others}: "
+        "what they leave out is taken from the weights. Calibrate on more rows",
     )

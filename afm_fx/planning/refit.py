@@ -27,7 +27,7 @@ from afm_fx.planning.constant_units import restricted, without_units
 from afm_fx.planning.plan import Plan, SitePlan
 from afm_fx.planning.planning import SENSITIVITY_ROWS
 from afm_fx.planning.site_bases import SiteBases, weights_of
-from afm_fx.program import Inputs, Program
+from afm_fx.program import Inputs, Program, require_program
 from passes.codes import Factor
 from passes.graph import PassError
 from passes.sites import SiteKind
@@ -94,6 +94,7 @@ def refit_plan(program: Program, plan: Plan, statistics: Statistics, rows: Itera
         CalibrationError: the statistics belong to another model, or there are no batches.
         BatchError: a batch does not fit.
     """
+    require_program(program, "afm_fx.refit_plan")
     try:
         trimmed = without_units(program, plan.units)
     except PassError as error:

@@ -23,7 +23,7 @@ from afm_fx.planning.budget import Budget
 from afm_fx.planning.plan import Plan
 from afm_fx.planning.planning import PlanningTask
 from afm_fx.planning.tolerance import CONFIDENCE
-from afm_fx.program import Inputs, Program
+from afm_fx.program import Inputs, Program, require_program
 
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02)
 """Shares of the parameters that are swept where none are named."""
@@ -159,6 +159,7 @@ def sweep(
         PolicyError: no budget can be reached, or the evaluation cannot be used.
         CalibrationError: the statistics belong to another model, or there are no held-out rows.
     """
+    require_program(program, "afm_fx.sweep")
     policies = [Budget(parameters=budget) for budget in sorted(set(budgets), reverse=True)]
     rows = None if evaluation is None else labelled_rows(program, evaluation)
     before = None if rows is None else predicted_logits(program, rows)

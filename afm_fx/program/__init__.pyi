@@ -18,7 +18,12 @@ from .logits import (
     expose_logits as expose_logits,
     probability_columns as probability_columns,
 )
-from .program import Program as Program, dict_key as dict_key, unique_name as unique_name
+from .program import (
+    Program as Program,
+    dict_key as dict_key,
+    require_program as require_program,
+    unique_name as unique_name,
+)
 from .random_inputs import random_inputs as random_inputs
 from .recipe import (
     PLAN_KEY as PLAN_KEY,

@@ -11,9 +11,12 @@ import contextlib
 import functools
 import inspect
 import operator
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,10 @@ from afm_fx.program.program import Program
 from passes.canonical import Canonicalize, UnifyLinears, erase_state_writes
 from passes.graph import PassError, aten, get_attribute, is_random
 from passes.sites import coarse_ids
+
+_STANDARD = sysconfig.get_paths()["stdlib"]
+_FOREIGN = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
+"""Folders of torch and of this package: the user's own code lies elsewhere."""
 
 COLLISION = "COLLIDE with their neighbours"
 """What a warning says of ids that travel as floats too coarse for their table."""
@@ -182,11 +189,12 @@ def _explain(model: nn.Module, error: Exception) -> str:
     first = lines[0].partition(" For more information")[0] if lines else "no reason given"
     details = [line.partition(". If ")[0] for line in lines[1:] if line.startswith(("Caused by", "(Caused by", "- "))]
     reason = " ".join([first, *details[:2]])[:MAX_REASON_CHARACTERS].rstrip(".")
-    kind = type(error).__name__
+    kind, place = type(error).__name__, _users_line(error)
     if "DataDependent" in kind or "data-dependent" in reason:
         advice = (
             "the model decides something on the values of a batch (an `if` on tensor content, a mask that drops rows). "
-            "Rewrite that place with torch.where or masking so that shapes do not depend on values"
+            "Rewrite that place so that shapes do not depend on values: `torch.where(condition, a, b)` for "
+            "`a if condition else b`, `features * mask` for `features[mask]`"
         )
     elif "Constraints violated" in str(error):
         advice = (
@@ -199,7 +207,18 @@ def _explain(model: nn.Module, error: Exception) -> str:
             "check that model(*example_inputs) runs in eval mode; replace Python side effects and untraceable calls, "
             "or pass a module that torch.export accepts"
         )
-    return f"torch.export cannot capture {type(model).__name__}: {kind}: {reason}. What to try: {advice}."
+    return f"torch.export cannot capture {type(model).__name__}: {kind}: {reason}{place}. What to try: {advice}."
+
+
+def _users_line(error: Exception) -> str:
+    """Where in the user's own code an export failed: its innermost line, empty where there is none."""
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if _is_the_users(each.filename) and each.line]
+    return f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _is_the_users(file: str) -> bool:
+    """Whether a file is neither generated nor torch's, Python's or ours."""
+    return not file.startswith(("<", *_FOREIGN)) and (not file.startswith(_STANDARD) or "site-packages" in file)
 
 
 def _program(

@@ -7,7 +7,7 @@ from torch.export import ExportedProgram
 
 from afm_fx.errors import ExportError, short_reason
 from afm_fx.io import quiet
-from afm_fx.program.program import Program
+from afm_fx.program.program import Program, require_program
 from passes.canonical import PointwiseConvolutions
 from passes.graph import clone_graph_module
 from passes.serving import UnpoolBags, assert_ids
@@ -22,6 +22,7 @@ def to_exported_program(program: Program) -> ExportedProgram:
     Raises:
         ExportError: torch cannot export the graph.
     """
+    require_program(program, "afm_fx.to_exported_program")
     try:
         with quiet():
             return exported(program, unpool_bags=False)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import BatchError
+from afm_fx.errors import BatchError, UserError
 from afm_fx.program.batch import Batch
 from afm_fx.program.diagnosis import explained_failure
 from afm_fx.program.input_mapping import InputMapping, OriginalInputs, refuse_ids_outside
@@ -241,6 +241,27 @@ class Program:
         cast = self.dtype is not None and given.is_floating_point() and example.is_floating_point()
         if given.dtype != example.dtype and not cast:
             raise BatchError(f"input '{name}' has dtype {given.dtype}, the model takes {example.dtype}")
+
+
+def require_program(given: object, call: str) -> None:
+    """Refuses something else where a program is taken, and says the right call.
+
+    Args:
+        call: the function that takes it, as users write it.
+
+    Raises:
+        UserError: the thing given is no program.
+    """
+    if isinstance(given, Program):
+        return
+    kind = type(given).__name__
+    if isinstance(getattr(given, "program", None), Program):
+        advice = "pass its .program"
+    elif isinstance(given, torch.export.ExportedProgram):
+        advice = "program = afm_fx.capture(exported_program)"
+    else:
+        advice = "program = afm_fx.capture(model, example_inputs), where the example is one batch of at least 2 rows"
+    raise UserError(f"{call} takes a captured program, got {kind}: {advice}")
 
 
 def dict_key(key_path: tuple[Any, ...]) -> str:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from afm_fx.program.capture import COLLISION
 from afm_fx.program.input_mapping import NO_TENSOR, InputMapping, MappedInput, OriginalInputs, dtype_name
-from afm_fx.program.program import Program
+from afm_fx.program.program import Program, require_program
 from passes.graph import clone_graph_module, value_of
 from passes.serving import SplitInput, SplitInputs
 from passes.sites import IdBound, coarse_ids, site_name
@@ -28,6 +28,7 @@ def split_inputs(program: Program) -> Program:
     The result takes one dict of all its inputs by name; :meth:`Program.convert_inputs` makes it from a batch of the
     original's inputs. The parameters are shared with the program given, which is left as it is.
     """
+    require_program(program, "afm_fx.split_inputs")
     if program.original_inputs is not None:
         return program
     names = program.leaf_names()

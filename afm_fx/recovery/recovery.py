@@ -35,7 +35,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from afm_fx.errors import BatchError, FileFormatError, RecoveryError
 from afm_fx.io import Group, add_up, agreed, attempt, check_alike, check_group, rank_and_size, staged_file, track
-from afm_fx.program import Change, Program, capture
+from afm_fx.program import Change, Program, capture, require_program
 from afm_fx.recovery.recovery_data import Batches, LogitsOfBatch, RecoveryBatch, RecoveryData, TeacherLogits
 from afm_fx.recovery.recovery_parameters import trained_copy
 from afm_fx.recovery.recovery_report import RecoveryEpoch, RecoveryReport, RecoverySettings, Trainable
@@ -98,6 +98,7 @@ def recover(
         FileFormatError: the checkpoint is damaged.
         OtherProcessError: another process of the group failed (which, and why) or died.
     """
+    require_program(program, "afm_fx.recover")
     check_group(group)
 
     def prepare() -> _Run:

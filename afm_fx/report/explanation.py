@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from afm_fx.io import from_json, refuse_existing_file, render_sections, to_json, write_text
 from afm_fx.planning import Plan, planned_graph
-from afm_fx.program import Inputs, Program, capture
+from afm_fx.program import Inputs, Program, capture, require_program
 from afm_fx.report.chains import Chain, chains_of, groups_of, listed
 from afm_fx.report.flow import FlowNode, flow_of
 from afm_fx.report.page_templates import render_page
@@ -129,6 +129,7 @@ def explain_plan(program: Program, plan: Plan) -> Explanation:
     Raises:
         PassError: the plan belongs to another program.
     """
+    require_program(program, "afm_fx.explain_plan")
     module, factors = planned_graph(program, plan)
     uncentred = {name for name, factor in factors.items() if factor.offset is None}
     ranks = {name: factor.rank for name, factor in factors.items()}

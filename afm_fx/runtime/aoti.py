@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, ExportError, FileFormatError, MissingPackageError, UserError, short_reason
 from afm_fx.io import from_json, quiet, render_table, staged_file, to_json
-from afm_fx.program import InputMapping, Inputs, Program, exported
+from afm_fx.program import InputMapping, Inputs, Program, exported, require_program
 from afm_fx.runtime.artifact import FileValue
 from afm_fx.runtime.file_inputs import batch_rows, bind_batch
 from afm_fx.runtime.onnx_parity import compare_with_torch
@@ -151,6 +151,7 @@ def export_aoti(program: Program, path: str | os.PathLike[str], *, threads: int 
         MissingPackageError: there is no C++ compiler; the message says what to install.
         ExportError: torch cannot compile the program, or the package's outputs differ from torch's.
     """
+    require_program(program, "afm_fx.export_aoti")
     started = time.perf_counter()
     target = Path(path)
     if target.suffix != ".pt2":

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from afm_fx.io import refuse_existing_file, staged_outputs
-from afm_fx.program import Program
+from afm_fx.program import Program, require_program
 from afm_fx.runtime.artifact import bucket_path, check_batch_sizes, existing_buckets, weights_path
 from afm_fx.runtime.onnx_export import ExportReport, place_outside, staged_export
 
@@ -56,6 +56,7 @@ def export_onnx_buckets(
         UserError: no batch sizes, or impossible ones; nothing can be written there.
         ExportError: see :func:`afm_fx.export_onnx`.
     """
+    require_program(program, "afm_fx.export_onnx_buckets")
     target = Path(path)
     sizes = check_batch_sizes(batch_sizes)
     shared = weights_path(target)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.errors import ExportError, UserError, short_reason
 from afm_fx.io import operator_counts, quiet, refuse_existing_file, render_table, staged_outputs
-from afm_fx.program import METADATA_KEY, Program, dict_key, exported, random_inputs, unique_name
+from afm_fx.program import METADATA_KEY, Program, dict_key, exported, random_inputs, require_program, unique_name
 from afm_fx.runtime.artifact import external_data_path
 from afm_fx.runtime.onnx_check import refuse_findings
 from afm_fx.runtime.onnx_parity import check_file, check_parity, parity_rows
@@ -118,6 +118,7 @@ def export_onnx(
         ExportError: torch cannot express the program in ONNX, an operator is not a standard one, ONNX Runtime is
             missing or refuses the file, or its outputs differ from torch's by more than the tolerance.
     """
+    require_program(program, "afm_fx.export_onnx")
     target = Path(path)
     for each in (target, external_data_path(target)):
         refuse_existing_file(each, force=force)

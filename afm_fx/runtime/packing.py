@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from afm_fx.errors import UserError
 from afm_fx.io import render_table
-from afm_fx.program import Change, InputKind, Program, split_inputs
+from afm_fx.program import Change, InputKind, Program, require_program, split_inputs
 from passes.graph import FailedPass
 from passes.serving import PackedTable, pack_graph
 from passes.sites import OutOfRange
@@ -94,6 +94,7 @@ def pack(
         UserError: an unknown ``out_of_range`` or ``inputs``.
         PassError: a rewrite failed, where ``strict`` asks for it.
     """
+    require_program(program, "afm_fx.pack")
     inputs = InputKind(inputs)
     choices = [choice.value for choice in OutOfRange]
     if out_of_range not in choices:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from afm_fx.data import checked_batches
 from afm_fx.errors import UserError
-from afm_fx.program import Change, Inputs, Program, expose_logits, inputs_of
+from afm_fx.program import Change, Inputs, Program, expose_logits, inputs_of, require_program
 from passes.graph import clone_graph_module
 from passes.serving import SMALLEST_BYTES, ReduceTables, TableFormat, UnpoolBags
 
@@ -84,6 +84,7 @@ def reduce_precision(
         BatchError: a batch does not fit the program.
         CalibrationError: ``batches`` is one batch, not an iterable of batches.
     """
+    require_program(program, "afm_fx.reduce_precision")
     if tables not in list(TableFormat):
         raise UserError(f"tables is one of {', '.join(TableFormat)}, got {tables!r}")
     module = clone_graph_module(program.graph_module)

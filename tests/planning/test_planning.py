@@ -88,9 +88,23 @@ def test_fewer_rows_than_features_warns_and_works(program) -> None:
     thin = afm_fx.calibrate(program, [tower_batch(5)])
     with pytest.warns(CalibrationWarning, match="'first' saw 5 rows for 24 features"):
         plan = afm_fx.make_plan(program, thin, POLICY)
-    assert any("'second'" in warning for warning in plan.warnings)
+    assert len(plan.warnings) == 1
+    assert "and too few for 'second'," in plan.warnings[0]
     batch = tower_batch(9)
     assert afm_fx.apply_plan(program, plan).run(batch).isfinite().all()
+
+
+def test_one_row_is_refused(program) -> None:
+    with pytest.raises(CalibrationError, match=r"of 1 row\(s\)"):
+        afm_fx.make_plan(program, afm_fx.calibrate(program, [tower_batch(1)]), POLICY)
+
+
+@pytest.mark.parametrize("given", [0.1, "fixed", None])
+def test_something_else_than_a_policy_is_refused_with_what_one_looks_like(program, statistics, given: object) -> None:
+    with pytest.raises(PolicyError, match=r"a policy is afm_fx.Budget\(0\.[15]\), "):
+        afm_fx.make_plan(program, statistics, given)
+    with pytest.raises(PolicyError, match="a policy is"):
+        afm_fx.compress(program, [tower_batch(5)], given)
 
 
 def test_constant_features_are_kept_exactly() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from afm_fx.errors import BatchError
+import afm_fx
+from afm_fx.errors import BatchError, UserError
 from afm_fx.program.capture import capture
 from afm_fx.program.program import Program
 
@@ -247,3 +248,37 @@ def test_an_id_outside_its_table_is_named() -> None:
     program = capture(Lookup(), torch.randint(0, 9, (4,)))
     with pytest.raises(BatchError, match=r"row 2: id 9 of input 'ids' is outside table 'table' \(ids 0 to 8\)"):
         program.run(torch.tensor([0, 1, 9]))
+
+
+CALLS = {
+    "calibrate": lambda model: afm_fx.calibrate(model, []),
+    "make_plan": lambda model: afm_fx.make_plan(model, None, None),
+    "apply_plan": lambda model: afm_fx.apply_plan(model, None),
+    "refit_plan": lambda model: afm_fx.refit_plan(model, None, None),
+    "sweep": lambda model: afm_fx.sweep(model, None, []),
+    "pack": afm_fx.pack,
+    "recover": lambda model: afm_fx.recover(model, model, []),
+    "explain_plan": lambda model: afm_fx.explain_plan(model, None),
+    "split_inputs": afm_fx.split_inputs,
+    "reduce_precision": lambda model: afm_fx.reduce_precision(model, "int8"),
+    "to_exported_program": afm_fx.to_exported_program,
+    "export_onnx": lambda model: afm_fx.export_onnx(model, "model.onnx"),
+    "export_onnx_buckets": lambda model: afm_fx.export_onnx_buckets(model, "model.onnx"),
+    "export_aoti": lambda model: afm_fx.export_aoti(model, "model.pt2"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_module_in_a_programs_place_is_refused_with_the_right_call(name: str) -> None:
+    with pytest.raises(UserError, match=rf"afm_fx\.{name} takes a captured program, got Lookup: .*afm_fx\.capture"):
+        CALLS[name](Lookup())
+
+
+def test_a_change_in_a_programs_place_is_refused_with_the_right_call() -> None:
+    example = (torch.randint(0, 10, (3,)), torch.randn(3, 3))
+    change = afm_fx.pack(capture(Lookup().eval(), example))
+    with pytest.raises(UserError, match=r"got Change: pass its \.program"):
+        afm_fx.pack(change)
+    exported = torch.export.export(Lookup().eval(), example)
+    with pytest.raises(UserError, match=r"got ExportedProgram: program = afm_fx\.capture\(exported_program\)"):
+        afm_fx.pack(exported)
