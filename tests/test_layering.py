@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,11 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
     """Absolute names of the modules imported by the statements, each with its line."""
     for node in nodes:
@@ -61,7 +67,7 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
 
 def imports(path: Path, *, everywhere: bool = True) -> list[tuple[str, int]]:
     """Modules that a file imports, each with its line; ``everywhere`` also looks inside functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     return list(imported(ast.walk(tree) if everywhere else ast.iter_child_nodes(tree)))
 
 
@@ -107,7 +113,7 @@ def test_nothing_of_ours_is_imported_inside_a_function():
     inside = {
         f"{shown(path)}:{line} imports {name}"
         for path in LIBRARY
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for function in ast.walk(tree_of(path))
         if isinstance(function, ast.FunctionDef) and shown(path) not in DRAWS_A_PAGE
         for name, line in imported(ast.walk(function))
         if name.split(".")[0] in ("afm_fx", "passes")
