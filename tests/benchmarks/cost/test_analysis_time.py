@@ -53,6 +53,7 @@ def calls_of(action: Callable[[], object]) -> int:
     return count
 
 
+@pytest.mark.thorough
 def test_work_grows_no_faster_than_the_graph() -> None:
     nodes, analyses, rewrites = [], [], []
     for towers in (2, 8):
@@ -93,6 +94,7 @@ def test_growth_is_the_power_of_the_nodes(power: float) -> None:
     assert growth(costs, 0) == pytest.approx(power)
 
 
+@pytest.mark.thorough
 def test_the_command_measures_graphs_of_about_the_sizes_asked_for_and_replaces_no_page(tmp_path: Path) -> None:
     call = ["analysis-time", "--nodes", "1", "--nodes", str(2 * NODES_PER_TOWER), "--repeats", "1", "--no-deepfm"]
     call += ["--output-dir", str(tmp_path)]

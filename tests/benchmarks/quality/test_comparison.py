@@ -74,6 +74,7 @@ def test_a_measured_plan_is_compared_with_the_better_peer_of_its_setting(compari
         assert variant.to_original.difference == pytest.approx(variant.auc - comparison.auc, abs=1e-12)
 
 
+@pytest.mark.thorough
 def test_uniform_ranks_use_the_budget_up(comparison: Comparison) -> None:
     uniform = [variant for variant in comparison.variants if variant.method in {AFM_UNIFORM, WEIGHT_SVD_UNIFORM}]
     assert len(uniform) == 2

@@ -50,6 +50,7 @@ def arguments(folder: Path, output: Path, **changes: str) -> list[str]:
     return ["quality", *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
+@pytest.mark.thorough
 def test_run_prints_and_writes_what_it_measured(
     criteo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

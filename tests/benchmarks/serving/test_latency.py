@@ -79,6 +79,7 @@ def test_all_files_are_exported_checked_timed_and_reported(tmp_path: Path) -> No
     assert "1 interleaved round" in page
 
 
+@pytest.mark.thorough
 def test_compiled_contenders_are_timed_beside_the_files_and_agree(tmp_path: Path) -> None:
     pytest.importorskip("deepctr_torch")
     if shutil.which("g++") is None and shutil.which("clang++") is None:
