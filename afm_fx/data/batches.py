@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, CalibrationError
-from afm_fx.program import Batch, Inputs, Program, rows_of, some_rows_of
+from afm_fx.program import Batch, Inputs, KnowsOrigins, Origin, Program, rows_of, some_rows_of
 
 
 def checked_batches(
@@ -32,22 +32,24 @@ def checked_batches(
         )
     seen = 0
     for number, inputs in enumerate(batches, first):
-        batch = _checked(program, inputs, number)
+        origin = batches.origin(number) if isinstance(batches, KnowsOrigins) else None
+        batch = _checked(program, inputs, number, origin)
         if max_rows is not None and seen + batch.rows > max_rows and program.dynamic_batch:
             rows = max_rows - seen
-            batch = replace(batch, rows=rows, leaves=some_rows_of(program, batch.leaves, slice(rows)))
+            origin = None if origin is None else origin.part(slice(rows))
+            batch = replace(batch, rows=rows, leaves=some_rows_of(program, batch.leaves, slice(rows)), origin=origin)
         yield batch
         seen += batch.rows
         if max_rows is not None and seen >= max_rows:
             return
 
 
-def _checked(program: Program, inputs: Inputs, number: int) -> Batch:
+def _checked(program: Program, inputs: Inputs, number: int, origin: Origin | None) -> Batch:
     try:
         leaves = pytree.tree_leaves(program.bind(inputs))
     except BatchError as error:
         raise BatchError(f"batch {number}: {error}") from error
-    return Batch(number, rows_of(program, leaves), leaves)
+    return Batch(number, rows_of(program, leaves), leaves, origin)
 
 
 def peek(batches: Iterable[Inputs]) -> tuple[Inputs, Iterable[Inputs]]:

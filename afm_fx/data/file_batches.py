@@ -23,7 +23,7 @@ from afm_fx.data.data_files import DataFile
 from afm_fx.data.parquet_files import Array, Columns, ParquetData
 from afm_fx.errors import BatchError
 from afm_fx.io import prefetched
-from afm_fx.program import Inputs, Program, inputs_of
+from afm_fx.program import Inputs, Origin, Program, inputs_of
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,14 @@ class FileBatches:
     def __iter__(self) -> Iterator[Inputs]:
         batches = self._filled(self._tensors(self.first * self.batch_size, self._stop))
         return prefetched(batches) if isinstance(self.file, ParquetData) else batches
+
+    def origin(self, number: int) -> Origin:
+        """The rows of the file that a batch holds, by its number in the file, and the columns of every input."""
+        start = number * self.batch_size
+        rows = torch.arange(start, min(start + self.batch_size, self._stop))
+        names = [self.program.input_names[position] for position in _input_tensors(self.program)]
+        columns = {name: each.columns for name, each in zip(names, self._inputs(), strict=False)}
+        return Origin(f"'{self.file.path}'", rows, columns)
 
     def head(self, rows: int | None) -> FileBatches:
         """The batches of the first so many rows, None for all."""

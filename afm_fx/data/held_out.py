@@ -11,10 +11,22 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from afm_fx.errors import BatchError, CalibrationError, CalibrationWarning
-from afm_fx.program import Inputs, Program, inputs_of, rows_of, some_rows_of
+from afm_fx.program import Inputs, KnowsOrigins, Origin, Program, inputs_of, rows_of, some_rows_of
 
 EVERY = 5
 """One row of so many is kept back, until there are enough."""
+
+
+class LocatedBatches(list[Inputs]):
+    """Batches that were made of rows of others, with what they were made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origins: list[Origin] = []
+
+    def origin(self, number: int) -> Origin:
+        """Where a batch's rows come from."""
+        return self.origins[number]
 
 
 class HoldOut:
@@ -26,14 +38,17 @@ class HoldOut:
 
     def __init__(self, program: Program, batches: Iterable[Inputs], count: int) -> None:
         self._program, self._batches, self._count = program, batches, count
-        self.rows: list[Inputs] = []
+        self.rows = LocatedBatches()
+        self._origin: Origin | None = None
         self.first: Inputs | None = None
         self.kept = 0
 
     def __iter__(self) -> Iterator[Inputs]:
-        self.rows, self.first, self.kept = [], None, 0
+        self.rows, self.first, self.kept = LocatedBatches(), None, 0
         seen = 0
-        for inputs in self._batches:
+        for number, inputs in enumerate(self._batches):
+            origin = self._batches.origin(number) if isinstance(self._batches, KnowsOrigins) else None
+            self._origin = origin
             if self.first is None:
                 self.first = inputs
             size = self._size(inputs) if self.kept < self._count else 0
@@ -43,10 +58,17 @@ class HoldOut:
             if not len(back):
                 yield inputs
                 continue
+            whole = origin or Origin(f"batch {number}", rows)
             self.rows.append(self._take(inputs, back))
+            self.rows.origins.append(whole.part(back))
             rest = rows[~torch.isin(rows, back)]
+            self._origin = whole.part(rest)
             if len(rest):
                 yield self._take(inputs, rest)
+
+    def origin(self, number: int) -> Origin | None:  # noqa: ARG002 - the batch yielded last, whatever its number
+        """Where the rows of the batch that was yielded last come from."""
+        return self._origin
 
     def some_rows(self) -> list[Inputs]:
         """The rows that are kept back, read no further than there are enough; the first batch where there are none.

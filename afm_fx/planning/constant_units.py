@@ -6,7 +6,7 @@ makes them and in the one that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,15 +25,14 @@ TOLERATED = 1e-6
 
 
 def constant_units(
-    program: Program, statistics: Statistics, batches: Iterable[Inputs], *, max_rows: int | None = None
+    program: Program, statistics: Statistics, held_out: Sequence[Inputs], *, max_rows: int | None = None
 ) -> dict[str, Units]:
     """The units to leave out, by name of the Linear that makes them; layers that lose none are not named.
 
     Args:
-        batches: held-out rows, on which the effect on the logits is measured.
+        held_out: rows on which the effect on the logits is measured.
         max_rows: measure on so many of them at most.
     """
-    held_out = list(batches)
     original = Simulation(program, held_out, (), max_rows=max_rows).original.to(torch.float64)
     tolerated = TOLERATED * float(original.var(dim=0, correction=0).sum())
     for share in VARIANCE_SHARES:

@@ -136,7 +136,9 @@ def make_plan(
         kind = BasisKind.AFM
     if kind is BasisKind.MEASURED and held_out is None:
         raise PolicyError('basis="measured" needs rows to measure on: give held_out batches')
-    rows = list(held_out) if held_out is not None and kind is BasisKind.MEASURED else []
+    rows: list[Inputs] = []
+    if held_out is not None and kind is BasisKind.MEASURED:
+        rows = held_out if isinstance(held_out, list) else list(held_out)  # a list may know where its rows come from
     task = PlanningTask(program, statistics, kind, rows, joins_tables=policy.joins_tables)
     plan = task.plan(policy)
     for message in plan.warnings:

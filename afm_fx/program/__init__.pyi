@@ -1,5 +1,12 @@
 from . import torchrec as torchrec
-from .batch import Batch as Batch, inputs_of as inputs_of, rows_of as rows_of, some_rows_of as some_rows_of
+from .batch import (
+    Batch as Batch,
+    KnowsOrigins as KnowsOrigins,
+    Origin as Origin,
+    inputs_of as inputs_of,
+    rows_of as rows_of,
+    some_rows_of as some_rows_of,
+)
 from .capture import capture as capture
 from .change import Change as Change
 from .diagnosis import explain_non_finite as explain_non_finite, explained_failure as explained_failure

@@ -40,17 +40,19 @@ def _id_outside(batch: Batch, node: Node, values: Mapping[Node, Any]) -> BatchEr
         return None
     position = outside.nonzero()[0].tolist()
     row = position[0] // _ids_per_row(source) if position and node.target in BAGS else next(iter(position), 0)
-    what = f"{batch.name}, row {row}: id {int(ids[tuple(position)])} of {_field(node, source)}"
+    what = f"{batch.place(row)}: id {int(ids[tuple(position)])} of {_field(batch, node, source)}"
     return id_outside(what, _table_name(table), lowest, rows - 1)
 
 
 def _not_finite(batch: Batch, node: Node, value: Tensor) -> CalibrationError:
     """The error for a value that is not finite."""
     position = (~value.isfinite()).nonzero()[0].tolist()
-    what = f"input '{node.name}'" if node.op == "placeholder" else f"node '{node.name}' ({node.target})"
-    place = source_line(node)
+    what = batch.column(node.name, None) if node.op == "placeholder" else f"node '{node.name}' ({node.target})"
+    place, where = source_line(node), batch.name
+    if batch.origin is not None and position and value.shape[0] == batch.rows:  # axis 0 counts rows
+        where = batch.place(position[0])
     return CalibrationError(
-        f"{batch.name}: {what} has the value {float(value[tuple(position)])} at position {position}"
+        f"{where}: {what} has the value {float(value[tuple(position)])} at position {position}"
         f"{', at ' + place if place else ''}; calibration needs finite features"
     )
 
@@ -69,16 +71,16 @@ def _ids_per_row(flat: Node) -> int:
     return max(math.prod(inner), 1)
 
 
-def _field(node: Node, ids: Node) -> str:
+def _field(batch: Batch, node: Node, ids: Node) -> str:
     """The input that an id came from: its name, with the column where it was sliced from a matrix."""
-    column = ""
+    column: int | None = None
     current: Any = ids
     while isinstance(current, Node) and current.op != "placeholder":
         cuts = current.target in (aten.slice.Tensor, aten.select.int) and len(current.args) > 2
-        if cuts and current.args[1] != 0 and not column:
-            column = f", column {current.args[2]}"
+        if cuts and current.args[1] != 0 and column is None and isinstance(current.args[2], int):
+            column = current.args[2]
         current = current.all_input_nodes[0] if current.all_input_nodes else None
-    return f"input '{current.name}'{column}" if isinstance(current, Node) else f"node '{node.name}'"
+    return batch.column(current.name, column) if isinstance(current, Node) else f"node '{node.name}'"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from afm_fx.errors import ExportError, FileFormatError, MissingPackageError, sho
 from afm_fx.program import Program, random_inputs
 from afm_fx.runtime.artifact import read_artifact
 from afm_fx.runtime.onnx_runtime import open_session
+from passes.graph import is_random
+from passes.laws import source_line
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 """Largest accepted difference between ONNX Runtime and torch, relative to max(1, |output|), per output dtype."""
@@ -97,8 +99,25 @@ def compare_with_torch(
         names = outputs or range(len(expected))
         for name, output, wanted in zip(names, actual, expected, strict=True):
             where = f"'{name}' at batch {count}"
-            largest = max(largest, _output_difference(output.cpu(), wanted.cpu(), where, tolerance))
+            try:
+                largest = max(largest, _output_difference(output.cpu(), wanted.cpu(), where, tolerance))
+            except ExportError as error:
+                if (drawn := _random_draw(program)) is None:
+                    raise
+                raise ExportError(
+                    f"the model draws random numbers while it serves ({drawn}), so no two runs of it agree: {error}. "
+                    "Make that part deterministic in eval mode, or export with check=False"
+                ) from error
     return largest
+
+
+def _random_draw(program: Program) -> str | None:
+    """The operator that draws random numbers, with the user's line; None where there is none."""
+    node = next(filter(is_random, program.graph_module.graph.nodes), None)
+    if node is None:
+        return None
+    place = source_line(node)
+    return f"{node.target}, at {place}" if place else str(node.target)
 
 
 def _session(path: Path) -> Any:

@@ -99,3 +99,21 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_program_with_a_fixed_batch_is_checked_at_that_batch() -> None:
     assert parity_rows(capture(Scale(1.0).float(), torch.zeros(5, 3), dynamic_batch=False)) == (5,)
+
+
+def test_a_model_that_draws_random_numbers_is_told_so(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x + torch.randn_like(x))
+
+    program = capture(Noisy().eval(), torch.randn(3, 4))
+    said = (
+        r"draws random numbers while it serves \(aten\.randn_like\.default, at .*test_onnx_parity\.py:\d+.*randn_like"
+    )
+    with pytest.raises(ExportError, match=said):
+        export_onnx(program, tmp_path / "noisy.onnx")
+    assert list(tmp_path.iterdir()) == []
