@@ -5,6 +5,7 @@ Replaces
     ``view(x, s)``, ``_unsafe_view(x, s)``          with ``reshape(x, s)``, which asks nothing of the memory layout,
     ``slice(x, d, 0, size)``, ``clone(x)``,
     ``dropout`` in eval, ``cat([x])``, ``x.to(same)``  with ``x``,
+    ``squeeze`` of axes longer than 1               with ``squeeze`` of the others, or nothing,
     ``index_select(T, 0, ids)`` and its like        with ``embedding(T, ids)`` (:mod:`passes.canonical.row_lookups`),
     ``masked_select`` by a constant mask            with an index (:mod:`passes.canonical.fixed_selections`),
     a second ``f(a, b)``                            with the first (every operator here is functional),
@@ -28,13 +29,17 @@ from passes.canonical.row_lookups import unify_row_lookups
 from passes.graph import (
     GraphInvariantError,
     GraphPass,
+    args_of,
     aten,
+    call,
     equal_sizes,
     get_attribute,
     is_random,
     replace_node,
+    rewrite_each,
     same_form,
     set_value,
+    shape_of,
     value_of,
 )
 
@@ -53,6 +58,8 @@ _UNINITIALIZED = frozenset(
 )  # fmt: skip
 
 _READS_STRIDES = frozenset({aten.as_strided.default, aten.view.dtype, aten.view_as_real.default})
+
+RULE = "squeeze"
 
 _RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default})
 
@@ -83,6 +90,7 @@ class Canonicalize(GraphPass):
         _erase_assertions(graph_module)
         _free_from_layout(graph_module)
         fix_selections(graph_module)
+        rewrite_each(graph_module, _without_idle_axes)
         _erase_no_ops(graph_module)
         unify_row_lookups(graph_module)
         _merge_equal_nodes(graph_module)
@@ -101,6 +109,20 @@ def _free_from_layout(module: GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _RESHAPES:
             node.target = aten.reshape.default
+
+
+def _without_idle_axes(_: GraphModule, node: Node) -> Node | None:
+    """``squeeze`` without named axes that are longer than 1: torch lets them pass, other runtimes refuse them."""
+    if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
+        return None
+    source, named = args_of(node)
+    shape, axes = shape_of(source) or (), [named] if isinstance(named, int) else named
+    kept = [axis for axis in axes if not shape or not isinstance(shape[axis], int) or shape[axis] == 1]
+    if kept == list(axes):
+        return None
+    if not kept:
+        return call(node.graph, aten.clone.default, source, rule=RULE, like=node)
+    return call(node.graph, aten.squeeze.dims, source, kept, rule=RULE, like=node)
 
 
 def _erase_no_ops(module: GraphModule) -> None:

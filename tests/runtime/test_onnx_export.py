@@ -79,6 +79,22 @@ def test_the_file_computes_what_the_program_computes_at_any_batch_size(program: 
         torch.testing.assert_close(torch.from_numpy(output), program.run(x), rtol=1e-5, atol=1e-5)
 
 
+class Squeezes(nn.Module):
+    """Squeezes axes that are longer than 1, as models do that take one id and sequences alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(20, 16), nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.linear(self.table(ids[:, 0]).squeeze(1)).squeeze((1, -1))
+
+
+def test_a_squeeze_of_an_axis_that_is_not_one_is_exported(tmp_path: Path) -> None:
+    program = capture(Squeezes().eval(), (torch.randint(0, 20, (4, 2)),))
+    assert export_onnx(program, tmp_path / "model.onnx").max_abs_difference < 1e-5
+
+
 def test_the_report_tells_what_is_in_the_file(program: Program, tmp_path: Path) -> None:
     report = export_onnx(program, tmp_path / "model.onnx")
     proto = onnx.load(tmp_path / "model.onnx")

@@ -91,6 +91,12 @@ X = torch.randn(3, 4)
             ["aten.permute.default", "aten.relu.default", "aten.permute.default"],
             id="copy for layout",
         ),
+        pytest.param(lambda w, x: x.squeeze(1).relu(), ["aten.relu.default"], id="squeeze of an axis that is not 1"),
+        pytest.param(
+            lambda w, x: x.unsqueeze(1).squeeze((1, -1)).relu(),
+            ["aten.unsqueeze.default", "aten.squeeze.dims", "aten.relu.default"],
+            id="squeeze of two axes of which one is 1",
+        ),
     ],
 )  # fmt: skip
 def test_no_ops_are_gone(function, left):
@@ -116,6 +122,8 @@ def _spelling(name: str) -> str:
         pytest.param(lambda w, x: x[:, :1].expand(-1, 4).relu(), "aten.expand.default", id="expand"),
         pytest.param(lambda w, x: x.unsqueeze(1).expand(-1, 3, -1).relu(), "aten.expand.default", id="a new axis"),
         pytest.param(lambda w, x: x.clone(), "aten.clone.default", id="a copy that is returned"),
+        pytest.param(lambda w, x: x.squeeze(1), "aten.clone.default", id="a squeeze of nothing that is returned"),
+        pytest.param(lambda w, x: x.squeeze(0).relu(), "aten.squeeze.dim", id="squeeze of the batch"),
     ],
 )  # fmt: skip
 def test_what_does_something_stays(function, kept):
