@@ -1,7 +1,7 @@
 """The passes in a deployment compiler's pass manager, between its own passes.
 
-``python -m examples.pass_manager`` plans with ``afm_fx`` on generated clicks, then exports the model with plain
-``torch.export`` and runs: a house pass, the three passes that apply the plan, another house pass.
+``python -m examples.pass_manager`` compresses a model with ``afm_fx`` on generated clicks, then exports it with plain
+``torch.export`` and runs: a house pass, the passes that apply the plan of ``compress``, another house pass.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def in_order(manager_passes: Sequence[Pass]) -> list[Callable[[Pass, Pass], bool
 
 
 def main() -> None:
-    """Plans, exports, runs the pass manager, compares."""
+    """Compresses, exports, runs the pass manager, compares."""
     torch.manual_seed(0)
     model, example = click_model()
     data = CLICKS.draw(20_000)
     rows = {"ids": torch.from_numpy(data.ids), "dense": torch.from_numpy(data.dense)}
-    program = afm_fx.capture(model, example)
-    plan = afm_fx.make_plan(program, afm_fx.calibrate(program, [rows]), afm_fx.Fixed(embedding=4, linear=32))
+    plan = afm_fx.compress(model, [rows], afm_fx.Budget(parameters=0.3), example).plan
 
     batch = torch.export.Dim("batch", min=2)
     shapes = {name: {0: batch} for name in example}

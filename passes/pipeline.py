@@ -9,19 +9,25 @@ from passes.canonical import Canonicalize, UnifyLinears
 from passes.codes import Factor
 from passes.graph import GraphPass, PassArgumentError
 from passes.sink_codes import SinkCodes
+from passes.sites import DropUnits, Units
 
 
 @runtime_checkable
 class HasFactors(Protocol):
-    """Anything with a factor per site name, such as ``afm_fx.Plan``."""
+    """Anything with factors and hidden units that stay, such as ``afm_fx.Plan``."""
 
     @property
     def factors(self) -> Mapping[str, Factor]:
-        """Factor by site name."""
+        """Factor by site name; a joint table is a site (:mod:`passes.sites.join_tables`)."""
+        ...
+
+    @property
+    def units(self) -> Mapping[str, Units]:
+        """Which hidden units stay, by name of the Linear that makes them; layers that keep all are not named."""
         ...
 
 
-def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
+def pipeline(plan: Mapping[str, Factor] | HasFactors, *, strict: bool = False) -> list[GraphPass]:
     """The passes that apply a plan to a functional ATen graph, for torch's ``PassManager`` or one after the other.
 
     A model with convolutions of one position has Linears in their place afterwards; run
@@ -33,7 +39,8 @@ def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
     steps.
 
     Args:
-        plan: factor per site name, or something that has ``.factors``.
+        plan: factor per site name, or something that has ``.factors`` and ``.units``.
+        strict: raise where the law of an operator fails, instead of restoring features there.
 
     Raises:
         PassArgumentError: the plan is neither.
@@ -41,6 +48,7 @@ def pipeline(plan: Mapping[str, Factor] | HasFactors) -> list[GraphPass]:
     factors = plan if isinstance(plan, Mapping) else plan.factors if isinstance(plan, HasFactors) else None
     if not isinstance(factors, Mapping) or not all(isinstance(factor, Factor) for factor in factors.values()):
         raise PassArgumentError(
-            f"a plan is a mapping of site names to passes.Factor or has .factors, got {type(plan).__name__}"
+            f"a plan is a mapping of site names to passes.Factor or has .factors and .units, got {type(plan).__name__}"
         )
-    return [Canonicalize(), UnifyLinears(), SinkCodes(factors), Canonicalize()]
+    units = plan.units if isinstance(plan, HasFactors) else {}
+    return [Canonicalize(), UnifyLinears(), DropUnits(units), SinkCodes(factors, strict=strict), Canonicalize()]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.canonical import CHANNELS, makes_channels
@@ -58,13 +59,16 @@ from passes.laws import (
     operator_name,
     source_line,
 )
-from passes.sites import Lookup, Site, SiteKind, bag_arguments, find_sites, lookup_of
+from passes.sites import Lookup, Site, SiteKind, bag_arguments, find_sites, join_tables, lookup_of
 
 LOOKUP = "look up"
 
 
 class SinkCodes(GraphPass):
     """Replaces each factored site with its codes and absorbs or decodes them at their uses.
+
+    A factor named like a joint table (:mod:`passes.sites.join_tables`) encodes the tables that this one would be made
+    of, side by side; the joint table itself is never made.
 
     A site that the graph already has in codes of the same width is left as it is, so that a second run changes nothing.
 
@@ -88,7 +92,8 @@ class SinkCodes(GraphPass):
         self._replaced: tuple[str, ...] = ()
 
     def rewrite(self, graph_module: GraphModule) -> None:
-        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry), strict=self.strict)
+        joint = join_tables(graph_module, self.factors.keys(), blank=True)
+        walk = _Walk(graph_module, self.factors, CodeBuilder(graph_module, dry=self.dry), joint, strict=self.strict)
         walk.run()
         self.verdicts = tuple(walk.verdicts)
         self.made, self.spared = tuple(walk.builder.made), walk.builder.spared
@@ -181,10 +186,17 @@ class _Walk:
     """One walk over one graph."""
 
     def __init__(
-        self, module: GraphModule, factors: Mapping[str, Factor], builder: CodeBuilder, *, strict: bool
+        self,
+        module: GraphModule,
+        factors: Mapping[str, Factor],
+        builder: CodeBuilder,
+        joint: Mapping[str, tuple[Tensor, ...]],
+        *,
+        strict: bool,
     ) -> None:
         self.module = module
         self.factors = factors
+        self.joint = joint
         self.builder, self.strict = builder, strict
         builder.features = self._features_of
         self.sites = _sites_to_replace(module, factors)
@@ -286,7 +298,10 @@ class _Walk:
             if table is None:
                 raise TableIndexError(f"the table of '{node.name}' is not a parameter")
             self.builder.shared[name] = self.builder.new_parameter(
-                name, factor.encode_table(table), table, columns=[(site.name, site.width)]
+                name,
+                factor.encode_table(*self.joint.get(site.name, (table,))),
+                table,
+                columns=[(site.name, site.width)],
             )
         code = _looked_up(self.builder, lookup, self.builder.shared[name])
         return LowRankValue(code, lead, (site.width,), (block,))

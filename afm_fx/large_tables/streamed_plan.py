@@ -50,8 +50,9 @@ class TableSource:
     def encode(self, parts: list[Tensor]) -> Tensor:
         """Rows of the table that is made, from the same rows of the tables that are read."""
         converted = [part.to(self.dtype) for part in parts]
-        features = converted[0] if len(converted) == 1 else torch.cat(converted, dim=1)
-        return features if self.factor is None else self.factor.encode_table(features)
+        if self.factor is not None:
+            return self.factor.encode_table(*converted)
+        return converted[0] if len(converted) == 1 else torch.cat(converted, dim=1)
 
 
 @dataclass(frozen=True)

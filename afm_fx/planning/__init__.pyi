@@ -1,4 +1,4 @@
-from .apply_plan import apply_plan as apply_plan, planned_graph as planned_graph
+from .apply_plan import apply_plan as apply_plan
 from .basis_kind import BasisKind as BasisKind
 from .budget import Budget as Budget
 from .constant_units import restricted as restricted

@@ -1,4 +1,4 @@
-"""Applies a plan: hidden units leave, tables with one code are joined, and every site gets its factor."""
+"""Applies a plan to a program: the passes of :func:`passes.pipeline`, and checks that the plan belongs to it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from dataclasses import replace
 
 from torch.fx import GraphModule
 
-from afm_fx.calibration import joined
 from afm_fx.errors import PlanError
-from afm_fx.planning.constant_units import without_units
 from afm_fx.planning.plan import Plan, SitePlan
 from afm_fx.program import Program, require_program
-from passes.canonical import Canonicalize
-from passes.codes import Factor, JointFactor
-from passes.graph import PassError
+from passes import pipeline
+from passes.graph import PassError, clone_graph_module
 from passes.sink_codes import SinkCodes
-from passes.sites import Site, SiteKind, find_sites, joinable_tables
+from passes.sites import JointTable, Site, SiteKind, find_sites, joinable_tables
 
 
 def apply_plan(program: Program, plan: Plan, *, strict: bool = False) -> Program:
@@ -31,20 +28,34 @@ def apply_plan(program: Program, plan: Plan, *, strict: bool = False) -> Program
         PlanError: the plan belongs to another model or to a checkpoint of other shapes, or a law failed.
     """
     require_program(program, "afm_fx.apply_plan")
+    module = clone_graph_module(program.graph_module)
     try:
-        clone, factors = planned_graph(program, plan)
-        sites = {site.name: site for site in find_sites(clone)}
-        for planned in plan.sites:
-            if planned.rank is not None or not planned.tables:
-                check_site(planned, sites.get(planned.name))
-        SinkCodes(factors, strict=strict)(clone)
+        for each in pipeline(plan, strict=strict):
+            if isinstance(each, SinkCodes):
+                _check_sites(plan, module)
+            each(module)
     except PassError as error:
         raise PlanError(f"the plan does not fit this program: {error}") from error
-    Canonicalize()(clone)
-    return replace(program.with_graph(clone), recipe=program.recipe.with_plan(plan.digest))
+    return replace(program.with_graph(module), recipe=program.recipe.with_plan(plan.digest))
 
 
-def check_site(planned: SitePlan, site: Site | None) -> None:
+def _check_sites(plan: Plan, module: GraphModule) -> None:
+    """Refuses a plan for another graph than this one, whose hidden units have left already.
+
+    Raises:
+        PlanError: a site is not there, or has another shape.
+    """
+    sites: dict[str, Site | JointTable] = {site.name: site for site in find_sites(module)}
+    joint = {table.name: table for table in joinable_tables(module)}
+    for planned in plan.sites:
+        if not planned.tables:
+            check_site(planned, sites.get(planned.name))
+        elif planned.rank is not None:  # tables that are left alone are not joined either
+            found = joint.get(planned.name)
+            check_site(planned, found if found is not None and found.tables == planned.tables else None)
+
+
+def check_site(planned: SitePlan, site: Site | JointTable | None) -> None:
     """Refuses a plan for another site than a program's; tables may have rows added at their end.
 
     Raises:
@@ -60,24 +71,3 @@ def check_site(planned: SitePlan, site: Site | None) -> None:
         raise PlanError(
             f"the plan is for another checkpoint: '{site.name}' is {list(shape)}, in the plan {list(planned.shape)}"
         )
-
-
-def planned_graph(program: Program, plan: Plan) -> tuple[GraphModule, dict[str, Factor]]:
-    """The graph whose sites a plan names, and the plan's factors; parameters are shared, the program is left as it is.
-
-    Joint tables have no data of their own there: their factors encode the tables that they are made of.
-
-    Raises:
-        PassError: the plan belongs to another program.
-    """
-    module = without_units(program, plan.units).graph_module
-    factors = dict(plan.factors)
-    found = {joint.name: joint for joint in joinable_tables(module)}
-    for planned in plan.sites:
-        joint = found.get(planned.name)
-        if not planned.tables or planned.rank is None or joint is None or joint.tables != planned.tables:
-            continue
-        factor = factors[planned.name]
-        tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
-        factors[planned.name] = JointFactor(factor.encoder, factor.decoder, factor.shift, factor.offset, tables)
-    return joined(module, [name for name, factor in factors.items() if isinstance(factor, JointFactor)]), factors

@@ -16,14 +16,15 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from afm_fx.io import from_json, refuse_existing_file, render_sections, to_json, write_text
-from afm_fx.planning import Plan, planned_graph
+from afm_fx.planning import Plan
 from afm_fx.program import Inputs, Program, capture, require_program
 from afm_fx.report.chains import Chain, chains_of, groups_of, listed
 from afm_fx.report.flow import FlowNode, flow_of
 from afm_fx.report.page_templates import render_page
+from passes.graph import clone_graph_module
 from passes.laws import Fate
 from passes.sink_codes import Analysis, analyze
-from passes.sites import Site
+from passes.sites import DropUnits, JoinTables, Site, joinable_tables
 
 VERSION = 2
 
@@ -130,13 +131,22 @@ def explain_plan(program: Program, plan: Plan) -> Explanation:
         PassError: the plan belongs to another program.
     """
     require_program(program, "afm_fx.explain_plan")
-    module, factors = planned_graph(program, plan)
-    uncentred = {name for name, factor in factors.items() if factor.offset is None}
-    ranks = {name: factor.rank for name, factor in factors.items()}
+    module = _planned_graph(program, plan)
+    uncentred = {name for name, factor in plan.factors.items() if factor.offset is None}
+    ranks = {name: factor.rank for name, factor in plan.factors.items()}
     analysis = analyze(module, uncentred=uncentred, ranks=ranks)
     alone = {name: site.reason for site in plan.sites if site.rank is None for name in (site.tables or (site.name,))}
     sites = tuple(replace(site, refusal=site.refusal or alone.get(site.name)) for site in analysis.sites)
     return _explanation(program, module, replace(analysis, sites=sites))
+
+
+def _planned_graph(program: Program, plan: Plan) -> GraphModule:
+    """The graph whose sites a plan names, joint tables without data."""
+    module = clone_graph_module(program.graph_module)
+    DropUnits(plan.units)(module)
+    joint = [table.name for table in joinable_tables(module) if table.name in plan.factors]
+    JoinTables(joint, blank=True)(module)
+    return module
 
 
 def _explanation(program: Program, module: GraphModule, analysis: Analysis) -> Explanation:

@@ -1,7 +1,7 @@
 from .activate_codes import ActivateCodes as ActivateCodes
 from .code_builder import CodeBuilder as CodeBuilder, NewParameter as NewParameter, width_of as width_of
 from .decoder import NO_FEATURES as NO_FEATURES, Decoder as Decoder, Part as Part
-from .factor import Factor as Factor, JointFactor as JointFactor, blank_factor as blank_factor, factor_of as factor_of
+from .factor import Factor as Factor, blank_factor as blank_factor, factor_of as factor_of
 from .low_rank_value import (
     Block as Block,
     LowRankValue as LowRankValue,

@@ -59,9 +59,13 @@ class Factor:
         codes = features @ self.encoder.mT
         return codes if self.shift is None else codes + self.shift
 
-    def encode_table(self, table: Tensor) -> Tensor:
-        """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device."""
-        return encode_table(self.encoder, self.shift, [table])
+    def encode_table(self, *parts: Tensor) -> Tensor:
+        """The codes [V, r] of a table [V, n], in row blocks, in the table's dtype and on its device.
+
+        Args:
+            parts: the table, or several [V, n_i] whose columns side by side are the features; they are not joined.
+        """
+        return encode_table(self.encoder, self.shift, parts)
 
     def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The Linear (``B W``, ``B b + A^T o``) that produces the codes of a Linear's output, in float64."""
@@ -87,27 +91,12 @@ def factor_of(encoder: Tensor, decoder: Tensor, centre: Tensor | None) -> Factor
     return Factor(encoder, decoder, shift, offset - decoder @ shift)
 
 
-@dataclass(frozen=True)
-class JointFactor(Factor):
-    """A factor of a joint table (:mod:`passes.sites.join_tables`) that encodes its tables without joining them.
-
-    Attributes:
-        tables: [V, n_i] each, whose features side by side are the site's.
-    """
-
-    tables: tuple[Tensor, ...] = ()
-
-    def encode_table(self, table: Tensor) -> Tensor:  # noqa: ARG002 - the signature of the base class
-        """The codes [V, r] of the joint table, whose own data are not looked at."""
-        return encode_table(self.encoder, self.shift, self.tables)
-
-
 class BlankFactor(Factor):
     """A factor without meaningful values, for runs that only look at the structure: its codes have no data."""
 
-    def encode_table(self, table: Tensor) -> Tensor:
+    def encode_table(self, *parts: Tensor) -> Tensor:
         """The codes' shape [V, r]."""
-        return torch.empty((table.shape[0], self.rank), dtype=table.dtype, device="meta")
+        return torch.empty((parts[0].shape[0], self.rank), dtype=parts[0].dtype, device="meta")
 
     def encode_weight(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The shapes of the Linear that produces the codes, [r, inputs] and [r]."""

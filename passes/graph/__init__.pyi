@@ -28,6 +28,7 @@ from .graph_checks import same_sizes as same_sizes, same_value as same_value
 from .graph_pass import GraphPass as GraphPass
 from .nodes import (
     FACTORED_SITE as FACTORED_SITE,
+    NARROWED_LAYER as NARROWED_LAYER,
     PROVENANCE as PROVENANCE,
     SOURCE_AND_WEIGHT as SOURCE_AND_WEIGHT,
     WeightedCall as WeightedCall,

@@ -25,6 +25,12 @@ FACTORED_SITE = "afm_fx_site"
 """Key in ``node.meta`` under which the node that gives a site's code says (site name, code width)."""
 
 
+NARROWED_LAYER = "afm_fx_narrowed"
+
+
+"""Key in ``node.meta`` under which the activation of a hidden layer that has lost units says (layer, units left)."""
+
+
 aten = torch.ops.aten
 
 

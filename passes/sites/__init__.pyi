@@ -1,7 +1,12 @@
 from .drop_units import DropUnits as DropUnits, Units as Units, hidden_layers as hidden_layers
 from .id_bounds import IdBound as IdBound, OutOfRange as OutOfRange, guarded as guarded, input_bounds as input_bounds
 from .id_precision import coarse_ids as coarse_ids
-from .join_tables import JoinTables as JoinTables, JointTable as JointTable, joinable_tables as joinable_tables
+from .join_tables import (
+    JoinTables as JoinTables,
+    JointTable as JointTable,
+    join_tables as join_tables,
+    joinable_tables as joinable_tables,
+)
 from .lookups import (
     BAGS as BAGS,
     Lookup as Lookup,

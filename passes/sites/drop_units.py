@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from passes.graph import (
+    NARROWED_LAYER,
     GraphPass,
     TableIndexError,
     args_of,
@@ -83,6 +84,8 @@ class Units:
 class DropUnits(GraphPass):
     """Replaces hidden layers with narrower ones, whose weights keep their names.
 
+    A layer that has as few units already is left as it is, factored or not, so that a second run changes nothing.
+
     Args:
         units: by name of the hidden layer's first Linear.
     """
@@ -95,7 +98,9 @@ class DropUnits(GraphPass):
         hidden = {each.name: each for each in hidden_layers(graph_module)}
         made: dict[Node, Units] = {}  # by the Linear that makes units, and by those that read them
         read: dict[Node, Units] = {}
-        for name, units in self.units.items():
+        narrowed = dict(node.meta[NARROWED_LAYER] for node in graph_module.graph.nodes if NARROWED_LAYER in node.meta)
+        left = {name: units for name, units in self.units.items() if narrowed.get(name) != len(units.kept)}
+        for name, units in left.items():
             layer = hidden.get(name)
             if layer is None:
                 raise TableIndexError(f"the graph has no hidden layer '{name}' whose units only Linears read")
@@ -105,7 +110,7 @@ class DropUnits(GraphPass):
                 )
             made[layer.linear] = units
             read.update(dict.fromkeys(layer.consumers, units))
-        moved = {node for name in self.units for node in hidden[name].activations}
+        moved = {node: (name, len(units.kept)) for name, units in left.items() for node in hidden[name].activations}
         for node in list(graph_module.graph.nodes):
             is_linear = node in made or node in read
             if is_linear or node in moved:
@@ -113,6 +118,8 @@ class DropUnits(GraphPass):
                     narrow = (
                         _cut_linear(graph_module, node, made.get(node), read.get(node)) if is_linear else _again(node)
                     )
+                if node in moved:
+                    narrow.meta[NARROWED_LAYER] = moved[node]
                 node.replace_all_uses_with(narrow)
                 graph_module.graph.erase_node(node)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from passes.graph import GraphPass, TableIndexError, aten, call, constant_of, derived_name, parameter, shape_of
-from passes.sites.sites import site_name
+from passes.sites.sites import SiteKind, site_name
 
 RULE = "join tables"
 
@@ -37,8 +37,19 @@ class JointTable:
     name: str
     tables: tuple[str, ...]
     parameters: tuple[str, ...]
+    rows: int
     widths: tuple[int, ...]
     lookups: tuple[tuple[str, ...], ...]
+
+    @property
+    def kind(self) -> SiteKind:
+        """Of the site."""
+        return SiteKind.EMBEDDING
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the joint table."""
+        return self.rows, sum(self.widths)
 
 
 class JoinTables(GraphPass):
@@ -56,38 +67,47 @@ class JoinTables(GraphPass):
         self.blank = blank
 
     def rewrite(self, graph_module: GraphModule) -> None:
-        found = {joint.name: joint for joint in joinable_tables(graph_module)}
+        found = join_tables(graph_module, self.names, blank=self.blank)
         unknown = sorted((self.names or frozenset()) - found.keys())
         if unknown:
             raise TableIndexError(f"the graph has no tables that could be joined as '{unknown[0]}'")
-        chosen = [joint for name, joint in found.items() if self.names is None or name in self.names]
-        nodes = {node.name: node for node in graph_module.graph.nodes}
-        for joint in chosen:
-            self._join(graph_module, joint, nodes)
 
-    def _join(self, module: GraphModule, joint: JointTable, nodes: dict[str, Node]) -> None:
-        tables = [module.get_parameter(name) for name in joint.parameters]
-        weight = parameter(module, f"{joint.name}.weight", self._joined(tables), rule=RULE, device=tables[0].device)
-        for names in joint.lookups:
-            lookups = [nodes[name] for name in names]
-            first = next(node for node in module.graph.nodes if node in lookups)
-            with module.graph.inserting_before(first):
-                rows = call(module.graph, first.target, weight, *first.args[1:], rule=RULE, like=first, **first.kwargs)
-                axis, start = len(shape_of(rows) or ()) - 1, 0
-                for lookup, width in zip(lookups, joint.widths, strict=True):
-                    part = call(
-                        module.graph, aten.slice.Tensor, rows, axis, start, start + width, rule=RULE, like=lookup
-                    )
-                    lookup.replace_all_uses_with(part)
-                    start += width
-            for lookup in lookups:
-                module.graph.erase_node(lookup)
 
-    def _joined(self, tables: list[nn.Parameter]) -> Tensor:
-        if not self.blank:
-            return torch.cat([table.detach() for table in tables], dim=1)
-        width = sum(table.shape[1] for table in tables)
-        return tables[0].new_zeros(()).expand(tables[0].shape[0], width)  # one number in memory
+def join_tables(
+    module: GraphModule, names: Collection[str] | None = None, *, blank: bool = False
+) -> dict[str, tuple[Tensor, ...]]:
+    """Makes the joint tables that are named (None: all) and could be made; for arguments see :class:`JoinTables`.
+
+    Returns:
+        By name of each joint table, the tables [V, n_i] that it is made of.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    chosen = [joint for joint in joinable_tables(module) if names is None or joint.name in names]
+    return {joint.name: _join(module, joint, nodes, blank=blank) for joint in chosen}
+
+
+def _join(module: GraphModule, joint: JointTable, nodes: dict[str, Node], *, blank: bool) -> tuple[Tensor, ...]:
+    tables = tuple(module.get_parameter(name).detach() for name in joint.parameters)
+    table = _without_data(tables) if blank else torch.cat(tables, dim=1)
+    weight = parameter(module, f"{joint.name}.weight", table, rule=RULE, device=tables[0].device)
+    for names in joint.lookups:
+        lookups = [nodes[name] for name in names]
+        first = next(node for node in module.graph.nodes if node in lookups)
+        with module.graph.inserting_before(first):
+            rows = call(module.graph, first.target, weight, *first.args[1:], rule=RULE, like=first, **first.kwargs)
+            axis, start = len(shape_of(rows) or ()) - 1, 0
+            for lookup, width in zip(lookups, joint.widths, strict=True):
+                part = call(module.graph, aten.slice.Tensor, rows, axis, start, start + width, rule=RULE, like=lookup)
+                lookup.replace_all_uses_with(part)
+                start += width
+        for lookup in lookups:
+            module.graph.erase_node(lookup)
+    return tables
+
+
+def _without_data(tables: tuple[Tensor, ...]) -> Tensor:
+    width = sum(table.shape[1] for table in tables)
+    return tables[0].new_zeros(()).expand(tables[0].shape[0], width)  # one number in memory
 
 
 def joinable_tables(module: GraphModule) -> tuple[JointTable, ...]:
@@ -107,6 +127,7 @@ def _joint(module: GraphModule, group: list[tuple[Node, list[Node]]]) -> JointTa
         name=site_name(derived_name(parameters[0], "joint")),
         tables=tuple(map(site_name, parameters)),
         parameters=parameters,
+        rows=int(module.get_parameter(parameters[0]).shape[0]),
         widths=tuple(int(module.get_parameter(name).shape[1]) for name in parameters),
         lookups=tuple(tuple(lookup.name for lookup in lookups) for lookups in zip(*ordered, strict=True)),
     )

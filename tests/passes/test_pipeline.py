@@ -82,8 +82,8 @@ def test_a_pass_manager_with_foreign_passes_between_keeps_the_model_at_full_rank
     model, rows = in_double(entry.name)
     module = exported(model, rows(6))
     factors = orthonormal_factors(in_linear_form(module), ("embedding", "linear"))
-    first, unify, sink, last = passes.pipeline(factors)
-    order: list[Pass] = [DropDead(), first, unify, multiply_by_one, sink, DropDead(), last]
+    first, unify, units, sink, last = passes.pipeline(factors)
+    order: list[Pass] = [DropDead(), first, unify, multiply_by_one, units, sink, DropDead(), last]
     constraints = [this_before_that_pass_constraint(*pair) for pair in itertools.pairwise(order)]
     manager = PassManager(order, constraints, steps=3, run_checks_after_each_pass=True)
     manager.add_checks(lambda checked: checked.graph.lint())  # type: ignore[union-attr, operator]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import afm_fx
-from passes.codes.factor import JointFactor, factor_of
+from passes.codes.factor import factor_of
 from passes.graph import aten, clone_graph_module
 from passes.graph.errors import TableIndexError
 from passes.sites.join_tables import JoinTables, joinable_tables
@@ -76,10 +76,8 @@ def test_two_lookups_each_are_joined_pairwise() -> None:
     assert sum(node.target is aten.embedding.default for node in module.graph.nodes) == 2
 
 
-def test_a_joint_factor_encodes_tables_where_they_are() -> None:
+def test_tables_under_one_code_are_encoded_where_they_are() -> None:
     one, other = torch.randn(70_000, 3), torch.randn(70_000, 2)
     basis = torch.linalg.qr(torch.randn(5, 5).double())[0][:, :2].contiguous()
-    plain = factor_of(basis.mT.contiguous(), basis, torch.randn(5).double())
-    joint = JointFactor(plain.encoder, plain.decoder, plain.shift, plain.offset, (one, other))
-    shape_only = one.new_zeros(()).expand(70_000, 5)
-    assert torch.equal(joint.encode_table(shape_only), plain.encode_table(torch.cat([one, other], dim=1)))
+    factor = factor_of(basis.mT.contiguous(), basis, torch.randn(5).double())
+    assert torch.equal(factor.encode_table(one, other), factor.encode_table(torch.cat([one, other], dim=1)))
