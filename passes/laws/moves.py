@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import Node
 
-from passes.codes import CodeBuilder, LowRankValue, move_blocks, width_of
+from passes.codes import CodeBuilder, LowRankValue, move_blocks, split_rows, width_of
 from passes.graph import args_of, argument, aten, constant_of, run_on_positions, value_of
 from passes.laws.outcomes import Absorbed, Carried, Outcome, Restored, Rule, Values
 
@@ -33,6 +33,7 @@ OTHER_DTYPE = "it changes the number format"
 BY_DATA = "which features it picks is not known before the model runs"
 FLAT = "it moves features across all axes at once"
 CUT = "its new shape cuts through the features of a code"
+UNLIKE = "its new shape makes rows of fields whose decoders differ"
 SHAPE_ONLY = "it asks for the shape of the features only, so they are never built"
 
 
@@ -221,13 +222,29 @@ def view(builder: CodeBuilder, node: Node, values: Values) -> Outcome:
             return carried(whole and replace(whole, trailing=tuple(tail)))
     for kept in range(len(shape)):
         if static(shape[kept:]) and math.prod(shape[kept:]) == value.features:
-            sizes = list(node.args[1])[:kept]  # type: ignore[arg-type]
+            return _with_other_lead(builder, node, value, kept)
+    return _as_rows(builder, node, value)
 
-            def reshaped(code: Node, sizes: list[Any] = sizes) -> Node:
-                return builder.emit(aten.reshape.default, code, [*sizes, width_of(code)])
 
-            return Carried(replace(builder.on_lead(value, reshaped), trailing=tuple(shape[kept:])))
-    return Restored(CUT)
+def _as_rows(builder: CodeBuilder, node: Node, value: LowRankValue) -> Outcome:
+    """A view that makes outer feature axes part of the leading ones: ``[batch, rows, n]`` as ``[batch rows, n]``."""
+    shape, reason = tuple(value_of(node).shape), CUT
+    for kept in range(1, len(shape)):
+        width = math.prod(shape[kept:]) if static(shape[kept:]) else 0
+        if not width or value.features % width or split_rows(value.blocks, width) is None:
+            continue
+        rows = builder.push(replace(value, trailing=(value.features // width, width)))
+        if rows is not None:
+            return _with_other_lead(builder, node, rows, kept)
+        reason = UNLIKE
+    return Restored(reason)
+
+
+def _with_other_lead(builder: CodeBuilder, node: Node, value: LowRankValue, kept: int) -> Carried:
+    """The value of a view whose first ``kept`` axes are all that leads."""
+    sizes = list(node.args[1])[:kept]  # type: ignore[arg-type]
+    moved = builder.on_lead(value, lambda code: builder.emit(aten.reshape.default, code, [*sizes, width_of(code)]))
+    return Carried(replace(moved, trailing=tuple(value_of(node).shape)[kept:]))
 
 
 def permute(builder: CodeBuilder, node: Node, values: Values) -> Outcome:

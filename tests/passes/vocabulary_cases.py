@@ -42,6 +42,11 @@ def normalized(features: Tensor, x: Looked, *, affine: bool = True) -> Tensor:
     return nn.functional.batch_norm(features, still * 0.5, still.abs() + 0.1, scale, shift)
 
 
+def beside_one(x: Looked) -> Tensor:
+    """A history with a field of the target in every row, [batch, FIELDS, 2 WIDTH]."""
+    return torch.cat([x.stacked, x.own[0].unsqueeze(1).expand(-1, FIELDS, -1)], -1)
+
+
 ON_CODES: dict[str, tuple[Function, int, str]] = {
     "masked_fill with zero": (
         lambda x: x.linear(x.stacked[:, :3].masked_fill(keep(x)[:, :, None], 0.0).sum(1)),
@@ -232,6 +237,14 @@ ON_CODES: dict[str, tuple[Function, int, str]] = {
 }
 
 ABSORBED: dict[str, tuple[Function, int]] = {
+    "rows of a history beside an expanded field": (
+        lambda x: x.linear(beside_one(x).reshape(-1, 2 * WIDTH)).reshape(-1, FIELDS * 7),
+        2 * WIDTH,
+    ),
+    "rows of two fields each of a history beside an expanded field": (
+        lambda x: x.linear(beside_one(x).reshape(-1, 2, WIDTH).flatten(1)).reshape(-1, FIELDS * 7),
+        2 * WIDTH,
+    ),
     "flip of fields": (lambda x: x.linear(torch.stack(x.own, 1).flip(1).flatten(1)), ALL),
     "flip of positions": (lambda x: x.linear(x.stacked.flip(1, 0).flatten(1)), ALL),
     "roll of fields": (lambda x: x.linear(torch.stack(x.own, 1).roll(1, 1).flatten(1)), ALL),
@@ -305,6 +318,8 @@ RESTORED: dict[str, tuple[Function, int, str]] = {
         "move",
     ),
     "roll of everything": (lambda x: x.own[0].roll(1), 1, "move"),
+    "rows of fields of several tables": (lambda x: torch.stack(x.own, 1).reshape(-1, WIDTH), 1, "move"),
+    "halves of rows": (lambda x: x.stacked.reshape(-1, WIDTH // 2), 1, "move"),
     "windows": (lambda x: x.stacked.unfold(1, 2, 1), 1, "move"),
     "mask along the features": (lambda x: x.own[0].masked_fill(x.dense.repeat(1, 2) > 0, 0.0), 1, "interaction"),
     "attention weights on stacked fields": (

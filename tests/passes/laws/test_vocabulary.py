@@ -48,6 +48,15 @@ def test_restored_just_before(name: str) -> None:
     assert all(len(verdict.reason) > 20 for verdict in sink.verdicts)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("rows of fields of several tables", "rows of fields whose decoders differ"), ("halves of rows", "cuts through")],
+)
+def test_a_reshape_that_is_restored_says_which_way_it_is_in_the_way(name: str, reason: str) -> None:
+    sink, _ = rewritten(build(RESTORED[name][0], 1))
+    assert all(reason in verdict.reason for verdict in sink.verdicts)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
     function, width = CASES[name][:2]
