@@ -8,6 +8,7 @@ ignores the keys that it does not know.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,9 +25,12 @@ from afm_fx.report.page_templates import render_page
 from passes.graph import clone_graph_module
 from passes.laws import Fate
 from passes.sink_codes import Analysis, analyze
-from passes.sites import DropUnits, JoinTables, Site, joinable_tables
+from passes.sites import ONE_WIDE, DropUnits, JoinTables, Site, joinable_tables
 
 VERSION = 2
+
+PART = "one feature wide, factored only under one code with the tables that the same ids look up, where a plan says so"
+"""Why a table of one feature is refused alone."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,17 @@ def explain(model: nn.Module | ExportedProgram | Program, example_inputs: Inputs
         CaptureError: the model cannot be captured.
     """
     program = model if isinstance(model, Program) else capture(model, example_inputs)
-    return _explanation(program, program.graph_module, analyze(program.graph_module))
+    module = program.graph_module
+    analysis = analyze(module)
+    return _explanation(program, module, replace(analysis, sites=tuple(_as_parts(module, analysis.sites))))
+
+
+def _as_parts(module: GraphModule, sites: Iterable[Site]) -> Iterator[Site]:
+    """The sites, where a table of one feature that could be a part of a joint one says so."""
+    parts = {name for joint in joinable_tables(module) for name in joint.tables}
+    for site in sites:
+        is_part = site.refusal == ONE_WIDE and site.name in parts
+        yield replace(site, refusal=PART) if is_part else site
 
 
 def explain_plan(program: Program, plan: Plan) -> Explanation:

@@ -18,4 +18,10 @@ from .lookups import (
     lookup_of as lookup_of,
     pooling_of as pooling_of,
 )
-from .sites import Site as Site, SiteKind as SiteKind, find_sites as find_sites, site_name as site_name
+from .sites import (
+    ONE_WIDE as ONE_WIDE,
+    Site as Site,
+    SiteKind as SiteKind,
+    find_sites as find_sites,
+    site_name as site_name,
+)

@@ -12,6 +12,9 @@ from torch.fx import GraphModule, Node
 from passes.graph import aten, constant_of, readers_inside, runs_subgraphs
 from passes.sites.lookups import Lookup, lookup_of
 
+ONE_WIDE = "one feature wide, there is nothing to factor"
+"""Why a site of one feature is refused; a table of one may still be part of a joint one."""
+
 
 class SiteKind(StrEnum):
     """What a site is."""
@@ -136,7 +139,7 @@ def _refusal(tensor: Tensor, kind: SiteKind, others: list[Node]) -> str | None:
     if not isinstance(tensor, nn.Parameter):
         return f"the {thing} is a buffer, not a parameter"
     if tensor.shape[1 if kind is SiteKind.EMBEDDING else 0] == 1:
-        return "one feature wide, there is nothing to factor"
+        return ONE_WIDE
     return None
 
 

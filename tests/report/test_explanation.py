@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.errors import CaptureError, OutputExistsError
-from afm_fx.report.explanation import Explanation
+from afm_fx.report.explanation import PART, Explanation
 from benchmarks.common.criteo_shape import CriteoShape
 from passes.laws.verdicts import Fate
 from tests.graphs import ROWS, Tower, tower_batch
@@ -119,6 +119,9 @@ def test_a_plan_with_joint_tables_and_left_out_units_is_explained_in_the_graph_i
     plan = afm_fx.compress(WideAndDeep().eval(), [rows_of_ids(300)], afm_fx.Budget(0.5), pack=False).plan
     assert plan.units
     program = afm_fx.capture(WideAndDeep().eval(), rows_of_ids(4))
+    parts = {name for site in plan.sites for name in site.tables if name.startswith("weights.")}
+    assert parts
+    assert parts == {site.name for site in afm_fx.explain(program).sites if site.refusal == PART}
     alone = next(site for site in plan.sites if site.tables and site.rank is not None)
     sites = tuple(replace(site, rank=None, reason="on a whim") if site is alone else site for site in plan.sites)
     factors = {name: factor for name, factor in plan.factors.items() if name != alone.name}
