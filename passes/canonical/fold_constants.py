@@ -3,6 +3,9 @@
 Replaces ``f(weights)``                        with a parameter that holds the result,
          ``zeros + x``, ``x + zeros``          with ``x``,
          ``reshape(x, [batch, ...])``          with ``reshape(x, [-1, ...])``, which needs no size at run time.
+
+Where a weight is read otherwise too (``t(E)`` of a table ``E`` that is looked up), it stays, and a result larger than
+the weights that go would be kept beside it: it is computed from them as before.
 """
 
 from __future__ import annotations
@@ -59,12 +62,39 @@ def _fold(module: GraphModule) -> None:
             if isinstance(result, Tensor):
                 constants[node] = result
                 roots[node] = list(dict.fromkeys(root for each in node.all_input_nodes for root in roots[each]))
-    for node, result in constants.items():
-        if node.op != "call_function" or all(user in constants for user in node.users):
-            continue  # what only other constants read goes with them
+    for node in _worth_keeping(constants, roots):
+        result = constants[node]
         trained = any(constants[root].requires_grad for root in roots[node])
         name = derived_name(str(roots[node][0].target), "folded")
         node.replace_all_uses_with(parameter(module, name, result.detach().clone(), rule=RULE, trainable=trained))
+
+
+def _worth_keeping(constants: dict[Node, Tensor], roots: dict[Node, list[Node]]) -> list[Node]:
+    """The results that take the place of calls: those that something else than a constant reads."""
+    results = [
+        node for node in constants if node.op == "call_function" and not all(user in constants for user in node.users)
+    ]
+    while True:
+        stay = {node for node in constants if node.op == "get_attr"} - _gone(constants, results, roots)
+        larger = [
+            node
+            for node in results
+            if not stay.isdisjoint(roots[node])
+            and constants[node].numel() > sum(constants[root].numel() for root in roots[node] if root not in stay)
+        ]
+        if not larger:
+            return results
+        results = [node for node in results if node not in larger]
+
+
+def _gone(constants: dict[Node, Tensor], results: list[Node], roots: dict[Node, list[Node]]) -> set[Node]:
+    """The parameters and buffers that nothing reads once the results are there."""
+    needed = set[Node]()
+    for node in reversed(constants):
+        others = [user for user in node.users if user not in constants or user in needed]
+        if others and node not in results:
+            needed.add(node)
+    return {node for node in constants if node.op == "get_attr" and node not in needed}
 
 
 def _foldable(node: Node, constants: dict[Node, Tensor]) -> bool:

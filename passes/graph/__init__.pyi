@@ -41,6 +41,7 @@ from .nodes import (
     get_attribute as get_attribute,
     is_call as is_call,
     is_random as is_random,
+    is_read_by as is_read_by,
     known_true as known_true,
     rank_of as rank_of,
     same_form as same_form,

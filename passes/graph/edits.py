@@ -96,7 +96,7 @@ def parameter(
 def emit_linear(  # noqa: PLR0917 - a Linear is its input and its constants
     module: GraphModule,
     source: Node,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Node,
     bias: torch.Tensor | None,
     name: str,
     word: str,
@@ -108,11 +108,14 @@ def emit_linear(  # noqa: PLR0917 - a Linear is its input and its constants
     """Creates a Linear with constants of its own at the graph's insertion point.
 
     Args:
+        weight: a node that holds it where the weight is that of another Linear.
         name: the name of the weight that it is made of.
         word: what tells its weight and bias apart from that one, see :func:`derived_name`.
     """
     constants = [
-        parameter(module, derived_name(name, word, leaf), tensor.contiguous(), rule=rule, trainable=trainable)
+        tensor
+        if isinstance(tensor, Node)
+        else parameter(module, derived_name(name, word, leaf), tensor.contiguous(), rule=rule, trainable=trainable)
         for leaf, tensor in (("weight", weight), ("bias", bias))
         if tensor is not None
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
@@ -129,6 +129,11 @@ def is_call(node: object, *targets: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets and not node.kwargs
 
 
+def is_read_by(constant: Node, readers: Collection[Node]) -> bool:
+    """Whether nothing but these nodes reads a constant; a call whose result nobody reads is no reader."""
+    return all(user in readers or (user.op == "call_function" and not user.users) for user in constant.users)
+
+
 @dataclass(frozen=True, eq=False)
 class WeightedCall:
     """A call of an operator with a constant weight: a Linear or another product, or a lookup in a table.
@@ -145,6 +150,16 @@ class WeightedCall:
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     start: Node | None = None
+
+    @property
+    def weight_node(self) -> Node:
+        """What holds the weight, the way round its operator takes it."""
+        return cast(Node, self.node.args[SOURCE_AND_WEIGHT[self.node.target][1]])
+
+    @property
+    def is_only_reader(self) -> bool:
+        """Whether the weight goes where this call goes; another constant made of one that stays is one more to keep."""
+        return is_read_by(self.weight_node, {self.node})
 
 
 SOURCE_AND_WEIGHT: dict[Any, tuple[int, int]] = {

@@ -66,9 +66,11 @@ def _runs(module: GraphModule, node: Node) -> Iterator[list[WeightedCall]]:
 
 
 def _small(module: GraphModule, node: Node, uses: int) -> WeightedCall | None:
-    """A Linear that nothing but one concat reads."""
+    """A Linear with a weight of its own that nothing but one concat reads."""
     linear = weighted_call(module, node, aten.linear.default)
-    return linear if linear is not None and len(node.users) == 1 and uses == 1 and rank_of(node) == 2 else None
+    if linear is None or not linear.is_only_reader:
+        return None
+    return linear if len(node.users) == 1 and uses == 1 and rank_of(node) == 2 else None
 
 
 def _blocks(run: Sequence[WeightedCall]) -> list[Sequence[WeightedCall]]:

@@ -3,7 +3,9 @@
 In eval mode ``bn(y) = g y + h`` with ``g = weight / sqrt(running_var + eps)`` and ``h = bias - g running_mean``.
 
 Replaces ``bn(W x + b)``  with ``(g W) x + (g b + h)``,
-         ``W bn(x) + b``  with ``(W g) x + (W h + b)``.
+         ``W bn(x) + b``  with ``(W g) x + (W h + b)``,
+
+where nothing else reads ``W``.
 """
 
 from __future__ import annotations
@@ -66,12 +68,12 @@ def _fold(module: GraphModule, node: Node) -> None:
         return
     gain, shift = affine
     before = weighted_call(module, source, aten.linear.default)
-    if before is not None and len(source.users) == 1:
+    if before is not None and len(source.users) == 1 and before.is_only_reader:
         _refold(module, before, before.source, gain[:, None] * before.weight, gain * _bias(before) + shift, result)
         return
     readers = [weighted_call(module, user, aten.linear.default) for user in result.users]
     after = [linear for linear in readers if linear is not None]
-    if not after or len(after) < len(readers):
+    if not after or len(after) < len(readers) or not all(linear.is_only_reader for linear in after):
         return
     for linear in after:
         weight = linear.weight.double()

@@ -69,9 +69,11 @@ def _in_long_chains(module: GraphModule, columns: FeatureColumns) -> list[Node]:
 
 
 def _product(module: GraphModule, node: Node) -> WeightedCall | None:
-    """A product by a constant that starts from nothing or from ``[batch, 1]``."""
+    """A product by a constant of its own that starts from nothing or from ``[batch, 1]``."""
     product = weighted_call(module, node, aten.mm.default, aten.addmm.default)
-    if product is None or product.start is None:
+    if product is None or not product.is_only_reader:
+        return None
+    if product.start is None:
         return product
     return product if shape_of(product.start) == shape_of(node) else None
 

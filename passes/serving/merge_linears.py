@@ -2,6 +2,7 @@
 
 Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
                                       with ``linear(x, W^T)``,
+         ``matmul(x, t(W))``          with ``linear(x, W)``,
          ``W2 (W1 x + b1) + b2``      with ``(W2 W1) x + (W2 b1 + b2)`` where that is fewer products,
          ``(W x + b) + c``            with ``W x + (b + c)``, also where ``c`` is a term of a longer sum,
          ``s (W x + b)``              with ``(s W) x + s b``, also for every term of a sum,
@@ -9,6 +10,9 @@ Replaces ``matmul(x, W)``, ``tensordot(x, W, [-1], [0])``
          ``u + (W x + W2 y)``         with ``(u + W x) + W2 y``,
          ``(W x + b) + (W2 y + b2)``  with ``(W x + (b + b2)) + W2 y``,
          ``u + W x``                  with ``addmm(u, x, W^T)``, one product that starts from ``u``.
+
+A weight that anything else reads (the table of a tied output layer) stays as it is: another constant made of it would
+be kept beside it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from passes.graph import (
     derived_name,
     emit_linear,
     is_call,
+    is_read_by,
     parameter,
     rank_of,
     replace_node,
@@ -48,7 +53,7 @@ class MergeLinears(GraphPass):
     """A batch-norm between two Linears keeps them apart."""
 
     def rewrite(self, graph_module: GraphModule) -> None:
-        for rule in (_as_linear, _scaled, _subtracted, _in_a_row, _product, _shifted, _with_one_bias):
+        for rule in (_of_transposed, _as_linear, _scaled, _subtracted, _in_a_row, _product, _shifted, _with_one_bias):
             rewrite_each(graph_module, rule)
 
 
@@ -67,7 +72,7 @@ def _linear_call(module: GraphModule, node: object) -> WeightedCall | None:
 
 
 def _merged(  # noqa: PLR0917 - a Linear is its input and its constants
-    module: GraphModule, like: Node, source: Node, weight: Tensor, bias: Tensor | None, name: str
+    module: GraphModule, like: Node, source: Node, weight: Tensor | Node, bias: Tensor | None, name: str
 ) -> Node:
     with module.graph.inserting_before(like):
         return emit_linear(module, source, weight, bias, name, "merged", rule=RULE, like=like)
@@ -75,7 +80,7 @@ def _merged(  # noqa: PLR0917 - a Linear is its input and its constants
 
 def _as_linear(module: GraphModule, node: Node) -> Node | None:
     product = weighted_call(module, node, aten.matmul.default, aten.mm.default)
-    if product is not None and (rank_of(product.source) or 0) > 1:
+    if product is not None and (rank_of(product.source) or 0) > 1 and product.is_only_reader:
         return _merged(module, node, product.source, product.weight, None, product.name)
     if not is_call(node, aten.tensordot.default) or len(node.args) != 4:
         return None
@@ -85,7 +90,34 @@ def _as_linear(module: GraphModule, node: Node) -> Node | None:
         return None
     if [axis % rank for axis in axes] != [rank - 1] or list(others) not in ([0], [-2]):
         return None
+    if not is_read_by(weight_node, {node}):
+        return None
     return _merged(module, node, source, weight.mT, None, str(weight_node.target))
+
+
+def _of_transposed(module: GraphModule, node: Node) -> Node | None:
+    """A product with a transposed constant, as a Linear with the constant."""
+    if not is_call(node, aten.matmul.default, aten.mm.default):
+        return None
+    source, weight = node.args[0], _transposed(module, node.args[1])
+    if weight is None or (rank_of(source) or 0) < 2 or constant_of(module, source) is not None:
+        return None
+    return call(module.graph, aten.linear.default, source, weight, rule=RULE, like=node)
+
+
+def _transposed(module: GraphModule, node: object) -> Node | None:
+    """The constant matrix that a node is the transpose of."""
+    if is_call(node, aten.transpose.int):
+        swaps = {axis % 2 for axis in args_of(node)[1:]} == {0, 1}
+    elif is_call(node, aten.permute.default):
+        swaps = [axis % 2 for axis in args_of(node)[1]] == [1, 0]
+    else:
+        swaps = is_call(node, aten.t.default)
+    if not swaps or not isinstance(node, Node):
+        return None
+    source = args_of(node)[0]
+    constant = constant_of(module, source)
+    return source if constant is not None and constant.dim() == 2 else None
 
 
 def _scaled(module: GraphModule, node: Node) -> Node | None:
@@ -125,7 +157,8 @@ def _is_sum_of_linears(module: GraphModule, node: object, like: Node) -> bool:
         return False
     if is_call(node, aten.add.Tensor, aten.sub.Tensor):
         return all(_is_sum_of_linears(module, term, like) for term in node.args)
-    return _linear_call(module, node) is not None
+    linear = _linear_call(module, node)
+    return linear is not None and linear.is_only_reader
 
 
 def _times(module: GraphModule, node: Node, factor: float) -> Node:
@@ -139,13 +172,13 @@ def _times(module: GraphModule, node: Node, factor: float) -> Node:
 
 
 def _product(module: GraphModule, node: Node) -> Node | None:
-    """A Linear of a Linear, where the product has no more entries than both."""
+    """A Linear of a Linear, where the product has no more entries than what goes for it."""
     outer = _linear_call(module, node)
     inner = None if outer is None else _linear_call(module, outer.source)
     if outer is None or inner is None or len(inner.node.users) != 1:
         return None
     inputs, outputs = inner.weight.shape[1], outer.weight.shape[0]
-    if inputs * outputs > inner.weight.numel() + outer.weight.numel():
+    if inputs * outputs > sum(each.weight.numel() for each in (inner, outer) if each.is_only_reader):
         return None
     if products(inputs, outputs) > products(*inner.weight.shape[::-1]) + products(*outer.weight.shape[::-1]):
         return None
@@ -169,7 +202,7 @@ def _shifted(module: GraphModule, node: Node) -> Node | None:
             continue
         bias = constant.to(linear.weight.dtype).expand(linear.weight.shape[0])
         bias = bias if linear.bias is None else linear.bias + bias
-        made = _merged(module, linear.node, linear.source, linear.weight, bias, linear.name)
+        made = _merged(module, linear.node, linear.source, linear.weight_node, bias, linear.name)
         if term is linear.node:
             return made
         replace_node(linear.node, made)
@@ -190,8 +223,8 @@ def _with_one_bias(module: GraphModule, node: Node) -> Node | None:
         if other is None or other.bias is None:
             continue
         bias = other.bias + linear.bias.to(other.bias.dtype)
-        replace_node(other.node, _merged(module, other.node, other.source, other.weight, bias, other.name))
-        replace_node(linear.node, _merged(module, linear.node, linear.source, linear.weight, None, linear.name))
+        replace_node(other.node, _merged(module, other.node, other.source, other.weight_node, bias, other.name))
+        replace_node(linear.node, _merged(module, linear.node, linear.source, linear.weight_node, None, linear.name))
     return None
 
 
@@ -227,6 +260,8 @@ def _accumulated(module: GraphModule, node: Node) -> Node | None:
     for given, term in (node.args[::-1], node.args):
         linear = _linear_call(module, given)
         if linear is None or linear.bias is not None or len(linear.node.users) != 1 or not isinstance(term, Node):
+            continue
+        if not linear.is_only_reader:
             continue
         if constant_of(module, term) is not None or not (same_form(node, term) and same_form(node, linear.node)):
             continue

@@ -4,7 +4,8 @@ Replaces ``embedding(T_1, x_1), ..., embedding(T_k, x_k)``
 with     ``slices of embedding(T, cat(x_1, ..., x_k) + starts)``,
 
 where ``T`` is ``T_1`` ... ``T_k`` below one another and ``starts`` their first rows. Tables that the same ids read
-(the linear term's beside the embedding's) stand side by side in one row. Slices, casts and constant offsets that every
+(the linear term's beside the embedding's) stand side by side in one row. A table that anything else reads stays alone,
+for it would be there twice. Slices, casts and constant offsets that every
 id had to itself are done once for all. Rows are copied bit by bit, so every valid id gives the same features. An id
 outside its table is no longer outside the packed one; :mod:`passes.sites.id_bounds` can keep it from another table's
 rows.
@@ -34,6 +35,7 @@ from passes.graph import (
     clone_graph_module,
     fake_mode,
     finish,
+    is_read_by,
     parameter,
     replace_node,
     reserve_names,
@@ -117,7 +119,7 @@ def _cost(module: GraphModule) -> ServingCost:
 
 def _next_tables(module: GraphModule, refused: Collection[frozenset[str]]) -> frozenset[str] | None:
     """The next tables that may become one; none of those that are packed, or that it did not pay for."""
-    for groups in packed_tables(row_groups(_apart_from_rows(FeatureColumns(module).lookups()))):
+    for groups in packed_tables(row_groups(_of_tables_that_go(_apart_from_rows(FeatureColumns(module).lookups())))):
         names = frozenset(name for group in groups for name in group.tables)
         if names not in refused and not any(name.startswith("packed_") for name in names):
             return names
@@ -132,6 +134,12 @@ def _apart_from_rows(lookups: Sequence[TracedLookup]) -> list[TracedLookup]:
             behind.add(node)
     late = {lookup.name for lookup in lookups if args_of(lookup.node)[1] in behind}
     return [lookup for lookup in lookups if lookup.name not in late]
+
+
+def _of_tables_that_go(lookups: Sequence[TracedLookup]) -> list[TracedLookup]:
+    """The lookups in tables that nothing but these lookups reads."""
+    nodes = {lookup.node for lookup in lookups}
+    return [lookup for lookup in lookups if is_read_by(args_of(lookup.node)[0], nodes)]
 
 
 class _Packing:

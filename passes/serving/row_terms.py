@@ -8,7 +8,7 @@ Replaces ``sum_f l_f(x_f) + c sum_f |e_f(x_f)|^2 + b``  with ``sum_f t_f(x_f)``,
                                                         ``+ b``),
          ``s sum(x)``, ``s W x`` and other terms        with products that start from the terms before (``addmm``).
 
-Only where the linear term is there already, so that no table becomes wider.
+Only where the linear term is there already and nothing else reads it, so that no table becomes wider.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from passes.graph import (
     constant_of,
     derived_name,
     finish,
+    is_read_by,
     parameter,
     rank_of,
     same_form,
@@ -194,10 +195,23 @@ def _take_rows(terms: _Sum) -> dict[Node, RowTerm]:
             any_squares = True
             for lookup in lookups:
                 rows[lookup.source].append((weight, 2, lookup))
-    if not any_squares:
+    if not any_squares or _rows_of(rows) > _rows_that_go(rows):
         return {}
     terms.terms = rest
     return rows
+
+
+def _rows_of(rows: dict[Node, RowTerm]) -> int:
+    """How many numbers are made."""
+    return sum(max(len(lookup.weight) for _, _, lookup in term) for term in rows.values())
+
+
+def _rows_that_go(rows: dict[Node, RowTerm]) -> int:
+    """How many numbers of linear terms nothing reads afterwards."""
+    lookups = [lookup for term in rows.values() for _, power, lookup in term if power == 1]
+    tables = {lookup.weight_node: len(lookup.weight) for lookup in lookups}
+    readers = {lookup.node for lookup in lookups}
+    return sum(count for table, count in tables.items() if is_read_by(table, readers))
 
 
 def squared(node: Node) -> Node | None:
@@ -238,7 +252,7 @@ def _emit_sum(root: Node, terms: _Sum, rows: list[RowTerm]) -> Node:
     others = list[Node]()
     for weight, node in terms.terms:
         linear = weighted_call(module, node, aten.linear.default) if rank_of(node) == 2 else None
-        if linear is not None and len(linear.weight) == 1 and len(node.users) == 1:
+        if linear is not None and len(linear.weight) == 1 and len(node.users) == 1 and linear.is_only_reader:
             constant += 0.0 if linear.bias is None else weight * float(linear.bias.detach())
             matrix = (weight * linear.weight.detach()).mT.contiguous()
             name = derived_name(linear.name, "term")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from passes.graph import (
@@ -27,6 +27,7 @@ from passes.graph import (
     args_of,
     aten,
     call,
+    constant_of,
     derived_name,
     finish,
     parameter,
@@ -109,12 +110,15 @@ def _widen(module: GraphModule, columns: FeatureColumns, family: Family) -> bool
 
 
 def _wide(module: GraphModule, columns: FeatureColumns, demand: Demand) -> _Wide | None:
-    """The product that takes these features, if its weight is a constant and nothing else of it depends on them."""
+    """The product that takes these features, if its weight is its own and nothing else of it depends on them."""
     node, source = demand.consumer, demand.operand
     if squared(node) is source and len(node.users) == 1:
         node, source = next(iter(node.users)), node
     product = weighted_call(module, node, *_PRODUCTS) if demand.columns.ndim == 1 else None
     if product is None or product.source is not source or args_of(node).count(source) != 1:
+        return None
+    is_weight = isinstance(constant_of(module, product.weight_node), nn.Parameter)
+    if is_weight and not product.is_only_reader:  # columns of ones are shared, and small
         return None
     return _Wide(demand, node, product.weight, _cover(columns, demand.columns))
 

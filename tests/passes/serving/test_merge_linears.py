@@ -19,6 +19,7 @@ class Layers(nn.Module):
         self.function = function
         self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.bare, self.one = nn.Linear(WIDTH, 1, bias=False), nn.Linear(WIDTH, 1)
+        self.other_bare, self.other_one = nn.Linear(WIDTH, 1, bias=False), nn.Linear(WIDTH, 1)
         self.narrow, self.wide = nn.Linear(WIDTH, 2), nn.Linear(2, WIDTH)
         self.norm = nn.BatchNorm1d(WIDTH)
         self.bias = nn.Parameter(torch.randn(1))
@@ -64,7 +65,7 @@ def inputs(rows: int) -> tuple[Tensor, ...]:
             id="a product starts from the other term",
         ),
         pytest.param(
-            lambda m, x: (m.one(x.exp()) - (m.bare(x) - m.one(x.sin()))) * 0.5,
+            lambda m, x: (m.one(x.exp()) - (m.bare(x) - m.other_one(x.sin()))) * 0.5,
             {"exp": 1, "sin": 1, "linear": 1, "addmm": 2}, id="a scaled difference of Linears is one chain of products",
         ),
         pytest.param(
@@ -72,7 +73,7 @@ def inputs(rows: int) -> tuple[Tensor, ...]:
             id="two biases are one",
         ),
         pytest.param(
-            lambda m, x: x.sum(1, keepdim=True) + (m.bare(x.exp()) + m.bare(x.sin())),
+            lambda m, x: x.sum(1, keepdim=True) + (m.bare(x.exp()) + m.other_bare(x.sin())),
             {"sum": 1, "exp": 1, "sin": 1, "addmm": 2}, id="a sum of sums is one chain",
         ),
         pytest.param(

@@ -60,10 +60,14 @@ def test_features_that_something_else_reads_are_not_widened():
 class SquaresOfPieces(Pieces):
     """A Linear of the squares of what another one reads."""
 
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.second = nn.Linear(self.first.in_features, outputs)
+
     def forward(self, fields: Tensor, dense: Tensor) -> Tensor:
         pieces = [fields[:, field, :width] for field, width in enumerate(WIDTHS)]
         together = torch.cat([*pieces, dense, pieces[0]], 1)
-        return self.first(together).relu() + self.first(self.squared(together)).tanh()
+        return self.first(together).relu() + self.second(self.squared(together)).tanh()
 
     def squared(self, features: Tensor) -> Tensor:
         return features * features
