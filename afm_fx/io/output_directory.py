@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from afm_fx.errors import OutputExistsError, UserError
@@ -89,12 +91,7 @@ def move_into_place(staged: Path, target: Path) -> None:
     with staged.open("r+b") as file:
         os.fsync(file.fileno())
     staged.replace(target)
-    if os.name == "posix":  # elsewhere a directory cannot be opened
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    _sync(target.parent)
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:
@@ -104,15 +101,87 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def staged_outputs(directory: Path, names: Sequence[str]) -> Iterator[Path]:
+def staged_outputs(directory: Path, names: Sequence[str], *, last: str | None = None) -> Iterator[Path]:
     """Yields an empty directory; what is in it at the end moves to ``directory``, replacing the files called ``names``.
 
-    Where the body raises, nothing is left behind and nothing is replaced. Those files are deleted before the first new
-    one has its name, so that a process that ends in between leaves some missing, never old ones beside new ones.
+    Where the body raises, nothing is left behind and nothing is replaced. A directory that holds nothing else is made
+    whole beside the old one and takes its place by one rename: a process that ends at any step leaves the old or the
+    new one. Where other files are in it, or the system cannot exchange two directories, files move one by one, after
+    those that they replace are deleted: some may be missing then, and none are old ones beside new ones.
+
+    Args:
+        last: the file of ``names`` that refers to the others, where these have names of their own content: they are
+            moved before it and deleted after it, and the set is old or new at any step there too.
     """
-    with staging_directory(directory / "outputs") as staging:  # in it: it may be the top of a disk
-        yield staging
+    beside = _can_be_exchanged(directory, names)
+    with staging_directory(directory if beside else directory / "outputs") as staging:
+        made = staging / "outputs"
+        made.mkdir()
+        yield made
+        if not (beside and _exchanged(made, directory, names)):
+            _move_each(made, directory, names, last)
+
+
+def _move_each(made: Path, directory: Path, names: Sequence[str], last: str | None) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    new = sorted((file.name for file in made.iterdir()), key=lambda name: name == last)
+    if last is None:
         for name in names:
             (directory / name).unlink(missing_ok=True)
-        for file in staging.iterdir():
-            file.replace(directory / file.name)
+    for name in new:
+        move_into_place(made / name, directory / name)
+    for name in names:
+        if name not in new:
+            (directory / name).unlink(missing_ok=True)
+
+
+def _can_be_exchanged(directory: Path, names: Sequence[str]) -> bool:
+    """Whether a directory may be replaced by another: it is not there, or is nobody's place and holds only outputs."""
+    if directory.is_symlink() or not directory.exists():
+        return not directory.is_symlink()
+    if os.path.ismount(directory) or not os.access(directory.absolute().parent, os.W_OK):
+        return False
+    working = Path.cwd().resolve()  # whose paths would lead into what is deleted
+    return directory.resolve() not in (working, *working.parents) and {each.name for each in directory.iterdir()} <= {
+        *names
+    }
+
+
+def _exchanged(made: Path, directory: Path, names: Sequence[str]) -> bool:
+    """Puts a new directory in the place of another by one rename; False where the system cannot, nothing is changed."""
+    for file in made.iterdir():
+        _sync(file)
+    if not directory.exists():
+        made.rename(directory)
+    else:
+        made.chmod(directory.stat().st_mode)
+        exchange = _renameat2()
+        if exchange is None or exchange(made, directory) != 0:
+            return False
+        for other in made.iterdir():  # what another program has written there in between
+            if other.name not in names:
+                other.replace(directory / other.name)
+    _sync(directory.absolute().parent)
+    return True
+
+
+def _renameat2() -> Callable[[Path, Path], int] | None:
+    """Exchanges two paths in one step, 0 where that was done; None where the system has no such call."""
+    if sys.platform != "linux":
+        return None
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call is None:
+        return None
+    return lambda one, other: int(call(here, os.fsencode(one), here, os.fsencode(other), exchange))
+
+
+def _sync(path: Path) -> None:
+    """Returns once a file's content, or a directory's names, are on the disk."""
+    if os.name != "posix":
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -162,8 +162,8 @@ class Plan:
     def _notes(self) -> Iterator[str]:
         rests = [(site.rows, site.name) for site in self.sites if site.rows]
         if rests:
-            least, name = min(rests)
-            yield f"bases rest on {least:,} calibration rows or more (fewest: {name})"
+            fewest, thinnest = min(rests)
+            yield f"bases rest on {fewest:,} calibration rows or more (fewest: {thinnest})"
         known = [(site.coverage.expected_unseen, site.name, site) for site in self.sites if site.coverage is not None]
         share, name, least = max(known, default=(0.0, "", None))
         if share > 0 and least is not None and least.coverage is not None:

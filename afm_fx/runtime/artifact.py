@@ -18,6 +18,8 @@ from afm_fx.io import read_safe_onnx
 from afm_fx.program import METADATA_KEY, FileRecipe, InputMapping, file_recipe
 
 SUFFIX = ".onnx"
+DIGITS = 16
+"""Of a digest in a file's name."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,19 @@ def existing_buckets(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.batch_*{path.suffix}"))
 
 
-def external_data_path(path: Path) -> Path:
-    """The file of weights that are too large for the file itself: ``model.onnx.data`` for ``model.onnx``."""
-    return path.with_name(f"{path.name}.data")
+def external_data_path(path: Path, digest: str = "") -> Path:
+    """The file of weights that are too large for the file itself: ``model.onnx.data`` for ``model.onnx``.
+
+    Args:
+        digest: of the weights, where a file of that name is in use: ``model.onnx.<digest>.data``.
+    """
+    return path.with_name(f"{path.name}.{digest}.data" if digest else f"{path.name}.data")
+
+
+def existing_external_data(path: Path) -> list[Path]:
+    """The files of such weights that are there."""
+    named = path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * DIGITS}.data")
+    return [each for each in (external_data_path(path), *sorted(named)) if each.exists()]
 
 
 def weights_path(path: Path) -> Path:

@@ -6,6 +6,7 @@ failure leaves nothing behind and an older file untouched.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch.utils import _pytree as pytree
 from afm_fx.errors import ExportError, UserError, short_reason
 from afm_fx.io import operator_counts, quiet, refuse_existing_file, render_table, staged_outputs
 from afm_fx.program import METADATA_KEY, Program, dict_key, exported, random_inputs, require_program, unique_name
-from afm_fx.runtime.artifact import external_data_path
+from afm_fx.runtime.artifact import DIGITS, existing_external_data, external_data_path
 from afm_fx.runtime.onnx_check import refuse_findings
 from afm_fx.runtime.onnx_parity import check_file, check_parity, parity_rows
 from afm_fx.runtime.onnx_signature import input_values, program_recipe, sign
@@ -120,19 +122,24 @@ def export_onnx(
     """
     require_program(program, "afm_fx.export_onnx")
     target = Path(path)
-    for each in (target, external_data_path(target)):
+    before = existing_external_data(target)
+    for each in (target, *before):
         refuse_existing_file(each, force=force)
     limit = min(external_data_bytes, EXTERNAL_DATA_BYTES)
+    data: list[str] = []
 
     def save(model: ir.Model, staged: Path) -> None:
-        ir.save(model, staged, external_data=external_data_path(staged).name if _weight_bytes(model) > limit else None)
+        if _weight_bytes(model) > limit:
+            # The weights that the old file refers to stay under their name until the new one is in its place.
+            data.append(external_data_path(target, _digest(model) if before else "").name)
+        ir.save(model, staged, external_data=data[0] if data else None)
 
-    with staged_outputs(target.parent, [target.name, external_data_path(target).name]) as directory:
+    names = [target.name, *(each.name for each in before)]
+    with staged_outputs(target.parent, names, last=target.name) as directory:
         staged = directory / target.name
         report = staged_export(program, staged, save, batch_size=batch_size, check=check, tolerance=tolerance)
         size = sum(file.stat().st_size for file in directory.iterdir())
-        external = external_data_path(report.path).exists()
-    return replace(report, path=target, data_path=external_data_path(target) if external else None, bytes=size)
+    return replace(report, path=target, data_path=target.with_name(data[0]) if data else None, bytes=size)
 
 
 def staged_export(
@@ -267,6 +274,16 @@ def _drop_bookkeeping(model: ir.Model) -> None:
     for each in (model, graph, *values):
         each.metadata_props.clear()
         each.doc_string = None
+
+
+def _digest(model: ir.Model) -> str:
+    """What tells a model's weights from others."""
+    digest = hashlib.sha256()
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            digest.update(f"{name} {value.const_value.dtype} {value.const_value.shape}".encode())
+            digest.update(np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:DIGITS]
 
 
 def _weight_bytes(model: ir.Model) -> int:

@@ -30,9 +30,11 @@ def assert_ids(module: GraphModule, bounds: Sequence[IdBound] = ()) -> None:
     """
     graph = module.graph
     for node in list(graph.nodes):
-        ids, table = _looked_up(node)
-        if ids is None or (weight := constant_of(module, table)) is None:
+        looked_up = _looked_up(node)
+        weight = None if looked_up is None else constant_of(module, looked_up[1])
+        if looked_up is None or weight is None:
             continue
+        ids, table = looked_up
         with graph.inserting_before(node):
             _assert_range(ids, 0, weight.shape[0], str(table.target), node)
     inputs = {node.name: node for node in graph.nodes if node.op == "placeholder"}
@@ -44,15 +46,15 @@ def assert_ids(module: GraphModule, bounds: Sequence[IdBound] = ()) -> None:
     module.recompile()
 
 
-def _looked_up(node: Node) -> tuple[Node, Node] | tuple[None, None]:
-    """The ids and the table of a lookup that takes no negative ids."""
+def _looked_up(node: Node) -> tuple[Node, Node] | None:
+    """The ids and the table of a lookup that takes no negative ids, None for other nodes."""
     ids, table = None, None
     if node.target is aten.embedding.default:
         table, ids = node.args[0], node.args[1]
     elif node.target in BAGS:
         arguments = bag_arguments(node)
         table, ids = arguments["weight"], arguments["indices"]
-    return (ids, table) if isinstance(ids, Node) and isinstance(table, Node) else (None, None)
+    return (ids, table) if isinstance(ids, Node) and isinstance(table, Node) else None
 
 
 def _assert_range(ids: Node, low: int, high: int, table: str, like: Node) -> None:

@@ -88,7 +88,7 @@ ROWS_OF_FILE, BATCH_OF_FILE = 300, 64
 
 
 def spoilt_file(path: Path, row: int, **values: float) -> Path:
-    columns = {"price": np.random.default_rng(0).random(ROWS_OF_FILE).astype(np.float32),
+    columns: dict[str, np.ndarray] = {"price": np.random.default_rng(0).random(ROWS_OF_FILE).astype(np.float32),
                "item": np.arange(ROWS_OF_FILE) % 50}  # fmt: skip
     for name, value in values.items():
         columns[name][row] = value

@@ -156,7 +156,8 @@ def test_what_a_pickle_does_to_a_class_would_be_noticed() -> None:
         def find_class(self, module: str, name: str, /) -> object:
             return Target
 
-    for state in ((None, {MARK: 1}), ({}, {MARK: 1})):
+    states: list[object] = [(None, {MARK: 1}), ({}, {MARK: 1})]
+    for state in states:
         build = pickle.dumps(state, 2)[2:-1] + b"b"
         Reader(io.BytesIO(b"\x80\x02cpathlib\nPath\n" + build + b".")).load()
         assert vars(Target)[MARK] == 1

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from afm_fx.errors import OutputExistsError, UserError
+from afm_fx.io import output_directory
 from afm_fx.io.output_directory import (
     refuse_existing,
     refuse_existing_file,
@@ -36,7 +41,7 @@ def test_old_outputs_are_replaced_and_stale_ones_go_but_strangers_stay(tmp_path)
 
 
 def test_a_run_that_ends_while_files_move_leaves_no_old_one_beside_a_new_one(tmp_path, monkeypatch):
-    for name in ("model", "weights"):
+    for name in ("model", "weights", "stranger"):
         (tmp_path / name).write_text("old")
 
     def write():
@@ -56,7 +61,76 @@ def test_a_run_that_ends_while_files_move_leaves_no_old_one_beside_a_new_one(tmp
 
     with pytest.raises(RuntimeError):
         write()
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"]
+    assert sorted(file.name for file in tmp_path.iterdir()) in (["model", "stranger"], ["stranger", "weights"])
+    assert [file.read_text() for file in tmp_path.iterdir() if file.name != "stranger"] == ["new"]
+
+
+class RunEndedError(BaseException):
+    """What stands for a process that ends."""
+
+
+@contextlib.contextmanager
+def ending_after(allowed: int) -> Iterator[list[int]]:
+    """Ends the run at one of the steps in which it changes names; counts them."""
+    steps = [0]
+
+    def ending(step):
+        def call(*args, **kwargs):
+            if steps[0] >= allowed:
+                raise RunEndedError
+            steps[0] += 1
+            return step(*args, **kwargs)
+
+        return call
+
+    def exchange():
+        return ending(renameat2())
+
+    renameat2 = output_directory._renameat2
+    with pytest.MonkeyPatch.context() as patched:
+        for owner, name in ((Path, "replace"), (Path, "rename"), (Path, "unlink"), (os, "fsync"), (Path, "chmod")):
+            patched.setattr(owner, name, ending(getattr(owner, name)))
+        patched.setattr(output_directory, "_renameat2", exchange)
+        yield steps
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in directory.iterdir()} if directory.exists() else {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two directories in one step")
+@pytest.mark.parametrize("before", [{}, {"model": "old", "weights": "old", "page": "old"}], ids=["first time", "force"])
+def test_a_run_that_ends_at_any_step_leaves_the_old_outputs_or_the_new_ones(before, tmp_path):
+    new = {"model": "new", "weights": "new"}
+    seen, steps = [], 0
+    while True:
+        out = tmp_path / f"{steps}" / "out"
+        for name, text in before.items():
+            out.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text)
+        finished = False
+        with contextlib.suppress(RunEndedError), ending_after(steps):
+            with staged_outputs(out, ["model", "weights", "page"]) as staging:
+                for name, text in new.items():
+                    (staging / name).write_text(text)
+            finished = True
+        seen.append(contents(out))
+        if finished:
+            break
+        steps += 1
+    assert steps >= 4
+    assert all(each in (before, new) for each in seen)
+    assert before in seen
+    assert seen[-1] == new
+
+
+def test_a_directory_in_use_keeps_its_place(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").write_text("old")
+    monkeypatch.chdir(tmp_path / "out")
+    with staged_outputs(tmp_path / "out", ["x"]) as staging:
+        (staging / "x").write_text("new")
+    assert Path("x").read_text() == "new"
 
 
 def write_and_fail(out):

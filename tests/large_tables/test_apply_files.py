@@ -327,7 +327,8 @@ def test_a_checkpoint_replaced_while_it_is_read_by_one_of_equal_size_and_time_is
     checkpoint, _, newer = form(case.state, tmp_path / "a"), form(fresh, tmp_path / "b"), form(fresh, tmp_path / "c")
     first = case.streamed(newer).tables[0].name
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "a").rglob("*") if file.is_file()}
-    encode, done = TableSource.encode, []
+    encode = TableSource.encode
+    done: list[str] = []
 
     def replacing(self: TableSource, parts: list[Tensor]) -> Tensor:
         if not done and self.name != first:

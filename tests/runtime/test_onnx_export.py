@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from afm_fx.program.capture import capture
 from afm_fx.program.program import Program
 from afm_fx.runtime import onnx_export
 from afm_fx.runtime.onnx_export import export_onnx
+from tests.io.test_output_directory import RunEndedError, ending_after
 
 
 class SmallDeepFM(nn.Module):
@@ -171,6 +174,37 @@ def test_a_forced_export_replaces_the_file_and_its_old_external_weights(program:
     export_onnx(program, path, force=True)
     assert everything_in(tmp_path) == ["model.onnx"]
     assert run_file(path, np.zeros((2, 4), dtype=np.float32))[0].shape == (2, 1)
+
+
+@pytest.mark.parametrize("outside", [True, pytest.param(False, marks=pytest.mark.thorough)])
+def test_a_forced_export_that_ends_at_any_step_leaves_the_old_model_or_the_new_one(
+    program: Program, tmp_path: Path, outside: bool
+) -> None:
+    """In a folder with other files, whose place no other folder may take."""
+    newer = capture(SmallDeepFM().eval(), program.example_args)
+    x = np.array([[2, 49, 0.3, -1]], dtype=np.float32)
+    limit, old = 1000 if outside else 10**9, tmp_path / "old"
+    (old / "other").mkdir(parents=True)
+    export_onnx(program, old / "model.onnx", external_data_bytes=1000, check=False)
+    export_onnx(newer, tmp_path / "new.onnx", check=False)
+    outputs = [run_file(path, x)[0] for path in (old / "model.onnx", tmp_path / "new.onnx")]
+    found: list[np.ndarray] = []
+    finished = False
+    while not finished:
+        folder = tmp_path / str(len(found))
+        shutil.copytree(old, folder)
+        with contextlib.suppress(RunEndedError), ending_after(len(found)):
+            export_onnx(newer, folder / "model.onnx", force=True, external_data_bytes=limit, check=False)
+            finished = True
+        found.append(run_file(folder / "model.onnx", x)[0])
+        export_onnx(newer, folder / "model.onnx", force=True, external_data_bytes=limit, check=False)
+        np.testing.assert_allclose(run_file(folder / "model.onnx", x)[0], outputs[1], rtol=1e-6)
+        assert len(everything_in(folder)) == (3 if outside else 2)
+    same = [[bool(np.allclose(each, output, rtol=1e-6)) for output in outputs] for each in found]
+    assert all(is_old != is_new for is_old, is_new in same)
+    assert same[0] == [True, False]
+    assert same[-1] == [False, True]
+    assert len(found) > 3
 
 
 @pytest.mark.parametrize("existing", ["model.onnx", "model.onnx.data"])
