@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import afm_fx
+from afm_fx.calibration.calibration import _part
 from afm_fx.errors import BatchError, CalibrationError, FileFormatError, OutputExistsError
 from tests.graphs import ROWS, Tower, plain_mlp, tower_batch
 
@@ -172,3 +173,8 @@ def test_statistics_of_different_models_do_not_merge(program: afm_fx.Program) ->
     other = afm_fx.capture(plain_mlp(), torch.randn(3, 4))
     with pytest.raises(CalibrationError, match="different models"):
         _ = afm_fx.calibrate(program, [tower_batch(5)]) + afm_fx.calibrate(other, [torch.randn(5, 4)])
+
+
+def test_the_parts_of_all_processes_add_up_and_differ_by_one_row_at_most() -> None:
+    assert [_part(10, rank, 4) for rank in range(4)] == [3, 3, 2, 2]
+    assert [_part(2, rank, 4) for rank in range(4)] == [1, 1, 0, 0]

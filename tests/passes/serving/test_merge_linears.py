@@ -57,6 +57,9 @@ def inputs(rows: int) -> tuple[Tensor, ...]:
             lambda m, x: torch.tensordot(x, m.matrix, dims=([-1], [0])), {"linear": 1}, id="a tensordot by a constant"
         ),
         pytest.param(
+            lambda m, x: torch.tensordot(x, m.matrix, dims=([-1], [-2])), {"linear": 1}, id="a tensordot, from the end"
+        ),
+        pytest.param(
             lambda m, x: (x.exp().sum(1, keepdim=True) + m.one(x)) + m.bias,
             {"exp": 1, "sum": 1, "linear": 1, "add": 1}, id="a constant goes to a Linear within the sum",
         ),

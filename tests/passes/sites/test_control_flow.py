@@ -10,7 +10,7 @@ import afm_fx
 from passes.laws.verdicts import Fate
 from passes.pipeline import pipeline
 from passes.sink_codes import analyze
-from passes.sites.sites import find_sites
+from passes.sites.sites import SiteKind, find_sites
 from tests.passes.test_sink_codes import orthonormal_factors
 
 ROWS, WIDTH = 11, 6
@@ -49,6 +49,15 @@ def test_what_a_branch_reads_is_restored_before_it_and_its_weights_are_refused(p
     refusals = {site.name: site.refusal for site in find_sites(program.graph_module) if site.refusal is not None}
     assert "used inside cond" in refusals["shared"]
     assert "inside" not in orthonormal_factors(program.graph_module)
+
+
+def test_what_only_branches_read_is_a_table_or_a_linear_by_what_they_do_with_it(program: afm_fx.Program) -> None:
+    sites = {site.name: site for site in find_sites(program.graph_module)}
+    table, linear = sites["inside"], sites["own"]
+    assert (table.kind, table.rows, table.width) == (SiteKind.EMBEDDING, ROWS, WIDTH)
+    assert (linear.kind, linear.rows, linear.width) == (SiteKind.LINEAR, WIDTH, 4)
+    assert (table.refusal or "").startswith("the table is used inside cond")
+    assert (linear.refusal or "").startswith("the weight is used inside cond")
 
 
 @pytest.mark.parametrize("sign", [1, -1])
