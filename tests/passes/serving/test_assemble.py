@@ -108,3 +108,9 @@ def test_pieces_are_joined_once_whatever_the_shape(shape: tuple[int, ...]) -> No
     targets = [node.target for node in assembled(np.array(ROW[3:] + MATRIX[:4]).reshape(shape))]
     assert targets.count(aten.cat.default) == 1
     assert targets.count(aten.slice.Tensor) == 2
+
+
+def test_one_piece_asked_for_many_times_is_joined_with_itself() -> None:
+    targets = [node.target for node in assembled(np.array(ROW[1:3] * (MOST_RUNS + 2)))]
+    assert targets[0] is aten.slice.Tensor
+    assert targets.count(aten.cat.default) == 1
