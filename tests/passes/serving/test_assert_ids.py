@@ -24,7 +24,7 @@ def test_every_lookup_is_asserted_and_valid_ids_give_what_they_gave():
 
 @pytest.mark.parametrize("column", range(len(SIZES)))
 def test_in_a_packed_table_the_bounds_of_the_tables_before_hold(column: int):
-    packed, tables = pack_graph(graph_of(Wide(), *wide_inputs(3)), out_of_range=OutOfRange.UNCHECKED)
+    packed, tables, _ = pack_graph(graph_of(Wide(), *wide_inputs(3)), out_of_range=OutOfRange.UNCHECKED)
     asserted = clone_graph_module(packed)
     assert_ids(asserted, [bound for table in tables for bound in table.bounds])
     for bad in (-1, SIZES[column]):
