@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,37 @@ def test_a_factorization_machine_on_codes_of_different_widths_takes_few_operator
     assert counts.total() <= 25
     products = {name: counts[name] for name in ("embedding", "linear", "addmm", "mul", "square", "cat", "slice")}
     assert products == {"embedding": 1, "linear": 7, "addmm": 2, "mul": 2, "square": 1, "cat": 0, "slice": 0}
+
+
+class Interests(torch.nn.Module):
+    """SINE: the concepts that score highest are looked up again; a bag weighs its rows by looked-up numbers."""
+
+    def __init__(self, rank_concepts: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.items, self.concepts = torch.nn.Embedding(20, 4), torch.nn.Embedding(20, 4)
+        self.users = torch.nn.ModuleList(torch.nn.Embedding(20, 4) for _ in range(5))
+        self.bag, self.weight = torch.nn.EmbeddingBag(20, 4, mode="sum"), torch.nn.Embedding(20, 1)
+        self.rank_concepts = rank_concepts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        read = self.items(x[:, :5]).mean(1)
+        found = self.rank_concepts(read @ self.concepts.weight.T)
+        bag = self.bag(x[:, :5], per_sample_weights=self.weight(x[:, :5]).squeeze(-1))
+        users = [table(x[:, 5 + place]) for place, table in enumerate(self.users)]
+        return torch.cat([read, self.concepts(found).sum(1), *users, bag], 1).tanh().sum(1)
+
+
+@pytest.mark.parametrize(
+    "rank_concepts", [lambda scores: scores.argsort(-1)[:, :2], lambda scores: scores.topk(2, -1).indices]
+)
+def test_ids_that_are_ranks_of_looked_up_scores_and_weighted_bags_are_packed(
+    rank_concepts: Callable[[torch.Tensor], torch.Tensor],
+):
+    program = afm_fx.capture(Interests(rank_concepts).double().eval(), torch.randint(0, 20, (3, 10)))
+    statistics = afm_fx.calibrate(program, [torch.randint(0, 20, (50, 10))])
+    plan = afm_fx.make_plan(program, statistics, afm_fx.FullRank(), basis="afm")
+    batch = torch.randint(0, 20, (7, 10))
+    for given in (program, afm_fx.apply_plan(program, plan, strict=True)):
+        packed = afm_fx.pack(given, strict=True)
+        assert packed.report.after.operators < packed.report.before.operators
+        torch.testing.assert_close(packed.program.run(batch), program.run(batch), rtol=1e-9, atol=1e-9)
