@@ -172,7 +172,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise typer.BadParameter(f"'{path}' is no JSON file: {error}") from error
         known = {parameter.name for parameter in context.command.params}
         if not isinstance(content, dict) or not content.keys() <= known:

@@ -69,6 +69,8 @@ def open_data(path: Path) -> DataFile:
         raise FileFormatError(f"'{path}': data files end in {', '.join(readers)}, not '{path.suffix}'")
     if not path.exists():
         raise FileFormatError(f"there is no data file '{path}'")
+    if not path.is_dir() and not path.is_file():  # reading a pipe would wait for whoever writes to it
+        raise FileFormatError(f"'{path}' is no plain file; write the rows to one")
     file = reader(path)
     if file.rows == 0:
         raise BatchError(f"'{path}' holds no rows")
@@ -102,7 +104,7 @@ def _readable(what: str) -> Iterator[None]:
     """Turns what NumPy says about a bad file into a typed error."""
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())[:200]
         reason = f"damaged or of another kind ({text or type(error).__name__})"
         if "pickle" in text.lower():

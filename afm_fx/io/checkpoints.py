@@ -88,7 +88,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FileFormatError(f"checkpoint '{path}' is damaged or not a safetensors file: {error}") from error
     header.pop("__metadata__", None)
     tensors = {}
@@ -104,7 +104,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 def _open_index(path: Path) -> dict[str, StoredTensor]:
     try:
         weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"'{path}' is damaged, it is no index of safetensors files: {error!r}") from error
     if not all(isinstance(each, str) for pair in weight_map.items() for each in pair):
         raise FileFormatError(f"'{path}' is damaged: its weight_map is not of names to files")

@@ -41,7 +41,7 @@ def from_json(text: str, kind: type[Document], version: int, what: str) -> Docum
     """
     try:
         content = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise FileFormatError(f"{what} is damaged: {error}") from error
     return from_builtins(content, kind, version, what)
 
@@ -58,5 +58,5 @@ def from_builtins(content: Any, kind: type[Document], version: int, what: str) -
         raise FileFormatError(f"{what} is of version {content['version']}, this release reads version {version}")
     try:
         return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise FileFormatError(f"{what} is damaged: {error}") from error

@@ -78,7 +78,7 @@ def complete(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, msgspec.ValidationError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, msgspec.ValidationError) as error:
         raise FileFormatError(f"'{path}' is damaged, it is no complete {kind} file: {error!r}") from error
 
 
@@ -98,7 +98,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str, version: int) -> tuple
             # aligned may round differently.
             read = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
         header = json.loads(metadata.get(HEADER, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise FileFormatError(f"'{target}' is truncated, damaged, or not a {kind} file: {error}") from error
     if not isinstance(header, dict) or header.get("kind") != kind:
         found = header.get("kind") if isinstance(header, dict) else None

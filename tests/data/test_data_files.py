@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -97,3 +102,22 @@ def test_missing_empty_and_foreign_files_are_told(tmp_path):
         open_data(tmp_path / "empty.npy")
     with pytest.raises(FileFormatError, match=r"end in \.npz, \.npy, \.parquet, not '\.csv'"):
         open_data(tmp_path / "data.csv")
+
+
+def test_a_header_that_asks_for_terabytes_is_an_error_of_the_file(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 64)})
+    (tmp_path / "rows.npy").write_bytes(header.getvalue() + bytes(64))
+    with zipfile.ZipFile(tmp_path / "rows.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(64))
+    for name in ("rows.npy", "rows.npz"):
+        with pytest.raises(FileFormatError, match=f"{name}.*cannot be read"):
+            open_data(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("rows.npz", "rows.npy", "rows.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(FileFormatError, match="no plain file"):
+            open_data(tmp_path / name)

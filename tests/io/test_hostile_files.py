@@ -15,9 +15,12 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from safetensors.torch import save_file
 
 import afm_fx
 from afm_fx.errors import BenchmarkError, FileFormatError, UnsafeFileError, UserError
+from afm_fx.io.checkpoints import open_checkpoint
+from afm_fx.io.documents import from_json
 from afm_fx.io.onnx_file import read_safe_onnx
 from afm_fx.measure.contenders import make_contender
 from afm_fx.program.user_model import read_checkpoint
@@ -230,3 +233,19 @@ def test_headers_that_promise_more_than_the_file_holds_are_refused(tmp_path, loa
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=r"hostile\.safetensors"):
         load(path)
+
+
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+def test_json_of_any_depth_is_a_damaged_file_and_no_crash(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(DEEP)
+    with pytest.raises(FileFormatError, match="damaged"):
+        open_checkpoint(index)
+    save_file({"x": torch.zeros(1)}, tmp_path / "deep.safetensors", metadata={"afm_fx": DEEP})
+    for read in (afm_fx.Plan.load, afm_fx.Statistics.load):
+        with pytest.raises(FileFormatError, match="damaged"):
+            read(tmp_path / "deep.safetensors")
+    with pytest.raises(FileFormatError, match="damaged"):
+        from_json(DEEP, afm_fx.planning.SitePlan, 1, "a note")
