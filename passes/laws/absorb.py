@@ -29,12 +29,13 @@ from passes.codes import (
 from passes.graph import aten, constant_of, value_of
 from passes.laws.common_form import units_as_columns
 from passes.laws.outcomes import Absorbed, Carried, Law, Outcome, Restored, Values
-from passes.sites import site_name
+from passes.sites import lookup_of, site_name
 
 ABSORBED = "a Linear takes the decoder into its weight, so the features are never built"
 COMPUTED = "its weight is computed from features, so it is a product of features"
 PER_FIELD = "a factored weight is applied to several fields whose decoders differ"
 CUT = "its weight cuts through the features of a code"
+TABLE = "its weight is a table that rows are looked up in, which stays: the decoder taken in would be one more to keep"
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,22 @@ def affine_of_linear(builder: CodeBuilder, node: Node) -> Affine | None:
 
 
 def apply(builder: CodeBuilder, value: LowRankValue, affine: Affine) -> Outcome:
-    """Applies a map to the last feature axis: absorbed, or per field."""
+    """Applies a map to the last feature axis: absorbed, or per field; not where its weight is a table, too."""
+    if _is_table(affine.origin):
+        return Restored(TABLE)
     ready = builder.push(value)
     if ready is not None:
         return Absorbed(linear_on(builder, ready, affine), ABSORBED)
     return per_field(builder, value, [affine])
+
+
+def _is_table(constant: Node | None) -> bool:
+    """Whether rows are looked up in a constant, or in what it is made of."""
+    if constant is None:
+        return False
+    if any(lookup_of(user, constant) is not None for user in constant.users):
+        return True
+    return any(map(_is_table, constant.all_input_nodes))
 
 
 def per_field(builder: CodeBuilder, value: LowRankValue, maps: Sequence[Affine]) -> Outcome:

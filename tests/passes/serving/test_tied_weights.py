@@ -71,6 +71,16 @@ def test_the_packed_program_of_tied_weights_has_no_more_parameters_or_bytes(name
     torch.testing.assert_close(packed.run(ids), program.run(ids), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["logits of the table", "logits by tensordot", "two tables, one of them tied"])
+def test_a_decoder_is_not_taken_into_a_table_that_stays(name: str) -> None:
+    rows = [torch.randint(0, ROWS, (80, FIELDS))]
+    compressed = afm_fx.compress(Tied(USES[name]).eval(), rows, afm_fx.Fixed(embedding=6, linear=6), pack=False)
+    before = compressed.original.parameter_count()
+    assert compressed.plan.factors
+    assert compressed.program.parameter_count() <= before
+    assert afm_fx.pack(compressed.program).program.parameter_count() <= before
+
+
 def test_a_product_with_the_transposed_table_reads_the_table_itself() -> None:
     program = afm_fx.capture(Tied(USES["logits of the table"]).eval(), (torch.randint(0, ROWS, (6, FIELDS)),))
     packed = afm_fx.pack(program).program.graph_module
