@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_one_row_is_refused(program) -> None:
 
 
 @pytest.mark.parametrize("given", [0.1, "fixed", None])
-def test_something_else_than_a_policy_is_refused_with_what_one_looks_like(program, statistics, given: object) -> None:
+def test_something_else_than_a_policy_is_refused_with_what_one_looks_like(program, statistics, given: Any) -> None:
     with pytest.raises(PolicyError, match=r"a policy is afm_fx.Budget\(0\.[15]\), "):
         afm_fx.make_plan(program, statistics, given)
     with pytest.raises(PolicyError, match="a policy is"):

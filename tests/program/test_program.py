@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -250,15 +252,17 @@ def test_an_id_outside_its_table_is_named() -> None:
         program.run(torch.tensor([0, 1, 9]))
 
 
-CALLS = {
+GIVEN: list[Any] = [None]
+
+CALLS: dict[str, Callable[[Any], Any]] = {
     "calibrate": lambda model: afm_fx.calibrate(model, []),
-    "make_plan": lambda model: afm_fx.make_plan(model, None, None),
-    "apply_plan": lambda model: afm_fx.apply_plan(model, None),
-    "refit_plan": lambda model: afm_fx.refit_plan(model, None, None),
-    "sweep": lambda model: afm_fx.sweep(model, None, []),
+    "make_plan": lambda model: afm_fx.make_plan(model, *GIVEN, *GIVEN),
+    "apply_plan": lambda model: afm_fx.apply_plan(model, *GIVEN),
+    "refit_plan": lambda model: afm_fx.refit_plan(model, *GIVEN, *GIVEN),
+    "sweep": lambda model: afm_fx.sweep(model, GIVEN[0], []),
     "pack": afm_fx.pack,
     "recover": lambda model: afm_fx.recover(model, model, []),
-    "explain_plan": lambda model: afm_fx.explain_plan(model, None),
+    "explain_plan": lambda model: afm_fx.explain_plan(model, *GIVEN),
     "split_inputs": afm_fx.split_inputs,
     "reduce_precision": lambda model: afm_fx.reduce_precision(model, "int8"),
     "to_exported_program": afm_fx.to_exported_program,
@@ -276,9 +280,9 @@ def test_a_module_in_a_programs_place_is_refused_with_the_right_call(name: str) 
 
 def test_a_change_in_a_programs_place_is_refused_with_the_right_call() -> None:
     example = (torch.randint(0, 10, (3,)), torch.randn(3, 3))
-    change = afm_fx.pack(capture(Lookup().eval(), example))
+    change: Any = afm_fx.pack(capture(Lookup().eval(), example))
     with pytest.raises(UserError, match=r"got Change: pass its \.program"):
         afm_fx.pack(change)
-    exported = torch.export.export(Lookup().eval(), example)
+    exported: Any = torch.export.export(Lookup().eval(), example)
     with pytest.raises(UserError, match=r"got ExportedProgram: program = afm_fx\.capture\(exported_program\)"):
         afm_fx.pack(exported)
