@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,19 @@ def test_a_door_tells_what_the_room_is_for_and_hands_on_what_is_there(room):
     if "." in room:
         unread = {name for name in files if f"``{name}``" not in (door.__doc__ or "")}
         assert not unread, f"{room}'s docstring does not say when to read {sorted(unread)}"
+
+
+def test_a_module_that_is_imported_whole_has_no_namesake_at_its_door():
+    hidden = [
+        f"{shown(path)}:{node.lineno} may get {name} as what the door hands on, or as the module"
+        for path in LIBRARY
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom) and node.module == room_of(module_of(path))
+        for name in (alias.name for alias in node.names)
+        if (ROOT / node.module.replace(".", "/") / f"{name}.py").exists()
+        and not inspect.ismodule(getattr(importlib.import_module(node.module), name))
+    ]
+    assert not hidden, "\n".join(hidden)
 
 
 def test_passes_know_only_tensors_graphs_and_themselves():
