@@ -198,9 +198,9 @@ def test_a_packed_package_refuses_an_id_of_another_table_on_several_threads_and_
     model = torch._inductor.aoti_load_package(str(tmp_path / "wide.pt2"))
     for column, rows in enumerate(SIZES):
         for bad in (-1, rows):
-            (batch,) = wide_inputs(2000)
-            batch[-1, column] = bad
+            (wrong,) = wide_inputs(2000)
+            wrong[-1, column] = bad
             with pytest.raises(RuntimeError, match="an id in input 'x' is outside the table of its column"):
-                model(batch)
+                model(wrong)
     batch = wide_inputs(2000)
     torch.testing.assert_close(model(*batch), program.run(batch), rtol=1e-12, atol=1e-12)
