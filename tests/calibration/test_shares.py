@@ -113,8 +113,8 @@ def test_shares_of_other_data_models_and_options_are_told_apart(program, batches
         _ = first + new
 
 
-def test_a_bad_batch_is_named_by_its_number_in_the_data(program):
+def test_a_bad_value_is_named_by_its_row_in_the_data(program):
     rows = np.ones((ROWS, 4))
     rows[41] = np.nan
-    with pytest.raises(CalibrationError, match="batch 10: input 'input_1' has the value nan"):
+    with pytest.raises(CalibrationError, match=r"'data\.npy', row 41: column 'rows' has the value nan"):
         afm_fx.calibrate(program, of(program, rows), share=(1, 2))

@@ -504,17 +504,18 @@ class Tied(nn.Module):
         return self.other(ids) @ (self.table.weight * 2.0).T + self.table(ids).sum(1, keepdim=True)
 
 
-def test_a_rewrite_that_needs_the_numbers_of_a_large_table_is_an_error_and_never_a_wrong_number(
-    tmp_path: Path,
-) -> None:
+def test_a_large_table_whose_numbers_the_model_computes_with_stays_whole(tmp_path: Path) -> None:
     module = Tied().eval()
     save_file(module.state_dict(), tmp_path / "tied.safetensors")
     program = afm_fx.capture(module, (ids_of(4),))
     statistics = afm_fx.calibrate(program, [ids_of(300)])
     plan = afm_fx.make_plan(program, statistics, afm_fx.Fixed(embedding=2, linear=None), basis="afm")
-    with pytest.raises(PlanError, match="computed from a large table's numbers outside its lookups"):
-        apply_to_files(lambda: (Tied(), (ids_of(4),)), tmp_path / "tied.safetensors", plan, tmp_path / "out",
-                       large_bytes=LARGE)  # fmt: skip
+    made = apply_to_files(
+        lambda: (Tied(), (ids_of(4),)), tmp_path / "tied.safetensors", plan, tmp_path / "out", large_bytes=LARGE
+    )
+    assert {table.name: table.width for table in made.tables} == {"other.codes.weight": 2, "table.weight": 6}
+    assert torch.equal(made.program.graph_module.get_parameter("table.weight"), module.table.weight)
+    torch.testing.assert_close(made.program.run(ids_of(9)), afm_fx.apply_plan(program, plan).run(ids_of(9)))
 
 
 def test_an_exported_file_refers_to_the_tables_files_and_computes_the_same(

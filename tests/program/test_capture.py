@@ -477,7 +477,7 @@ def test_an_export_that_is_functional_already_is_not_made_so_again(monkeypatch: 
         patch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: pytest.fail("taken apart"))
         program = capture(model, inputs)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["afm_fx.capture"], "_is_functional", lambda _: False)
+        patch.setattr(sys.modules["afm_fx.program.capture"], "_is_functional", lambda _: False)
         other = capture(model, inputs)
     assert operators(program) == operators(other)
     batch = (torch.randint(0, 9, (5, 2)), torch.randn(5, 4))
