@@ -83,7 +83,9 @@ def test_what_every_export_writes_keeps_every_rule(compressed, file, tmp_path):
         assert report.recipe is not None
         assert report.recipe.recipe.plan == compressed.plan.digest
     assert outside.data_path is not None
-    assert afm_fx.check_onnx(outside.path).weights == ((outside.data_path.name, outside.data_path.stat().st_size),)
+    report, data_bytes = afm_fx.check_onnx(outside.path), outside.data_path.stat().st_size
+    assert report.weights == ((outside.data_path.name, data_bytes),)
+    assert report.bytes == outside.path.stat().st_size + data_bytes
     bucket = afm_fx.check_onnx(buckets[1].path)
     assert bucket.recipe is not None
     assert bucket.recipe.batch_size == 4
