@@ -266,34 +266,70 @@ def assert_equal(one: afm_fx.Program, other: afm_fx.Program) -> None:
         torch.testing.assert_close(other.run(batch), one.run(batch), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ABSORBED)
-def test_absorbed_without_any_restore(name: str) -> None:
-    program = build(*ABSORBED[name])
+def assert_absorbed(program: afm_fx.Program) -> afm_fx.Program:
+    """Every use takes the decoder in; returns the rewritten program."""
     sink, low_rank = rewritten(program)
     assert_equal(program, low_rank)
     assert {verdict.fate for verdict in sink.verdicts} == {Fate.ABSORBED}
-    made = {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
-    assert "restore" not in made
+    return low_rank
+
+
+def assert_kept_on_codes(function: Callable[[Looked], Tensor], width: int, law: str) -> None:
+    """A law keeps the value on codes until a Linear takes the decoder in."""
+    program = build(function, width)
+    sink, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ON_CODES, Fate.ABSORBED}, sink.verdicts
+    assert law in {verdict.law for verdict in sink.verdicts if verdict.fate is Fate.ON_CODES}
+    assert "restore" not in makers(low_rank)
+
+
+def assert_restored(function: Callable[[Looked], Tensor], width: int, law: str) -> afm_fx.Program:
+    """Every use needs the features, for one law and a reason; returns the rewritten program."""
+    program = build(function, width)
+    sink, low_rank = rewritten(program)
+    assert_equal(program, low_rank)
+    assert {verdict.fate for verdict in sink.verdicts} == {Fate.RESTORED}
+    assert {verdict.law for verdict in sink.verdicts} == {law}
+    assert all(len(verdict.reason) > 20 for verdict in sink.verdicts)
+    return low_rank
+
+
+def assert_analysed_as_rewritten(program: afm_fx.Program) -> None:
+    """The analysis has the verdicts and the parameters of the rewrite, and leaves the module as it is."""
+    module = program.graph_module
+    before = module.print_readable(print_output=False)
+    factors = orthonormal_factors(module, ("embedding", "linear"))
+    analysis = analyze(module, ranks={name: factor.rank for name, factor in factors.items()})
+    assert module.print_readable(print_output=False) == before
+    clone = clone_graph_module(module)
+    sink = SinkCodes(factors, strict=True)
+    sink(clone)
+    assert analysis.verdicts == sink.verdicts
+    assert cost(analysis.rewritten, CostKind.PARAMETERS) == cost(clone, CostKind.PARAMETERS)
+    assert_equal(program, program.with_graph(clone))
+
+
+def makers(program: afm_fx.Program) -> set[str | None]:
+    """The rules that made the graph's nodes."""
+    return {node.meta.get(PROVENANCE) for node in program.graph_module.graph.nodes}
+
+
+@pytest.mark.parametrize("name", ABSORBED)
+def test_absorbed_without_any_restore(name: str) -> None:
+    low_rank = assert_absorbed(build(*ABSORBED[name]))
+    assert "restore" not in makers(low_rank)
     assert not any(name.endswith("decoder.weight") for name, _ in low_rank.graph_module.named_parameters())
 
 
 @pytest.mark.parametrize("name", ON_CODES)
 def test_kept_on_codes_until_a_linear_takes_them_in(name: str) -> None:
-    function, width, law = ON_CODES[name]
-    program = build(function, width)
-    sink, low_rank = rewritten(program)
-    assert_equal(program, low_rank)
-    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ON_CODES, Fate.ABSORBED}
-    assert law in {verdict.law for verdict in sink.verdicts if verdict.fate is Fate.ON_CODES}
-    assert "restore" not in {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
+    assert_kept_on_codes(*ON_CODES[name])
 
 
 @pytest.mark.parametrize("name", SUMMED)
 def test_sums_and_constant_matrices_are_absorbed(name: str) -> None:
-    program = build(*SUMMED[name])
-    sink, low_rank = rewritten(program)
-    assert_equal(program, low_rank)
-    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ABSORBED}
+    assert_absorbed(build(*SUMMED[name]))
 
 
 @pytest.mark.parametrize(
@@ -309,13 +345,7 @@ def test_what_was_kept_on_codes_is_restored_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", RESTORED)
 def test_restored_just_before(name: str) -> None:
-    function, width, law = RESTORED[name]
-    program = build(function, width)
-    sink, low_rank = rewritten(program)
-    assert_equal(program, low_rank)
-    assert {verdict.fate for verdict in sink.verdicts} == {Fate.RESTORED}
-    assert {verdict.law for verdict in sink.verdicts} == {law}
-    assert all(len(verdict.reason) > 20 for verdict in sink.verdicts)
+    low_rank = assert_restored(*RESTORED[name])
     tables = [name for name, _ in low_rank.graph_module.named_parameters() if name.startswith(("tables", "shared"))]
     assert tables
     assert not any(name.endswith((".0.weight", "shared.weight")) for name in tables)
@@ -324,18 +354,7 @@ def test_restored_just_before(name: str) -> None:
 @pytest.mark.parametrize("name", [*ABSORBED, *ON_CODES, *EDGES, *SUMMED, *RESTORED])
 def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
     function, width = (ABSORBED | ON_CODES | EDGES | SUMMED | RESTORED)[name][:2]
-    program = build(function, width)
-    module = program.graph_module
-    before = module.print_readable(print_output=False)
-    factors = orthonormal_factors(module, ("embedding", "linear"))
-    analysis = analyze(module, ranks={name: factor.rank for name, factor in factors.items()})
-    assert module.print_readable(print_output=False) == before
-    clone = clone_graph_module(module)
-    sink = SinkCodes(factors, strict=True)
-    sink(clone)
-    assert analysis.verdicts == sink.verdicts
-    assert cost(analysis.rewritten, CostKind.PARAMETERS) == cost(clone, CostKind.PARAMETERS)
-    assert_equal(program, program.with_graph(clone))
+    assert_analysed_as_rewritten(build(function, width))
 
 
 def test_one_restore_serves_all_uses_while_another_is_absorbed() -> None:

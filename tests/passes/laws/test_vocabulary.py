@@ -8,10 +8,22 @@ from torch import Tensor, nn
 
 import afm_fx
 from afm_fx.planning.cost import CostKind, cost
-from passes.graph import PROVENANCE, clone_graph_module
+from passes.graph import clone_graph_module
 from passes.laws.verdicts import Fate
 from passes.sink_codes import SinkCodes, analyze
-from tests.passes.test_sink_codes import WIDTH, Looked, assert_equal, build, orthonormal_factors, rewritten
+from tests.passes.test_sink_codes import (
+    WIDTH,
+    Looked,
+    assert_absorbed,
+    assert_analysed_as_rewritten,
+    assert_equal,
+    assert_kept_on_codes,
+    assert_restored,
+    build,
+    makers,
+    orthonormal_factors,
+    rewritten,
+)
 from tests.passes.vocabulary_cases import ABSORBED, CASES, ON_CODES, RESTORED, normalized
 
 pytestmark = pytest.mark.xdist_group("vocabulary")  # one worker captures every case once
@@ -19,33 +31,17 @@ pytestmark = pytest.mark.xdist_group("vocabulary")  # one worker captures every 
 
 @pytest.mark.parametrize("name", ON_CODES)
 def test_kept_on_codes_until_a_linear_takes_them_in(name: str) -> None:
-    function, width, law = ON_CODES[name]
-    program = build(function, width)
-    sink, low_rank = rewritten(program)
-    assert_equal(program, low_rank)
-    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ON_CODES, Fate.ABSORBED}, sink.verdicts
-    assert law in {verdict.law for verdict in sink.verdicts if verdict.fate is Fate.ON_CODES}
-    assert "restore" not in {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
+    assert_kept_on_codes(*ON_CODES[name])
 
 
 @pytest.mark.parametrize("name", ABSORBED)
 def test_absorbed_without_any_restore(name: str) -> None:
-    program = build(*ABSORBED[name])
-    sink, low_rank = rewritten(program)
-    assert_equal(program, low_rank)
-    assert {verdict.fate for verdict in sink.verdicts} == {Fate.ABSORBED}
-    assert "restore" not in {node.meta.get(PROVENANCE) for node in low_rank.graph_module.graph.nodes}
+    assert "restore" not in makers(assert_absorbed(build(*ABSORBED[name])))
 
 
 @pytest.mark.parametrize("name", RESTORED)
 def test_restored_just_before(name: str) -> None:
-    function, width, law = RESTORED[name]
-    program = build(function, width)
-    sink, low_rank = rewritten(program)
-    assert_equal(program, low_rank)
-    assert {verdict.fate for verdict in sink.verdicts} == {Fate.RESTORED}
-    assert {verdict.law for verdict in sink.verdicts} == {law}
-    assert all(len(verdict.reason) > 20 for verdict in sink.verdicts)
+    assert_restored(*RESTORED[name])
 
 
 @pytest.mark.parametrize(
@@ -59,17 +55,7 @@ def test_a_reshape_that_is_restored_says_which_way_it_is_in_the_way(name: str, r
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_analysis_says_what_the_rewrite_does(name: str) -> None:
-    function, width = CASES[name][:2]
-    program = build(function, width)
-    module = program.graph_module
-    factors = orthonormal_factors(module, ("embedding", "linear"))
-    analysis = analyze(module, ranks={name: factor.rank for name, factor in factors.items()})
-    clone = clone_graph_module(module)
-    sink = SinkCodes(factors, strict=True)
-    sink(clone)
-    assert analysis.verdicts == sink.verdicts
-    assert cost(analysis.rewritten, CostKind.PARAMETERS) == cost(clone, CostKind.PARAMETERS)
-    assert_equal(program, program.with_graph(clone))
+    assert_analysed_as_rewritten(build(*CASES[name][:2]))
 
 
 @pytest.mark.parametrize("name", ON_CODES)
