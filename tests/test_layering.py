@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("afm_fx", "passes")
 FILES = {"io", "json", "os", "pathlib", "pickle", "shutil", "tempfile"}
 PASSES_MAY_IMPORT = {"lazy_loader", "numpy", "torch", "passes"} | (sys.stdlib_module_names - FILES)
 """Graph passes know graphs and tensors: no data, no ONNX, no files."""
@@ -134,6 +136,23 @@ def test_a_door_tells_what_the_room_is_for_and_hands_on_what_is_there(room):
     if "." in room:
         unread = {name for name in files if f"``{name}``" not in (door.__doc__ or "")}
         assert not unread, f"{room}'s docstring does not say when to read {sorted(unread)}"
+
+
+def test_a_door_hands_on_only_what_others_use():
+    readers = [path for top in (*TOPS, "benchmarks", "examples") for path in (ROOT / top).rglob("*.py*")]
+    texts = {
+        path: path.read_text("utf-8") for path in (*readers, *(ROOT / "docs").glob("*.md")) if path.suffix != ".pyc"
+    }
+    words = {path: set(re.findall(r"\w+", text)) for path, text in texts.items()}
+    unused = [
+        f"{shown(door)} hands on {name}, which nobody uses"
+        for top in TOPS
+        for door in (ROOT / top).glob("*/__init__.pyi")
+        for name in re.findall(r"as (\w+)", texts[door])
+        if not any(name in found for path, found in words.items() if path.parent != door.parent)
+        and not any(f"{door.parent.name}.{name}" in text for text in texts.values())
+    ]
+    assert not unused, "\n".join(unused)
 
 
 def test_a_module_that_is_imported_whole_has_no_namesake_at_its_door():

@@ -1,6 +1,5 @@
 from .cli import main as main
 from .command_errors import reported_errors as reported_errors
-from .command_options import numbers_of as numbers_of
 from .compress_files import (
     DENSE as DENSE,
     LOW_RANK as LOW_RANK,

@@ -1,6 +1,5 @@
 from .absent_tables import LARGE_BYTES as LARGE_BYTES, with_tables as with_tables
 from .apply_files import (
-    ONNX_FILE as ONNX_FILE,
     AppliedFiles as AppliedFiles,
     TableReport as TableReport,
     apply_to_files as apply_to_files,

@@ -26,7 +26,6 @@ from torch.utils import _pytree as pytree
 
 from passes.graph import aten, known_true, shape_of, value_of
 
-ROW_LOOKUPS = frozenset({aten.embedding.default, aten.index.Tensor})
 BAGS = frozenset(
     {
         aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default,
