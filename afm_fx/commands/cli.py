@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -268,6 +269,11 @@ def check(
         raise typer.Exit(EXIT_FAILURE)
 
 
+def _unwrapped(text: str) -> str:
+    """A docstring with one line a paragraph, which a terminal of any width breaks as it needs."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
 for command in (
     explain,
     calibrate,
@@ -278,4 +284,4 @@ for command in (
     load,
     check,
 ):
-    app.command()(command)
+    app.command(help=_unwrapped(command.__doc__ or ""))(command)
